@@ -1,0 +1,21 @@
+"""Named, reentrant mutexes that hold across processes and servers, in PostgreSQL.
+
+>>> with conf.get('mylock') as lock:        # doctest: +SKIP
+...     do_part_of_something()
+...     lock.extend()
+...     do_more_things()
+"""
+
+from ._distlock import ConfiguredDistlockModule, Lock, __version__, init
+from ._errors import CouldNotAcquireLock, DatabaseError, DatabaseUnavailable, LockExpired
+
+__all__ = (
+    "ConfiguredDistlockModule",
+    "CouldNotAcquireLock",
+    "DatabaseError",
+    "DatabaseUnavailable",
+    "Lock",
+    "LockExpired",
+    "__version__",
+    "init",
+)

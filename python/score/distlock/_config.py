@@ -1,0 +1,166 @@
+"""Reading the configuration: every value is checked here, and every complaint names its key."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any, NoReturn
+
+from score.init import ConfigurationError, parse_bool, parse_time_interval
+
+#: A century; the core has the same limit.
+MAX_SECONDS = 100 * 366 * 86400.0
+
+
+def refuse(message: str) -> NoReturn:
+    """Raises the exception for a configuration that cannot be used."""
+    raise ConfigurationError("score.distlock", message)
+
+
+def interval(value: object, key: str) -> float:
+    """A time interval in seconds, from a score interval (``'500ms'``), a number or a timedelta."""
+    allowed = "allowed are a score interval such as '1m', '500ms' or '2 hours', or seconds"
+    if isinstance(value, timedelta):
+        seconds = value.total_seconds()
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = float(value)
+    elif isinstance(value, str):
+        try:
+            seconds = float(value)
+        except ValueError:
+            try:
+                seconds = float(parse_time_interval(value.strip()))
+            except Exception:
+                refuse(f"{key}: {value!r} is not a time interval; {allowed}")
+    else:
+        raise TypeError(
+            f"{key} must be a number of seconds, a str or a timedelta, not {type(value).__name__}"
+        )
+    if not math.isfinite(seconds) or not 0 <= seconds <= MAX_SECONDS:
+        refuse(f"{key}: {value!r} is out of range; {allowed}, from 0 to a hundred years")
+    return seconds
+
+
+def _seconds(value: object, key: str) -> float:
+    try:
+        return interval(value, key)
+    except TypeError as error:
+        refuse(str(error))
+
+
+def _timeout(value: object, key: str) -> float:
+    seconds = _seconds(value, key)
+    if seconds == 0:
+        refuse(f"{key}: {value!r} leaves no time to connect; it must be more than 0 seconds")
+    return seconds
+
+
+def _recycle(value: object, key: str) -> float | None:
+    if str(value).strip() in ("-1", "None"):
+        return None
+    return _seconds(value, key)
+
+
+def _integer(least: int, meaning: str) -> Callable[[object, str], int]:
+    def parse(value: object, key: str) -> int:
+        try:
+            if isinstance(value, bool) or not isinstance(value, (int, str)):
+                raise ValueError
+            number = int(value)
+        except ValueError:
+            refuse(f"{key}: {value!r} is not an integer; allowed are {meaning}")
+        if not least <= number <= 100_000:
+            refuse(f"{key}: {value!r} is out of range; allowed are {meaning}")
+        return number
+
+    return parse
+
+
+def _boolean(value: object, key: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    try:
+        return bool(parse_bool(value))
+    except Exception:
+        refuse(f"{key}: {value!r} is not a truth value; allowed are true and false")
+
+
+def _text(value: object, key: str) -> str:
+    if not isinstance(value, str):
+        refuse(f"{key} must be a str, not {type(value).__name__}")
+    return value
+
+
+_ISOLATION = (
+    "AUTOCOMMIT",
+    "READ COMMITTED",
+    "READ UNCOMMITTED",
+    "REPEATABLE READ",
+    "SERIALIZABLE",
+)
+
+
+def _isolation(value: object, key: str) -> str:
+    level = _text(value, key).replace("_", " ").upper()
+    if level not in _ISOLATION:
+        refuse(f"{key}: {value!r} is unknown; allowed are {', '.join(_ISOLATION)}")
+    return level
+
+
+#: Key of the configuration → (keyword of the constructor, parser).
+_KEYS: dict[str, tuple[str, Callable[[object, str], Any]]] = {
+    "sqlalchemy.url": ("engine", _text),
+    "sqlalchemy.pool_size": ("pool_size", _integer(0, "0 (no limit) to 100000")),
+    "sqlalchemy.max_overflow": ("max_overflow", _integer(-1, "-1 (no limit) to 100000")),
+    "sqlalchemy.pool_timeout": ("pool_timeout", _timeout),
+    "sqlalchemy.pool_recycle": ("pool_recycle", _recycle),
+    "sqlalchemy.pool_pre_ping": ("pool_pre_ping", _boolean),
+    "sqlalchemy.echo": ("echo", _boolean),
+    "sqlalchemy.isolation_level": ("isolation_level", _isolation),
+    "maxtime": ("maxtime", _seconds),
+    "reentrant": ("reentrant", _boolean),
+}
+
+#: What only `conf.engine` is made with: the locks' own connections neither
+#: echo nor depend on an isolation level.
+ENGINE_ONLY = ("echo", "isolation_level")
+
+
+def read(confdict: object) -> dict[str, Any]:
+    """The keyword arguments for ``ConfiguredDistlockModule`` from a score configuration."""
+    if not isinstance(confdict, Mapping):
+        raise TypeError(f"confdict must be a mapping, not {type(confdict).__name__}")
+    found: dict[str, Any] = {"maxtime": 60.0}
+    for key, value in confdict.items():
+        if key not in _KEYS:
+            close = difflib.get_close_matches(str(key), _KEYS, 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            refuse(f"{key!r} is not a key of this module: {hint}allowed are {', '.join(_KEYS)}")
+        keyword, parse = _KEYS[key]
+        found[keyword] = parse(value, key)
+    if "engine" not in found:
+        refuse(
+            "sqlalchemy.url is missing: set it to the URL of a PostgreSQL database, "
+            "such as postgresql://user@host/database, or to embedded: for development"
+        )
+    if not found["engine"].strip():
+        refuse("sqlalchemy.url is empty; allowed are postgresql://…, embedded: and embedded:/folder")
+    return found
+
+
+def pool(options: Mapping[str, Any]) -> tuple[int, int, float, float | None, bool]:
+    """Checks the pool options that were given to the constructor itself."""
+
+    def value(keyword: str, default: Any) -> Any:
+        given = options.get(keyword)
+        return default if given is None else _KEYS[f"sqlalchemy.{keyword}"][1](given, keyword)
+
+    return (
+        value("pool_size", 5),
+        value("max_overflow", 10),
+        value("pool_timeout", 30.0),
+        value("pool_recycle", None),
+        value("pool_pre_ping", False),
+    )

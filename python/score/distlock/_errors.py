@@ -1,0 +1,90 @@
+"""The exceptions of :mod:`score.distlock`. They pickle, keep their fields, and print a sentence."""
+
+from __future__ import annotations
+
+
+def _shortened(token: str) -> str:
+    """Enough of a token to tell it from others, too little to use it."""
+    return f"{token[:8]}…" if len(token) > 8 else "…"
+
+
+class CouldNotAcquireLock(Exception):
+    """The lock is held by somebody else. ``args`` is ``(name,)``."""
+
+    __module__ = "score.distlock"
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+
+    @property
+    def name(self) -> str:
+        """The name of the lock."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return f"the lock {self.name!r} is held by somebody else"
+
+
+class LockExpired(Exception):
+    """The token is not, or no longer, that of the lock's hold. ``args`` is ``(name, token)``.
+
+    It was released, it has expired, or it was never right. Printing the
+    exception shows the beginning of the token only.
+    """
+
+    __module__ = "score.distlock"
+
+    def __init__(self, name: str, token: str) -> None:
+        super().__init__(name, token)
+
+    @property
+    def name(self) -> str:
+        """The name of the lock."""
+        return str(self.args[0])
+
+    @property
+    def token(self) -> str:
+        """The token that was presented."""
+        return str(self.args[1])
+
+    def __str__(self) -> str:
+        return (
+            f"the hold of lock {self.name!r} with token {_shortened(self.token)} is lost: "
+            "it has expired, was released, or the token is wrong"
+        )
+
+    def __repr__(self) -> str:
+        return f"LockExpired({self.name!r}, {_shortened(self.token)!r})"
+
+
+class DatabaseError(Exception):
+    """PostgreSQL refused a statement. ``args`` is ``(message, sqlstate)``."""
+
+    __module__ = "score.distlock"
+
+    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+        super().__init__(message, sqlstate)
+
+    @property
+    def message(self) -> str:
+        """What the server said, and what to do about it if that is known."""
+        return str(self.args[0])
+
+    @property
+    def sqlstate(self) -> str | None:
+        """The five characters of PostgreSQL's error code, if the server gave one."""
+        code = self.args[1]
+        return None if code is None else str(code)
+
+    def __str__(self) -> str:
+        return self.message if self.sqlstate is None else f"{self.message} [{self.sqlstate}]"
+
+
+class DatabaseUnavailable(DatabaseError, ConnectionError):
+    """The database could not be reached, or did not answer, within ``pool_timeout``.
+
+    What became of the statement may be unknown. The call can be repeated: it
+    goes on where this one stopped.
+    """
+
+    __module__ = "score.distlock"

@@ -1,0 +1,232 @@
+//! The holds of one Lock object: a state machine without database or clock of
+//! its own. Callers ask it what to do, do it, and tell it what came of it.
+//!
+//! An owner's hold is in one of these states (`count` is how often it entered):
+//!
+//! | state        | acquire                    | release                   |
+//! |--------------|----------------------------|---------------------------|
+//! | none         | fresh -> held (1)          | an error: no token        |
+//! | held (1)     | confirm -> held (2) / lost | end -> none               |
+//! | held (n > 1) | confirm -> held (n+1)/lost | held (n-1)                |
+//! | lost         | an error -> lost and told  | end -> none, with an error|
+//! | lost, told   | fresh, unless in a block   | end -> none, with an error|
+//!
+//! *Confirm* extends the lease in the database, *end* releases there. A hold is
+//! forgotten when the database has answered, not before: a release that failed
+//! for want of a connection can be called again.
+
+use super::{Deadline, Owner, Token};
+use std::time::Instant;
+
+/// What an owner has of a lock.
+#[derive(Clone, Debug)]
+pub struct Hold {
+    /// The proof.
+    pub token: Token,
+    /// The fencing number; `None` for a hold that 0.2.5 acquired.
+    pub fence: Option<i64>,
+    /// Who acquired it.
+    pub owner: Owner,
+    /// Until when it is certainly held.
+    pub deadline: Deadline,
+    /// How often the owner entered and has not left yet.
+    count: u32,
+    /// How many of these are `with` blocks.
+    blocks: u32,
+    /// The database said that it is gone.
+    lost: bool,
+    /// An acquire of the owner has said so.
+    told: bool,
+}
+
+impl Hold {
+    /// Whether it is known or must be assumed to be gone.
+    #[must_use]
+    pub fn expired(&self, now: Instant) -> bool {
+        self.lost || self.deadline.passed(now)
+    }
+}
+
+/// What an acquire has to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Entry {
+    /// Ask the database for the lock, with a new token.
+    Fresh,
+    /// The owner has it: confirm and extend the hold of this token.
+    Again(Token),
+}
+
+/// What a release has to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ending {
+    /// Nothing in the database: the owner has left an inner level.
+    Inner,
+    /// The owner leaves an inner level past the deadline: confirm the hold of
+    /// this token first.
+    Confirm(Token),
+    /// Release the hold of this token.
+    Release(Token),
+    /// There is no hold to end.
+    Nothing,
+}
+
+/// The holds of one Lock object, oldest first: at most one for each owner, and
+/// only the newest can be alive in the database.
+///
+/// More than one is there when an owner outlived its lease and another one of
+/// the same process took over. Each must end its own, or the first would
+/// release what the second holds.
+#[derive(Debug, Default)]
+pub struct Holds(Vec<Hold>);
+
+impl Holds {
+    /// Owners that never release are forgotten beyond this number, oldest first.
+    const MANY: usize = 1000;
+
+    fn position(&self, owner: Owner) -> Option<usize> {
+        self.0.iter().rposition(|hold| hold.owner == owner)
+    }
+
+    /// The owner's hold, or else the newest of any owner.
+    #[must_use]
+    pub fn of(&self, owner: Owner) -> Option<&Hold> {
+        self.position(owner)
+            .map_or_else(|| self.0.last(), |position| self.0.get(position))
+    }
+
+    /// The hold that has this token.
+    #[must_use]
+    pub fn with_token(&self, token: &Token) -> Option<&Hold> {
+        self.0.iter().find(|hold| hold.token == *token)
+    }
+
+    fn with_token_mut(&mut self, token: &Token) -> Option<&mut Hold> {
+        self.0.iter_mut().find(|hold| hold.token == *token)
+    }
+
+    /// The owner wants to acquire.
+    #[must_use]
+    pub fn entry(&self, owner: Owner, reentrant: bool) -> Entry {
+        match self.position(owner).map(|position| &self.0[position]) {
+            Some(hold) if reentrant && !(hold.lost && hold.told && hold.blocks == 0) => {
+                Entry::Again(hold.token.clone())
+            }
+            _ => Entry::Fresh,
+        }
+    }
+
+    /// The database gave the owner the lock.
+    pub fn entered(
+        &mut self,
+        owner: Owner,
+        token: Token,
+        fence: Option<i64>,
+        deadline: Deadline,
+        block: bool,
+    ) {
+        self.0.retain(|hold| hold.owner != owner);
+        if self.0.len() >= Holds::MANY {
+            self.0.remove(0);
+        }
+        self.0.push(Hold {
+            token,
+            fence,
+            owner,
+            deadline,
+            count: 1,
+            blocks: u32::from(block),
+            lost: false,
+            told: false,
+        });
+    }
+
+    /// The database confirmed and extended the owner's hold. `false` if it was
+    /// ended meanwhile by somebody with the token.
+    #[must_use]
+    pub fn entered_again(&mut self, token: &Token, deadline: Deadline, block: bool) -> bool {
+        let Some(hold) = self.with_token_mut(token) else {
+            return false;
+        };
+        hold.deadline = deadline;
+        hold.count += 1;
+        hold.blocks += u32::from(block);
+        true
+    }
+
+    /// An acquire found the hold of this token gone, and says so.
+    pub fn told(&mut self, token: &Token) {
+        if let Some(hold) = self.with_token_mut(token) {
+            hold.lost = true;
+            hold.told = true;
+        }
+    }
+
+    /// The lease of this token's hold was extended.
+    pub fn extended(&mut self, token: &Token, deadline: Deadline) {
+        if let Some(hold) = self.with_token_mut(token) {
+            hold.deadline = deadline;
+        }
+    }
+
+    /// The database said that this token has no hold (any more).
+    pub fn lost(&mut self, token: &Token) {
+        if let Some(hold) = self.with_token_mut(token) {
+            hold.lost = true;
+        }
+    }
+
+    /// The hold of `old` has the token `new` now.
+    pub fn transferred(&mut self, old: &Token, new: Token) {
+        if let Some(hold) = self.with_token_mut(old) {
+            hold.token = new;
+        }
+    }
+
+    /// Somebody wants to release: with a token, or what the Lock object holds.
+    /// `block` is the end of a `with` block.
+    #[must_use]
+    pub fn ending(
+        &mut self,
+        owner: Owner,
+        token: Option<&Token>,
+        block: bool,
+        now: Instant,
+    ) -> Ending {
+        let found = match token {
+            Some(token) => self.with_token(token),
+            None => self.of(owner),
+        };
+        match (found, token) {
+            (None, None) => Ending::Nothing,
+            (None, Some(token)) => Ending::Release(token.clone()),
+            (Some(hold), _) if hold.owner != owner || hold.count == 1 => {
+                Ending::Release(hold.token.clone())
+            }
+            (Some(hold), _) if hold.expired(now) => Ending::Confirm(hold.token.clone()),
+            (Some(hold), _) => {
+                let token = hold.token.clone();
+                self.left(&token, block);
+                Ending::Inner
+            }
+        }
+    }
+
+    /// The owner has left an inner level.
+    pub fn left(&mut self, token: &Token, block: bool) {
+        if let Some(hold) = self.with_token_mut(token) {
+            hold.count -= 1;
+            hold.blocks = hold.blocks.saturating_sub(u32::from(block)).min(hold.count);
+        }
+    }
+
+    /// The database has ended the hold of this token, or said that it was gone.
+    pub fn ended(&mut self, token: &Token) {
+        self.0.retain(|hold| hold.token != *token);
+    }
+
+    /// Whether nothing is held.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}

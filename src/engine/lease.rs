@@ -1,0 +1,82 @@
+//! How long a hold lasts: the lease that the server grants, and the deadline
+//! that the client believes in.
+
+use std::time::{Duration, Instant};
+
+/// A lease: the holder's `maxtime`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Lease(f64);
+
+impl Lease {
+    /// About a century. PostgreSQL's timestamps end in the year 294276; nobody
+    /// waits that long for a lock.
+    pub const MAX_SECONDS: f64 = 100.0 * 366.0 * 86400.0;
+
+    /// `None` unless the number is between 0 and [`Lease::MAX_SECONDS`].
+    #[must_use]
+    pub fn from_seconds(seconds: f64) -> Option<Lease> {
+        (0.0..=Lease::MAX_SECONDS)
+            .contains(&seconds)
+            .then_some(Lease(seconds))
+    }
+
+    /// The length in seconds.
+    #[must_use]
+    pub fn seconds(self) -> f64 {
+        self.0
+    }
+}
+
+/// The instant up to which a hold is certainly still held, on this machine's
+/// monotonic clock.
+///
+/// It is counted from before the request was sent. The server began the lease
+/// later, so the deadline passes before the lease does.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Deadline(Instant);
+
+impl Deadline {
+    /// What is left of a lease, `seconds`, that was granted after `sent`.
+    #[must_use]
+    pub fn new(sent: Instant, seconds: f64) -> Deadline {
+        let clamped = seconds.clamp(0.0, Lease::MAX_SECONDS);
+        Deadline(sent + Duration::from_secs_f64(clamped))
+    }
+
+    /// The time left, in seconds; never negative.
+    #[must_use]
+    pub fn remaining(self, now: Instant) -> f64 {
+        self.0.saturating_duration_since(now).as_secs_f64()
+    }
+
+    /// Whether the deadline has passed.
+    #[must_use]
+    pub fn passed(self, now: Instant) -> bool {
+        self.0 <= now
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_a_finite_time() {
+        for bad in [-1.0, -f64::EPSILON, f64::NAN, f64::INFINITY, 1e300] {
+            assert_eq!(Lease::from_seconds(bad), None);
+        }
+        assert!(Lease::from_seconds(0.0).is_some());
+        assert!(Lease::from_seconds(Lease::MAX_SECONDS).is_some());
+    }
+
+    #[test]
+    fn a_deadline_counts_from_the_request() {
+        let sent = Instant::now();
+        let deadline = Deadline::new(sent, 2.0);
+        assert!((deadline.remaining(sent) - 2.0).abs() < 1e-9);
+        assert!(!deadline.passed(sent));
+        assert!(deadline.passed(sent + Duration::from_secs(2)));
+        assert!(deadline.remaining(sent + Duration::from_secs(3)).abs() < f64::EPSILON);
+        assert!(Deadline::new(sent, -5.0).passed(sent));
+    }
+}

@@ -1,0 +1,46 @@
+//! The name of a lock.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// Any text without NUL, the empty one included: what PostgreSQL's `varchar` can hold.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Name(Arc<str>);
+
+impl Name {
+    /// `None` if the text contains NUL.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Name> {
+        (!text.contains('\0')).then(|| Name(text.into()))
+    }
+
+    /// The text itself.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.as_str())
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Name({:?})", self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_text_without_nul_is_a_name() {
+        assert_eq!(Name::new("").unwrap().as_str(), "");
+        assert_eq!(Name::new("ключ 🔑").unwrap().as_str(), "ключ 🔑");
+        assert!(Name::new("a\0b").is_none());
+    }
+}

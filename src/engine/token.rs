@@ -1,0 +1,84 @@
+//! The token of a hold: the proof that lets anybody who has it extend or release.
+
+use rand::TryRng;
+use rand::rngs::SysRng;
+use std::fmt;
+use std::sync::Arc;
+
+/// 128 bytes from the operating system's random source, as 256 lower-case hex digits.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(Arc<str>);
+
+impl Token {
+    const BYTES: usize = 128;
+
+    /// A fresh token.
+    ///
+    /// # Panics
+    ///
+    /// If the operating system has no random bytes to give: a predictable
+    /// token would be worse.
+    #[must_use]
+    pub fn random() -> Token {
+        let mut bytes = [0; Token::BYTES];
+        SysRng
+            .try_fill_bytes(&mut bytes)
+            .expect("the operating system must provide random bytes");
+        Token(hex::encode(bytes).into())
+    }
+
+    /// `None` if this is anything but 256 lower-case hex digits.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Token> {
+        let well_formed = text.len() == 2 * Token::BYTES
+            && text
+                .bytes()
+                .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        well_formed.then(|| Token(text.into()))
+    }
+
+    /// The digits.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A token never gets into a log or a message: not even `{:?}` shows it.
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(…)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_tokens_are_well_formed_and_differ() {
+        let token = Token::random();
+        assert_eq!(Token::parse(token.as_str()), Some(token.clone()));
+        assert_ne!(Token::random(), token);
+    }
+
+    #[test]
+    fn nothing_else_is_a_token() {
+        let good = Token::random().as_str().to_owned();
+        for bad in [
+            String::new(),
+            good[1..].to_owned(),
+            format!("{good}0"),
+            good.replace(|c: char| c.is_ascii_digit(), "g"),
+            format!("{}A", &good[1..]),
+        ] {
+            assert_eq!(Token::parse(&bad), None);
+        }
+    }
+
+    #[test]
+    fn a_token_is_not_printed() {
+        let token = Token::random();
+        assert!(!format!("{token:?}").contains(&token.as_str()[..8]));
+    }
+}

@@ -1,0 +1,55 @@
+//! Everything that can go wrong, in one enum; `python/errors.rs` maps it to exceptions.
+
+use crate::engine::{Name, Token};
+
+/// Why a call did not do what it was asked for.
+///
+/// No variant holds a password; tokens are kept for the exception's fields and
+/// never formatted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Somebody else holds the lock.
+    #[error("the lock {0} is held by somebody else")]
+    Held(Name),
+
+    /// The token is not, or no longer, that of the lock's hold.
+    #[error("the hold of {0} is lost: its token is wrong, was released or has expired")]
+    Expired(Name, Token),
+
+    /// As `Expired`, for something that cannot be a token at all.
+    #[error("the hold of {0} is lost: this is not a token")]
+    NotAToken(Name, String),
+
+    /// `extend`, `release` or the like without token, on a Lock that has none.
+    #[error(
+        "no token: this Lock object does not hold {0}; \
+         pass the token that acquire() returned"
+    )]
+    TokenRequired(Name),
+
+    /// The server cannot be reached or does not answer, or no connection of
+    /// the pool became free.
+    #[error("{0}")]
+    Unavailable(String),
+
+    /// The server refused a statement.
+    #[error("{message}")]
+    Sql {
+        /// The five characters of `SQLSTATE`.
+        sqlstate: String,
+        /// The server's words, and what to do if we know.
+        message: String,
+    },
+
+    /// An option of the configuration, or a part of the URL, is not usable.
+    #[error("{0}")]
+    Configuration(String),
+
+    /// The wait was interrupted, by Ctrl-C for instance. The outcome of the
+    /// statement under way is unknown.
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// What every fallible function of the core returns.
+pub type Result<T> = std::result::Result<T, Error>;

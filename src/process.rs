@@ -1,0 +1,70 @@
+//! State that belongs to one process and is not inherited by its forked children.
+
+use arc_swap::ArcSwap;
+use std::sync::Arc;
+
+struct Inner<T> {
+    process: u32,
+    value: T,
+}
+
+/// A value that a forked child sees as new.
+///
+/// The parent's value is neither used nor dropped in the child: one of the
+/// parent's other threads may have held its mutex, or been changing it, at the
+/// moment of the fork, and will never go on.
+pub struct ProcessLocal<T>(ArcSwap<Inner<Arc<T>>>);
+
+impl<T: Default> Default for ProcessLocal<T> {
+    fn default() -> Self {
+        ProcessLocal(ArcSwap::from(ProcessLocal::fresh()))
+    }
+}
+
+impl<T: Default> ProcessLocal<T> {
+    fn fresh() -> Arc<Inner<Arc<T>>> {
+        Arc::new(Inner {
+            process: std::process::id(),
+            value: Arc::default(),
+        })
+    }
+
+    /// The value of the calling process.
+    pub fn get(&self) -> Arc<T> {
+        let inner = self.0.load();
+        if inner.process == std::process::id() {
+            return inner.value.clone();
+        }
+        drop(inner);
+        let inherited = self.0.load_full();
+        if inherited.process != std::process::id() {
+            let previous = self.0.compare_and_swap(&inherited, ProcessLocal::fresh());
+            if Arc::ptr_eq(&previous, &inherited) {
+                std::mem::forget(inherited);
+            }
+        }
+        self.0.load().value.clone()
+    }
+}
+
+impl<T> Drop for ProcessLocal<T> {
+    fn drop(&mut self) {
+        let inner = self.0.load_full();
+        if inner.process != std::process::id() {
+            std::mem::forget(inner);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[test]
+    fn one_process_sees_one_value() {
+        let local: ProcessLocal<Mutex<u32>> = ProcessLocal::default();
+        *local.get().lock().unwrap() += 1;
+        assert_eq!(*local.get().lock().unwrap(), 1);
+    }
+}

@@ -1,0 +1,56 @@
+//! Names and tokens as Python passes them.
+
+use super::errors::exception;
+use crate::engine::{Name, Token};
+use crate::error::Error;
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyString};
+
+fn type_name(value: &Bound<'_, PyAny>) -> String {
+    value
+        .get_type()
+        .name()
+        .map_or_else(|_| "?".to_owned(), |name| name.to_string())
+}
+
+/// A name: any `str` without NUL.
+pub fn name(value: &Bound<'_, PyAny>) -> PyResult<Name> {
+    let text = value.cast::<PyString>().map_err(|_| {
+        PyTypeError::new_err(format!(
+            "the name of a lock must be a str, not {}",
+            type_name(value)
+        ))
+    })?;
+    let text = text.to_str()?;
+    Name::new(text).ok_or_else(|| {
+        PyValueError::new_err(format!(
+            "the name of a lock must not contain NUL, which PostgreSQL cannot store: {text:?}"
+        ))
+    })
+}
+
+/// A token, as `str` or `bytes`; nothing, as in 0.2.5, if it is empty.
+///
+/// What cannot be a token is as wrong as one that nobody has.
+pub fn token(name: &Name, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Token>> {
+    let Some(value) = value else {
+        return Ok(None);
+    };
+    let text = if let Ok(text) = value.cast::<PyString>() {
+        text.to_string_lossy().into_owned()
+    } else if let Ok(bytes) = value.cast::<PyBytes>() {
+        String::from_utf8_lossy(bytes.as_bytes()).into_owned()
+    } else {
+        return Err(PyTypeError::new_err(format!(
+            "a token must be a str or bytes, not {}",
+            type_name(value)
+        )));
+    };
+    if text.is_empty() {
+        return Ok(None);
+    }
+    Token::parse(&text)
+        .map(Some)
+        .ok_or_else(|| exception(value.py(), Error::NotAToken(name.clone(), text)))
+}

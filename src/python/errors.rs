@@ -1,0 +1,32 @@
+//! The one place where errors of the core become exceptions.
+
+use crate::error::Error;
+use pyo3::exceptions::{PyKeyboardInterrupt, PyValueError};
+use pyo3::prelude::*;
+
+/// The exception for an error. The classes live in `_errors.py`.
+pub fn exception(py: Python<'_>, error: Error) -> PyErr {
+    try_exception(py, error).unwrap_or_else(|failure| failure)
+}
+
+fn try_exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
+    let class = |name: &str| py.import("score.distlock._errors")?.getattr(name);
+    let text = error.to_string();
+    let value = match error {
+        Error::Held(name) => class("CouldNotAcquireLock")?.call1((name.as_str(),))?,
+        Error::Expired(name, token) => {
+            class("LockExpired")?.call1((name.as_str(), token.as_str()))?
+        }
+        Error::NotAToken(name, token) => class("LockExpired")?.call1((name.as_str(), token))?,
+        Error::TokenRequired(_) => return Ok(PyValueError::new_err(text)),
+        Error::Unavailable(message) => class("DatabaseUnavailable")?.call1((message,))?,
+        Error::Sql { sqlstate, message } => class("DatabaseError")?.call1((message, sqlstate))?,
+        Error::Configuration(message) => py
+            .import("score.init")?
+            .getattr("ConfigurationError")?
+            .call1(("score.distlock", message))?,
+        // The signal handler's own exception comes first, see `call`.
+        Error::Interrupted => return Ok(PyKeyboardInterrupt::new_err(())),
+    };
+    Ok(PyErr::from_value(value))
+}

@@ -1,0 +1,42 @@
+//! The extension module `score.distlock._distlock`: the only part that knows Python.
+
+mod arguments;
+mod call;
+mod errors;
+mod lock;
+mod module;
+mod owner;
+
+use pyo3::prelude::*;
+
+/// The locks, written in Rust.
+#[pymodule]
+mod _distlock {
+    use super::*;
+
+    #[pymodule_export]
+    use super::lock::Lock;
+    #[pymodule_export]
+    use super::module::{ConfiguredDistlockModule, init};
+
+    /// The SQL that creates or upgrades the table; see ``python -m score.distlock``.
+    #[pyfunction]
+    #[pyo3(signature = (schema=None, role=None))]
+    fn _schema(schema: Option<&str>, role: Option<&str>) -> String {
+        crate::store::schema_sql(schema, role)
+    }
+
+    #[pymodule_init]
+    fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        let py = module.py();
+        // Python writes the pre-release of Cargo's 1.0.0-dev.0 as 1.0.0.dev0.
+        let version = env!("CARGO_PKG_VERSION").replace("-dev.", ".dev");
+        module.add("__version__", version)?;
+        // A Rust class cannot inherit from a Python class; the base class is an
+        // ABC without behaviour we lack, so being registered is as good.
+        py.import("score.init")?
+            .getattr("ConfiguredModule")?
+            .call_method1("register", (py.get_type::<ConfiguredDistlockModule>(),))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,374 @@
+//! `ConfiguredDistlockModule` and `init`.
+
+use super::arguments;
+use super::call::call;
+use super::errors::exception;
+use super::lock::Lock;
+use crate::engine::{Lease, Name};
+use crate::error::Error;
+use crate::locks::Locks;
+use crate::store::{Settings, Store, Url, sql};
+use crate::zone;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyWeakrefReference};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// The configured module: the locks of one database.
+///
+/// :param engine: a SQLAlchemy Engine, or the URL of a PostgreSQL database as :class:`str`.
+///     Of an Engine only the URL is used; the locks have connections of their own.
+/// :param maxtime: how long a hold lasts unless it is extended: seconds as a number, a score
+///     interval such as ``'1m'`` or ``'500ms'``, or a :class:`~datetime.timedelta`.
+/// :param reentrant: whether the owner of a Lock may acquire it again.
+/// :param pool_size: connections that stay open, as SQLAlchemy means it.
+/// :param max_overflow: connections beyond these while all are in use.
+/// :param pool_timeout: how many seconds one call may take in all.
+/// :param pool_recycle: after how many seconds a connection is replaced.
+/// :param pool_pre_ping: whether to ask the server for a sign of life before each use.
+/// :raises score.init.ConfigurationError: if a value cannot be used.
+///
+/// No connection is opened before the first use.
+#[pyclass(module = "score.distlock", subclass, dict, weakref, frozen)]
+pub struct ConfiguredDistlockModule {
+    locks: Arc<Locks>,
+    maxtime: f64,
+    url: String,
+    engine: Mutex<Option<Py<PyAny>>>,
+    engine_options: Py<PyDict>,
+    /// The living Lock objects. Only touched with the GIL held, so no fork can
+    /// find it locked.
+    alive: Mutex<HashMap<Name, Py<PyWeakrefReference>>>,
+}
+
+impl ConfiguredDistlockModule {
+    /// The core.
+    pub fn locks(&self) -> &Arc<Locks> {
+        &self.locks
+    }
+
+    /// How long one call may take.
+    pub fn timeout(&self) -> Duration {
+        self.locks.store().timeout()
+    }
+
+    fn alive(&self) -> MutexGuard<'_, HashMap<Name, Py<PyWeakrefReference>>> {
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A Lock object has died: its entry goes, unless a new one has taken it.
+    pub fn buried(&self, py: Python<'_>, name: &Name) {
+        let mut alive = self.alive();
+        if let Some(reference) = alive.get(name) {
+            if reference.bind(py).upgrade().is_none() {
+                let dead = alive.remove(name);
+                drop(alive);
+                drop(dead);
+            }
+        }
+    }
+}
+
+#[pymethods]
+impl ConfiguredDistlockModule {
+    /// Set by score.init.
+    #[classattr]
+    fn _finalized() -> bool {
+        false
+    }
+
+    /// What score.init knows the module by.
+    #[classattr]
+    fn _module_name() -> &'static str {
+        "score.distlock"
+    }
+
+    #[new]
+    #[pyo3(signature = (
+        engine, maxtime, *, reentrant=true, pool_size=None, max_overflow=None,
+        pool_timeout=None, pool_recycle=None, pool_pre_ping=None, echo=None, isolation_level=None
+    ))]
+    #[allow(clippy::too_many_arguments)] // a constructor with options
+    fn new(
+        py: Python<'_>,
+        engine: &Bound<'_, PyAny>,
+        maxtime: &Bound<'_, PyAny>,
+        reentrant: bool,
+        pool_size: Option<Bound<'_, PyAny>>,
+        max_overflow: Option<Bound<'_, PyAny>>,
+        pool_timeout: Option<Bound<'_, PyAny>>,
+        pool_recycle: Option<Bound<'_, PyAny>>,
+        pool_pre_ping: Option<Bound<'_, PyAny>>,
+        echo: Option<Bound<'_, PyAny>>,
+        isolation_level: Option<Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        let config = py.import("score.distlock._config")?;
+        let maxtime: f64 = config
+            .call_method1("interval", (maxtime, "maxtime"))?
+            .extract()?;
+        let options = PyDict::new(py);
+        options.set_item("pool_size", pool_size)?;
+        options.set_item("max_overflow", max_overflow)?;
+        options.set_item("pool_timeout", pool_timeout)?;
+        options.set_item("pool_recycle", pool_recycle)?;
+        options.set_item("pool_pre_ping", pool_pre_ping)?;
+        let (size, overflow, timeout, recycle, pre_ping): (usize, i64, f64, Option<f64>, bool) =
+            config.call_method1("pool", (&options,))?.extract()?;
+        let settings = Settings {
+            size,
+            overflow: usize::try_from(overflow).ok(),
+            timeout: Duration::from_secs_f64(timeout),
+            recycle: recycle.map(Duration::from_secs_f64),
+            pre_ping,
+        };
+        let engine_options = PyDict::new(py);
+        for (key, value) in [("echo", echo), ("isolation_level", isolation_level)] {
+            if let Some(value) = value {
+                engine_options.set_item(key, value)?;
+            }
+        }
+        for (key, value) in options.iter().filter(|(_, value)| !value.is_none()) {
+            engine_options.set_item(key, value)?;
+        }
+        let mut url: String = py
+            .import("score.distlock._sqlalchemy")?
+            .call_method1("url_of", (engine,))?
+            .extract()?;
+        if url == "embedded" || url.starts_with("embedded:") {
+            url = py
+                .import("score.distlock.embedded")?
+                .call_method1("start", (url,))?
+                .extract()?;
+        }
+        let parsed = Url::parse(&url).map_err(|error| exception(py, error))?;
+        let lease = Lease::from_seconds(maxtime).ok_or_else(|| {
+            let message = format!("maxtime: {maxtime} is out of range");
+            exception(py, Error::Configuration(message))
+        })?;
+        let given = (!engine.is_instance_of::<pyo3::types::PyString>()).then(|| engine.clone());
+        Ok(ConfiguredDistlockModule {
+            locks: Arc::new(Locks::new(Store::new(parsed, settings), lease, reentrant)),
+            maxtime,
+            url,
+            engine: Mutex::new(given.map(Bound::unbind)),
+            engine_options: engine_options.unbind(),
+            alive: Mutex::default(),
+        })
+    }
+
+    /// How long a hold lasts unless it is extended, in seconds.
+    #[getter]
+    fn maxtime(&self) -> f64 {
+        self.maxtime
+    }
+
+    /// A SQLAlchemy Engine on the same database, made on first use.
+    ///
+    /// :raises ImportError: if SQLAlchemy is not there; it comes with the extra ``sqlalchemy``.
+    #[getter]
+    fn engine<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let known = |slot: &Mutex<Option<Py<PyAny>>>| {
+            let slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+            slot.as_ref().map(|engine| engine.bind(py).clone())
+        };
+        if let Some(engine) = known(&self.engine) {
+            return Ok(engine);
+        }
+        // Not under the mutex: creating an engine runs Python, which may switch threads.
+        let made = py
+            .import("score.distlock._sqlalchemy")?
+            .call_method1("create", (&self.url, &self.engine_options))?;
+        let mut slot = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(slot.get_or_insert_with(|| made.unbind()).bind(py).clone())
+    }
+
+    /// The logger of this module.
+    #[getter]
+    fn log<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        py.import("logging")?
+            .call_method1("getLogger", ("score.distlock",))
+    }
+
+    #[getter]
+    fn _module<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyModule>> {
+        py.import("score.distlock")
+    }
+
+    /// Called by score.init when all modules are there.
+    #[allow(clippy::unused_self)] // part of the interface
+    fn _finalize(&self) {}
+
+    /// The Lock of this name: the same object for as long as somebody keeps it.
+    ///
+    /// :param name: any :class:`str` without NUL, also the empty one.
+    /// :raises TypeError: if it is something else.
+    /// :raises ValueError: if it contains NUL.
+    fn get<'py>(slf: &Bound<'py, Self>, name: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Lock>> {
+        let py = slf.py();
+        let name = arguments::name(name)?;
+        let known = slf
+            .get()
+            .alive()
+            .get(&name)
+            .and_then(|reference| reference.bind(py).upgrade());
+        if let Some(lock) = known {
+            return Ok(lock.cast_into()?);
+        }
+        // Making the object may run the garbage collector and with it other
+        // code of Python; hence not under the mutex, and look again.
+        let made = Bound::new(py, Lock::create(slf.clone().unbind(), name.clone()))?;
+        let reference = PyWeakrefReference::new(&made)?.unbind();
+        let mut alive = slf.get().alive();
+        let other = alive
+            .get(&name)
+            .and_then(|reference| reference.bind(py).upgrade());
+        if let Some(other) = other {
+            drop(alive);
+            return Ok(other.cast_into()?);
+        }
+        let dead = alive.insert(name, reference);
+        drop(alive);
+        drop(dead);
+        Ok(made)
+    }
+
+    /// Acquires the lock and returns the token, which outlives this process.
+    ///
+    /// :param name: the name of the lock.
+    /// :returns: the token of the hold, 256 hexadecimal digits.
+    /// :raises CouldNotAcquireLock: if somebody else holds it.
+    /// :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``.
+    fn acquire<'py>(slf: &Bound<'py, Self>, name: &Bound<'py, PyAny>) -> PyResult<String> {
+        ConfiguredDistlockModule::get(slf, name)?
+            .get()
+            .acquire(slf.py())
+    }
+
+    /// As :meth:`acquire`, but returns ``None`` if somebody else holds the lock.
+    ///
+    /// :param name: the name of the lock.
+    /// :returns: the token of the hold, or ``None``.
+    fn try_acquiring<'py>(
+        slf: &Bound<'py, Self>,
+        name: &Bound<'py, PyAny>,
+    ) -> PyResult<Option<String>> {
+        ConfiguredDistlockModule::get(slf, name)?
+            .get()
+            .try_acquiring(slf.py())
+    }
+
+    /// Gives a hold another ``maxtime`` from now.
+    ///
+    /// :param name: the name of the lock.
+    /// :param token: its token, if it was not acquired through a Lock object that is still there.
+    /// :raises LockExpired: if the token is wrong, was released or has expired.
+    /// :raises ValueError: if there is no token.
+    #[pyo3(signature = (name, token=None))]
+    fn extend<'py>(
+        slf: &Bound<'py, Self>,
+        name: &Bound<'py, PyAny>,
+        token: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<()> {
+        ConfiguredDistlockModule::get(slf, name)?
+            .get()
+            .extend(slf.py(), token)
+    }
+
+    /// Ends a hold.
+    ///
+    /// :param name: the name of the lock.
+    /// :param token: its token, if it was not acquired through a Lock object that is still there.
+    /// :raises LockExpired: if the token is wrong, was released or has expired.
+    /// :raises ValueError: if there is no token.
+    #[pyo3(signature = (name, token=None))]
+    fn release<'py>(
+        slf: &Bound<'py, Self>,
+        name: &Bound<'py, PyAny>,
+        token: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<()> {
+        ConfiguredDistlockModule::get(slf, name)?
+            .get()
+            .release(slf.py(), token, false)
+    }
+
+    /// Gives a hold a new token and voids the old one, in one step.
+    ///
+    /// :param name: the name of the lock.
+    /// :param token: the old token; see :meth:`extend`.
+    /// :returns: the new token.
+    /// :raises LockExpired: if the old token is wrong, was released or has expired.
+    #[pyo3(signature = (name, token=None))]
+    fn transfer<'py>(
+        slf: &Bound<'py, Self>,
+        name: &Bound<'py, PyAny>,
+        token: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<String> {
+        ConfiguredDistlockModule::get(slf, name)?
+            .get()
+            .transfer(slf.py(), token)
+    }
+
+    /// Deletes the rows of all holds that have expired or ended.
+    ///
+    /// This happens by itself, a little at a time; nothing depends on it.
+    ///
+    /// :param session: a SQLAlchemy Session or Connection: the rows are then deleted in its
+    ///     transaction, which is not committed.
+    #[pyo3(signature = (session=None))]
+    fn vacuum(&self, py: Python<'_>, session: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+        match session {
+            Some(session) => {
+                py.import("score.distlock._sqlalchemy")?.call_method1(
+                    "vacuum",
+                    (session, &sql::VACUUM.text, self.maxtime, zone::offset()),
+                )?;
+                Ok(())
+            }
+            None => call(py, self.timeout(), |patience| self.locks.vacuum(patience)),
+        }
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "<ConfiguredDistlockModule {} maxtime={}>",
+            self.locks.store().url(),
+            self.maxtime
+        )
+    }
+}
+
+/// Initializes the module from a score configuration, and its table in the database.
+///
+/// :param confdict: the section of the configuration:
+///
+///     ``sqlalchemy.url``
+///         ``postgresql://user:password@host/database``, or ``embedded:`` for development.
+///     ``maxtime``
+///         How long a hold lasts unless it is extended, a score interval; ``'1m'`` by default.
+///     ``sqlalchemy.pool_size``, ``sqlalchemy.max_overflow``, ``sqlalchemy.pool_timeout``, …
+///         The pool of connections, as SQLAlchemy means it.
+///     ``reentrant``
+///         Whether the owner of a Lock may acquire it again; true by default.
+///
+/// :raises score.init.ConfigurationError: if a key is missing, unknown, or has a bad value.
+/// :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``.
+/// :raises DatabaseError: if the table cannot be created or upgraded.
+#[pyfunction]
+pub fn init<'py>(confdict: &Bound<'py, PyAny>) -> PyResult<Bound<'py, ConfiguredDistlockModule>> {
+    let py = confdict.py();
+    let options = py
+        .import("score.distlock._config")?
+        .call_method1(intern!(py, "read"), (confdict,))?
+        .cast_into::<PyDict>()?;
+    let conf = py
+        .get_type::<ConfiguredDistlockModule>()
+        .call((), Some(&options))?
+        .cast_into::<ConfiguredDistlockModule>()?;
+    let module = conf.get();
+    call(py, module.timeout(), |patience| {
+        module.locks.store().ensure_schema(patience)
+    })?;
+    Ok(conf)
+}

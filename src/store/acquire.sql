@@ -1,0 +1,66 @@
+-- Takes the lock $1 if nobody holds it, and tells who does otherwise.
+--
+-- $1 name, $2 the new token, $3 lease in seconds, $4 the host's offset from
+-- UTC in seconds, $5 the holder's name for people.
+--
+-- Guarantees:
+-- * At most one caller gets a row: an expired or free row is locked before it
+--   is changed, a missing one is inserted under the unique name.
+-- * The fence grows with every acquisition of the name. It is drawn only under
+--   an advisory lock on the name which lasts until the commit, so numbers of
+--   one name are drawn in the order of their commits, even if score.distlock
+--   0.2.5 deletes the row in between.
+-- * It never waits for a row: a guard (FOR KEY SHARE) or another taker makes
+--   it skip. Then no row comes back as taken although none is live: "busy".
+-- * A refused attempt writes nothing: no row version, no lock on a row, no
+--   sequence value, no WAL.
+-- * Repeated after a lost answer it finds its own token: `mine`.
+WITH free AS MATERIALIZED (
+    SELECT id, clock_timestamp() AS instant
+      FROM _score_distlock
+     WHERE name = $1
+       AND CASE
+             WHEN {live} THEN false
+             ELSE pg_try_advisory_xact_lock({key})
+           END
+       FOR UPDATE SKIP LOCKED
+), taken AS (
+    UPDATE _score_distlock AS lock
+       SET token = $2,
+           acquired = {local},
+           updated = {local},
+           touched = {local},
+           expires = instant + make_interval(secs => $3),
+           lease = $3,
+           fence = nextval('_score_distlock_fence_seq'),
+           holder = $5
+      FROM free
+     WHERE lock.id = free.id
+ RETURNING lock.fence
+), missing AS MATERIALIZED (
+    SELECT clock_timestamp() AS instant
+     WHERE CASE
+             WHEN EXISTS (SELECT FROM _score_distlock WHERE name = $1) THEN false
+             ELSE pg_try_advisory_xact_lock({key})
+           END
+), made AS (
+    INSERT INTO _score_distlock
+           (name, token, acquired, updated, touched, expires, lease, fence, holder)
+    SELECT $1, $2, {local}, {local}, {local},
+           instant + make_interval(secs => $3), $3,
+           nextval('_score_distlock_fence_seq'), $5
+      FROM missing
+        ON CONFLICT (name) DO NOTHING
+ RETURNING fence
+)
+SELECT coalesce((SELECT fence FROM taken), (SELECT fence FROM made)) AS fence,
+       seen.live AND seen.token = $2 AS mine,
+       seen.live,
+       seen.fence AS seen_fence,
+       seen.remaining
+  FROM (VALUES (1)) AS one
+  LEFT JOIN (
+    SELECT token, fence, {live} AS live, {remaining} AS remaining
+      FROM _score_distlock
+     WHERE name = $1
+  ) AS seen ON true

@@ -1,0 +1,174 @@
+//! Opening a connection: resolve, connect, log in; every wait can be given up.
+
+use super::connection::{Connection, Failure, wait};
+use super::patience::Patience;
+use super::stream::{Interest, Socket, Stream};
+use super::url::{Endpoint, Url};
+use crate::error::Error;
+use socket2::{Domain, SockAddr, TcpKeepalive, Type};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::{io, thread};
+
+/// Connects to the first endpoint that answers.
+pub fn connect(url: &Url, patience: Patience) -> Result<Connection, Failure> {
+    let mut reasons = Vec::new();
+    for endpoint in &url.endpoints {
+        let limited = match url.config.get_connect_timeout() {
+            Some(timeout) => patience.at_most(*timeout),
+            None => patience,
+        };
+        match connect_to(url, endpoint, limited) {
+            Ok(connection) => return Ok(connection),
+            Err(Failure::Broken(reason)) => reasons.push(format!("{endpoint}: {reason}")),
+            Err(Failure::TooSlow) => reasons.push(format!("{endpoint}: no answer in time")),
+            Err(failure) => return Err(failure),
+        }
+        if patience.over() {
+            return Err(Failure::TooSlow);
+        }
+    }
+    Err(Failure::Broken(reasons.join("; ")))
+}
+
+fn connect_to(url: &Url, endpoint: &Endpoint, patience: Patience) -> Result<Connection, Failure> {
+    let mut last = Failure::Broken("the name has no address".to_owned());
+    for address in addresses(endpoint, patience)? {
+        match dial(url, &address, patience) {
+            Ok(socket) => {
+                let (stream, interest) = Stream::new(socket);
+                match reach(&interest, patience) {
+                    Ok(()) => return Connection::open(&url.config, stream, interest, patience),
+                    Err(Failure::Broken(reason)) => last = Failure::Broken(reason),
+                    Err(failure) => return Err(failure),
+                }
+            }
+            Err(error) => last = Failure::Broken(error.to_string()),
+        }
+    }
+    Err(last)
+}
+
+/// Waits for the end of a connect that was started.
+fn reach(interest: &Interest, patience: Patience) -> Result<(), Failure> {
+    let broken = |error: io::Error| Failure::Broken(error.to_string());
+    while !is_connected(&interest.socket).map_err(broken)? {
+        let slice = patience.slice().ok_or(Failure::TooSlow)?;
+        wait(interest, true, slice);
+        patience.check().map_err(Failure::Stopped)?;
+    }
+    interest.readable.store(false, Relaxed);
+    Ok(())
+}
+
+/// Whether a non-blocking connect has come to its end.
+fn is_connected(socket: &Socket) -> io::Result<bool> {
+    let (error, peer) = match socket {
+        Socket::Tcp(socket) => (socket.take_error()?, socket.peer_addr().map(drop)),
+        Socket::Unix(socket) => (socket.take_error()?, socket.peer_addr().map(drop)),
+    };
+    match (error, peer) {
+        (Some(error), _) => Err(error),
+        (None, Ok(())) => Ok(true),
+        (None, Err(error)) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+        (None, Err(error)) => Err(error),
+    }
+}
+
+/// The addresses of an endpoint. Names are resolved on a thread that lives no
+/// longer than that, because getaddrinfo(3) can neither be interrupted nor limited.
+fn addresses(endpoint: &Endpoint, patience: Patience) -> Result<Vec<SockAddr>, Failure> {
+    let broken = |error: io::Error| Failure::Broken(error.to_string());
+    match endpoint {
+        Endpoint::Unix(path) => Ok(vec![SockAddr::unix(path).map_err(broken)?]),
+        Endpoint::Tcp(host, port) => {
+            if let Ok(address) = host.parse::<IpAddr>() {
+                return Ok(vec![SocketAddr::new(address, *port).into()]);
+            }
+            let (sender, receiver) = channel();
+            let (host, port) = (host.clone(), *port);
+            thread::Builder::new()
+                .name("distlock-dns".to_owned())
+                .spawn(move || {
+                    let found = (host.as_str(), port).to_socket_addrs();
+                    // Nobody listens any more if the caller has given up.
+                    let _ = sender.send(found.map(Iterator::collect::<Vec<_>>));
+                })
+                .map_err(broken)?;
+            loop {
+                let slice = patience.slice().ok_or(Failure::TooSlow)?;
+                match receiver.recv_timeout(slice) {
+                    Ok(found) => {
+                        return Ok(found.map_err(broken)?.into_iter().map(Into::into).collect());
+                    }
+                    Err(RecvTimeoutError::Timeout) => {
+                        patience.check().map_err(Failure::Stopped)?;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => {
+                        return Err(Failure::Broken("the name was not resolved".to_owned()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Starts a connect that does not block.
+fn dial(url: &Url, address: &SockAddr, patience: Patience) -> io::Result<Socket> {
+    let unix = address.domain() == Domain::UNIX;
+    let socket = socket2::Socket::new(address.domain(), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    if !unix {
+        socket.set_tcp_nodelay(true)?;
+        let config = &url.config;
+        if config.get_keepalives() {
+            let mut keepalive = TcpKeepalive::new().with_time(config.get_keepalives_idle());
+            if let Some(interval) = config.get_keepalives_interval() {
+                keepalive = keepalive.with_interval(interval);
+            }
+            if let Some(retries) = config.get_keepalives_retries() {
+                keepalive = keepalive.with_retries(retries);
+            }
+            socket.set_tcp_keepalive(&keepalive)?;
+        }
+    }
+    loop {
+        match socket.connect(address) {
+            Ok(()) => break,
+            Err(error)
+                if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) =>
+            {
+                break;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The queue of a Unix socket is full: there is nothing to poll for.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !patience.over() => {
+                thread::sleep(std::time::Duration::from_millis(5));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(if unix {
+        Socket::Unix(UnixStream::from(OwnedFd::from(socket)))
+    } else {
+        Socket::Tcp(socket.into())
+    })
+}
+
+/// What to tell about a failure to connect.
+pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
+    match failure {
+        Failure::Refused(error) => super::statements::refused(&error),
+        Failure::Broken(reason) => Error::Unavailable(format!(
+            "cannot reach the database at {url}: {reason}; is the server running, \
+             and does it accept connections there?"
+        )),
+        Failure::TooSlow => Error::Unavailable(format!(
+            "the database at {url} did not answer within {seconds} s (sqlalchemy.pool_timeout)"
+        )),
+        Failure::Stopped(error) => error,
+    }
+}

@@ -1,0 +1,18 @@
+//! PostgreSQL: statements, connections, the pool and the table. No Python, no policy
+//! about locks.
+
+mod connect;
+mod connection;
+mod patience;
+mod pool;
+mod schema;
+pub mod sql;
+mod statements;
+mod stream;
+mod url;
+
+pub use patience::{Check, Patience};
+pub use pool::Settings;
+pub use schema::schema_sql;
+pub use statements::{Answer, Doubt, Store};
+pub use url::Url;

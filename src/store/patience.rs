@@ -1,0 +1,71 @@
+//! How long a call may take, and whether its caller still wants the result.
+
+use crate::error::Result;
+use std::time::{Duration, Instant};
+
+/// Asks the caller's world whether to go on; for Python, whether a signal came.
+pub type Check<'a> = &'a dyn Fn() -> Result<()>;
+
+/// The limits of one call.
+#[derive(Clone, Copy)]
+pub struct Patience<'a> {
+    /// When it must be over.
+    pub until: Instant,
+    check: Check<'a>,
+}
+
+impl<'a> Patience<'a> {
+    /// How often a wait asks whether to go on: well below the 100 ms within
+    /// which Ctrl-C is honoured.
+    const TICK: Duration = Duration::from_millis(40);
+
+    /// A call that begins now and may last `timeout`.
+    #[must_use]
+    pub fn new(timeout: Duration, check: Check<'a>) -> Patience<'a> {
+        let now = Instant::now();
+        Patience {
+            // A timeout beyond what the clock can count means a century.
+            until: now
+                .checked_add(timeout)
+                .unwrap_or(now + Duration::from_secs(3_000_000_000)),
+            check,
+        }
+    }
+
+    /// The same caller with less time.
+    #[must_use]
+    pub fn at_most(self, timeout: Duration) -> Patience<'a> {
+        Patience {
+            until: self.until.min(Patience::new(timeout, self.check).until),
+            ..self
+        }
+    }
+
+    /// Whether the time is over.
+    #[must_use]
+    pub fn over(self) -> bool {
+        Instant::now() >= self.until
+    }
+
+    /// For how long to wait before asking again; `None` if the time is over.
+    #[must_use]
+    pub fn slice(self) -> Option<Duration> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then(|| left.min(Patience::TICK))
+    }
+
+    /// An error if the caller no longer wants the result.
+    pub fn check(self) -> Result<()> {
+        (self.check)()
+    }
+
+    /// Waits for `pause`, or until the time is over.
+    pub fn pause(self, pause: Duration) -> Result<()> {
+        let pause = self.at_most(pause);
+        while let Some(slice) = pause.slice() {
+            std::thread::sleep(slice);
+            pause.check()?;
+        }
+        Ok(())
+    }
+}

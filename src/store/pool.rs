@@ -1,0 +1,219 @@
+//! Connections kept for the next call, as SQLAlchemy's `QueuePool` keeps them:
+//! `pool_size` stay open, `max_overflow` more may be open for as long as they
+//! are in use, and who finds all of them in use waits for `pool_timeout`.
+//!
+//! There is no thread: the call that needs a connection opens it. After a fork
+//! the child leaves its parent's pool alone and has one of its own.
+
+use super::connect::connect;
+use super::connection::{Connection, Failure};
+use super::patience::Patience;
+use super::url::Url;
+use crate::error::{Error, Result};
+use crate::process::ProcessLocal;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+/// The options `sqlalchemy.pool_*`, with SQLAlchemy's meaning and defaults.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Connections that stay open; 0 is no limit.
+    pub size: usize,
+    /// Connections beyond `size` while all are in use; `None` is no limit.
+    pub overflow: Option<usize>,
+    /// How long one call may take in all: waiting for a connection, connecting,
+    /// executing and repeating.
+    pub timeout: Duration,
+    /// Connections older than this are replaced.
+    pub recycle: Option<Duration>,
+    /// Ask the server for a sign of life before each use.
+    pub pre_ping: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            size: 5,
+            overflow: Some(10),
+            timeout: Duration::from_secs(30),
+            recycle: None,
+            pre_ping: false,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Shelf {
+    /// Open and unused, the latest used last.
+    idle: Vec<Connection>,
+    /// How many are open or being opened.
+    open: usize,
+}
+
+/// The connections of one process.
+#[derive(Default)]
+struct Shared {
+    shelf: Mutex<Shelf>,
+    returned: Condvar,
+}
+
+/// The pool of one configuration.
+pub struct Pool {
+    url: Url,
+    /// Its options.
+    pub settings: Settings,
+    shared: ProcessLocal<Shared>,
+    /// A connection could be opened once: the address is right.
+    reached: AtomicBool,
+}
+
+/// A connection in use. It goes back to its pool when dropped.
+pub struct Pooled {
+    shared: Arc<Shared>,
+    keep: usize,
+    connection: Option<Connection>,
+}
+
+impl std::ops::Deref for Pooled {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        // Only `drop` takes it out.
+        self.connection.as_ref().unwrap()
+    }
+}
+
+impl std::ops::DerefMut for Pooled {
+    fn deref_mut(&mut self) -> &mut Connection {
+        // Only `drop` takes it out.
+        self.connection.as_mut().unwrap()
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        let connection = self
+            .connection
+            .take()
+            .filter(|connection| !connection.is_broken());
+        let mut shelf = lock(&self.shared);
+        match connection {
+            Some(connection) if shelf.idle.len() < self.keep => shelf.idle.push(connection),
+            _ => shelf.open -= 1,
+        }
+        drop(shelf);
+        self.shared.returned.notify_one();
+    }
+}
+
+/// A panic elsewhere leaves the shelf consistent: no step on it can fail half-way.
+fn lock(shared: &Shared) -> std::sync::MutexGuard<'_, Shelf> {
+    shared.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pool {
+    /// A pool without connections.
+    pub fn new(url: Url, settings: Settings) -> Pool {
+        Pool {
+            url,
+            settings,
+            shared: ProcessLocal::default(),
+            reached: AtomicBool::new(false),
+        }
+    }
+
+    /// Where the pool connects to.
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// Opens a connection that never enters the pool.
+    pub fn connect(&self, patience: Patience) -> std::result::Result<Connection, Failure> {
+        let connection = connect(&self.url, patience)?;
+        self.reached.store(true, Relaxed);
+        Ok(connection)
+    }
+
+    /// Whether a connection was ever opened, here or in a parent process.
+    pub fn was_reached(&self) -> bool {
+        self.reached.load(Relaxed)
+    }
+
+    /// A connection that looks alive; opens one if need be.
+    pub fn take(&self, patience: Patience) -> std::result::Result<Pooled, Failure> {
+        let shared = self.shared.get();
+        let keep = if self.settings.size == 0 {
+            usize::MAX
+        } else {
+            self.settings.size
+        };
+        let limit = self
+            .settings
+            .overflow
+            .map_or(usize::MAX, |overflow| keep.saturating_add(overflow));
+        let mut shelf = lock(&shared);
+        loop {
+            if let Some(connection) = shelf.idle.pop() {
+                drop(shelf);
+                let mut pooled = Pooled {
+                    shared: shared.clone(),
+                    keep,
+                    connection: Some(connection),
+                };
+                let recycle = self.settings.recycle;
+                let fresh = recycle.is_none_or(|age| pooled.opened.elapsed() < age);
+                if fresh && pooled.is_alive() && self.ping(&mut pooled, patience) {
+                    return Ok(pooled);
+                }
+                // Out with it, and look again.
+                pooled.retire();
+                drop(pooled);
+                shelf = lock(&shared);
+                continue;
+            }
+            if shelf.open < limit {
+                shelf.open += 1;
+                break;
+            }
+            let slice = patience
+                .slice()
+                .ok_or(Failure::Stopped(Error::Unavailable(format!(
+                    "all {limit} connections of the pool to {} were in use for {} s: \
+                     raise sqlalchemy.pool_size or max_overflow, or sqlalchemy.pool_timeout",
+                    self.url,
+                    self.settings.timeout.as_secs_f64(),
+                ))))?;
+            shelf = shared
+                .returned
+                .wait_timeout(shelf, slice)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            if let Err(error) = patience.check() {
+                // The wake-up may have been meant for us: pass it on.
+                shared.returned.notify_one();
+                return Err(Failure::Stopped(error));
+            }
+        }
+        drop(shelf);
+        // From here on `Drop` counts down, whatever happens.
+        let mut pooled = Pooled {
+            shared,
+            keep,
+            connection: None,
+        };
+        pooled.connection = Some(self.connect(patience)?);
+        Ok(pooled)
+    }
+
+    fn ping(&self, connection: &mut Connection, patience: Patience) -> bool {
+        !self.settings.pre_ping || connection.batch("", patience).is_ok()
+    }
+}
+
+/// An error that `Result` of the core can carry.
+pub fn result<T>(outcome: std::result::Result<T, Failure>, pool: &Pool) -> Result<T> {
+    outcome.map_err(|failure| {
+        super::connect::explain(&pool.url, failure, pool.settings.timeout.as_secs_f64())
+    })
+}

@@ -1,0 +1,133 @@
+//! Creating and upgrading the table: once, whoever and however many start together.
+
+use super::connection::{Connection, Failure};
+use super::patience::Patience;
+use super::sql::{CHECK, SCHEMA};
+use super::statements::{refused, sqlstate};
+use crate::error::Error;
+use std::fmt::Write;
+use std::time::Duration;
+
+/// The advisory lock of the upgrade: the first eight letters of "distlock".
+const KEY: u64 = u64::from_be_bytes(*b"distlock");
+
+/// What an administrator has to run, with `python -m score.distlock schema`:
+/// for the user `role`, if it is known who is going to work with the table.
+#[must_use]
+pub fn schema_sql(schema: Option<&str>, role: Option<&str>) -> String {
+    let mut sql = String::new();
+    // Writing to a String cannot fail.
+    if let Some(schema) = schema {
+        let _ = writeln!(sql, "SET search_path TO {};", quote(schema));
+    }
+    sql.push_str(SCHEMA);
+    if let Some(role) = role.map(quote) {
+        let _ = write!(
+            sql,
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON _score_distlock TO {role};\n\
+             GRANT USAGE ON SEQUENCE _score_distlock_id_seq, _score_distlock_fence_seq TO {role};\n"
+        );
+    }
+    sql
+}
+
+fn quote(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
+}
+
+struct State {
+    schema: Option<String>,
+    role: String,
+    complete: bool,
+}
+
+fn check(connection: &mut Connection, patience: Patience) -> Result<State, Failure> {
+    let rows = connection.query_unprepared(&CHECK, &[], patience)?;
+    let row = rows
+        .first()
+        .ok_or_else(|| Failure::Broken("the catalogue gave no answer".to_owned()))?;
+    Ok(State {
+        schema: row.get(0),
+        role: row.get(1),
+        complete: row.get(2),
+    })
+}
+
+/// Makes sure that the table is there and complete. Takes no lock if it is.
+pub fn ensure(connection: &mut Connection, patience: Patience) -> Result<(), Failure> {
+    let state = check(connection, patience)?;
+    if state.complete {
+        return Ok(());
+    }
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match upgrade(connection, patience) {
+            // Somebody who does not know our advisory lock, such as 0.2.5's
+            // create_all(), was creating the table at the same moment.
+            Err(Failure::Refused(error))
+                if attempts < 10 && ["23505", "42P07", "42701"].contains(&sqlstate(&error)) =>
+            {
+                connection.batch("ROLLBACK", patience)?;
+            }
+            // 55P03, lock_not_available: somebody works with the table. We do
+            // not queue up with an exclusive lock, which would block everybody.
+            Err(Failure::Refused(error)) if sqlstate(&error) == "55P03" && !patience.over() => {
+                connection.batch("ROLLBACK", patience)?;
+                patience
+                    .pause(Duration::from_millis(200))
+                    .map_err(Failure::Stopped)?;
+            }
+            // 42501 is insufficient_privilege.
+            Err(Failure::Refused(error)) if sqlstate(&error) == "42501" => {
+                let sql = schema_sql(state.schema.as_deref(), Some(&state.role));
+                return Err(Failure::Stopped(Error::Sql {
+                    sqlstate: "42501".to_owned(),
+                    message: format!(
+                        "the table _score_distlock is missing or not up to date, and the user \
+                         {:?} may not change that ({}). An administrator must run:\n\n{sql}",
+                        state.role,
+                        super::connection::message(&error),
+                    ),
+                }));
+            }
+            Err(Failure::Refused(error)) => return Err(Failure::Stopped(refused(&error))),
+            result => return result,
+        }
+    }
+}
+
+/// One transaction under an advisory lock: of many that start together one
+/// does it, and the others find it done.
+fn upgrade(connection: &mut Connection, patience: Patience) -> Result<(), Failure> {
+    connection.batch(
+        &format!("BEGIN; SELECT pg_advisory_xact_lock({KEY})"),
+        patience,
+    )?;
+    let state = check(connection, patience)?;
+    if !state.complete {
+        // The table may be in any schema of the search path; what is added
+        // belongs beside it.
+        let path = state.schema.as_deref().map_or(String::new(), |schema| {
+            format!("SET LOCAL search_path TO {};\n", quote(schema))
+        });
+        connection.batch(
+            &format!("SET LOCAL lock_timeout TO '2s';\n{path}{SCHEMA}"),
+            patience,
+        )?;
+    }
+    connection.batch("COMMIT", patience)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_administrators_sql_grants_to_the_quoted_role() {
+        let sql = schema_sql(Some("s"), Some("we\"b"));
+        assert!(sql.starts_with("SET search_path TO \"s\";"));
+        assert!(sql.contains("TO \"we\"\"b\";"));
+        assert!(!schema_sql(None, None).contains("GRANT"));
+    }
+}

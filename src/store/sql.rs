@@ -1,0 +1,96 @@
+//! Every SQL statement of the library, by name. Nothing else holds SQL.
+//!
+//! The statements are files of their own, each with its guarantees above it.
+//! What they have in common is filled in here: `{live}` (may nobody else take
+//! this row?), `{remaining}` (for how many seconds?), `{local}` (an instant as
+//! 0.2.5 writes it), `{key}` (the advisory lock of a name).
+//!
+//! The number and types of the parameters differ from statement to statement.
+//! So if a pooler should ever confuse two prepared statements, the server
+//! refuses the mix-up instead of running the wrong one.
+
+use std::sync::LazyLock;
+use tokio_postgres::types::Type;
+
+/// A statement and the types of its parameters.
+#[derive(Debug)]
+pub struct Statement {
+    /// The text, with `$n` parameters.
+    pub text: String,
+    /// What `$1`, `$2`, … are.
+    pub types: Vec<Type>,
+    /// Its position in a connection's list of prepared statements.
+    pub slot: usize,
+}
+
+const LIVE: &str = include_str!("live.sql");
+const REMAINING: &str = include_str!("remaining.sql");
+const LOCAL: &str = "((instant AT TIME ZONE 'UTC') + make_interval(secs => {zone}))";
+const KEY: &str = "hashtextextended($1, '_score_distlock'::regclass::oid::bigint)";
+
+/// Fills in the common parts; `lease` and `zone` are the numbers of the
+/// parameters that hold the host's `maxtime` and its offset from UTC.
+fn fill(text: &str, lease: usize, zone: usize) -> String {
+    let uncommented: String = text
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("--"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    uncommented
+        .replace("{live}", LIVE.trim())
+        .replace("{remaining}", REMAINING.trim())
+        .replace("{local}", LOCAL)
+        .replace("{key}", KEY)
+        .replace("{lease}", &format!("${lease}"))
+        .replace("{zone}", &format!("${zone}"))
+}
+
+macro_rules! statements {
+    ($($slot:literal $name:ident = $file:literal (lease $lease:literal, zone $zone:literal) [$($kind:ident),*];)*) => {
+        $(
+            #[doc = concat!("See `", $file, "`.")]
+            pub static $name: LazyLock<Statement> = LazyLock::new(|| Statement {
+                text: fill(include_str!($file), $lease, $zone),
+                types: vec![$(Type::$kind),*],
+                slot: $slot,
+            });
+        )*
+        /// How many statements a connection may prepare.
+        pub const SLOTS: usize = [$($slot),*].len();
+    };
+}
+
+statements! {
+    0 ACQUIRE = "acquire.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT];
+    1 EXTEND = "extend.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
+    2 RELEASE = "release.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, BOOL];
+    3 RELEASED = "released.sql" (lease 0, zone 0) [TEXT, TEXT];
+    4 TRANSFER = "transfer.sql" (lease 4, zone 5) [TEXT, TEXT, TEXT, FLOAT8, FLOAT8, TEXT];
+    5 VACUUM = "vacuum.sql" (lease 1, zone 2) [FLOAT8, FLOAT8];
+    6 SWEEP = "sweep.sql" (lease 1, zone 2) [FLOAT8, FLOAT8, INT8, INT8];
+    7 CHECK = "check.sql" (lease 0, zone 0) [];
+    8 GUARD = "guard.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
+}
+
+/// What creates the table or adds what is missing; may be run at any time.
+pub const SCHEMA: &str = include_str!("schema.sql");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_to_fill_in() {
+        for statement in [
+            &ACQUIRE, &EXTEND, &RELEASE, &RELEASED, &TRANSFER, &VACUUM, &SWEEP, &CHECK, &GUARD,
+        ] {
+            assert!(!statement.text.contains('{'), "{}", statement.text);
+            assert!(!statement.text.contains("--"), "{}", statement.text);
+            for number in 1..=statement.types.len() {
+                assert!(statement.text.contains(&format!("${number}")));
+            }
+            let beyond = format!("${}", statement.types.len() + 1);
+            assert!(!statement.text.contains(&beyond), "{}", statement.text);
+        }
+    }
+}

@@ -1,0 +1,401 @@
+//! One function for each statement on holds, and the repetition they share.
+//!
+//! Every statement is safe to repeat, so a connection that breaks is replaced
+//! within the call. What is asked for twice is noticed by the token.
+
+use super::connection::{Failure, Parameter};
+use super::patience::Patience;
+use super::pool::{Pool, Settings, result};
+use super::schema;
+use super::sql::{self, Statement};
+use super::url::Url;
+use crate::engine::{Deadline, Lease, Name, Token};
+use crate::error::{Error, Result};
+use crate::zone;
+use rand::RngExt;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+use tokio_postgres::Row;
+
+/// What an attempt to acquire came to.
+#[derive(Debug)]
+pub enum Answer {
+    /// The lock is held, with this fencing number, until this deadline.
+    Acquired(i64, Deadline),
+    /// Somebody else has it.
+    Held,
+}
+
+/// What a releaser knows beforehand.
+#[derive(Clone, Copy, Debug)]
+pub struct Doubt {
+    /// Its own deadline has not passed.
+    pub held: bool,
+    /// It has tried before, and the answer was lost.
+    pub again: bool,
+}
+
+/// The table of locks of one database.
+pub struct Store {
+    pool: Pool,
+    holder: OnceLock<String>,
+    /// The table is known to be there and complete.
+    ready: AtomicBool,
+    /// A pooler hands our sessions around: prepare nothing.
+    pooler: AtomicBool,
+    /// Calls since the last sweep, and where that one ended.
+    calls: AtomicU32,
+    acquisitions: AtomicU32,
+    swept: AtomicI64,
+}
+
+/// How one execution of a statement went, and whether earlier ones of the same
+/// call may have had an effect.
+struct Rows {
+    rows: Vec<Row>,
+    sent: Instant,
+    repeated: bool,
+}
+
+pub(super) fn sqlstate(error: &tokio_postgres::Error) -> &str {
+    error
+        .code()
+        .map_or("", tokio_postgres::error::SqlState::code)
+}
+
+/// The error for a statement that the server refused.
+pub(super) fn refused(error: &tokio_postgres::Error) -> Error {
+    let said = super::connection::message(error);
+    Error::Sql {
+        sqlstate: sqlstate(error).to_owned(),
+        message: match sqlstate(error) {
+            "42P01" => format!(
+                "{said}; the table is missing: score.distlock.init() creates it, \
+                 or an administrator with the output of `python -m score.distlock schema`"
+            ),
+            "42501" => format!("{said}; grant it, or ask the administrator to"),
+            _ => said,
+        },
+    }
+}
+
+/// The first column-set of an answer; statements that always bring a row.
+fn only(rows: &[Row]) -> Result<&Row> {
+    rows.first().ok_or_else(|| Error::Sql {
+        sqlstate: "02000".to_owned(),
+        message: "the statement brought no row".to_owned(),
+    })
+}
+
+impl Store {
+    /// A store that opens no connection before its first use.
+    #[must_use]
+    pub fn new(url: Url, settings: Settings) -> Store {
+        Store {
+            pool: Pool::new(url, settings),
+            holder: OnceLock::new(),
+            ready: AtomicBool::new(false),
+            pooler: AtomicBool::new(false),
+            calls: AtomicU32::new(0),
+            acquisitions: AtomicU32::new(0),
+            swept: AtomicI64::new(i64::MIN),
+        }
+    }
+
+    /// Where the database is.
+    #[must_use]
+    pub fn url(&self) -> &Url {
+        self.pool.url()
+    }
+
+    /// How long one call may take: `pool_timeout`.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        self.pool.settings.timeout
+    }
+
+    /// `host:pid`, for people who look into the table.
+    fn holder(&self) -> String {
+        let host = self.holder.get_or_init(|| {
+            rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .into_owned()
+        });
+        format!("{host}:{}", std::process::id())
+    }
+
+    /// Creates or upgrades the table over a connection of its own, which is
+    /// closed again.
+    pub fn ensure_schema(&self, patience: Patience) -> Result<()> {
+        let outcome = self
+            .pool
+            .connect(patience)
+            .and_then(|mut connection| schema::ensure(&mut connection, patience));
+        result(outcome, &self.pool)?;
+        self.ready.store(true, Relaxed);
+        Ok(())
+    }
+
+    /// Executes a statement, on as many connections as it takes.
+    fn execute(
+        &self,
+        statement: &Statement,
+        parameters: &[Parameter],
+        patience: Patience,
+    ) -> Result<Rows> {
+        if !self.ready.load(Relaxed) {
+            self.ensure_schema(patience)?;
+        }
+        let mut repeated = false;
+        let mut pause = Duration::from_millis(5);
+        loop {
+            let mut taken = false;
+            let mut sent = Instant::now();
+            let outcome = self.pool.take(patience).and_then(|mut connection| {
+                taken = true;
+                sent = Instant::now();
+                if self.pooler.load(Relaxed) {
+                    connection.query_unprepared(statement, parameters, patience)
+                } else {
+                    connection.query(statement, parameters, patience)
+                }
+            });
+            let failure = match outcome {
+                Ok(rows) => {
+                    return Ok(Rows {
+                        rows,
+                        sent,
+                        repeated,
+                    });
+                }
+                Err(failure) => failure,
+            };
+            match failure {
+                Failure::Refused(error) => match sqlstate(&error) {
+                    // Invalid or duplicate prepared statement, or one with
+                    // other parameters: PgBouncer in transaction mode.
+                    "26000" | "42P05" | "08P01" if !self.pooler.swap(true, Relaxed) => {}
+                    // Serialization failure, deadlock: only where the database's
+                    // default isolation is stricter than ours needs to be.
+                    "40001" | "40P01" if !patience.over() => {}
+                    _ => return Err(refused(&error)),
+                },
+                // Nothing answers at an address that never did: a mistake
+                // rather than a restart, so say so at once.
+                Failure::Broken(_) if !taken && !self.pool.was_reached() => {
+                    return result(Err(failure), &self.pool);
+                }
+                Failure::Broken(ref reason) if !patience.over() => {
+                    log::debug!("repeating on a fresh connection: {reason}");
+                    repeated |= taken;
+                }
+                failure => return result(Err(failure), &self.pool),
+            }
+            // The first repetition goes at once, as an idle connection that
+            // broke is the usual reason.
+            if !taken || pause > Duration::from_millis(5) {
+                patience.pause(pause.mul_f64(rand::rng().random_range(0.5..1.5)))?;
+            }
+            pause = (pause * 2).min(Duration::from_millis(500));
+        }
+    }
+
+    /// Acquires `name` with a token made by the caller. An earlier attempt with
+    /// the same token that succeeded unknown to the caller is found.
+    pub fn acquire(
+        &self,
+        name: &Name,
+        token: &Token,
+        lease: Lease,
+        patience: Patience,
+    ) -> Result<Answer> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let answer = self.execute(
+                &sql::ACQUIRE,
+                &[
+                    &name.as_str(),
+                    &token.as_str(),
+                    &lease.seconds(),
+                    &zone::offset(),
+                    &self.holder(),
+                ],
+                patience,
+            )?;
+            let row = only(&answer.rows)?;
+            if let Some(fence) = row.get::<_, Option<i64>>("fence") {
+                self.sweep_if_nothing_else_does(lease, patience);
+                return Ok(Answer::Acquired(
+                    fence,
+                    Deadline::new(answer.sent, lease.seconds()),
+                ));
+            }
+            if row.get::<_, Option<bool>>("mine") == Some(true) {
+                let remaining: f64 = row.get("remaining");
+                return Ok(Answer::Acquired(
+                    row.get::<_, Option<i64>>("seen_fence").unwrap_or_default(),
+                    Deadline::new(answer.sent, remaining),
+                ));
+            }
+            // Nobody holds it, but its row was locked: by another taker who is
+            // about to commit, by a guard, or by 0.2.5 cleaning up.
+            let busy = row.get::<_, Option<bool>>("live") != Some(true);
+            if !busy || tries == Store::TRIES_WHILE_BUSY || patience.over() {
+                self.sweep_now_and_then(lease, patience);
+                return Ok(Answer::Held);
+            }
+            let limit = Duration::from_millis(1 << tries);
+            patience.pause(limit.mul_f64(rand::rng().random_range(0.5..1.0)))?;
+        }
+    }
+
+    /// After these many tries, about 50 ms, a locked row counts as held: that
+    /// is what a guard means by its lock.
+    const TRIES_WHILE_BUSY: u32 = 6;
+
+    /// Extends the hold; tells its fence and new deadline, `None` if it is lost.
+    pub fn extend(
+        &self,
+        name: &Name,
+        token: &Token,
+        lease: Lease,
+        patience: Patience,
+    ) -> Result<Option<(Option<i64>, Deadline)>> {
+        let answer = self.execute(
+            &sql::EXTEND,
+            &[
+                &name.as_str(),
+                &token.as_str(),
+                &lease.seconds(),
+                &zone::offset(),
+            ],
+            patience,
+        )?;
+        self.sweep_now_and_then(lease, patience);
+        Ok(answer.rows.first().map(|row| {
+            (
+                row.get("fence"),
+                Deadline::new(answer.sent, lease.seconds()),
+            )
+        }))
+    }
+
+    /// Ends the hold; `false` if it was lost before.
+    ///
+    /// `held` says that the caller's own deadline has not passed: then a hold
+    /// that is not found after an answer was lost was ended by ourselves.
+    /// `again` says that the answer to an earlier call was lost.
+    pub fn release(
+        &self,
+        name: &Name,
+        token: &Token,
+        lease: Lease,
+        Doubt { held, again }: Doubt,
+        patience: Patience,
+    ) -> Result<bool> {
+        let answer = self.execute(
+            &sql::RELEASE,
+            &[
+                &name.as_str(),
+                &token.as_str(),
+                &lease.seconds(),
+                &zone::offset(),
+                &true,
+            ],
+            patience,
+        )?;
+        let mut released = !answer.rows.is_empty();
+        if !released && (again || answer.repeated) {
+            released = held
+                || !self
+                    .execute(&sql::RELEASED, &[&name.as_str(), &token.as_str()], patience)?
+                    .rows
+                    .is_empty();
+        }
+        self.sweep_now_and_then(lease, patience);
+        Ok(released)
+    }
+
+    /// Gives the hold the token `new`; tells its fence and deadline, `None` if
+    /// it is lost.
+    pub fn transfer(
+        &self,
+        name: &Name,
+        old: &Token,
+        new: &Token,
+        lease: Lease,
+        patience: Patience,
+    ) -> Result<Option<(Option<i64>, Deadline)>> {
+        let answer = self.execute(
+            &sql::TRANSFER,
+            &[
+                &name.as_str(),
+                &old.as_str(),
+                &new.as_str(),
+                &lease.seconds(),
+                &zone::offset(),
+                &self.holder(),
+            ],
+            patience,
+        )?;
+        Ok(answer.rows.first().map(|row| {
+            (
+                row.get("fence"),
+                Deadline::new(answer.sent, row.get("remaining")),
+            )
+        }))
+    }
+
+    /// Removes all expired and free rows.
+    pub fn vacuum(&self, lease: Lease, patience: Patience) -> Result<()> {
+        self.execute(&sql::VACUUM, &[&lease.seconds(), &zone::offset()], patience)
+            .map(drop)
+    }
+
+    /// How many calls pass between two sweeps, and how many rows one looks at.
+    const CALLS_PER_SWEEP: u32 = 64;
+    const ROWS_PER_SWEEP: i64 = 200;
+    /// An application that only acquires, and lets its holds expire, sweeps so
+    /// rarely that it does not matter.
+    const ACQUISITIONS_PER_SWEEP: u32 = 16 * Store::CALLS_PER_SWEEP;
+
+    fn sweep_if_nothing_else_does(&self, lease: Lease, patience: Patience) {
+        if self.acquisitions.fetch_add(1, Relaxed) >= Store::ACQUISITIONS_PER_SWEEP {
+            self.calls.store(Store::CALLS_PER_SWEEP, Relaxed);
+            self.sweep_now_and_then(lease, patience);
+        }
+    }
+
+    /// Removes some rows that nobody needs any more, every so many calls.
+    ///
+    /// It is not on the way to a lock, and its failure is nobody's business.
+    fn sweep_now_and_then(&self, lease: Lease, patience: Patience) {
+        if self.calls.fetch_add(1, Relaxed) < Store::CALLS_PER_SWEEP {
+            return;
+        }
+        self.calls.store(0, Relaxed);
+        self.acquisitions.store(0, Relaxed);
+        let answer = self.execute(
+            &sql::SWEEP,
+            &[
+                &lease.seconds(),
+                &zone::offset(),
+                &self.swept.load(Relaxed),
+                &Store::ROWS_PER_SWEEP,
+            ],
+            patience,
+        );
+        let last = answer.and_then(|answer| {
+            let row = only(&answer.rows)?;
+            let more = row.get::<_, i64>("seen") == Store::ROWS_PER_SWEEP;
+            Ok(row.get::<_, Option<i64>>("last").filter(|_| more))
+        });
+        match last {
+            Ok(last) => self.swept.store(last.unwrap_or(i64::MIN), Relaxed),
+            Err(error) => log::debug!("sweeping expired rows failed: {error}"),
+        }
+    }
+}

@@ -1,0 +1,15 @@
+-- Deletes every free or expired row, whatever its name.
+--
+-- $1 lease in seconds for rows that score.distlock 0.2.5 wrote, $2 the host's
+-- offset from UTC in seconds.
+--
+-- Guarantees:
+-- * The state is judged again under the row's lock, so a hold that was taken
+--   or extended meanwhile stays.
+-- * Rows that a guard or a taker has locked are skipped, not waited for.
+DELETE FROM _score_distlock
+ WHERE id = ANY (ARRAY(
+    SELECT id FROM _score_distlock
+     WHERE ({live}) IS NOT TRUE
+       FOR UPDATE SKIP LOCKED
+))
