@@ -16,6 +16,8 @@ pub fn call<T: Send>(
 ) -> PyResult<T> {
     let raised: Mutex<Option<PyErr>> = Mutex::new(None);
     let result = py.detach(|| {
+        // The method itself is not general enough about its lifetime.
+        #[allow(clippy::redundant_closure_for_method_calls)]
         let check = || {
             Python::attach(|py| py.check_signals()).map_err(|error| {
                 *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);

@@ -1,5 +1,8 @@
 //! The extension module `score.distlock._distlock`: the only part that knows Python.
 
+// Its comments are docstrings, in the language of Sphinx.
+#![allow(clippy::doc_markdown)]
+
 mod arguments;
 mod call;
 mod errors;

@@ -31,12 +31,11 @@ const KEY: &str = "hashtextextended($1, '_score_distlock'::regclass::oid::bigint
 /// Fills in the common parts; `lease` and `zone` are the numbers of the
 /// parameters that hold the host's `maxtime` and its offset from UTC.
 fn fill(text: &str, lease: usize, zone: usize) -> String {
-    let uncommented: String = text
+    let code: Vec<&str> = text
         .lines()
         .filter(|line| !line.trim_start().starts_with("--"))
-        .map(|line| format!("{line}\n"))
         .collect();
-    uncommented
+    code.join("\n")
         .replace("{live}", LIVE.trim())
         .replace("{remaining}", REMAINING.trim())
         .replace("{local}", LOCAL)

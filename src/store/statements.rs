@@ -52,7 +52,7 @@ pub struct Store {
 
 /// How one execution of a statement went, and whether earlier ones of the same
 /// call may have had an effect.
-struct Rows {
+struct Outcome {
     rows: Vec<Row>,
     sent: Instant,
     repeated: bool,
@@ -144,7 +144,7 @@ impl Store {
         statement: &Statement,
         parameters: &[Parameter],
         patience: Patience,
-    ) -> Result<Rows> {
+    ) -> Result<Outcome> {
         if !self.ready.load(Relaxed) {
             self.ensure_schema(patience)?;
         }
@@ -164,7 +164,7 @@ impl Store {
             });
             let failure = match outcome {
                 Ok(rows) => {
-                    return Ok(Rows {
+                    return Ok(Outcome {
                         rows,
                         sent,
                         repeated,

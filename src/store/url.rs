@@ -300,7 +300,7 @@ mod tests {
             ("secret", "is not a URL"),
             ("mysql://u:secret@h/d", "is not for PostgreSQL"),
             ("postgresql://u:secret@h:port/d", "is not understood"),
-            ("postgresql://u:se/secret@h/d", "is not understood"),
+            ("postgresql://u:se@secret@h:x/d", "is not understood"),
             (
                 "postgresql://u@h/d?password=secret&x=1",
                 "unknown option \"x\"",
@@ -318,7 +318,7 @@ mod tests {
                 "2 hosts but 3 ports",
             ),
         ] {
-            let error = Url::parse(text).unwrap_err().to_string();
+            let error = Url::parse(text).expect_err(text).to_string();
             assert!(error.starts_with("sqlalchemy.url: "), "{error}");
             assert!(error.contains(expected), "{error}");
             assert!(text == "secret" || !error.contains("secret"), "{error}");

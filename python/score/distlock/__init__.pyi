@@ -1,4 +1,4 @@
-"""Typed public API of :mod:`score.distlock`; compared with the built module by ``mypy.stubtest``."""
+"""The public API of :mod:`score.distlock`, compared with the built module by mypy.stubtest."""
 
 from collections.abc import Mapping
 from datetime import timedelta
@@ -6,7 +6,13 @@ from logging import Logger
 from types import ModuleType, TracebackType
 from typing import Any, Final, final
 
-from typing_extensions import Self
+from typing_extensions import Self, disjoint_base
+
+from ._errors import CouldNotAcquireLock as CouldNotAcquireLock
+from ._errors import DatabaseError as DatabaseError
+from ._errors import DatabaseUnavailable as DatabaseUnavailable
+from ._errors import LockExpired as LockExpired
+from ._guard import Guard
 
 __all__ = (
     "ConfiguredDistlockModule",
@@ -15,41 +21,11 @@ __all__ = (
     "DatabaseUnavailable",
     "Lock",
     "LockExpired",
+    "__version__",
     "init",
 )
 
 __version__: Final[str]
-
-class CouldNotAcquireLock(Exception):
-    def __init__(self, name: str) -> None: ...
-    @property
-    def name(self) -> str: ...
-
-class LockExpired(Exception):
-    def __init__(self, name: str, token: str) -> None: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def token(self) -> str: ...
-
-class DatabaseError(Exception):
-    def __init__(self, message: str, sqlstate: str | None = None) -> None: ...
-    @property
-    def message(self) -> str: ...
-    @property
-    def sqlstate(self) -> str | None: ...
-
-class DatabaseUnavailable(DatabaseError, ConnectionError): ...
-
-@final
-class Guard:
-    def __enter__(self) -> Lock: ...
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None: ...
 
 @final
 class Lock:
@@ -80,9 +56,24 @@ class Lock:
         traceback: TracebackType | None = None,
     ) -> None: ...
 
+@disjoint_base
 class ConfiguredDistlockModule:
     _finalized: bool
-    def __new__(cls, engine: Any, maxtime: float | str | timedelta) -> Self: ...
+    _module_name: str
+    def __new__(
+        cls,
+        engine: Any,
+        maxtime: float | str | timedelta,
+        *,
+        reentrant: bool = True,
+        pool_size: int | None = None,
+        max_overflow: int | None = None,
+        pool_timeout: float | str | timedelta | None = None,
+        pool_recycle: float | str | timedelta | None = None,
+        pool_pre_ping: bool | None = None,
+        echo: bool | None = None,
+        isolation_level: str | None = None,
+    ) -> Self: ...
     @property
     def engine(self) -> Any: ...
     @property

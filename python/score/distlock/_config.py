@@ -146,7 +146,9 @@ def read(confdict: object) -> dict[str, Any]:
             "such as postgresql://user@host/database, or to embedded: for development"
         )
     if not found["engine"].strip():
-        refuse("sqlalchemy.url is empty; allowed are postgresql://…, embedded: and embedded:/folder")
+        refuse(
+            "sqlalchemy.url is empty; allowed are postgresql://…, embedded: and embedded:/folder"
+        )
     return found
 
 

@@ -27,7 +27,7 @@ _IN_TRANSACTION = "SELECT txid_current_if_assigned()"
 
 
 def _execute(connection: Any, sql: str, parameters: tuple[object, ...]) -> Any:
-    """Executes a statement with ``$n`` parameters; the first column of its first row, in a tuple."""
+    """Executes a statement with ``$n`` parameters; returns the first column in a tuple."""
     numbers = range(len(parameters), 0, -1)
     if hasattr(connection, "cursor"):  # psycopg 2 and 3, Django
         # Both count by position, and a parameter may occur several times.

@@ -1,12 +1,10 @@
-"""The meeting place with SQLAlchemy: ``conf.engine``, engines as arguments, sessions to vacuum in."""
+"""Where SQLAlchemy comes in: ``conf.engine``, engines as arguments, sessions to vacuum in."""
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
 from typing import Any
-
-from ._config import refuse
 
 
 def url_of(engine: object) -> str:
@@ -16,8 +14,7 @@ def url_of(engine: object) -> str:
     url = getattr(engine, "url", None)
     if url is None or not hasattr(engine, "connect") or not hasattr(engine, "dialect"):
         raise TypeError(
-            "engine must be a SQLAlchemy Engine or a URL as str, "
-            f"not {type(engine).__name__}"
+            f"engine must be a SQLAlchemy Engine or a URL as str, not {type(engine).__name__}"
         )
     if hasattr(url, "render_as_string"):
         return str(url.render_as_string(hide_password=False))
@@ -58,6 +55,3 @@ def vacuum(session: Any, sql: str, lease: float, zone: float) -> None:
 
     statement = text(sql.replace("$1", ":lease").replace("$2", ":zone"))
     session.execute(statement, {"lease": lease, "zone": zone})
-
-
-__all__ = ("create", "refuse", "url_of", "vacuum")
