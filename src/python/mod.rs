@@ -1,7 +1,8 @@
 //! The extension module `score.distlock._distlock`: the only part that knows Python.
 
-// Its comments are docstrings, in the language of Sphinx.
-#![allow(clippy::doc_markdown)]
+// Its comments are docstrings, in the language of Sphinx; its methods are what
+// Python's interfaces want.
+#![allow(clippy::doc_markdown, clippy::unused_self)]
 
 mod arguments;
 mod call;
@@ -10,12 +11,13 @@ mod lock;
 mod module;
 mod owner;
 
-use pyo3::prelude::*;
+use pyo3::pymodule;
 
 /// The locks, written in Rust.
 #[pymodule]
 mod _distlock {
-    use super::*;
+    #[allow(clippy::wildcard_imports)]
+    use pyo3::prelude::*;
 
     #[pymodule_export]
     use super::lock::Lock;

