@@ -6,7 +6,14 @@ use pyo3::prelude::*;
 
 /// The exception for an error. The classes live in `_errors.py`.
 pub fn exception(py: Python<'_>, error: Error) -> PyErr {
-    try_exception(py, error).unwrap_or_else(|failure| failure)
+    let raised = try_exception(py, error).unwrap_or_else(|failure| failure);
+    chain(py, &raised).map_or_else(|failure| failure, |()| raised)
+}
+
+/// Python's `raise` notes which exception is being handled; from Rust we do.
+fn chain(py: Python<'_>, raised: &PyErr) -> PyResult<()> {
+    let handled = py.import("sys")?.call_method0("exc_info")?.get_item(1)?;
+    raised.value(py).setattr("__context__", handled)
 }
 
 fn try_exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {

@@ -337,12 +337,9 @@ def vacuum(app):
     long = app.configure("1h")
     long.acquire("vacuum not me")
     time.sleep(0.4)
-    conf = app.configure("1h") if False else conf
     query = "SELECT count(*) FROM _score_distlock WHERE name LIKE 'vacuum _'"
     conf.vacuum()
-    return conf.engine.execute(query).scalar() if hasattr(conf.engine, "execute") else scalar(
-        conf.engine, query
-    )
+    return scalar(conf.engine, query)
 
 
 def scalar(engine, query):

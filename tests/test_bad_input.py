@@ -1,0 +1,203 @@
+"""Whatever is wrong gets an error that says what, which value, and what to do."""
+
+from __future__ import annotations
+
+import traceback
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from score.init import ConfigurationError
+
+import score.distlock
+from score.distlock import ConfiguredDistlockModule, DatabaseError, DatabaseUnavailable, LockExpired
+
+from .server_free import URL, free_port
+
+Conf = ConfiguredDistlockModule
+
+
+@pytest.mark.parametrize(
+    ("confdict", "expected"),
+    [
+        ({}, ["sqlalchemy.url is missing", "embedded:"]),
+        ({"sqlalchemy.url": ""}, ["sqlalchemy.url is empty"]),
+        ({"sqlalchemy.url": None}, ["sqlalchemy.url must be a str", "NoneType"]),
+        ({"sqlalchemy.url": "nonsense"}, ["sqlalchemy.url", "nonsense", "allowed are"]),
+        ({"sqlalchemy.url": "sqlite:////tmp/x"}, ["is not for PostgreSQL", "postgresql://"]),
+        ({"sqlalchemy.url": "mysql://u:hush@h/d"}, ["mysql://u:***@h/d", "not for PostgreSQL"]),
+        ({"sqlalchemy.url": "postgresql://u:hush@h:port/d"}, ["not understood", "percent-encode"]),
+        ({"sqlalchemy.url": URL + "?foo=1"}, ["unknown option", "foo", "connect_timeout"]),
+        ({"sqlalchemy.url": URL + "?sslmode=verify-full"}, ["sslmode=verify-full", "disable"]),
+        ({"sqlalchemy.url": URL + "?sslmode=odd"}, ["sslmode=odd", "allowed are"]),
+        ({"sqlalchemy.url": "embedded:folder"}, ["embedded:folder", "absolute"]),
+        ({"sqlalchemy.url": "embedded:/"}, ["root folder"]),
+        ({"sqlalchemy.url": URL, "maxtim": "1m"}, ["'maxtim'", "did you mean 'maxtime'"]),
+        ({"sqlalchemy.url": URL, "sqlalchemy.poolsize": "1"}, ["did you mean", "pool_size"]),
+        ({"sqlalchemy.url": URL, "sqlalchemy.poolclass": "x"}, ["sqlalchemy.poolclass"]),
+        ({"sqlalchemy.url": URL, 7: "x"}, ["7 is not a key"]),
+        ({"sqlalchemy.url": URL, "maxtime": "soon"}, ["maxtime", "'soon'", "'500ms'"]),
+        ({"sqlalchemy.url": URL, "maxtime": ""}, ["maxtime", "''"]),
+        ({"sqlalchemy.url": URL, "maxtime": "-1s"}, ["maxtime", "-1s"]),
+        ({"sqlalchemy.url": URL, "maxtime": -1}, ["maxtime", "-1", "out of range"]),
+        ({"sqlalchemy.url": URL, "maxtime": "nan"}, ["maxtime", "nan"]),
+        ({"sqlalchemy.url": URL, "maxtime": float("inf")}, ["maxtime", "inf"]),
+        ({"sqlalchemy.url": URL, "maxtime": timedelta(days=40000)}, ["maxtime", "hundred years"]),
+        ({"sqlalchemy.url": URL, "maxtime": None}, ["maxtime must be", "NoneType"]),
+        ({"sqlalchemy.url": URL, "maxtime": True}, ["maxtime must be", "bool"]),
+        ({"sqlalchemy.url": URL, "sqlalchemy.pool_size": "many"}, ["pool_size", "'many'"]),
+        ({"sqlalchemy.url": URL, "sqlalchemy.pool_size": "-1"}, ["pool_size", "'-1'", "0"]),
+        ({"sqlalchemy.url": URL, "sqlalchemy.pool_size": 1.5}, ["pool_size", "1.5"]),
+        ({"sqlalchemy.url": URL, "sqlalchemy.max_overflow": "-2"}, ["max_overflow", "'-2'", "-1"]),
+        ({"sqlalchemy.url": URL, "sqlalchemy.pool_timeout": "0"}, ["pool_timeout", "more than 0"]),
+        ({"sqlalchemy.url": URL, "sqlalchemy.pool_timeout": "x"}, ["pool_timeout", "'x'"]),
+        ({"sqlalchemy.url": URL, "sqlalchemy.pool_recycle": "x"}, ["pool_recycle", "'x'"]),
+        ({"sqlalchemy.url": URL, "sqlalchemy.pool_pre_ping": "2"}, ["pre_ping", "true and false"]),
+        ({"sqlalchemy.url": URL, "sqlalchemy.echo": "perhaps"}, ["echo", "'perhaps'"]),
+        ({"sqlalchemy.url": URL, "sqlalchemy.isolation_level": "NONE"}, ["SERIALIZABLE"]),
+        ({"sqlalchemy.url": URL, "reentrant": "maybe"}, ["reentrant", "'maybe'", "true and false"]),
+    ],
+)
+def test_a_bad_configuration_names_the_key_the_value_and_what_is_allowed(
+    confdict: dict[str, Any], expected: list[str]
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        score.distlock.init(confdict)
+    message = str(caught.value)
+    assert message.startswith("[score.distlock] ")
+    for part in expected:
+        assert part in message
+    assert "hush" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("confdict", [None, 7, "sqlalchemy.url", ["a"]])
+def test_a_configuration_is_a_mapping(confdict: Any) -> None:
+    with pytest.raises(TypeError, match="confdict must be a mapping, not"):
+        score.distlock.init(confdict)
+
+
+@pytest.mark.parametrize("engine", [None, 7, b"postgresql://", object()])
+def test_the_engine_is_an_engine_or_a_url(engine: Any) -> None:
+    with pytest.raises(TypeError, match="engine must be a SQLAlchemy Engine or a URL as str, not"):
+        ConfiguredDistlockModule(engine, 1)
+
+
+@pytest.mark.parametrize("maxtime", [None, [], b"1m", True])
+def test_maxtime_is_an_interval(maxtime: Any) -> None:
+    with pytest.raises(TypeError, match="maxtime must be a number of seconds, a str or a timedelta"):
+        ConfiguredDistlockModule(URL, maxtime)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("pool_size", -1), ("max_overflow", "x"), ("pool_timeout", 0), ("pool_recycle", "x")],
+)
+def test_options_of_the_constructor_are_checked(option: str, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=option):
+        ConfiguredDistlockModule(URL, 1, **{option: value})
+
+
+@pytest.mark.parametrize("name", [None, 7, b"bytes", ["a"], object()])
+def test_a_name_is_a_str(name: Any) -> None:
+    conf = ConfiguredDistlockModule(URL, 1)  # never connects
+    for function in (conf.get, conf.acquire, conf.try_acquiring, conf.extend, conf.release):
+        with pytest.raises(TypeError, match="the name of a lock must be a str, not"):
+            function(name)
+    with pytest.raises(TypeError, match="the name of a lock must be a str, not"):
+        score.distlock.Lock(conf, name)
+
+
+def test_a_name_has_no_nul() -> None:
+    conf = ConfiguredDistlockModule(URL, 1)
+    with pytest.raises(ValueError, match=r"must not contain NUL.*a\\0b"):
+        conf.get("a\0b")
+
+
+def test_a_name_can_be_encoded() -> None:
+    conf = ConfiguredDistlockModule(URL, 1)
+    with pytest.raises(UnicodeEncodeError):
+        conf.get("\ud800")
+
+
+@pytest.mark.parametrize("token", [7, ["a"], 1.5, object()])
+def test_a_token_is_str_or_bytes(token: Any) -> None:
+    conf = ConfiguredDistlockModule(URL, 1)
+    for function in (conf.extend, conf.release, conf.transfer):
+        with pytest.raises(TypeError, match="a token must be a str or bytes, not"):
+            function("name", token)
+    with pytest.raises(TypeError, match="a token must be a str or bytes, not"):
+        conf.get("name").guard(None, token=token)
+
+
+@pytest.mark.parametrize(
+    "token", ["x", "0" * 255, "0" * 257, "A" * 256, "g" * 256, b"\xff", "é" * 256, "0" * 255 + "\0"]
+)
+def test_what_cannot_be_a_token_is_as_wrong_as_any_other(token: str | bytes) -> None:
+    conf = ConfiguredDistlockModule(URL, 1)
+    for function in (conf.extend, conf.release, conf.transfer):
+        with pytest.raises(LockExpired, match="the token is wrong") as caught:
+            function("name", token)
+        assert caught.value.name == "name"
+        if isinstance(token, str):
+            assert caught.value.args == ("name", token)
+
+
+@pytest.mark.parametrize("token", [None, "", b""])
+def test_without_token_there_must_be_a_hold(token: str | bytes | None) -> None:
+    lock = ConfiguredDistlockModule(URL, 1).get("name")
+    for function in (lock.extend, lock.release, lock.transfer):
+        with pytest.raises(ValueError, match='no token: this Lock object does not hold "name"'):
+            function(token)
+
+
+def test_no_token_and_no_password_in_any_text(conf: Conf) -> None:
+    lock = conf.get("quiet")
+    token = lock.acquire()
+    conf.transfer("quiet", token)
+    with pytest.raises(LockExpired) as caught:
+        conf.release("quiet", token)
+    for text in (str(caught.value), repr(caught.value), repr(lock), str(lock)):
+        assert token[:9] not in text
+    secret = ConfiguredDistlockModule("postgresql://u:hush@h/d", 1)
+    assert "hush" not in repr(secret)
+    assert "u:***@h" in repr(secret)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://u:hush@127.0.0.1:{free_port()}/d",
+        "postgresql://u:hush@/d?host=/nowhere/at/all",
+        "postgresql://u:hush@name.invalid/d",
+    ],
+)
+def test_an_unreachable_server_is_unavailable(url: str) -> None:
+    with pytest.raises(DatabaseUnavailable, match="cannot reach the database at") as caught:
+        score.distlock.init({"sqlalchemy.url": url, "sqlalchemy.pool_timeout": "5s"})
+    assert isinstance(caught.value, ConnectionError)
+    assert isinstance(caught.value, DatabaseError)
+    assert "hush" not in "".join(traceback.format_exception(caught.value))
+    with pytest.raises(DatabaseUnavailable):
+        ConfiguredDistlockModule(url, 1).try_acquiring("name")
+
+
+def test_a_wrong_password_is_the_servers_error(tcp_url: str) -> None:
+    wrong = tcp_url.replace("s3cret", "hush")
+    with pytest.raises(DatabaseError, match="password authentication failed") as caught:
+        score.distlock.init({"sqlalchemy.url": wrong})
+    assert caught.value.sqlstate == "28P01"
+    assert "hush" not in str(caught.value)
+
+
+def test_a_percent_encoded_password_works(tcp_url: str) -> None:
+    assert score.distlock.init({"sqlalchemy.url": tcp_url}).acquire("name")
+
+
+def test_an_error_of_the_server_has_its_sqlstate(conf: Conf) -> None:
+    import random
+
+    name = "".join(chr(random.randrange(0x4E00, 0x9FFF)) for _ in range(5000))
+    with pytest.raises(DatabaseError, match="index row") as caught:
+        conf.acquire(name)
+    assert caught.value.sqlstate == "54000"
+    assert not isinstance(caught.value, DatabaseUnavailable)
