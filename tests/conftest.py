@@ -12,9 +12,8 @@ from typing import Any
 
 import psycopg
 import pytest
-from psycopg import sql
-
 import score.distlock
+from psycopg import sql
 
 from .support.server import PASSWORD, Server
 
@@ -109,6 +108,7 @@ def run(python: str, script: str, *arguments: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -122,6 +122,7 @@ def python(code: str, *arguments: str, **environment: str) -> str:
         capture_output=True,
         text=True,
         timeout=120,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     return result.stdout

@@ -7,10 +7,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from score.init import ConfigurationError
-
 import score.distlock
 from score.distlock import ConfiguredDistlockModule, DatabaseError, DatabaseUnavailable, LockExpired
+from score.init import ConfigurationError
 
 from .server_free import URL, free_port
 
@@ -84,7 +83,9 @@ def test_the_engine_is_an_engine_or_a_url(engine: Any) -> None:
 
 @pytest.mark.parametrize("maxtime", [None, [], b"1m", True])
 def test_maxtime_is_an_interval(maxtime: Any) -> None:
-    with pytest.raises(TypeError, match="maxtime must be a number of seconds, a str or a timedelta"):
+    with pytest.raises(
+        TypeError, match="maxtime must be a number of seconds, a str or a timedelta"
+    ):
         ConfiguredDistlockModule(URL, maxtime)
 
 

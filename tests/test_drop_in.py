@@ -59,9 +59,7 @@ DIFFERENCES = {
     "unknown_key": Difference(
         "returned", "raised", "a misspelt key is an error rather than silently ignored"
     ),
-    "maxtime_as_timedelta": Difference(
-        "raised", "returned", "a timedelta is a time interval too"
-    ),
+    "maxtime_as_timedelta": Difference("raised", "returned", "a timedelta is a time interval too"),
 }
 
 

@@ -128,18 +128,32 @@ _KEYS: dict[str, tuple[str, Callable[[object, str], Any]]] = {
 ENGINE_ONLY = ("echo", "isolation_level")
 
 
+def _refuse_unknown(key: object, confdict: Mapping[Any, Any]) -> None:
+    """Refuses a key that is not ours, unless it may be everybody's."""
+    close = difflib.get_close_matches(str(key), _KEYS, 1)
+    if "here" in confdict and "cwd" in confdict:
+        # This comes from a file. score.init has copied the two, and all that is
+        # in the file's [DEFAULT], into every section: into [distlock], and with
+        # a prefix into [distlock:sqlalchemy]. What looks like ours is ours.
+        prefix, _, last = str(key).rpartition(".")
+        copied = last in confdict and confdict[last] == confdict[key]
+        if copied if prefix else not close:
+            return
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    refuse(f"{key!r} is not a key of this module: {hint}allowed are {', '.join(_KEYS)}")
+
+
 def read(confdict: object) -> dict[str, Any]:
     """The keyword arguments for ``ConfiguredDistlockModule`` from a score configuration."""
     if not isinstance(confdict, Mapping):
         raise TypeError(f"confdict must be a mapping, not {type(confdict).__name__}")
     found: dict[str, Any] = {"maxtime": 60.0}
     for key, value in confdict.items():
-        if key not in _KEYS:
-            close = difflib.get_close_matches(str(key), _KEYS, 1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            refuse(f"{key!r} is not a key of this module: {hint}allowed are {', '.join(_KEYS)}")
-        keyword, parse = _KEYS[key]
-        found[keyword] = parse(value, key)
+        if key in _KEYS:
+            keyword, parse = _KEYS[key]
+            found[keyword] = parse(value, key)
+        else:
+            _refuse_unknown(key, confdict)
     if "engine" not in found:
         refuse(
             "sqlalchemy.url is missing: set it to the URL of a PostgreSQL database, "

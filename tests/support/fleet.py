@@ -1,0 +1,124 @@
+"""One process of a mixed fleet; runs with score.distlock 0.2.5 and with this module.
+
+Usage: fleet.py URL IMPLEMENTATION SEED. Prints JSON: what it did and what it saw.
+
+Every hold is reported to the table `holding`, which an expired entry may leave
+only by the database's clock. Who acquires a lock whose entry still stands has
+become its second holder.
+"""
+
+import collections
+import json
+import os
+import random
+import signal
+import sys
+import time
+
+import psycopg2
+import score.distlock
+
+NAMES = ["a", "b", "c"]
+LEASE = 2.0
+
+
+def main(url, implementation, seed):
+    rng = random.Random(seed)
+    did = collections.Counter()
+    violations = []
+    audit = psycopg2.connect(url)
+    audit.autocommit = True
+    cursor = audit.cursor()
+
+    def query(sql, *parameters):
+        cursor.execute(sql, parameters)
+        return cursor.fetchone() if cursor.description else None
+
+    def clock():
+        return query("SELECT clock_timestamp()")[0]
+
+    def lapsed(since):
+        return query("SELECT clock_timestamp() > %s + %s * interval '1 s'", since, LEASE)[0]
+
+    conf = score.distlock.init({"sqlalchemy.url": url, "maxtime": "%ds" % LEASE})
+
+    def end(name, token):
+        query("DELETE FROM holding WHERE name = %s AND token = %s", name, token)
+        conf.release(name, token)
+
+    # A thread of 0.2.5 has used up its pool after 596 cycles.
+    for _ in range(120):
+        handed = query(
+            "DELETE FROM handed WHERE ctid = (SELECT ctid FROM handed WHERE giver <> %s"
+            " LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING name, token, since",
+            implementation,
+        )
+        if handed:
+            name, token, since = handed
+            before = clock()
+            try:
+                conf.extend(name, token)
+                query(
+                    "UPDATE holding SET since = %s WHERE name = %s AND token = %s",
+                    before,
+                    name,
+                    token,
+                )
+                did["extended a token of the other"] += 1
+                end(name, token)
+                did["released a token of the other"] += 1
+            except score.distlock.LockExpired:
+                if not lapsed(since):
+                    violations.append(["lost before its time", name, token[:8]])
+            continue
+        name = rng.choice(NAMES)
+        before = clock()
+        token = conf.try_acquiring(name)
+        if token is None:
+            did["refused"] += 1
+            time.sleep(rng.random() * 0.02)
+            continue
+        entry = query(
+            "INSERT INTO holding AS old (name, token, since, pid) VALUES (%s, %s, %s, %s)"
+            " ON CONFLICT (name) DO UPDATE SET token = excluded.token, since = excluded.since,"
+            " pid = excluded.pid WHERE old.since + %s * interval '1 s' <= clock_timestamp()"
+            " RETURNING name",
+            name,
+            token,
+            before,
+            os.getpid(),
+            LEASE,
+        )
+        if entry is None and not lapsed(before):
+            other = query(
+                "SELECT token, since, pid, clock_timestamp() FROM holding WHERE name = %s", name
+            )
+            violations.append(["two holders", name, token[:8], repr(before), repr(other)])
+            continue
+        did["acquired"] += 1
+        fate = rng.random()
+        if fate < 0.03:
+            print(json.dumps([did, violations]), flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif fate < 0.35:
+            query("INSERT INTO handed VALUES (%s, %s, %s, %s)", name, token, before, implementation)
+        else:
+            try:
+                if fate < 0.6:
+                    before = clock()
+                    conf.extend(name, token)
+                    query(
+                        "UPDATE holding SET since = %s WHERE name = %s AND token = %s",
+                        before,
+                        name,
+                        token,
+                    )
+                end(name, token)
+            except score.distlock.LockExpired:
+                if not lapsed(before):
+                    violations.append(["lost before its time", name, token[:8]])
+    print(json.dumps([did, violations]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,145 @@
+"""Only the database's clock decides about expiry, and the lease is the holder's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import psycopg
+import pytest
+import score.distlock
+
+from .conftest import python
+
+Conf = score.distlock.ConfiguredDistlockModule
+Db = psycopg.Connection[Any]
+
+ACQUIRE = (
+    "import sys, score.distlock\n"
+    "conf = score.distlock.init({'sqlalchemy.url': sys.argv[1], 'maxtime': sys.argv[2]})\n"
+    "print(conf.try_acquiring('name'))\n"
+)
+
+
+def await_expiry(db: Db, name: str) -> None:
+    """Waits, by the database's clock, until the hold of `name` has expired."""
+    db.execute(
+        "SELECT pg_sleep_until(expires + interval '1 millisecond') FROM _score_distlock"
+        " WHERE name = %s",
+        (name,),
+    )
+
+
+@pytest.mark.parametrize("zone", ["Europe/Vienna", "Pacific/Kiritimati", "America/Los_Angeles"])
+def test_the_hosts_zone_has_no_say(url: str, conf: Conf, zone: str) -> None:
+    """A second holder got into 0.2.5 when its zone was off."""
+    assert conf.acquire("name")
+    assert python(ACQUIRE, url, "1m", TZ=zone) == "None\n"
+
+
+@pytest.mark.parametrize("zone", ["Europe/Vienna", "Pacific/Kiritimati", "America/Los_Angeles"])
+def test_the_holders_zone_has_no_say(url: str, conf: Conf, zone: str) -> None:
+    token = python(ACQUIRE, url, "1m", TZ=zone).strip()
+    assert conf.try_acquiring("name") is None
+    conf.release("name", token)
+    assert conf.acquire("name")
+
+
+def test_naive_timestamps_are_in_the_hosts_zone(url: str, db: Db) -> None:
+    python(ACQUIRE, url, "1m", TZ="Asia/Kolkata")  # no summer time, ever: UTC+5:30
+    difference = db.execute(
+        "SELECT extract(epoch FROM updated - (now() AT TIME ZONE 'Asia/Kolkata'))"
+        "  FROM _score_distlock"
+    ).fetchone()
+    assert difference is not None
+    assert abs(difference[0]) < 60
+
+
+def test_the_clock_of_the_host_has_no_say(url: str, db: Db) -> None:
+    """As if the holder's host were an hour behind, which its naive timestamps show."""
+    conf = score.distlock.init({"sqlalchemy.url": url, "maxtime": "1m"})
+    conf.acquire("name")
+    db.execute(
+        "UPDATE _score_distlock SET acquired = acquired - interval '1 hour',"
+        " updated = updated - interval '1 hour', touched = touched - interval '1 hour'"
+    )
+    assert score.distlock.Lock(conf, "name").try_acquiring() is None
+
+
+def test_an_observer_with_a_smaller_maxtime_cannot_expire_a_hold(url: str, conf: Conf) -> None:
+    token = conf.acquire("name")
+    hasty = score.distlock.init({"sqlalchemy.url": url, "maxtime": 0})
+    assert hasty.try_acquiring("name") is None
+    hasty.vacuum()
+    assert hasty.try_acquiring("name") is None
+    conf.extend("name", token)
+
+
+def test_an_observer_with_a_larger_maxtime_sees_it_expire(brief: Conf, conf: Conf, db: Db) -> None:
+    token = brief.acquire("name")
+    await_expiry(db, "name")
+    assert conf.acquire("name")
+    with pytest.raises(score.distlock.LockExpired):
+        brief.extend("name", token)
+
+
+def test_an_expired_hold_cannot_be_revived(brief: Conf, db: Db) -> None:
+    token = brief.acquire("name")
+    await_expiry(db, "name")
+    for function in (brief.extend, brief.release, brief.transfer):
+        with pytest.raises(score.distlock.LockExpired):
+            function("name", token)
+
+
+def test_extending_moves_the_end(brief: Conf, db: Db) -> None:
+    lock = brief.get("name")
+    lock.acquire()
+    query = "SELECT expires - clock_timestamp() <= interval '300 ms', expires FROM _score_distlock"
+    before = db.execute(query).fetchone()
+    lock.extend()
+    after = db.execute(query).fetchone()
+    assert before and after
+    assert before[0] and after[0]
+    assert after[1] > before[1]
+
+
+def test_of_many_that_race_for_an_expired_hold_one_gets_it(url: str, db: Db) -> None:
+    """Each round the hold expires under several processes that never stop asking."""
+    code = (
+        "import sys, score.distlock\n"
+        "conf = score.distlock.init({'sqlalchemy.url': sys.argv[1], 'maxtime': '100ms'})\n"
+        "won = []\n"
+        "while len(won) < 8:\n"
+        "    token = conf.try_acquiring('name')\n"
+        "    if token: won.append(token)\n"
+        "print(*won)\n"
+    )
+    db.execute(
+        "CREATE TABLE seen"
+        " (fence bigint PRIMARY KEY, name text, since timestamptz, till timestamptz)"
+    )
+    score.distlock.init({"sqlalchemy.url": url})
+    # The server itself writes down every acquisition, at the moment it happens.
+    db.execute("""
+        CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO seen VALUES
+                (NEW.fence, NEW.name, NEW.expires - NEW.lease * interval '1 s', NEW.expires);
+            RETURN NEW;
+        END $$
+    """)
+    db.execute(
+        "CREATE TRIGGER note AFTER INSERT OR UPDATE ON _score_distlock"
+        " FOR EACH ROW EXECUTE FUNCTION note()"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, url], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    tokens = [token for process in processes for token in process.communicate()[0].split()]
+    assert len(set(tokens)) == len(tokens) == 32
+    overlaps = db.execute(
+        "SELECT a.fence, b.fence FROM seen a JOIN seen b ON a.fence < b.fence AND b.since < a.till"
+    ).fetchall()
+    assert overlaps == []
+    assert db.execute("SELECT count(*) FROM seen").fetchone() == (32,)
