@@ -1,0 +1,53 @@
+"""Every Python example in the README and the documentation runs as it is printed."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import score.distlock
+
+from .conftest import PROJECT
+
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.rst"))]
+
+
+def examples(page: Path) -> list[str]:
+    """The Python examples of a page, in order."""
+    text = page.read_text()
+    if page.suffix == ".md":
+        return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    blocks = re.findall(r"^\.\. code-block:: python\n\n((?:    .*\n|\n)+)", text, re.MULTILINE)
+    return [textwrap.dedent(block) for block in blocks]
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if examples(page)], ids=lambda page: str(page.name)
+)
+def test_the_examples_of_a_page_run(
+    page: Path, url: str, conf: score.distlock.ConfiguredDistlockModule
+) -> None:
+    namespace = {"url": url, "conf": conf, "__name__": "example"}
+    for number, example in enumerate(examples(page), 1):
+        exec(compile(example, f"{page.name}, example {number}", "exec"), namespace)
+
+
+def test_there_are_examples() -> None:
+    with_examples = {page.name for page in PAGES if examples(page)}
+    assert {"README.md", "quickstart.rst", "tokens.rst", "timeouts.rst"} <= with_examples
+
+
+def test_the_help_shows_signatures_and_descriptions() -> None:
+    import inspect
+
+    for owner in (score.distlock.Lock, score.distlock.ConfiguredDistlockModule):
+        for name, member in vars(owner).items():
+            if name.startswith("_"):
+                continue
+            assert inspect.getdoc(member), (owner, name)
+            if callable(member):
+                assert inspect.signature(member)
+    assert inspect.getdoc(score.distlock.init)
