@@ -18,9 +18,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import text
+
 import score.distlock
 from overlap import CREATE, Problem, check
-from sqlalchemy import text
 
 NAME = "mylock"
 MAXTIME = "800ms"

@@ -12,8 +12,9 @@ from typing import Any
 
 import psycopg
 import pytest
-import score.distlock
 from psycopg import sql
+
+import score.distlock
 
 from .support.server import PASSWORD, Server
 

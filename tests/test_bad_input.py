@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+
 import score.distlock
 from score.distlock import ConfiguredDistlockModule, DatabaseError, DatabaseUnavailable, LockExpired
 from score.init import ConfigurationError

@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+
 import score.distlock
 
 from .conftest import python

@@ -17,6 +17,7 @@ from typing import Any
 
 import psycopg
 import pytest
+
 import score.distlock
 
 from .conftest import SUPPORT, run

@@ -8,8 +8,9 @@ from typing import Any
 
 import psycopg
 import pytest
-import score.distlock
 from psycopg import sql
+
+import score.distlock
 from score.distlock import DatabaseError
 
 from .conftest import PROJECT, python, run

@@ -16,6 +16,7 @@ import sys
 import time
 
 import psycopg2
+
 import score.distlock
 
 NAMES = ["a", "b", "c"]
