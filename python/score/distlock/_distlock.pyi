@@ -7,4 +7,4 @@ from . import init as init
 
 def _schema(schema: str | None = None, role: str | None = None) -> str: ...
 
-__all__ = ("ConfiguredDistlockModule", "Lock", "__version__", "_schema", "init")
+__all__ = ["ConfiguredDistlockModule", "Lock", "__version__", "_schema", "init"]

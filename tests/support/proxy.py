@@ -1,0 +1,157 @@
+"""A TCP proxy in front of PostgreSQL that cuts, freezes or refuses connections at will.
+
+It understands the framing of the protocol, so a cut hits a chosen message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+from dataclasses import dataclass, field
+from typing import Literal
+
+Side = Literal["request", "answer"]
+How = Literal["before", "half", "after"]
+
+
+@dataclass
+class Cut:
+    """Where to cut: at the message number `index` of a side, counted from now."""
+
+    side: Side
+    index: int
+    how: How
+    done: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def due(self, side: Side) -> bool:
+        """Counts a message; tells whether this is the one."""
+        with self._lock:
+            if side != self.side or self.done.is_set():
+                return False
+            self.index -= 1
+            if self.index >= 0:
+                return False
+            self.done.set()
+            return True
+
+
+class Proxy:
+    """Listens on TCP; forwards to a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.cut: Cut | None = None
+        self.refusing = False
+        self.refuse_after_cut = False
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self.frozen = threading.Event()
+        self._sockets: list[socket.socket] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def arm(self, side: Side, index: int, how: How, refuse_afterwards: bool = False) -> Cut:
+        """Cuts once, at a message that comes from now on."""
+        self.refuse_after_cut = refuse_afterwards
+        self.cut = Cut(side, index, how)
+        return self.cut
+
+    def refuse(self, refusing: bool) -> None:
+        """Closes new connections at once, or no longer."""
+        self.refusing = refusing
+
+    def freeze_answers(self) -> None:
+        """Keeps every answer of the server back until :meth:`thaw`."""
+        self.frozen.clear()
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        """Lets the answers go."""
+        self._flowing.set()
+
+    def close(self) -> None:
+        """Ends everything."""
+        self.thaw()
+        self._listener.close()
+        for one in self._sockets:
+            _close(one)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self.refusing:
+                    _close(client)
+                    continue
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(self.path)
+                self._sockets += [client, server]
+                for side, source, target in (
+                    ("request", client, server),
+                    ("answer", server, client),
+                ):
+                    arguments = (side, source, target, client, server)
+                    threading.Thread(target=self._forward, args=arguments, daemon=True).start()
+
+    def _forward(
+        self,
+        side: Side,
+        source: socket.socket,
+        target: socket.socket,
+        client: socket.socket,
+        server: socket.socket,
+    ) -> None:
+        typed = side == "answer"  # the first request has no type byte
+        with contextlib.suppress(OSError, EOFError):
+            while True:
+                message = _message(source, typed)
+                typed = True
+                if side == "answer" and not self._flowing.is_set():
+                    self.frozen.set()
+                    self._flowing.wait()
+                cut = self.cut
+                if cut is None or not cut.due(side):
+                    target.sendall(message)
+                    continue
+                self.refusing = self.refusing or self.refuse_after_cut
+                if cut.how == "half":
+                    target.sendall(message[: len(message) // 2])
+                elif cut.how == "after":
+                    target.sendall(message)
+                _close(client)
+                if cut.how == "after" and side == "request":
+                    # The server may read what it got, act on it, and answer nobody.
+                    with contextlib.suppress(OSError):
+                        server.shutdown(socket.SHUT_WR)
+                    while server.recv(65536):
+                        pass
+                break
+        _close(client)
+        _close(server)
+
+
+def _message(source: socket.socket, typed: bool) -> bytes:
+    head = _exactly(source, 5 if typed else 4)
+    (length,) = struct.unpack("!I", head[-4:])
+    return head + _exactly(source, length - 4)
+
+
+def _exactly(source: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        more = source.recv(count - len(data))
+        if not more:
+            raise EOFError
+        data += more
+    return data
+
+
+def _close(one: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        one.shutdown(socket.SHUT_RDWR)
+    one.close()

@@ -1,0 +1,229 @@
+"""Whatever message a connection is cut at: one hold that the caller has, or none beyond the lease."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+import score.distlock
+from score.distlock import DatabaseUnavailable, LockExpired
+
+from .support.proxy import How, Proxy, Side
+from .support.server import Server
+
+Db = psycopg.Connection[Any]
+Conf = score.distlock.ConfiguredDistlockModule
+Lock = score.distlock.Lock
+
+MESSAGES: list[tuple[Side, How]] = [
+    (side, how) for side in ("request", "answer") for how in ("before", "half", "after")
+]
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    proxy = Proxy(f"{server.folder}/.s.PGSQL.{server.port}")
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture(scope="module")
+def own_url(server: Server) -> Iterator[str]:
+    """A database on the server that the proxy is in front of."""
+    with psycopg.connect(server.url(), autocommit=True) as admin:
+        admin.execute("CREATE DATABASE lost_answers")
+    yield server.url("lost_answers")
+    with psycopg.connect(server.url(), autocommit=True) as admin:
+        admin.execute("DROP DATABASE lost_answers WITH (FORCE)")
+
+
+@pytest.fixture
+def through(proxy: Proxy, own_url: str) -> Callable[..., Conf]:
+    """Makes configured modules that go through the proxy."""
+    score.distlock.init({"sqlalchemy.url": own_url})
+
+    def configure(pool_timeout: str = "20s") -> Conf:
+        url = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers"
+        return score.distlock.init({"sqlalchemy.url": url, "sqlalchemy.pool_timeout": pool_timeout})
+
+    return configure
+
+
+def warm_up(conf: Conf) -> None:
+    """Has a connection that has prepared everything."""
+    token = conf.acquire("warm-up")
+    conf.extend("warm-up", token)
+    conf.release("warm-up", conf.transfer("warm-up", token))
+
+
+def only_hold(observer: Conf, lock: Lock) -> None:
+    """The caller has the lock, nobody else gets it, and afterwards everybody does."""
+    assert lock.token is not None
+    assert observer.try_acquiring(lock.name) is None
+    lock.release()
+    token = observer.try_acquiring(lock.name)
+    assert token is not None
+    observer.release(lock.name, token)
+
+
+class Operation:
+    """One of the four operations, its preparation, and what must be true afterwards."""
+
+    def prepare(self, lock: Lock) -> None:
+        lock.acquire()
+
+    def run(self, lock: Lock) -> None:
+        raise NotImplementedError
+
+    def verify(self, observer: Conf, lock: Lock) -> None:
+        only_hold(observer, lock)
+
+
+class Acquire(Operation):
+    def prepare(self, lock: Lock) -> None:
+        pass
+
+    def run(self, lock: Lock) -> None:
+        lock.acquire()
+
+
+class Extend(Operation):
+    def run(self, lock: Lock) -> None:
+        lock.extend()
+
+
+class Transfer(Operation):
+    def prepare(self, lock: Lock) -> None:
+        self.old = lock.acquire()
+
+    def run(self, lock: Lock) -> None:
+        self.new = lock.transfer()
+
+    def verify(self, observer: Conf, lock: Lock) -> None:
+        assert lock.token == self.new != self.old
+        with pytest.raises(LockExpired):
+            observer.extend(lock.name, self.old)
+        observer.extend(lock.name, self.new)
+        only_hold(observer, lock)
+
+
+class Release(Operation):
+    def run(self, lock: Lock) -> None:
+        lock.release()
+
+    def verify(self, observer: Conf, lock: Lock) -> None:
+        assert lock.token is None
+        token = observer.try_acquiring(lock.name)
+        assert token is not None
+        observer.release(lock.name, token)
+
+
+OPERATIONS = [Acquire, Extend, Transfer, Release]
+
+
+@pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
+@pytest.mark.parametrize(("side", "how"), MESSAGES)
+@pytest.mark.parametrize("kind", OPERATIONS)
+def test_a_cut_is_mended_within_the_call(
+    kind: type[Operation],
+    side: Side,
+    how: How,
+    warm: bool,
+    through: Callable[..., Conf],
+    proxy: Proxy,
+    own_url: str,
+) -> None:
+    observer = score.distlock.init({"sqlalchemy.url": own_url})
+    conf = through()
+    for index in itertools.count():
+        if not warm:
+            conf = through()
+        operation = kind()
+        lock = conf.get(f"{kind.__name__} {side} {how} {index}")
+        if warm:
+            warm_up(conf)
+        operation.prepare(lock)
+        cut = proxy.arm(side, index, how)
+        operation.run(lock)
+        proxy.cut = None
+        operation.verify(observer, lock)
+        if not cut.done.is_set():
+            assert index > 1, "at least a few messages were cut"
+            break
+
+
+@pytest.mark.parametrize(("side", "how"), MESSAGES)
+@pytest.mark.parametrize("kind", OPERATIONS)
+def test_a_cut_from_everybody_is_mended_by_the_next_call(
+    kind: type[Operation],
+    side: Side,
+    how: How,
+    through: Callable[..., Conf],
+    proxy: Proxy,
+    own_url: str,
+) -> None:
+    """The server stays away: the call fails, and the same call later goes on where it stopped."""
+    observer = score.distlock.init({"sqlalchemy.url": own_url})
+    conf = through("500ms")
+    for index in itertools.count():
+        operation = kind()
+        lock = conf.get(f"{kind.__name__} {side} {how} {index}")
+        warm_up(conf)
+        operation.prepare(lock)
+        cut = proxy.arm(side, index, how, refuse_afterwards=True)
+        try:
+            operation.run(lock)
+        except DatabaseUnavailable:
+            assert cut.done.is_set()
+            proxy.refuse(False)
+            operation.run(lock)
+        proxy.cut = None
+        proxy.refuse(False)
+        operation.verify(observer, lock)
+        if not cut.done.is_set():
+            assert index > 1
+            break
+
+
+def test_the_retry_of_a_given_up_acquire_is_not_refused_by_itself(
+    through: Callable[..., Conf], proxy: Proxy, own_url: str
+) -> None:
+    """Without a Lock object to remember it, and from another thread's point of view."""
+    conf = through("500ms")
+    warm_up(conf)
+    proxy.freeze_answers()
+    with pytest.raises(DatabaseUnavailable, match="did not answer within"):
+        conf.acquire("frozen")
+    assert proxy.frozen.is_set()
+    proxy.thaw()
+    token = conf.acquire("frozen")
+    observer = score.distlock.init({"sqlalchemy.url": own_url})
+    assert observer.try_acquiring("frozen") is None
+    observer.release("frozen", token)
+
+
+def test_a_lost_transfer_does_not_lose_the_hold(
+    through: Callable[..., Conf], proxy: Proxy, own_url: str
+) -> None:
+    conf = through("500ms")
+    warm_up(conf)
+    lock = conf.get("transferred")
+    lock.acquire()
+    proxy.freeze_answers()
+    with pytest.raises(DatabaseUnavailable):
+        lock.transfer()
+    proxy.thaw()
+    lock.extend()  # with the token that the database has, whichever that is
+    only_hold(score.distlock.init({"sqlalchemy.url": own_url}), lock)
+
+
+def test_a_token_released_twice_is_lost_the_second_time(conf: Conf) -> None:
+    """Only a release whose answer was lost may be repeated."""
+    token = conf.acquire("twice")
+    conf.release("twice", token)
+    with pytest.raises(LockExpired):
+        conf.release("twice", token)
