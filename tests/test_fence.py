@@ -1,0 +1,172 @@
+"""Every acquisition of a name has a larger number than all before, in the order of the database."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import psycopg
+import pytest
+
+import score.distlock
+
+from .conftest import SUPPORT, python
+from .test_clock import await_expiry
+
+Conf = score.distlock.ConfiguredDistlockModule
+Db = psycopg.Connection[Any]
+
+
+def log_acquisitions(db: Db) -> None:
+    """Lets the server itself write down, in order, which numbers get into the table."""
+    db.execute("CREATE TABLE taken (place bigserial PRIMARY KEY, name text, fence bigint)")
+    db.execute("""
+        CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO taken (name, fence) VALUES (NEW.name, NEW.fence);
+            RETURN NEW;
+        END $$
+    """)
+    db.execute(
+        "CREATE TRIGGER note AFTER INSERT OR UPDATE OF token ON _score_distlock"
+        " FOR EACH ROW EXECUTE FUNCTION note()"
+    )
+
+
+def not_increasing(db: Db) -> list[Any]:
+    """The acquisitions whose number is not larger than the one before of the same name."""
+    return db.execute("""
+        SELECT * FROM (
+            SELECT name, fence, lag(fence) OVER (PARTITION BY name ORDER BY place) AS before
+              FROM taken
+        ) AS steps WHERE fence <= before
+    """).fetchall()
+
+
+def test_numbers_increase_whatever_happens(url: str, db: Db) -> None:
+    """Many processes, tiny leases, takeovers, kills; and rows that somebody deletes."""
+    score.distlock.init({"sqlalchemy.url": url})
+    log_acquisitions(db)
+    stop = threading.Event()
+
+    def delete_like_0_2_5() -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            while not stop.is_set():
+                connection.execute(
+                    "DELETE FROM _score_distlock WHERE expires < clock_timestamp()"
+                    " AND pg_sleep(0.001) IS NOT NULL"
+                )
+
+    deleting = threading.Thread(target=delete_like_0_2_5)
+    deleting.start()
+    processes = [
+        subprocess.Popen([sys.executable, str(SUPPORT / "fencer.py"), url, str(seed)])
+        for seed in range(6)
+    ]
+    codes = {process.wait() for process in processes}
+    stop.set()
+    deleting.join()
+    assert codes <= {0, -9}
+    assert not_increasing(db) == []
+    row = db.execute("SELECT count(*), count(DISTINCT name) FROM taken").fetchone()
+    assert row is not None
+    assert row[0] > 100
+    assert row[1] == 3
+
+
+def test_the_check_catches_a_number_drawn_before_the_conflict_check(url: str, db: Db) -> None:
+    """The mistake itself: a plain upsert, asleep between its number and its row."""
+    score.distlock.init({"sqlalchemy.url": url})
+    log_acquisitions(db)
+    upsert = """
+        INSERT INTO _score_distlock (name, acquired, updated, token, fence)
+        SELECT 'a', now(), now(), 'x', number
+          FROM (SELECT nextval('_score_distlock_fence_seq') AS number OFFSET 0) AS drawn
+         WHERE pg_advisory_lock(hashtext('asleep')) IS NOT NULL
+            ON CONFLICT (name) DO UPDATE SET token = 'x', fence = excluded.fence
+    """
+    fast = upsert.replace("WHERE pg_advisory_lock(hashtext('asleep')) IS NOT NULL", "")
+    db.execute("SELECT pg_advisory_lock(hashtext('asleep'))")
+    drawn = "SELECT last_value, is_called FROM _score_distlock_fence_seq"
+    before = db.execute(drawn).fetchone()
+
+    def slow() -> None:
+        with psycopg.connect(url, autocommit=True) as sleeper:
+            sleeper.execute(upsert)
+
+    thread = threading.Thread(target=slow)
+    thread.start()
+    while db.execute(drawn).fetchone() == before:
+        pass
+    db.execute(fast)
+    db.execute("SELECT pg_advisory_unlock(hashtext('asleep'))")
+    thread.join()
+    assert len(not_increasing(db)) == 1
+
+
+def test_our_number_is_drawn_when_nobody_else_can_get_in(url: str, conf: Conf, db: Db) -> None:
+    """An acquirer is stopped right after drawing; others are refused until it is done."""
+    db.execute("""
+        CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            PERFORM pg_advisory_xact_lock(hashtext('stopped'));
+            RETURN NEW;
+        END $$
+    """)
+    db.execute(
+        "CREATE TRIGGER stop BEFORE INSERT ON _score_distlock"
+        " FOR EACH ROW WHEN (NEW.holder LIKE '%:%') EXECUTE FUNCTION stop()"
+    )
+    db.execute("SELECT pg_advisory_lock(hashtext('stopped'))")
+    answers: list[Any] = []
+    lock = conf.get("name")
+    slow = threading.Thread(target=lambda: answers.append(conf.acquire("name")))
+    slow.start()
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    while db.execute(waiting).fetchone() == (0,):
+        pass
+    other = score.distlock.init({"sqlalchemy.url": url})
+    assert other.try_acquiring("name") is None
+    db.execute("SELECT pg_advisory_unlock(hashtext('stopped'))")
+    slow.join()
+    assert len(answers) == 1
+    assert other.try_acquiring("name") is None
+    assert lock.token == answers[0]
+
+
+def test_the_number_is_in_the_row_and_survives_extend_and_transfer(conf: Conf, db: Db) -> None:
+    with conf.get("name") as lock:
+        fence = lock.fence
+        lock.extend()
+        lock.transfer()
+        assert lock.fence == fence
+        assert db.execute("SELECT fence FROM _score_distlock").fetchone() == (fence,)
+
+
+def test_a_process_that_was_handed_the_token_reads_the_number(conf: Conf, url: str) -> None:
+    lock = conf.get("name")
+    token = lock.acquire()
+    code = (
+        "import sys, score.distlock\n"
+        "conf = score.distlock.init({'sqlalchemy.url': sys.argv[1]})\n"
+        "lock = conf.get('name')\n"
+        "assert lock.fence is None\n"
+        "lock.extend(sys.argv[2])\n"
+        "print(lock.fence)\n"
+    )
+    assert python(code, url, token) == f"{lock.fence}\n"
+
+
+@pytest.mark.parametrize("release", [True, False], ids=["released", "expired"])
+def test_it_grows_with_every_acquisition(brief: Conf, db: Db, release: bool) -> None:
+    fences = []
+    for _ in range(5):
+        lock = score.distlock.Lock(brief, "name")
+        lock.acquire()
+        assert lock.fence is not None
+        fences.append(lock.fence)
+        if release:
+            lock.release()
+        else:
+            await_expiry(db, "name")
+    assert fences == sorted(set(fences))
