@@ -1,4 +1,4 @@
-"""Whatever message a connection is cut at: one hold that the caller has, or none beyond the lease."""
+"""Wherever a connection is cut: one hold that the caller has, or none beyond the lease."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
@@ -90,14 +89,15 @@ def test_a_lock_per_thread_at_the_same_time(conf: Conf) -> None:
 def test_two_tasks_of_one_thread(conf: Conf) -> None:
     lock = conf.get("name")
 
-    async def main() -> list[Any]:
+    async def main() -> tuple[str | None, str | None]:
         holding, finished = asyncio.Event(), asyncio.Event()
 
         async def first() -> str | None:
             with lock:
                 holding.set()
                 await finished.wait()
-                return lock.acquire() and lock.release()
+                with lock:
+                    return "first again"
 
         async def second() -> str | None:
             await holding.wait()
@@ -106,9 +106,10 @@ def test_two_tasks_of_one_thread(conf: Conf) -> None:
             finally:
                 finished.set()
 
-        return await asyncio.gather(first(), second())
+        one, two = await asyncio.gather(first(), second())
+        return one, two
 
-    assert asyncio.run(main()) == [None, None]
+    assert asyncio.run(main()) == ("first again", None)
     assert lock.token is None
 
 
@@ -125,7 +126,7 @@ def test_a_task_is_not_its_thread(conf: Conf) -> None:
 def test_two_greenlets_of_one_thread(conf: Conf) -> None:
     greenlet = pytest.importorskip("greenlet")
     lock = conf.get("name")
-    seen = []
+    seen: list[str | None] = []
 
     def first() -> None:
         with lock:

@@ -1,4 +1,4 @@
-"""Acquires a few names over and over with tiny leases; sometimes dies. Usage: fencer.py URL SEED."""
+"""Acquires a few names over and over with tiny leases, may die. Usage: fencer.py URL SEED."""
 
 import os
 import random

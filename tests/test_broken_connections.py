@@ -1,0 +1,209 @@
+"""Connections break, servers restart: the next call works or says what is wrong."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import psycopg
+import pytest
+
+import score.distlock
+from score.distlock import DatabaseUnavailable
+
+from .support.server import Server
+
+Conf = score.distlock.ConfiguredDistlockModule
+Db = psycopg.Connection[Any]
+
+
+@pytest.fixture(scope="module")
+def restarted() -> Iterator[Server]:
+    """A server that the tests stop and start."""
+    server = Server()
+    yield server
+    server.destroy()
+
+
+@pytest.fixture
+def patient(restarted: Server) -> Conf:
+    return score.distlock.init(
+        {"sqlalchemy.url": restarted.url(), "sqlalchemy.pool_timeout": "60s", "maxtime": "5m"}
+    )
+
+
+def fill_pool(conf: Conf) -> None:
+    """Opens as many connections as stay open."""
+    barrier = threading.Barrier(5)
+
+    def work(number: int) -> None:
+        barrier.wait()
+        for _ in range(20):
+            with conf.get(f"fill {number}"):
+                pass
+
+    with ThreadPoolExecutor(5) as pool:
+        list(pool.map(work, range(5)))
+
+
+def test_the_server_throws_everybody_out(conf: Conf, db: Db) -> None:
+    fill_pool(conf)
+    kick = """
+        SELECT count(pg_terminate_backend(pid, 10000)) FROM pg_stat_activity
+         WHERE application_name = 'score.distlock' AND datname = current_database()
+    """
+    for number in range(3):
+        kicked = db.execute(kick).fetchone()
+        assert kicked is not None
+        assert kicked[0] > 0
+        with conf.get(f"after {number}") as lock:
+            db.execute(kick)
+            lock.extend()
+            db.execute(kick)
+            lock.transfer()
+            db.execute(kick)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_holds_survive_a_restart(patient: Conf, restarted: Server, mode: str) -> None:
+    lock = patient.get(f"held over {mode}")
+    lock.acquire()
+    fill_pool(patient)
+    restarted.stop(mode)
+    restarted.start()
+    other = score.distlock.init({"sqlalchemy.url": restarted.url()})
+    assert other.try_acquiring(lock.name) is None
+    lock.extend()
+    lock.release()
+    assert other.acquire(lock.name)
+
+
+def test_a_fence_goes_on_after_a_crash(patient: Conf, restarted: Server) -> None:
+    lock = patient.get("crashing")
+    fences = []
+    for _ in range(3):
+        lock.acquire()
+        assert lock.fence is not None
+        fences.append(lock.fence)
+        lock.release()
+        # A crash may forget the release, which was not waited for.
+        restarted.stop("immediate")
+        restarted.start()
+        with psycopg.connect(restarted.url(), autocommit=True) as db:
+            db.execute("UPDATE _score_distlock SET expires = now() WHERE name = 'crashing'")
+    assert fences == sorted(set(fences))
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(patient: Conf, restarted: Server) -> None:
+    lock = patient.get("away")
+    lock.acquire()
+    restarted.stop()
+    failed = threading.Event()
+    hasty = score.distlock.ConfiguredDistlockModule(restarted.url(), 1, pool_timeout="300ms")
+
+    def come_back() -> None:
+        failed.wait()
+        restarted.start()
+
+    thread = threading.Thread(target=come_back)
+    thread.start()
+    try:
+        with pytest.raises(DatabaseUnavailable, match="cannot reach"):
+            hasty.acquire("other")
+    finally:
+        failed.set()
+    lock.extend()
+    lock.release()
+    thread.join()
+
+
+def test_a_known_server_that_stays_away_is_given_up(restarted: Server) -> None:
+    conf = score.distlock.init(
+        {"sqlalchemy.url": restarted.url(), "sqlalchemy.pool_timeout": "500ms"}
+    )
+    lock = conf.get("given up")
+    restarted.stop()
+    try:
+        with pytest.raises(DatabaseUnavailable, match="cannot reach"):
+            lock.acquire()
+    finally:
+        restarted.start()
+    assert lock.acquire()
+
+
+@pytest.fixture
+def black_hole() -> Iterator[int]:
+    """The port of a server that accepts connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0), backlog=50) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_a_server_that_never_answers_is_given_up(black_hole: int) -> None:
+    url = f"postgresql://user:hush@127.0.0.1:{black_hole}/db"
+    with pytest.raises(DatabaseUnavailable, match=r"did not answer within 0\.3 s") as caught:
+        score.distlock.init({"sqlalchemy.url": url, "sqlalchemy.pool_timeout": "300ms"})
+    assert "hush" not in str(caught.value)
+
+
+def test_the_next_of_several_hosts_is_tried(server: Server, url: str, black_hole: int) -> None:
+    database = url.partition("?")[0].rpartition("/")[2]
+    both = f"postgresql://postgres@/{database}?host=127.0.0.1,{server.folder}"
+    conf = score.distlock.init(
+        {"sqlalchemy.url": f"{both}&port={black_hole},{server.port}&connect_timeout=1"}
+    )
+    assert conf.acquire("name")
+
+
+def test_an_exhausted_pool_says_so(url: str, db: Db) -> None:
+    conf = score.distlock.ConfiguredDistlockModule(
+        url, "1m", pool_size=1, max_overflow=0, pool_timeout="400ms"
+    )
+    conf.acquire("name")
+    with ThreadPoolExecutor(1) as pool:
+        with db.transaction():
+            db.execute("LOCK TABLE _score_distlock IN ACCESS EXCLUSIVE MODE")
+            blocked = pool.submit(score.distlock.Lock(conf, "name").try_acquiring)
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            while db.execute(waiting).fetchone() == (0,):
+                pass
+            with pytest.raises(DatabaseUnavailable, match="all 1 connections of the pool"):
+                conf.try_acquiring("other")
+        assert isinstance(blocked.exception(), (DatabaseUnavailable, type(None)))
+
+
+def test_connections_beyond_pool_size_are_closed_again(url: str, db: Db) -> None:
+    conf = score.distlock.ConfiguredDistlockModule(url, "1m", pool_size=2, max_overflow=-1)
+    fill_pool(conf)
+    count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'score.distlock'"
+    while db.execute(count).fetchone() != (2,):
+        pass
+
+
+def test_connections_are_recycled(url: str) -> None:
+    conf = score.distlock.ConfiguredDistlockModule(url, "1m", pool_recycle=0, pool_pre_ping=True)
+    for _ in range(3):
+        with conf.get("name"):
+            pass
+
+
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_a_stricter_default_isolation_does_no_harm(url: str, db: Db, level: str) -> None:
+    name = db.info.dbname
+    db.execute(f"ALTER DATABASE {name} SET default_transaction_isolation TO '{level}'".encode())
+    conf = score.distlock.init({"sqlalchemy.url": url})
+    inside: list[int] = []
+
+    def work(number: int) -> None:
+        lock = conf.get("contended")
+        for _ in range(30):
+            if lock.try_acquiring() is not None:
+                inside.append(number)
+                assert inside == [number]
+                inside.remove(number)
+                lock.release()
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
