@@ -29,17 +29,20 @@ conf = score.distlock.ConfiguredDistlockModule(sys.argv[1], '1m', pool_timeout='
 counted = 0
 def count():
     global counted
+    entered.wait()
     while not stop.is_set():
         counted += 1
-        if counted == 1000: print('others run', flush=True)
-stop = threading.Event()
+        if counted == 100_000: print('others run', flush=True)
+entered, stop = threading.Event(), threading.Event()
 thread = threading.Thread(target=count)
 thread.start()
 try:
+    entered.set()
     conf.acquire('name')
 except KeyboardInterrupt:
     print('interrupted', flush=True)
-stop.set()
+finally:
+    stop.set()
 thread.join()
 """
 

@@ -24,11 +24,15 @@ pub fn connect(url: &Url, patience: Patience) -> Result<Connection, Failure> {
         match connect_to(url, endpoint, limited) {
             Ok(connection) => return Ok(connection),
             Err(Failure::Broken(reason)) => reasons.push(format!("{endpoint}: {reason}")),
+            // The only one: the whole time is over, which has words of its own.
+            Err(Failure::TooSlow) if url.endpoints.len() == 1 && patience.over() => {
+                return Err(Failure::TooSlow);
+            }
             Err(Failure::TooSlow) => reasons.push(format!("{endpoint}: no answer in time")),
             Err(failure) => return Err(failure),
         }
         if patience.over() {
-            return Err(Failure::TooSlow);
+            break;
         }
     }
     Err(Failure::Broken(reasons.join("; ")))

@@ -149,6 +149,7 @@ impl Store {
             self.ensure_schema(patience)?;
         }
         let mut repeated = false;
+        let mut last = None;
         let mut pause = Duration::from_millis(5);
         loop {
             let mut taken = false;
@@ -187,9 +188,15 @@ impl Store {
                 Failure::Broken(_) if !taken && !self.pool.was_reached() => {
                     return result(Err(failure), &self.pool);
                 }
-                Failure::Broken(ref reason) if !patience.over() => {
+                Failure::Broken(reason) if !patience.over() => {
                     log::debug!("repeating on a fresh connection: {reason}");
                     repeated |= taken;
+                    last = Some(reason);
+                }
+                // The time ended between two attempts: tell how they failed.
+                Failure::TooSlow if !taken && last.is_some() => {
+                    let reason = last.unwrap_or_default();
+                    return result(Err(Failure::Broken(reason)), &self.pool);
                 }
                 failure => return result(Err(failure), &self.pool),
             }

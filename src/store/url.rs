@@ -100,14 +100,9 @@ impl Url {
                     )));
                 }
                 ("keepalives_count", _) => kept.push(format!("keepalives_retries={value}")),
-                _ if OPTIONS.contains(&key) => {
-                    match key {
-                        "host" => given.hosts = Some(value.split(',').count()),
-                        "port" => given.ports = Some(value.split(',').count()),
-                        _ => {}
-                    }
-                    kept.push(option.to_owned());
-                }
+                ("host", _) => given.hosts.extend(split(value).map_err(&fail)?),
+                ("port", _) => given.ports.extend(split(value).map_err(&fail)?),
+                _ if OPTIONS.contains(&key) => kept.push(option.to_owned()),
                 _ => {
                     return Err(fail(format!(
                         "has the unknown option {key:?}; allowed are {}",
@@ -124,8 +119,8 @@ impl Url {
                 super::connection::message(&error)
             ))
         })?;
-        complete(&mut config).map_err(&fail)?;
-        let endpoints = endpoints(&config, given).map_err(&fail)?;
+        complete(&mut config, given.hosts.is_empty(), given.ports.is_empty()).map_err(&fail)?;
+        let endpoints = endpoints(&config, &given).map_err(&fail)?;
         Ok(Url {
             config,
             endpoints,
@@ -157,8 +152,9 @@ fn redact(text: &str) -> String {
     shown
 }
 
-/// Fills in what libpq would take from the environment and its defaults.
-fn complete(config: &mut Config) -> std::result::Result<(), String> {
+/// Fills in what libpq would take from the environment and its defaults; hosts
+/// and ports only if the options after `?` give none.
+fn complete(config: &mut Config, hosts: bool, ports: bool) -> std::result::Result<(), String> {
     let variable = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
     config.ssl_mode(SslMode::Disable);
     if config.get_user().is_none() {
@@ -199,7 +195,7 @@ fn complete(config: &mut Config) -> std::result::Result<(), String> {
             }
         }
     }
-    if config.get_hosts().is_empty() {
+    if hosts && config.get_hosts().is_empty() {
         match variable("PGHOST") {
             Some(hosts) => {
                 for host in hosts.split(',') {
@@ -218,7 +214,7 @@ fn complete(config: &mut Config) -> std::result::Result<(), String> {
             }
         }
     }
-    if config.get_ports().is_empty() {
+    if ports && config.get_ports().is_empty() {
         if let Some(ports) = variable("PGPORT") {
             for port in ports.split(',') {
                 config.port(
@@ -231,20 +227,52 @@ fn complete(config: &mut Config) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// How many hosts and ports the options after `?` give. As with libpq they
-/// replace those before it; the parser appends them.
-#[derive(Clone, Copy, Default)]
+/// The hosts and ports that the options after `?` give. As with libpq they
+/// replace those before it.
+#[derive(Default)]
 struct Given {
-    hosts: Option<usize>,
-    ports: Option<usize>,
+    hosts: Vec<String>,
+    ports: Vec<String>,
 }
 
-fn endpoints(config: &Config, given: Given) -> std::result::Result<Vec<Endpoint>, String> {
-    fn last<T>(all: &[T], count: Option<usize>) -> &[T] {
-        &all[all.len().saturating_sub(count.unwrap_or(all.len()))..]
+/// A list with commas, percent-encoded.
+fn split(value: &str) -> std::result::Result<Vec<String>, String> {
+    let decoded = percent_encoding::percent_decode_str(value)
+        .decode_utf8()
+        .map_err(|_| "is not UTF-8".to_owned())?;
+    Ok(decoded.split(',').map(str::to_owned).collect())
+}
+
+fn endpoints(config: &Config, given: &Given) -> std::result::Result<Vec<Endpoint>, String> {
+    let mut hosts = config.get_hosts().to_vec();
+    let mut ports: Vec<u16> = config.get_ports().to_vec();
+    if !given.hosts.is_empty() {
+        (hosts, ports) = (Vec::new(), Vec::new());
+        for host in &given.hosts {
+            // SQLAlchemy's way: host=name:port, several times.
+            match host
+                .rsplit_once(':')
+                .map(|(name, port)| (name, port.parse()))
+            {
+                Some((name, Ok(port))) if !name.contains(':') && !name.starts_with('/') => {
+                    hosts.push(Host::Tcp(name.to_owned()));
+                    ports.push(port);
+                }
+                _ if host.starts_with('/') => hosts.push(Host::Unix(host.into())),
+                _ => hosts.push(Host::Tcp(host.clone())),
+            }
+        }
     }
-    let hosts = last(config.get_hosts(), given.hosts);
-    let ports = last(config.get_ports(), given.ports);
+    if !given.ports.is_empty() {
+        ports = given
+            .ports
+            .iter()
+            .map(|port| {
+                port.parse()
+                    .map_err(|_| format!("has the port {port:?}, which is none"))
+            })
+            .collect::<std::result::Result<_, _>>()?;
+    }
     if ports.len() > 1 && ports.len() != hosts.len() {
         return Err(format!(
             "has {} hosts but {} ports",
@@ -299,6 +327,13 @@ mod tests {
             [Endpoint::Unix("/run/pg/.s.PGSQL.5432".into())]
         );
         let url = Url::parse("postgres://u@one:1,two:2/d").unwrap();
+        assert_eq!(url.endpoints, [tcp("one", 1), tcp("two", 2)]);
+        let url = Url::parse("postgres://u@/d?host=one,%2Frun&port=1,2").unwrap();
+        assert_eq!(
+            url.endpoints,
+            [tcp("one", 1), Endpoint::Unix("/run/.s.PGSQL.2".into())]
+        );
+        let url = Url::parse("postgres://u@/d?host=one:1&host=two:2").unwrap();
         assert_eq!(url.endpoints, [tcp("one", 1), tcp("two", 2)]);
         let url = Url::parse("postgres://u@one:1/d?port=3").unwrap();
         assert_eq!(url.endpoints, [tcp("one", 3)]);
