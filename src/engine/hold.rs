@@ -230,3 +230,194 @@ impl Holds {
         self.0.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+    use std::time::Duration;
+
+    /// What an owner may do, and what the database answers.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Acquire {
+            owner: u64,
+            block: bool,
+            works: bool,
+        },
+        Release {
+            owner: u64,
+            with_token_of: Option<u64>,
+            block: bool,
+            works: bool,
+        },
+        Extend {
+            owner: u64,
+            works: bool,
+        },
+        Transfer {
+            owner: u64,
+        },
+        Pass {
+            millis: u64,
+        },
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let owner = 0..3u64;
+        let step = prop_oneof![
+            4 => (owner.clone(), any::<bool>(), prop::bool::weighted(0.8))
+                .prop_map(|(owner, block, works)| Step::Acquire { owner, block, works }),
+            4 => (owner.clone(), prop::option::weighted(0.3, owner.clone()), any::<bool>(),
+                  prop::bool::weighted(0.8))
+                .prop_map(|(owner, with_token_of, block, works)| Step::Release {
+                    owner, with_token_of, block, works
+                }),
+            1 => (owner.clone(), any::<bool>())
+                .prop_map(|(owner, works)| Step::Extend { owner, works }),
+            1 => owner.prop_map(|owner| Step::Transfer { owner }),
+            1 => (0..1500u64).prop_map(|millis| Step::Pass { millis }),
+        ];
+        prop::collection::vec(step, 1..60)
+    }
+
+    /// The model: a plain count for each owner, and what we know of its hold.
+    #[derive(Clone, Debug)]
+    struct Model {
+        token: Token,
+        count: u32,
+        until: Instant,
+        lost: bool,
+        told: bool,
+    }
+
+    fn owner(number: u64) -> Owner {
+        Owner::current(Some(number), None)
+    }
+
+    proptest! {
+        #[test]
+        fn holds_follow_the_model(steps in steps(), reentrant: bool) {
+            let mut holds = Holds::default();
+            let mut model: HashMap<u64, Model> = HashMap::new();
+            let mut newest: Vec<u64> = Vec::new();
+            let mut now = Instant::now();
+            let lease = Duration::from_secs(1);
+            for step in steps {
+                match step {
+                    Step::Pass { millis } => now += Duration::from_millis(millis),
+                    Step::Acquire { owner: who, block, works } => {
+                        let deadline = Deadline::new(now, 1.0);
+                        match holds.entry(owner(who), reentrant) {
+                            Entry::Fresh => {
+                                // Never while a hold of one's own may be alive.
+                                if reentrant {
+                                    prop_assert!(model.get(&who).is_none_or(|own| own.told));
+                                }
+                                if works {
+                                    let token = Token::random();
+                                    holds.entered(owner(who), token.clone(), Some(1), deadline, block);
+                                    newest.retain(|other| *other != who);
+                                    newest.push(who);
+                                    let until = now + lease;
+                                    model.insert(who, Model { token, count: 1, until, lost: false, told: false });
+                                }
+                            }
+                            Entry::Again(token) => {
+                                prop_assert!(reentrant);
+                                let own = model.get_mut(&who).unwrap();
+                                prop_assert_eq!(&token, &own.token);
+                                if works && !own.lost {
+                                    prop_assert!(holds.entered_again(&token, deadline, block));
+                                    own.count += 1;
+                                    own.until = now + lease;
+                                } else {
+                                    holds.told(&token);
+                                    own.lost = true;
+                                    own.told = true;
+                                }
+                            }
+                        }
+                    }
+                    Step::Release { owner: who, with_token_of, block, works } => {
+                        let given = with_token_of.and_then(|other| model.get(&other)).map(|own| own.token.clone());
+                        let holder = match (&given, with_token_of) {
+                            (Some(_), Some(other)) => Some(other),
+                            _ if model.contains_key(&who) => Some(who),
+                            _ => newest.last().copied(),
+                        };
+                        let ending = holds.ending(owner(who), given.as_ref(), block, now);
+                        let Some(holder) = holder else {
+                            prop_assert_eq!(ending, Ending::Nothing);
+                            continue;
+                        };
+                        let own = model.get_mut(&holder).unwrap();
+                        match ending {
+                            Ending::Nothing => prop_assert!(false, "there is a hold"),
+                            Ending::Inner => {
+                                prop_assert!(holder == who && own.count > 1);
+                                prop_assert!(!own.lost && now < own.until);
+                                own.count -= 1;
+                            }
+                            Ending::Confirm(token) => {
+                                prop_assert!(holder == who && own.count > 1);
+                                prop_assert!(own.lost || now >= own.until);
+                                holds.left(&token, block);
+                                own.count -= 1;
+                            }
+                            Ending::Release(token) => {
+                                prop_assert_eq!(&token, &own.token);
+                                prop_assert!(holder != who || own.count == 1);
+                                // A call that failed changes nothing and can be repeated.
+                                if works {
+                                    holds.ended(&token);
+                                    model.remove(&holder);
+                                    newest.retain(|other| *other != holder);
+                                }
+                            }
+                        }
+                    }
+                    Step::Extend { owner: who, works } => {
+                        if let Some(own) = model.get_mut(&who) {
+                            if works {
+                                holds.extended(&own.token, Deadline::new(now, 1.0));
+                                own.until = now + lease;
+                            } else {
+                                holds.lost(&own.token);
+                                own.lost = true;
+                            }
+                        }
+                    }
+                    Step::Transfer { owner: who } => {
+                        if let Some(own) = model.get_mut(&who) {
+                            let new = Token::random();
+                            holds.transferred(&own.token, new.clone());
+                            own.token = new;
+                        }
+                    }
+                }
+                for who in 0..3 {
+                    let expected = model.get(&who).or_else(|| newest.last().map(|last| &model[last]));
+                    let seen = holds.of(owner(who));
+                    prop_assert_eq!(seen.map(|hold| &hold.token), expected.map(|own| &own.token));
+                    prop_assert_eq!(
+                        seen.map(|hold| hold.expired(now)),
+                        expected.map(|own| own.lost || now >= own.until)
+                    );
+                }
+                prop_assert_eq!(holds.is_empty(), model.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn owners_that_never_release_are_forgotten_in_the_end() {
+        let mut holds = Holds::default();
+        let deadline = Deadline::new(Instant::now(), 1.0);
+        for number in 0..Holds::MANY as u64 + 5 {
+            holds.entered(owner(number), Token::random(), None, deadline, false);
+        }
+        assert_eq!(holds.0.len(), Holds::MANY);
+    }
+}
