@@ -152,15 +152,16 @@ impl Store {
         let mut last = None;
         let mut pause = Duration::from_millis(5);
         loop {
+            let prepare = !self.pooler.load(Relaxed);
             let mut taken = false;
             let mut sent = Instant::now();
             let outcome = self.pool.take(patience).and_then(|mut connection| {
                 taken = true;
                 sent = Instant::now();
-                if self.pooler.load(Relaxed) {
-                    connection.query_unprepared(statement, parameters, patience)
-                } else {
+                if prepare {
                     connection.query(statement, parameters, patience)
+                } else {
+                    connection.query_unprepared(statement, parameters, patience)
                 }
             });
             let failure = match outcome {
@@ -175,9 +176,12 @@ impl Store {
             };
             match failure {
                 Failure::Refused(error) => match sqlstate(&error) {
-                    // Invalid or duplicate prepared statement, or one with
-                    // other parameters: PgBouncer in transaction mode.
-                    "26000" | "42P05" | "08P01" if !self.pooler.swap(true, Relaxed) => {}
+                    // Missing or duplicate prepared statement, or somebody
+                    // else's with other parameters: PgBouncer in transaction
+                    // mode. The statement was not executed.
+                    "26000" | "42P05" | "08P01" | "22P03" if prepare => {
+                        self.pooler.store(true, Relaxed);
+                    }
                     // Serialization failure, deadlock: only where the database's
                     // default isolation is stricter than ours needs to be.
                     "40001" | "40P01" if !patience.over() => {}

@@ -77,7 +77,10 @@ class Guard:
         lost: Callable[[str], None],
     ) -> None:
         usable = hasattr(connection, "cursor") or hasattr(connection, "execute")
-        if not usable or inspect.iscoroutinefunction(getattr(connection, "commit", None)):
+        if not usable or any(
+            inspect.iscoroutinefunction(getattr(connection, method, None))
+            for method in ("commit", "execute")
+        ):
             raise TypeError(
                 "connection must be one of psycopg 2, psycopg 3, Django, or SQLAlchemy "
                 f"(Connection or Session), and not asynchronous; this is a "
