@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import subprocess
@@ -42,9 +43,9 @@ def admin_url(request: pytest.FixtureRequest) -> str:
 _numbers = itertools.count()
 
 
-@pytest.fixture
-def url(admin_url: str) -> Iterator[str]:
-    """The URL of a fresh, empty database."""
+@contextlib.contextmanager
+def fresh_database(admin_url: str) -> Iterator[str]:
+    """A fresh, empty database on a server; yields its URL and drops it afterwards."""
     name = f"distlock_{os.getpid()}_{next(_numbers)}"
     with psycopg.connect(admin_url, autocommit=True) as admin:
         admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
@@ -53,6 +54,20 @@ def url(admin_url: str) -> Iterator[str]:
     with psycopg.connect(admin_url, autocommit=True) as admin:
         drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
         admin.execute(drop.format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def url(admin_url: str) -> Iterator[str]:
+    """The URL of a fresh, empty database."""
+    with fresh_database(admin_url) as url:
+        yield url
+
+
+@pytest.fixture
+def server_url(server: Server) -> Iterator[str]:
+    """The same, but on the tests' own server in any case."""
+    with fresh_database(server.url()) as url:
+        yield url
 
 
 @pytest.fixture

@@ -148,8 +148,10 @@ def test_a_server_that_never_answers_is_given_up(black_hole: int) -> None:
     assert "hush" not in str(caught.value)
 
 
-def test_the_next_of_several_hosts_is_tried(server: Server, url: str, black_hole: int) -> None:
-    database = url.partition("?")[0].rpartition("/")[2]
+def test_the_next_of_several_hosts_is_tried(
+    server: Server, server_url: str, black_hole: int
+) -> None:
+    database = server_url.partition("?")[0].rpartition("/")[2]
     both = f"postgresql://postgres@/{database}?host=127.0.0.1,{server.folder}"
     conf = score.distlock.init(
         {"sqlalchemy.url": f"{both}&port={black_hole},{server.port}&connect_timeout=1"}
@@ -177,7 +179,10 @@ def test_an_exhausted_pool_says_so(url: str, db: Db) -> None:
 def test_connections_beyond_pool_size_are_closed_again(url: str, db: Db) -> None:
     conf = score.distlock.ConfiguredDistlockModule(url, "1m", pool_size=2, max_overflow=-1)
     fill_pool(conf)
-    count = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'score.distlock'"
+    count = """
+        SELECT count(*) FROM pg_stat_activity
+         WHERE application_name = 'score.distlock' AND datname = current_database()
+    """
     while db.execute(count).fetchone() != (2,):
         pass
 

@@ -98,14 +98,16 @@ def test_waiting_for_the_pool_can_be_interrupted(url: str, conf: Conf) -> None:
         assert interrupt(program) == "interrupted\n"
 
 
-def test_waiting_for_a_server_to_come_back_can_be_interrupted(server: Server, url: str) -> None:
+def test_waiting_for_a_server_to_come_back_can_be_interrupted(
+    server: Server, server_url: str
+) -> None:
     code = BLOCKED.replace(
         "counted = 0\n",
         ("conf.vacuum(); print('ready', flush=True); sys.stdin.readline()\ncounted = 0\n"),
         1,
     )
     gate = Proxy(f"{server.folder}/.s.PGSQL.{server.port}")
-    database = url.partition("?")[0].rpartition("/")[2]
+    database = server_url.partition("?")[0].rpartition("/")[2]
     program = subprocess.Popen(
         [sys.executable, "-c", code, f"postgresql://postgres@127.0.0.1:{gate.port}/{database}"],
         stdin=subprocess.PIPE,

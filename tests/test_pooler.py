@@ -68,9 +68,9 @@ def bouncer(server: Server) -> Iterator[int]:
     process.wait()
 
 
-def test_sessions_that_are_handed_around(bouncer: int, url: str) -> None:
+def test_sessions_that_are_handed_around(bouncer: int, server_url: str) -> None:
     """Several processes whose prepared statements have the same names."""
-    database = url.partition("?")[0].rpartition("/")[2]
+    database = server_url.partition("?")[0].rpartition("/")[2]
     through = f"postgresql://postgres@127.0.0.1:{bouncer}/{database}"
     processes = [
         subprocess.Popen(
