@@ -174,6 +174,12 @@ class Cast:
         pid = dict(self.processes)[who].pid
         os.kill(pid, signal.SIGKILL)
 
+    def dismiss(self) -> None:
+        """Ends all that still run."""
+        for _, process in self.processes:
+            process.terminate()
+            process.join()
+
     def leave(self) -> list[str]:
         """Waits for all; returns who failed."""
         failed = []
@@ -190,6 +196,16 @@ def play(url: str) -> list[str]:
     stage = Diary(url, "stage")
     stage._execute(text(CREATE))
     cast = Cast(url)
+    try:
+        direct(stage, cast)
+    except EOFError:
+        cast.dismiss()
+        return ["a process ended before it did what it was expected to do"]
+    return cast.leave()
+
+
+def direct(stage: Diary, cast: Cast) -> None:
+    """Has the processes enter, and sees to it that the one that matters has the lock."""
     extending = cast.enter(extender, "extender")
     extending.recv()
     contending = cast.enter(contender, "contender-1")
@@ -203,7 +219,6 @@ def play(url: str) -> list[str]:
     inheriting = cast.enter(heir, "heir")
     inheriting.recv()
     inheriting.send(cast.enter(giver, "giver").recv())
-    return cast.leave()
 
 
 def show(diary: Diary) -> None:
@@ -239,8 +254,9 @@ def main() -> int:
         show(diary)
         print()
         problems = failed + check(lambda sql: diary._execute(text(sql)).fetchall())
-        stop_server(folder / "data")
     finally:
+        if (folder / "data" / "postmaster.pid").exists():
+            stop_server(folder / "data")
         shutil.rmtree(folder, ignore_errors=True)
     if problems:
         print("\n".join(f"PROBLEM: {problem}" for problem in problems))
