@@ -1,13 +1,17 @@
 //! The operations on locks: asks the engine what to do, has the store do it,
 //! tells the engine what came of it.
 
+use crate::background::{Job, Workers};
 use crate::engine::{Deadline, Ending, Entry, Holds, Lease, Name, Owner, Token};
 use crate::error::{Error, Result};
+use crate::extending::{Extender, OnLost};
 use crate::process::ProcessLocal;
 use crate::store::{Answer, Doubt, Patience, Store};
+use crate::waiting::Waiters;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// What one Lock object knows in this process.
 #[derive(Default)]
@@ -53,6 +57,20 @@ pub struct Locks {
     lease: Lease,
     reentrant: bool,
     doubts: ProcessLocal<Mutex<Doubts>>,
+    waiters: ProcessLocal<Waiters>,
+    extender: ProcessLocal<Extender>,
+    workers: ProcessLocal<Workers>,
+}
+
+/// How a lock is to be acquired.
+#[derive(Clone, Copy, Debug)]
+pub struct Entering {
+    /// Who wants it.
+    pub owner: Owner,
+    /// It is the beginning of a `with` block.
+    pub block: bool,
+    /// Another lease than `maxtime`.
+    pub lease: Option<Lease>,
 }
 
 /// No step under these mutexes can fail half-way, so a panic elsewhere spoils nothing.
@@ -60,7 +78,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn outcome_unknown(error: &Error) -> bool {
+pub(crate) fn outcome_unknown(error: &Error) -> bool {
     matches!(error, Error::Unavailable(_) | Error::Interrupted)
 }
 
@@ -133,6 +151,46 @@ impl Lock {
             .ok_or_else(|| Error::TokenRequired(self.name.clone()))
     }
 
+    /// The innermost block of this token's hold extends it; tells its lease.
+    pub(crate) fn extends(&self, token: &Token, number: u64) -> Option<Lease> {
+        self.with(|known| {
+            known.holds.extending(token, number);
+            known.holds.extended_by(number).map(|hold| hold.lease)
+        })
+    }
+
+    /// The innermost block of the owner's hold extends it no longer.
+    pub fn stop_extending(&self, owner: Owner) {
+        self.with(|known| known.holds.stop_extending(owner));
+    }
+
+    /// The hold that a block extends.
+    pub(crate) fn extended_by(&self, number: u64) -> Option<(Token, Lease, Deadline)> {
+        self.with(|known| {
+            let hold = known.holds.extended_by(number)?;
+            Some((hold.token.clone(), hold.lease, hold.deadline))
+        })
+    }
+
+    /// The hold of this token was extended.
+    pub(crate) fn renewed(&self, token: &Token, deadline: Deadline) {
+        self.with(|known| known.holds.extended(token, deadline));
+    }
+
+    /// The hold that a block extends is lost. `false` if there is none any more.
+    pub(crate) fn forfeit(&self, number: u64) -> bool {
+        self.with(|known| {
+            let token = known
+                .holds
+                .extended_by(number)
+                .map(|hold| hold.token.clone());
+            if let Some(token) = &token {
+                known.holds.forfeited(token);
+            }
+            token.is_some()
+        })
+    }
+
     /// A guard has seen the hold of this token in the database.
     pub fn seen(&self, token: &Token, fence: Option<i64>) {
         self.with(|known| {
@@ -157,6 +215,45 @@ impl Locks {
             lease,
             reentrant,
             doubts: ProcessLocal::default(),
+            waiters: ProcessLocal::default(),
+            extender: ProcessLocal::default(),
+            workers: ProcessLocal::default(),
+        }
+    }
+
+    /// Who waits in this process.
+    pub(crate) fn waiters(&self) -> Arc<Waiters> {
+        self.waiters.get()
+    }
+
+    /// Has a job done by another thread.
+    pub fn submit(&self, job: Job) {
+        self.workers.get().submit(job);
+    }
+
+    /// Starts the thread that listens for waiters.
+    pub(crate) fn attend_waiters(self: &Arc<Locks>) {
+        let (locks, waiters) = (self.clone(), self.waiters.get());
+        let started = thread::Builder::new()
+            .name("distlock-listen".to_owned())
+            .spawn(move || waiters.attend(&locks.store));
+        if let Err(error) = started {
+            log::warn!("no thread to listen for releases: {error}");
+            self.waiters.get().unattended();
+        }
+    }
+
+    /// Extends the hold of this token from now on until its innermost block is left.
+    pub fn autoextend(self: &Arc<Locks>, lock: &Arc<Lock>, token: &Token, on_lost: Option<OnLost>) {
+        if self.extender.get().add(lock, token, on_lost) {
+            let (locks, extender) = (self.clone(), self.extender.get());
+            let started = thread::Builder::new()
+                .name("distlock-extend".to_owned())
+                .spawn(move || extender.attend(&locks.store));
+            if let Err(error) = started {
+                log::warn!("no thread to extend holds: {error}");
+                self.extender.get().unattended();
+            }
         }
     }
 
@@ -184,34 +281,39 @@ impl Locks {
         Deadline::new(Instant::now(), self.lease.seconds())
     }
 
-    /// Acquires the lock for the owner, or enters its hold once more. `block`
-    /// is the beginning of a `with` block.
-    pub fn acquire(
-        &self,
-        lock: &Lock,
-        owner: Owner,
-        block: bool,
-        patience: Patience,
-    ) -> Result<Token> {
-        match lock.with(|known| known.holds.entry(owner, self.reentrant)) {
-            Entry::Again(token) => self.enter_again(lock, &token, block, patience),
-            Entry::Fresh => self.enter(lock, owner, block, patience),
+    /// Acquires the lock for the owner, or enters its hold once more. Does not wait.
+    pub fn acquire(&self, lock: &Lock, entering: Entering, patience: Patience) -> Result<Token> {
+        match lock.with(|known| known.holds.entry(entering.owner, self.reentrant)) {
+            Entry::Again(token) => self.enter_again(lock, &token, entering, patience),
+            Entry::Fresh => self.enter(lock, entering, patience),
         }
+    }
+
+    /// Whether the owner holds the lock and may enter its hold once more.
+    pub(crate) fn is_entered(&self, lock: &Lock, owner: Owner) -> bool {
+        lock.with(|known| known.holds.entry(owner, self.reentrant)) != Entry::Fresh
     }
 
     fn enter_again(
         &self,
         lock: &Lock,
         token: &Token,
-        block: bool,
+        entering: Entering,
         patience: Patience,
     ) -> Result<Token> {
         let token = &self.resolve(lock, token, patience)?;
+        // A block within may want a longer lease, but does not shorten it.
+        let lease = self.lease_of(lock, token);
+        let lease = entering.lease.map_or(lease, |wanted| wanted.max(lease));
         let confirmed = self
             .store
-            .extend(&lock.name, token, self.lease, patience)?
+            .extend(&lock.name, token, lease, patience)?
             .is_some_and(|(_, deadline)| {
-                lock.with(|known| known.holds.entered_again(token, deadline, block))
+                lock.with(|known| {
+                    known
+                        .holds
+                        .entered_again(token, deadline, lease, entering.block)
+                })
             });
         if confirmed {
             return Ok(token.clone());
@@ -220,21 +322,60 @@ impl Locks {
         Err(Error::Expired(lock.name.clone(), token.clone()))
     }
 
-    fn enter(&self, lock: &Lock, owner: Owner, block: bool, patience: Patience) -> Result<Token> {
+    /// The lease of a hold that was acquired here, or else `maxtime`.
+    fn lease_of(&self, lock: &Lock, token: &Token) -> Lease {
+        lock.with(|known| {
+            known
+                .holds
+                .with_token(token)
+                .map_or(self.lease, |hold| hold.lease)
+        })
+    }
+
+    /// The database has given the lock to the owner.
+    pub(crate) fn entered(
+        &self,
+        lock: &Lock,
+        token: &Token,
+        fence: i64,
+        deadline: Deadline,
+        entering: Entering,
+    ) {
+        let lease = entering.lease.unwrap_or(self.lease);
+        lock.with(|known| {
+            known.holds.entered(
+                entering.owner,
+                token.clone(),
+                Some(fence),
+                deadline,
+                lease,
+                entering.block,
+            );
+        });
+    }
+
+    /// A token to acquire with: that of an attempt whose outcome is unknown
+    /// (`true`), or a fresh one.
+    pub(crate) fn token_for(&self, name: &Name) -> (Token, bool) {
         // Taken out of the doubts, so that no two calls use the same token.
+        match self.doubting(|doubts| doubts.acquired.remove(name)) {
+            Some((token, _)) => (token, true),
+            None => (Token::random(), false),
+        }
+    }
+
+    fn enter(&self, lock: &Lock, entering: Entering, patience: Patience) -> Result<Token> {
+        // As above, with its end.
         let doubted = self.doubting(|doubts| doubts.acquired.remove(&lock.name));
         let (token, doubt) = match doubted {
             Some((token, until)) => (token, Some(until)),
             None => (Token::random(), None),
         };
-        let answer = self.store.acquire(&lock.name, &token, self.lease, patience);
+        let lease = entering.lease.unwrap_or(self.lease);
+        let answer = self.store.acquire(&lock.name, &token, lease, patience);
         let doubt = match answer {
             Ok(Answer::Acquired(fence, deadline)) => {
-                lock.with(|known| {
-                    known
-                        .holds
-                        .entered(owner, token.clone(), Some(fence), deadline, block);
-                });
+                self.entered(lock, &token, fence, deadline, entering);
                 return Ok(token);
             }
             // The statement that was given up may yet be executed.
@@ -279,10 +420,8 @@ impl Locks {
     ) -> Result<()> {
         let token = lock.token_or(owner, token)?;
         let token = self.resolve(lock, &token, patience)?;
-        match self
-            .store
-            .extend(&lock.name, &token, self.lease, patience)?
-        {
+        let lease = self.lease_of(lock, &token);
+        match self.store.extend(&lock.name, &token, lease, patience)? {
             Some((fence, deadline)) => {
                 lock.with(|known| known.holds.extended(&token, deadline));
                 lock.seen(&token, fence);
@@ -298,7 +437,7 @@ impl Locks {
     /// Leaves the owner's hold once, or ends the hold of a token. `block` is
     /// the end of a `with` block.
     pub fn release(
-        &self,
+        self: &Arc<Locks>,
         lock: &Lock,
         owner: Owner,
         token: Option<&Token>,
@@ -310,9 +449,16 @@ impl Locks {
             Ending::Inner => Ok(()),
             Ending::Nothing => Err(Error::TokenRequired(lock.name.clone())),
             Ending::Confirm(token) => {
-                let answer = self
-                    .store
-                    .extend(&lock.name, &token, self.lease, patience)?;
+                let forfeited = lock.with(|known| {
+                    let hold = known.holds.with_token(&token);
+                    hold.is_some_and(|hold| hold.forfeited)
+                });
+                let lease = self.lease_of(lock, &token);
+                let answer = if forfeited {
+                    None
+                } else {
+                    self.store.extend(&lock.name, &token, lease, patience)?
+                };
                 lock.with(|known| {
                     known.holds.left(&token, block);
                     match answer {
@@ -329,7 +475,17 @@ impl Locks {
         }
     }
 
-    fn end(&self, lock: &Lock, token: &Token, patience: Patience) -> Result<()> {
+    fn end(self: &Arc<Locks>, lock: &Lock, token: &Token, patience: Patience) -> Result<()> {
+        if lock.with(|known| {
+            let hold = known.holds.with_token(token);
+            hold.is_some_and(|hold| hold.forfeited)
+        }) {
+            // Its lease is over, as far as anybody can know here; the database
+            // may still be out of reach. If it does have the hold, it need not.
+            lock.with(|known| known.holds.ended(token));
+            self.clean_up(lock.name(), token, None);
+            return Err(Error::Expired(lock.name.clone(), token.clone()));
+        }
         let token = &self.resolve(lock, token, patience)?;
         let key = (lock.name.clone(), token.as_str().to_owned());
         let doubt = Doubt {
@@ -360,6 +516,41 @@ impl Locks {
             Ok(())
         } else {
             Err(Error::Expired(lock.name.clone(), token.clone()))
+        }
+    }
+
+    /// Sees to it that nothing is left of a hold or a place in the queue, as far
+    /// as the database can be reached; nobody waits for that.
+    pub(crate) fn clean_up(self: &Arc<Locks>, name: &Name, token: &Token, ticket: Option<i64>) {
+        let (locks, name, token) = (self.clone(), name.clone(), token.clone());
+        self.submit(Box::new(move || {
+            let patience = || Patience::new(locks.store.timeout(), &|| Ok(()));
+            let lease = locks.lease;
+            if let Some(ticket) = ticket {
+                locks.leave(&name, ticket);
+            }
+            let doubt = Doubt {
+                held: false,
+                again: false,
+            };
+            // Once more after a while: the server may have been at work on a
+            // statement whose answer nobody was waiting for any more.
+            for pause in [Duration::ZERO, Duration::from_secs(1)] {
+                thread::sleep(pause);
+                let released = locks.store.release(&name, &token, lease, doubt, patience());
+                if let Err(error) = released {
+                    log::debug!("cleaning up behind lock {name}: {error}");
+                }
+            }
+        }));
+    }
+
+    /// Takes a waiter out of the database's queue.
+    pub(crate) fn leave(&self, name: &Name, ticket: i64) {
+        let patience = Patience::new(Duration::from_secs(2), &|| Ok(()));
+        if let Err(error) = self.store.leave(name, ticket, self.lease, patience) {
+            // Those behind wait for half a second in vain.
+            log::debug!("leaving the queue of lock {name}: {error}");
         }
     }
 

@@ -26,7 +26,7 @@ CREATE TABLE _score_distlock (
 )
 """
 
-ADDED = {"touched", "expires", "lease", "fence", "holder"}
+ADDED = {"touched", "expires", "lease", "fence", "holder", "waiters"}
 
 Db = psycopg.Connection[Any]
 
@@ -53,6 +53,7 @@ def test_a_new_table_is_0_2_5s_and_more(url: str, db: Db) -> None:
         "lease": "double precision",
         "fence": "bigint",
         "holder": "text",
+        "waiters": "bigint[]",
     }
 
 

@@ -15,7 +15,7 @@
 //! forgotten when the database has answered, not before: a release that failed
 //! for want of a connection can be called again.
 
-use super::{Deadline, Owner, Token};
+use super::{Deadline, Lease, Owner, Token};
 use std::time::Instant;
 
 /// What an owner has of a lock.
@@ -29,10 +29,17 @@ pub struct Hold {
     pub owner: Owner,
     /// Until when it is certainly held.
     pub deadline: Deadline,
+    /// The lease it is extended by.
+    pub lease: Lease,
     /// How often the owner entered and has not left yet.
     count: u32,
-    /// How many of these are `with` blocks.
-    blocks: u32,
+    /// Those of these that are `with` blocks, outermost first, each with its
+    /// number if it extends the hold automatically.
+    blocks: Vec<Option<u64>>,
+    /// A release has begun.
+    ending: bool,
+    /// It could not be extended in time, and its owner was told.
+    pub forfeited: bool,
     /// The database said that it is gone.
     lost: bool,
     /// An acquire of the owner has said so.
@@ -108,7 +115,7 @@ impl Holds {
     #[must_use]
     pub fn entry(&self, owner: Owner, reentrant: bool) -> Entry {
         match self.position(owner).map(|position| &self.0[position]) {
-            Some(hold) if reentrant && !(hold.lost && hold.told && hold.blocks == 0) => {
+            Some(hold) if reentrant && !(hold.lost && hold.told && hold.blocks.is_empty()) => {
                 Entry::Again(hold.token.clone())
             }
             _ => Entry::Fresh,
@@ -122,6 +129,7 @@ impl Holds {
         token: Token,
         fence: Option<i64>,
         deadline: Deadline,
+        lease: Lease,
         block: bool,
     ) {
         self.0.retain(|hold| hold.owner != owner);
@@ -133,8 +141,11 @@ impl Holds {
             fence,
             owner,
             deadline,
+            lease,
             count: 1,
-            blocks: u32::from(block),
+            blocks: if block { vec![None] } else { Vec::new() },
+            ending: false,
+            forfeited: false,
             lost: false,
             told: false,
         });
@@ -143,14 +154,48 @@ impl Holds {
     /// The database confirmed and extended the owner's hold. `false` if it was
     /// ended meanwhile by somebody with the token.
     #[must_use]
-    pub fn entered_again(&mut self, token: &Token, deadline: Deadline, block: bool) -> bool {
+    pub fn entered_again(
+        &mut self,
+        token: &Token,
+        deadline: Deadline,
+        lease: Lease,
+        block: bool,
+    ) -> bool {
         let Some(hold) = self.with_token_mut(token) else {
             return false;
         };
         hold.deadline = deadline;
+        hold.lease = lease;
         hold.count += 1;
-        hold.blocks += u32::from(block);
+        if block {
+            hold.blocks.push(None);
+        }
         true
+    }
+
+    /// The innermost block of this token's hold extends it, under this number.
+    pub fn extending(&mut self, token: &Token, number: u64) {
+        let hold = self.with_token_mut(token);
+        if let Some(block) = hold.and_then(|hold| hold.blocks.last_mut()) {
+            *block = Some(number);
+        }
+    }
+
+    /// The innermost block of the owner's hold extends it no longer.
+    pub fn stop_extending(&mut self, owner: Owner) {
+        let hold = self.0.iter_mut().rfind(|hold| hold.owner == owner);
+        if let Some(block) = hold.and_then(|hold| hold.blocks.last_mut()) {
+            *block = None;
+        }
+    }
+
+    /// The hold that the block with this number extends, unless it is lost or
+    /// being released.
+    #[must_use]
+    pub fn extended_by(&self, number: u64) -> Option<&Hold> {
+        self.0
+            .iter()
+            .find(|hold| !hold.ending && !hold.lost && hold.blocks.contains(&Some(number)))
     }
 
     /// An acquire found the hold of this token gone, and says so.
@@ -172,6 +217,14 @@ impl Holds {
     pub fn lost(&mut self, token: &Token) {
         if let Some(hold) = self.with_token_mut(token) {
             hold.lost = true;
+        }
+    }
+
+    /// The lease of this token's hold is over for want of an extension.
+    pub fn forfeited(&mut self, token: &Token) {
+        if let Some(hold) = self.with_token_mut(token) {
+            hold.lost = true;
+            hold.forfeited = true;
         }
     }
 
@@ -200,7 +253,11 @@ impl Holds {
             (None, None) => Ending::Nothing,
             (None, Some(token)) => Ending::Release(token.clone()),
             (Some(hold), _) if hold.owner != owner || hold.count == 1 => {
-                Ending::Release(hold.token.clone())
+                let token = hold.token.clone();
+                if let Some(hold) = self.with_token_mut(&token) {
+                    hold.ending = true;
+                }
+                Ending::Release(token)
             }
             (Some(hold), _) if hold.expired(now) => Ending::Confirm(hold.token.clone()),
             (Some(hold), _) => {
@@ -215,7 +272,9 @@ impl Holds {
     pub fn left(&mut self, token: &Token, block: bool) {
         if let Some(hold) = self.with_token_mut(token) {
             hold.count -= 1;
-            hold.blocks = hold.blocks.saturating_sub(u32::from(block)).min(hold.count);
+            if block || hold.blocks.len() > hold.count as usize {
+                hold.blocks.pop();
+            }
         }
     }
 
@@ -292,6 +351,8 @@ mod tests {
         told: bool,
     }
 
+    const LEASE: Lease = Lease::SECOND;
+
     fn owner(number: u64) -> Owner {
         Owner::current(Some(number), None)
     }
@@ -317,7 +378,7 @@ mod tests {
                                 }
                                 if works {
                                     let token = Token::random();
-                                    holds.entered(owner(who), token.clone(), Some(1), deadline, block);
+                                    holds.entered(owner(who), token.clone(), Some(1), deadline, LEASE, block);
                                     newest.retain(|other| *other != who);
                                     newest.push(who);
                                     let until = now + lease;
@@ -329,7 +390,7 @@ mod tests {
                                 let own = model.get_mut(&who).unwrap();
                                 prop_assert_eq!(&token, &own.token);
                                 if works && !own.lost {
-                                    prop_assert!(holds.entered_again(&token, deadline, block));
+                                    prop_assert!(holds.entered_again(&token, deadline, LEASE, block));
                                     own.count += 1;
                                     own.until = now + lease;
                                 } else {
@@ -412,11 +473,39 @@ mod tests {
     }
 
     #[test]
+    fn a_block_extends_until_it_is_left_or_the_hold_is_lost() {
+        let (who, token) = (owner(1), Token::random());
+        let now = Instant::now();
+        let deadline = Deadline::new(now, 1.0);
+        let mut holds = Holds::default();
+        holds.entered(who, token.clone(), None, deadline, LEASE, false);
+        assert!(holds.entered_again(&token, deadline, LEASE, true));
+        holds.extending(&token, 7);
+        assert!(holds.extended_by(7).is_some());
+        assert_eq!(holds.ending(who, None, true, now), Ending::Inner);
+        assert!(holds.extended_by(7).is_none());
+
+        assert!(holds.entered_again(&token, deadline, LEASE, true));
+        holds.extending(&token, 8);
+        let other = holds.ending(owner(2), Some(&token), false, now);
+        assert_eq!(other, Ending::Release(token.clone()));
+        assert!(holds.extended_by(8).is_none());
+
+        let mut holds = Holds::default();
+        holds.entered(who, token.clone(), None, deadline, LEASE, true);
+        holds.extending(&token, 9);
+        assert!(holds.extended_by(9).is_some());
+        holds.forfeited(&token);
+        assert!(holds.extended_by(9).is_none());
+        assert!(holds.of(who).unwrap().expired(now));
+    }
+
+    #[test]
     fn owners_that_never_release_are_forgotten_in_the_end() {
         let mut holds = Holds::default();
         let deadline = Deadline::new(Instant::now(), 1.0);
         for number in 0..Holds::MANY as u64 + 5 {
-            holds.entered(owner(number), Token::random(), None, deadline, false);
+            holds.entered(owner(number), Token::random(), None, deadline, LEASE, false);
         }
         assert_eq!(holds.0.len(), Holds::MANY);
     }

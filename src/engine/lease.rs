@@ -12,12 +12,24 @@ impl Lease {
     /// waits that long for a lock.
     pub const MAX_SECONDS: f64 = 100.0 * 366.0 * 86400.0;
 
+    #[cfg(test)]
+    pub(super) const SECOND: Lease = Lease(1.0);
+
     /// `None` unless the number is between 0 and [`Lease::MAX_SECONDS`].
     #[must_use]
     pub fn from_seconds(seconds: f64) -> Option<Lease> {
         (0.0..=Lease::MAX_SECONDS)
             .contains(&seconds)
             .then_some(Lease(seconds))
+    }
+
+    /// No time at all.
+    pub const ZERO: Lease = Lease(0.0);
+
+    /// The longer of two.
+    #[must_use]
+    pub fn max(self, other: Lease) -> Lease {
+        Lease(self.0.max(other.0))
     }
 
     /// The length in seconds.

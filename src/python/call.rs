@@ -1,8 +1,10 @@
 //! Calling the core: without the GIL, and with an ear for signals.
 
 use super::errors::exception;
+use super::gate;
 use crate::error::{Error, Result};
 use crate::store::Patience;
+use pyo3::intern;
 use pyo3::prelude::*;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -14,18 +16,55 @@ pub fn call<T: Send>(
     timeout: Duration,
     work: impl FnOnce(Patience<'_>) -> Result<T> + Send,
 ) -> PyResult<T> {
+    run(py, timeout, false, work)
+}
+
+/// The same for work that may wait for long. Only the main thread runs signal
+/// handlers, so the others are not disturbed.
+pub fn call_patiently<T: Send>(
+    py: Python<'_>,
+    timeout: Duration,
+    work: impl FnOnce(Patience<'_>) -> Result<T> + Send,
+) -> PyResult<T> {
+    let threading = py.import(intern!(py, "threading"))?;
+    let current = threading.call_method0(intern!(py, "get_ident"))?;
+    let main = threading
+        .call_method0(intern!(py, "main_thread"))?
+        .getattr(intern!(py, "ident"))?;
+    run(py, timeout, !current.eq(main)?, work)
+}
+
+fn run<T: Send>(
+    py: Python<'_>,
+    timeout: Duration,
+    undisturbed: bool,
+    work: impl FnOnce(Patience<'_>) -> Result<T> + Send,
+) -> PyResult<T> {
     let raised: Mutex<Option<PyErr>> = Mutex::new(None);
-    let result = py.detach(|| {
-        // The method itself is not general enough about its lifetime.
-        #[allow(clippy::redundant_closure_for_method_calls)]
+    let (result, passage) = py.detach(|| {
         let check = || {
-            Python::attach(|py| py.check_signals()).map_err(|error| {
+            if undisturbed {
+                return Ok(());
+            }
+            let passage = gate::pass();
+            Python::attach(|py| {
+                drop(passage);
+                py.check_signals()
+            })
+            .map_err(|error| {
                 *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 Error::Interrupted
             })
         };
-        work(Patience::new(timeout, &check))
+        let patience = Patience::new(timeout, &check);
+        let result = work(if undisturbed {
+            patience.undisturbed()
+        } else {
+            patience
+        });
+        (result, gate::pass())
     });
+    drop(passage);
     match raised.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
         None => result.map_err(|error| exception(py, error)),

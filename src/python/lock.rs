@@ -1,18 +1,23 @@
 //! `Lock`.
 
+use super::aio::{Acquisition, Inbox, Value};
 use super::arguments;
-use super::call::call;
+use super::call::{call, call_patiently};
 use super::errors::exception;
+use super::gate;
 use super::module::ConfiguredDistlockModule;
 use super::owner;
-use crate::engine::{Name, Token};
+use crate::acquisition::{self, Wait, thread_bell};
+use crate::engine::{Lease, Name, Owner, Token};
 use crate::error::Error;
-use crate::locks;
-use crate::store::sql;
+use crate::extending::OnLost;
+use crate::locks::{self, Entering};
+use crate::store::{Patience, sql};
 use crate::zone;
 use pyo3::prelude::*;
-use pyo3::types::PyCFunction;
+use pyo3::types::{PyCFunction, PyDict};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A named mutex. :meth:`ConfiguredDistlockModule.get` gives you one.
 ///
@@ -50,14 +55,44 @@ impl Lock {
         arguments::token(self.core.name(), token)
     }
 
-    fn enter(&self, py: Python<'_>, block: bool) -> PyResult<Result<String, Error>> {
-        let owner = owner::current(py)?;
-        call(py, self.conf.get().timeout(), |patience| {
-            match self.locks().acquire(&self.core, owner, block, patience) {
-                Ok(token) => Ok(Ok(token.as_str().to_owned())),
-                Err(error @ Error::Held(_)) => Ok(Err(error)),
-                Err(error) => Err(error),
-            }
+    fn entering(&self, py: Python<'_>, block: bool, maxtime: Option<f64>) -> PyResult<Entering> {
+        Ok(Entering {
+            owner: owner::current(py)?,
+            block,
+            lease: maxtime.and_then(Lease::from_seconds),
+        })
+    }
+
+    /// Acquires, and waits for it if `timeout` is not zero; `None` is for ever.
+    fn enter(
+        &self,
+        py: Python<'_>,
+        block: bool,
+        timeout: Option<Duration>,
+        maxtime: Option<f64>,
+    ) -> PyResult<Result<Token, Error>> {
+        let entering = self.entering(py, block, maxtime)?;
+        let wait = Wait::new(timeout);
+        let limit = self.conf.get().timeout();
+        let refused = |result| match result {
+            Ok(token) => Ok(Ok(token)),
+            Err(error @ Error::Held(_)) => Ok(Err(error)),
+            Err(error) => Err(error),
+        };
+        if wait == Wait::No {
+            return call(py, limit, |patience| {
+                refused(self.locks().acquire(&self.core, entering, patience))
+            });
+        }
+        call_patiently(py, limit, |patience| {
+            let acquisition = acquisition::Acquisition::new(
+                self.locks().clone(),
+                self.core.clone(),
+                entering,
+                wait,
+                thread_bell(),
+            );
+            refused(Arc::new(acquisition).run(patience))
         })
     }
 
@@ -68,6 +103,130 @@ impl Lock {
                 .release(&self.core, owner, token, block, patience)
         })
     }
+}
+
+impl Lock {
+    fn make_guard<'py>(
+        slf: &Bound<'py, Self>,
+        class: &str,
+        lock: &Bound<'py, PyAny>,
+        connection: &Bound<'py, PyAny>,
+        token: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let this = slf.get();
+        let token = this.token_argument(token)?;
+        let token = this
+            .core
+            .token_or(owner::current(py)?, token)
+            .map_err(|error| exception(py, error))?;
+        let parameters = (
+            this.name(),
+            token.as_str(),
+            this.locks().lease().seconds(),
+            zone::offset(),
+        );
+        let (core, proof) = (this.core.clone(), token.clone());
+        let seen = PyCFunction::new_closure(py, None, None, move |arguments, _| {
+            let fence: Option<i64> = arguments.get_item(1)?.extract()?;
+            core.seen(&proof, fence);
+            PyResult::Ok(())
+        })?;
+        let (core, proof) = (this.core.clone(), token.clone());
+        let lost = PyCFunction::new_closure(py, None, None, move |_, _| {
+            core.lost(&proof);
+            PyResult::Ok(())
+        })?;
+        py.import("score.distlock._guard")?.getattr(class)?.call1((
+            lock,
+            connection,
+            token.as_str(),
+            &sql::GUARD.text,
+            parameters,
+            seen,
+            lost,
+        ))
+    }
+
+    fn autoextend(&self, token: &Token, on_lost: Option<OnLost>) {
+        self.locks().autoextend(&self.core, token, on_lost);
+    }
+
+    /// Has a worker do something on behalf of the calling owner.
+    fn submit(
+        &self,
+        py: Python<'_>,
+        inbox: &Inbox,
+        number: u64,
+        work: impl FnOnce(&Arc<locks::Locks>, &locks::Lock, Owner, Patience<'_>) -> Result<Value, Error>
+        + Send
+        + 'static,
+    ) -> PyResult<()> {
+        let owner = owner::current(py)?;
+        let (locks, core, timeout) = (
+            self.locks().clone(),
+            self.core.clone(),
+            self.conf.get().timeout(),
+        );
+        let answer = inbox.answer(number);
+        self.locks().submit(Box::new(move || {
+            let patience = Patience::new(timeout, &|| Ok(()));
+            answer(work(&locks, &core, owner, patience));
+        }));
+        Ok(())
+    }
+}
+
+/// A timeout as a Python argument.
+pub struct Timeout(Option<Duration>);
+
+impl Timeout {
+    /// Not to wait.
+    pub const ZERO: Timeout = Timeout(Some(Duration::ZERO));
+
+    /// As Python counts it.
+    pub fn seconds(&self) -> Option<f64> {
+        self.0.map(|timeout| timeout.as_secs_f64())
+    }
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Timeout {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Timeout> {
+        let timeout: Option<f64> = value
+            .py()
+            .import("score.distlock._config")?
+            .call_method1("timeout", (value,))?
+            .extract()?;
+        Ok(Timeout(timeout.map(seconds)))
+    }
+}
+
+/// `_config.py` lets nothing through that is no time.
+fn seconds(number: f64) -> Duration {
+    Duration::try_from_secs_f64(number).unwrap_or(Duration::MAX)
+}
+
+/// Calls `on_lost(lock)` in a thread of its own, from one that Python does not know.
+fn caller(lock: &Bound<'_, PyAny>, on_lost: Py<PyAny>) -> OnLost {
+    let lock = lock.clone().unbind();
+    Box::new(move || {
+        let started = gate::visit(|py| {
+            let arguments = PyDict::new(py);
+            arguments.set_item("target", on_lost)?;
+            arguments.set_item("args", (lock,))?;
+            arguments.set_item("name", "distlock-on-lost")?;
+            arguments.set_item("daemon", true)?;
+            py.import("threading")?
+                .call_method("Thread", (), Some(&arguments))?
+                .call_method0("start")
+                .map(drop)
+        });
+        if let Some(Err(error)) = started {
+            log::warn!("on_lost could not be called: {error}");
+        }
+    })
 }
 
 #[pymethods]
@@ -126,19 +285,27 @@ impl Lock {
 
     /// Acquires the lock, or enters it once more if the caller is its owner.
     ///
+    /// :param timeout: how long to wait if somebody else holds the lock: seconds as a number, a
+    ///     score interval such as ``'10s'``, a :class:`~datetime.timedelta`, or ``None`` for ever.
+    ///     0 does not wait.
     /// :returns: the token of the hold, 256 hexadecimal digits.
-    /// :raises CouldNotAcquireLock: if somebody else holds the lock, at once.
+    /// :raises CouldNotAcquireLock: if somebody else holds the lock, after `timeout`.
     /// :raises LockExpired: if the caller believed to hold it but has lost it.
     /// :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``.
-    pub fn acquire(&self, py: Python<'_>) -> PyResult<String> {
-        self.enter(py, false)?.map_err(|error| exception(py, error))
+    #[pyo3(signature = (*, timeout=Timeout::ZERO), text_signature = "($self, *, timeout=0)")]
+    pub fn acquire(&self, py: Python<'_>, timeout: Timeout) -> PyResult<String> {
+        match self.enter(py, false, timeout.0, None)? {
+            Ok(token) => Ok(token.as_str().to_owned()),
+            Err(error) => Err(exception(py, error)),
+        }
     }
 
     /// As :meth:`acquire`, but returns ``None`` if somebody else holds the lock.
     ///
     /// :returns: the token of the hold, or ``None``.
     pub fn try_acquiring(&self, py: Python<'_>) -> PyResult<Option<String>> {
-        Ok(self.enter(py, false)?.ok())
+        let acquired = self.enter(py, false, Some(Duration::ZERO), None)?;
+        Ok(acquired.ok().map(|token| token.as_str().to_owned()))
     }
 
     /// Gives the hold another ``maxtime`` from now.
@@ -230,48 +397,156 @@ impl Lock {
         connection: &Bound<'py, PyAny>,
         token: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
+        Lock::make_guard(slf, "Guard", slf.as_any(), connection, token)
+    }
+
+    /// The same for coroutines; `lock` is what the guard returns.
+    fn _async_guard<'py>(
+        slf: &Bound<'py, Self>,
+        lock: &Bound<'py, PyAny>,
+        connection: &Bound<'py, PyAny>,
+        token: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        Lock::make_guard(slf, "AsyncGuard", lock, connection, token)
+    }
+
+    /// The innermost block of the owner's hold extends it no longer.
+    fn _stop_extending(&self, py: Python<'_>) -> PyResult<()> {
+        let owner = owner::current(py)?;
+        self.core.stop_extending(owner);
+        Ok(())
+    }
+
+    /// Acquires for a ``with`` block, with options.
+    ///
+    /// .. code-block:: python
+    ///
+    ///     with conf.get('mylock').hold(timeout=10, autoextend=True) as lock:
+    ///         do_something_that_takes_long()
+    ///
+    /// :param timeout: how long to wait if somebody else holds the lock; see :meth:`acquire`.
+    /// :param autoextend: whether to extend the hold, in the background, for as long as the block
+    ///     runs: after every third of the lease.
+    /// :param maxtime: a lease other than the module's ``maxtime``, for this hold.
+    /// :param on_lost: called with the Lock, once and in a thread of its own, if ``autoextend``
+    ///     could not keep the hold. The end of the block raises :class:`LockExpired` then.
+    /// :returns: a context manager that returns this Lock.
+    #[pyo3(signature = (timeout=Timeout::ZERO, autoextend=false, maxtime=None, on_lost=None), text_signature = "($self, timeout=0, autoextend=False, maxtime=None, on_lost=None)")]
+    fn hold<'py>(
+        slf: &Bound<'py, Self>,
+        timeout: Timeout,
+        autoextend: bool,
+        maxtime: Option<Bound<'py, PyAny>>,
+        on_lost: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        slf.py()
+            .import("score.distlock._hold")?
+            .getattr("Hold")?
+            .call1((slf, timeout.seconds(), autoextend, maxtime, on_lost))
+    }
+
+    /// The beginning of a block; all is checked already.
+    fn _enter(
+        slf: &Bound<'_, Self>,
+        timeout: Option<f64>,
+        autoextend: bool,
+        maxtime: Option<f64>,
+        on_lost: Option<Py<PyAny>>,
+    ) -> PyResult<()> {
         let py = slf.py();
         let this = slf.get();
-        let token = this.token_argument(token)?;
         let token = this
-            .core
-            .token_or(owner::current(py)?, token)
+            .enter(py, true, timeout.map(seconds), maxtime)?
             .map_err(|error| exception(py, error))?;
-        let parameters = (
-            this.name(),
-            token.as_str(),
-            this.locks().lease().seconds(),
-            zone::offset(),
-        );
-        let (core, proof) = (this.core.clone(), token.clone());
-        let seen = PyCFunction::new_closure(py, None, None, move |arguments, _| {
-            let fence: Option<i64> = arguments.get_item(1)?.extract()?;
-            core.seen(&proof, fence);
-            PyResult::Ok(())
-        })?;
-        let (core, proof) = (this.core.clone(), token.clone());
-        let lost = PyCFunction::new_closure(py, None, None, move |_, _| {
-            core.lost(&proof);
-            PyResult::Ok(())
-        })?;
-        py.import("score.distlock._guard")?
-            .getattr("Guard")?
-            .call1((
-                slf,
-                connection,
-                token.as_str(),
-                &sql::GUARD.text,
-                parameters,
-                seen,
-                lost,
-            ))
+        if autoextend {
+            this.autoextend(&token, on_lost.map(|on_lost| caller(slf.as_any(), on_lost)));
+        }
+        Ok(())
+    }
+
+    /// The end of a block.
+    fn _leave(&self, py: Python<'_>) -> PyResult<()> {
+        self.leave(py, None, true)
+    }
+
+    /// The same for a coroutine; `lock` is what `on_lost` is called with.
+    fn _autoextend(&self, token: &str, lock: &Bound<'_, PyAny>, on_lost: Option<Py<PyAny>>) {
+        if let Some(token) = Token::parse(token) {
+            self.autoextend(&token, on_lost.map(|on_lost| caller(lock, on_lost)));
+        }
+    }
+
+    /// Begins to acquire for a coroutine; `bell` is put into the inbox when it is to go on.
+    fn _begin(
+        &self,
+        py: Python<'_>,
+        inbox: &Inbox,
+        bell: u64,
+        timeout: Option<f64>,
+        block: bool,
+        maxtime: Option<f64>,
+    ) -> PyResult<Acquisition> {
+        Ok(Acquisition::new(acquisition::Acquisition::new(
+            self.locks().clone(),
+            self.core.clone(),
+            self.entering(py, block, maxtime)?,
+            Wait::new(timeout.map(seconds)),
+            inbox.bell(bell),
+        )))
+    }
+
+    /// Extends for a coroutine: the answer goes into the inbox.
+    fn _extend(
+        &self,
+        py: Python<'_>,
+        inbox: &Inbox,
+        number: u64,
+        token: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let token = self.token_argument(token)?;
+        self.submit(py, inbox, number, move |locks, lock, owner, patience| {
+            locks
+                .extend(lock, owner, token, patience)
+                .map(|()| Value::None)
+        })
+    }
+
+    /// Releases for a coroutine.
+    fn _release(
+        &self,
+        py: Python<'_>,
+        inbox: &Inbox,
+        number: u64,
+        token: Option<&Bound<'_, PyAny>>,
+        block: bool,
+    ) -> PyResult<()> {
+        let token = self.token_argument(token)?;
+        self.submit(py, inbox, number, move |locks, lock, owner, patience| {
+            locks
+                .release(lock, owner, token.as_ref(), block, patience)
+                .map(|()| Value::None)
+        })
+    }
+
+    /// Transfers for a coroutine.
+    fn _transfer(
+        &self,
+        py: Python<'_>,
+        inbox: &Inbox,
+        number: u64,
+        token: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let token = self.token_argument(token)?;
+        self.submit(py, inbox, number, move |locks, lock, owner, patience| {
+            locks
+                .transfer(lock, owner, token, patience)
+                .map(|token| Value::Text(token.as_str().to_owned()))
+        })
     }
 
     fn __enter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {
-        let py = slf.py();
-        slf.get()
-            .enter(py, true)?
-            .map_err(|error| exception(py, error))?;
+        let (timeout, autoextend) = slf.get().conf.get().block_defaults();
+        Lock::_enter(slf, timeout, autoextend, None, None)?;
         Ok(slf.clone())
     }
 

@@ -4,9 +4,11 @@
 // Python's interfaces want.
 #![allow(clippy::doc_markdown, clippy::unused_self)]
 
+mod aio;
 mod arguments;
 mod call;
 mod errors;
+mod gate;
 mod lock;
 mod module;
 mod owner;
@@ -31,6 +33,15 @@ mod _distlock {
         crate::store::schema_sql(schema, role)
     }
 
+    #[pymodule_export]
+    use super::aio::{Acquisition, Inbox};
+
+    /// Called when the interpreter begins to end.
+    #[pyfunction]
+    fn _close(py: Python<'_>) {
+        super::gate::close(py);
+    }
+
     #[pymodule_init]
     fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         let py = module.py();
@@ -42,6 +53,8 @@ mod _distlock {
         py.import("score.init")?
             .getattr("ConfiguredModule")?
             .call_method1("register", (py.get_type::<ConfiguredDistlockModule>(),))?;
+        py.import("atexit")?
+            .call_method1("register", (module.getattr("_close")?,))?;
         Ok(())
     }
 }

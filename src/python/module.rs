@@ -3,7 +3,7 @@
 use super::arguments;
 use super::call::call;
 use super::errors::exception;
-use super::lock::Lock;
+use super::lock::{Lock, Timeout};
 use crate::engine::{Lease, Name};
 use crate::error::Error;
 use crate::locks::Locks;
@@ -23,6 +23,9 @@ use std::time::Duration;
 /// :param maxtime: how long a hold lasts unless it is extended: seconds as a number, a score
 ///     interval such as ``'1m'`` or ``'500ms'``, or a :class:`~datetime.timedelta`.
 /// :param reentrant: whether the owner of a Lock may acquire it again.
+/// :param timeout: how long ``with`` waits for a lock that somebody else holds; see
+///     :meth:`Lock.acquire`.
+/// :param autoextend: whether ``with`` extends its hold in the background.
 /// :param pool_size: connections that stay open, as SQLAlchemy means it.
 /// :param max_overflow: connections beyond these while all are in use.
 /// :param pool_timeout: how many seconds one call may take in all.
@@ -35,9 +38,12 @@ use std::time::Duration;
 pub struct ConfiguredDistlockModule {
     locks: Arc<Locks>,
     maxtime: f64,
+    timeout: Option<f64>,
+    autoextend: bool,
     url: String,
     engine: Mutex<Option<Py<PyAny>>>,
     engine_options: Py<PyDict>,
+    aio: Mutex<Option<Py<PyAny>>>,
     /// The living Lock objects. Only touched with the GIL held, so no fork can
     /// find it locked.
     alive: Mutex<HashMap<Name, Py<PyWeakrefReference>>>,
@@ -52,6 +58,11 @@ impl ConfiguredDistlockModule {
     /// How long one call may take.
     pub fn timeout(&self) -> Duration {
         self.locks.store().timeout()
+    }
+
+    /// `timeout` and `autoextend` of a plain `with` block.
+    pub fn block_defaults(&self) -> (Option<f64>, bool) {
+        (self.timeout, self.autoextend)
     }
 
     fn alive(&self) -> MutexGuard<'_, HashMap<Name, Py<PyWeakrefReference>>> {
@@ -71,6 +82,17 @@ impl ConfiguredDistlockModule {
     }
 }
 
+/// A timeout that may be left out; `None` in Python is for ever.
+pub struct Given(Option<Timeout>);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Given {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Given> {
+        Ok(Given(Some(value.extract()?)))
+    }
+}
+
 #[pymethods]
 impl ConfiguredDistlockModule {
     /// Set by score.init.
@@ -87,15 +109,17 @@ impl ConfiguredDistlockModule {
 
     #[new]
     #[pyo3(signature = (
-        engine, maxtime, *, reentrant=true, pool_size=None, max_overflow=None,
-        pool_timeout=None, pool_recycle=None, pool_pre_ping=None, echo=None, isolation_level=None
-    ))]
+        engine, maxtime, *, reentrant=true, timeout=Timeout::ZERO, autoextend=false, pool_size=None,
+        max_overflow=None, pool_timeout=None, pool_recycle=None, pool_pre_ping=None, echo=None, isolation_level=None
+    ), text_signature = "(engine, maxtime, *, reentrant=True, timeout=0, autoextend=False, pool_size=None, max_overflow=None, pool_timeout=None, pool_recycle=None, pool_pre_ping=None, echo=None, isolation_level=None)")]
     #[allow(clippy::too_many_arguments)] // a constructor with options
     fn new(
         py: Python<'_>,
         engine: &Bound<'_, PyAny>,
         maxtime: &Bound<'_, PyAny>,
         reentrant: bool,
+        timeout: Timeout,
+        autoextend: bool,
         pool_size: Option<Bound<'_, PyAny>>,
         max_overflow: Option<Bound<'_, PyAny>>,
         pool_timeout: Option<Bound<'_, PyAny>>,
@@ -114,12 +138,12 @@ impl ConfiguredDistlockModule {
         options.set_item("pool_timeout", pool_timeout)?;
         options.set_item("pool_recycle", pool_recycle)?;
         options.set_item("pool_pre_ping", pool_pre_ping)?;
-        let (size, overflow, timeout, recycle, pre_ping): (usize, i64, f64, Option<f64>, bool) =
+        let (size, overflow, limit, recycle, pre_ping): (usize, i64, f64, Option<f64>, bool) =
             config.call_method1("pool", (&options,))?.extract()?;
         let settings = Settings {
             size,
             overflow: usize::try_from(overflow).ok(),
-            timeout: Duration::from_secs_f64(timeout),
+            timeout: Duration::from_secs_f64(limit),
             recycle: recycle.map(Duration::from_secs_f64),
             pre_ping,
         };
@@ -151,9 +175,12 @@ impl ConfiguredDistlockModule {
         Ok(ConfiguredDistlockModule {
             locks: Arc::new(Locks::new(Store::new(parsed, settings), lease, reentrant)),
             maxtime,
+            timeout: timeout.seconds(),
+            autoextend,
             url,
             engine: Mutex::new(given.map(Bound::unbind)),
             engine_options: engine_options.unbind(),
+            aio: Mutex::new(None),
             alive: Mutex::default(),
         })
     }
@@ -189,6 +216,11 @@ impl ConfiguredDistlockModule {
     fn log<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         py.import("logging")?
             .call_method1("getLogger", ("score.distlock",))
+    }
+
+    #[getter]
+    fn _block_defaults(&self) -> (Option<f64>, bool) {
+        self.block_defaults()
     }
 
     #[getter]
@@ -236,13 +268,104 @@ impl ConfiguredDistlockModule {
     /// Acquires the lock and returns the token, which outlives this process.
     ///
     /// :param name: the name of the lock.
+    /// :param timeout: how long to wait if somebody else holds it; see :meth:`Lock.acquire`.
     /// :returns: the token of the hold, 256 hexadecimal digits.
-    /// :raises CouldNotAcquireLock: if somebody else holds it.
+    /// :raises CouldNotAcquireLock: if somebody else holds it, after `timeout`.
     /// :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``.
-    fn acquire<'py>(slf: &Bound<'py, Self>, name: &Bound<'py, PyAny>) -> PyResult<String> {
+    #[pyo3(signature = (name, *, timeout=Timeout::ZERO), text_signature = "($self, name, *, timeout=0)")]
+    fn acquire<'py>(
+        slf: &Bound<'py, Self>,
+        name: &Bound<'py, PyAny>,
+        timeout: Timeout,
+    ) -> PyResult<String> {
         ConfiguredDistlockModule::get(slf, name)?
             .get()
-            .acquire(slf.py())
+            .acquire(slf.py(), timeout)
+    }
+
+    /// Acquires several locks: all of them, or none.
+    ///
+    /// The order in which they are named does not matter: two that want the same locks never
+    /// wait for each other. Those acquired first are kept alive until the last one is.
+    ///
+    /// .. code-block:: python
+    ///
+    ///     with conf.acquire_all(['from', 'to'], timeout=10) as tokens:
+    ///         do_something_with_both()
+    ///
+    /// :param names: the names of the locks; one that occurs twice counts once.
+    /// :param timeout: how long to wait for all of them together; see :meth:`Lock.acquire`.
+    /// :param autoextend: whether to extend them in the background until they are released.
+    /// :returns: a :class:`dict` from name to token. As a context manager it releases all of
+    ///     them at the end of the block; otherwise its ``release()`` does.
+    /// :raises CouldNotAcquireLock: if somebody else holds one of them, after `timeout`.
+    #[pyo3(signature = (names, *, timeout=Timeout::ZERO, autoextend=false), text_signature = "($self, names, *, timeout=0, autoextend=False)")]
+    fn acquire_all<'py>(
+        slf: &Bound<'py, Self>,
+        names: &Bound<'py, PyAny>,
+        timeout: Timeout,
+        autoextend: bool,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        slf.py()
+            .import("score.distlock._all")?
+            .getattr("acquire_all")?
+            .call1((slf, names, timeout.seconds(), autoextend))
+    }
+
+    /// Decorates a function, method or coroutine function that is to run under a lock.
+    ///
+    /// .. code-block:: python
+    ///
+    ///     @conf.locked('order-{order_id}', timeout=10)
+    ///     def ship(order_id): ...
+    ///
+    /// :param name: the name of the lock. Fields in braces are filled in with the arguments of
+    ///     the call, as :meth:`str.format` does.
+    /// :param timeout: how long to wait; the module's ``timeout`` by default.
+    /// :param autoextend: whether to extend the hold in the background; the module's
+    ///     ``autoextend`` by default.
+    /// :param maxtime: a lease other than the module's ``maxtime``.
+    /// :param on_lost: see :meth:`Lock.hold`.
+    /// :returns: the decorator.
+    /// :raises ValueError: if a field is no argument of the function.
+    /// :raises TypeError: if what is decorated is a generator function or no function.
+    #[pyo3(signature = (name, *, timeout=Given(None), autoextend=None, maxtime=None, on_lost=None), text_signature = "($self, name, *, timeout=..., autoextend=..., maxtime=None, on_lost=None)")]
+    fn locked<'py>(
+        slf: &Bound<'py, Self>,
+        name: &Bound<'py, PyAny>,
+        timeout: Given,
+        autoextend: Option<bool>,
+        maxtime: Option<Bound<'py, PyAny>>,
+        on_lost: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let this = slf.get();
+        let timeout = timeout.0.map_or(this.timeout, |timeout| timeout.seconds());
+        let autoextend = autoextend.unwrap_or(this.autoextend);
+        slf.py()
+            .import("score.distlock._locked")?
+            .getattr("locked")?
+            .call1((slf, name, timeout, autoextend, maxtime, on_lost))
+    }
+
+    /// The same locks for coroutines: an :class:`~score.distlock.aio.AsyncModule`.
+    #[getter]
+    fn aio<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyAny>> {
+        let py = slf.py();
+        let known = |slot: &Mutex<Option<Py<PyAny>>>| {
+            let slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
+            slot.as_ref().map(|aio| aio.bind(py).clone())
+        };
+        let this = slf.get();
+        if let Some(aio) = known(&this.aio) {
+            return Ok(aio);
+        }
+        // Not under the mutex, as importing runs Python.
+        let made = py
+            .import("score.distlock.aio")?
+            .getattr("AsyncModule")?
+            .call1((slf,))?;
+        let mut slot = this.aio.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(slot.get_or_insert_with(|| made.unbind()).bind(py).clone())
     }
 
     /// As :meth:`acquire`, but returns ``None`` if somebody else holds the lock.
@@ -348,6 +471,11 @@ impl ConfiguredDistlockModule {
 ///         How long a hold lasts unless it is extended, a score interval; ``'1m'`` by default.
 ///     ``sqlalchemy.pool_size``, ``sqlalchemy.max_overflow``, ``sqlalchemy.pool_timeout``, …
 ///         The pool of connections, as SQLAlchemy means it.
+///     ``timeout``
+///         How long ``with`` waits for a lock that somebody else holds, a score interval or
+///         ``none`` for ever; 0 by default.
+///     ``autoextend``
+///         Whether ``with`` extends its hold in the background; false by default.
 ///     ``reentrant``
 ///         Whether the owner of a Lock may acquire it again; true by default.
 ///

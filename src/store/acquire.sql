@@ -15,12 +15,15 @@
 -- * A refused attempt writes nothing: no row version, no lock on a row, no
 --   sequence value, no WAL.
 -- * Repeated after a lost answer it finds its own token: `mine`.
+-- * Where others wait in the row's queue, it leaves them a second to take their
+--   turn. Until then the lock is `awaited`, which to a newcomer is as good as held.
 WITH free AS MATERIALIZED (
     SELECT id, clock_timestamp() AS instant
       FROM _score_distlock
      WHERE name = $1
        AND CASE
              WHEN {live} THEN false
+             WHEN {awaited} THEN false
              ELSE pg_try_advisory_xact_lock({key})
            END
        FOR UPDATE SKIP LOCKED
@@ -55,12 +58,12 @@ WITH free AS MATERIALIZED (
 )
 SELECT coalesce((SELECT fence FROM taken), (SELECT fence FROM made)) AS fence,
        seen.live AND seen.token = $2 AS mine,
-       seen.live,
+       seen.live OR seen.awaited AS held,
        seen.fence AS seen_fence,
        seen.remaining
   FROM (VALUES (1)) AS one
   LEFT JOIN (
-    SELECT token, fence, {live} AS live, {remaining} AS remaining
+    SELECT token, fence, {live} AS live, {awaited} AS awaited, {remaining} AS remaining
       FROM _score_distlock
      WHERE name = $1
   ) AS seen ON true

@@ -7,6 +7,6 @@ SELECT coalesce(
        current_user::text AS role,
        (SELECT count(*) FROM pg_attribute
          WHERE attrelid = to_regclass('_score_distlock')
-           AND attname IN ('touched', 'expires', 'lease', 'fence', 'holder')
-           AND NOT attisdropped) = 5
+           AND attname IN ('touched', 'expires', 'lease', 'fence', 'holder', 'waiters')
+           AND NOT attisdropped) = 6
        AND to_regclass('_score_distlock_fence_seq') IS NOT NULL AS complete

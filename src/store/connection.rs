@@ -56,6 +56,8 @@ pub struct Connection {
     /// When it was opened, for `pool_recycle`.
     pub opened: Instant,
     broken: bool,
+    /// Notifications that have arrived: what they say.
+    heard: Vec<String>,
 }
 
 /// Waits until the socket is ready or the slice of time is over.
@@ -136,6 +138,7 @@ impl Connection {
             prepared: Default::default(),
             opened: Instant::now(),
             broken: false,
+            heard: Vec::new(),
         })
     }
 
@@ -175,11 +178,12 @@ impl Connection {
             interest,
             progress,
             prepared,
+            heard,
             ..
         } = self;
         let work = work(client, prepared);
         let result = drive(work, interest, progress, patience, |context| {
-            Connection::step(wire, context)
+            Connection::step(wire, heard, context)
         })
         .and_then(|result| result.map_err(Connection::failure));
         self.broken |= !matches!(result, Ok(_) | Err(Failure::Refused(_)));
@@ -188,6 +192,7 @@ impl Connection {
 
     fn step(
         wire: &mut tokio_postgres::Connection<Stream, NoTlsStream>,
+        heard: &mut Vec<String>,
         context: &mut Context<'_>,
     ) -> Result<(), String> {
         loop {
@@ -200,6 +205,9 @@ impl Connection {
                         notice.message()
                     );
                 }
+                Poll::Ready(Some(Ok(AsyncMessage::Notification(notification)))) => {
+                    heard.push(notification.payload().to_owned());
+                }
                 Poll::Ready(Some(Ok(_))) => {}
                 Poll::Ready(Some(Err(error))) => return Err(message(&error)),
                 Poll::Ready(None) => return Err("the connection is closed".to_owned()),
@@ -210,12 +218,33 @@ impl Connection {
     /// Whether an idle connection still looks alive; reads what the server
     /// said meanwhile, for instance that it shuts down.
     pub fn is_alive(&mut self) -> bool {
-        wait(&self.interest, false, Duration::ZERO);
+        self.look(Duration::ZERO);
+        !self.broken
+    }
+
+    /// Waits for something to read, no longer than `slice`, and reads it.
+    fn look(&mut self, slice: Duration) {
+        wait(&self.interest, false, slice);
         if !self.broken && self.interest.readable.load(Relaxed) {
             let mut context = Context::from_waker(Waker::noop());
-            self.broken = Connection::step(&mut self.wire, &mut context).is_err();
+            self.broken = Connection::step(&mut self.wire, &mut self.heard, &mut context).is_err();
         }
-        !self.broken
+    }
+
+    /// Waits for notifications, no longer than `slice`; tells what they say.
+    pub fn listen(&mut self, slice: Duration) -> Result<Vec<String>, Failure> {
+        if self.heard.is_empty() {
+            self.look(slice);
+        }
+        if self.broken {
+            return Err(Failure::Broken("the listening connection broke".to_owned()));
+        }
+        Ok(std::mem::take(&mut self.heard))
+    }
+
+    /// Asks the server for a sign of life without any statement.
+    pub fn ping(&mut self, patience: Patience) -> Result<(), Failure> {
+        self.run(patience, async |client, _| client.check_connection().await)
     }
 
     /// Never to be used again.

@@ -3,6 +3,7 @@
 
 mod connect;
 mod connection;
+mod listener;
 mod patience;
 mod pool;
 mod schema;
@@ -11,8 +12,9 @@ mod statements;
 mod stream;
 mod url;
 
+pub use listener::{Call, Deaf, Listener};
 pub use patience::{Check, Patience};
 pub use pool::Settings;
 pub use schema::schema_sql;
-pub use statements::{Answer, Doubt, Store};
+pub use statements::{Answer, Candidate, Doubt, Queue, Store, Turn};
 pub use url::Url;

@@ -12,6 +12,7 @@ pub struct Patience<'a> {
     /// When it must be over.
     pub until: Instant,
     check: Check<'a>,
+    tick: Duration,
 }
 
 impl<'a> Patience<'a> {
@@ -29,6 +30,25 @@ impl<'a> Patience<'a> {
                 .checked_add(timeout)
                 .unwrap_or(now + Duration::from_secs(3_000_000_000)),
             check,
+            tick: Patience::TICK,
+        }
+    }
+
+    /// The same for a caller that nothing interrupts: it need not be asked often.
+    #[must_use]
+    pub fn undisturbed(self) -> Patience<'a> {
+        Patience {
+            tick: Duration::from_secs(1),
+            ..self
+        }
+    }
+
+    /// The same caller with this much time from now on.
+    #[must_use]
+    pub fn renewed(self, timeout: Duration) -> Patience<'a> {
+        Patience {
+            until: Patience::new(timeout, self.check).until,
+            ..self
         }
     }
 
@@ -51,7 +71,7 @@ impl<'a> Patience<'a> {
     #[must_use]
     pub fn slice(self) -> Option<Duration> {
         let left = self.until.saturating_duration_since(Instant::now());
-        (!left.is_zero()).then(|| left.min(Patience::TICK))
+        (!left.is_zero()).then(|| left.min(self.tick))
     }
 
     /// An error if the caller no longer wants the result.

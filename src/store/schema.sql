@@ -13,6 +13,7 @@ ALTER TABLE _score_distlock
     ADD COLUMN IF NOT EXISTS expires timestamptz,
     ADD COLUMN IF NOT EXISTS lease double precision,
     ADD COLUMN IF NOT EXISTS fence bigint,
-    ADD COLUMN IF NOT EXISTS holder text;
+    ADD COLUMN IF NOT EXISTS holder text,
+    ADD COLUMN IF NOT EXISTS waiters bigint[];
 CREATE SEQUENCE IF NOT EXISTS _score_distlock_fence_seq
     AS bigint OWNED BY _score_distlock.fence;

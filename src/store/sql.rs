@@ -3,7 +3,12 @@
 //! The statements are files of their own, each with its guarantees above it.
 //! What they have in common is filled in here: `{live}` (may nobody else take
 //! this row?), `{remaining}` (for how many seconds?), `{local}` (an instant as
-//! 0.2.5 writes it), `{key}` (the advisory lock of a name).
+//! 0.2.5 writes it), `{key}` (the advisory lock of a name); for the queue of
+//! waiters `{awaited}` (may one of them be about to take its turn?), `{ahead}`
+//! (how many processes come before?), `{dead}` (is a ticket's process gone?),
+//! `{survivors}` (the tickets of the others), `{notified}` (calls the first two),
+//! `{yielded}` (what 0.2.5 sees of a row left to them), `{listener}` (the
+//! advisory lock that a listening connection holds).
 //!
 //! The number and types of the parameters differ from statement to statement.
 //! So if a pooler should ever confuse two prepared statements, the server
@@ -23,9 +28,23 @@ pub struct Statement {
     pub slot: usize,
 }
 
-const LIVE: &str = include_str!("live.sql");
-const REMAINING: &str = include_str!("remaining.sql");
 const LOCAL: &str = "((instant AT TIME ZONE 'UTC') + make_interval(secs => {zone}))";
+const LISTENER: &str =
+    "hashtextextended((ticket >> 24)::text, '_score_distlock'::regclass::oid::bigint)";
+/// Parts that may contain those below them.
+const PARTS: &[(&str, &str)] = &[
+    ("{ahead}", include_str!("ahead.sql")),
+    ("{survivors}", include_str!("survivors.sql")),
+    ("{notified}", include_str!("notified.sql")),
+    ("{dead}", include_str!("dead.sql")),
+    ("{listener}", LISTENER),
+    ("{awaited}", include_str!("awaited.sql")),
+    ("{yielded}", include_str!("yielded.sql")),
+    ("{live}", include_str!("live.sql")),
+    ("{remaining}", include_str!("remaining.sql")),
+    ("{local}", LOCAL),
+    ("{key}", KEY),
+];
 const KEY: &str = "hashtextextended($1, '_score_distlock'::regclass::oid::bigint)";
 
 /// Fills in the common parts; `lease` and `zone` are the numbers of the
@@ -35,11 +54,11 @@ fn fill(text: &str, lease: usize, zone: usize) -> String {
         .lines()
         .filter(|line| !line.trim_start().starts_with("--"))
         .collect();
-    code.join("\n")
-        .replace("{live}", LIVE.trim())
-        .replace("{remaining}", REMAINING.trim())
-        .replace("{local}", LOCAL)
-        .replace("{key}", KEY)
+    let mut filled = code.join("\n");
+    for (part, text) in PARTS {
+        filled = filled.replace(part, text.trim());
+    }
+    filled
         .replace("{lease}", &format!("${lease}"))
         .replace("{zone}", &format!("${zone}"))
 }
@@ -69,6 +88,12 @@ statements! {
     6 SWEEP = "sweep.sql" (lease 1, zone 2) [FLOAT8, FLOAT8, INT8, INT8];
     7 CHECK = "check.sql" (lease 0, zone 0) [];
     8 GUARD = "guard.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
+    9 WAIT = "wait.sql" (lease 3, zone 4)
+        [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, INT8, INT8_ARRAY];
+    10 LEAVE = "leave.sql" (lease 3, zone 4) [TEXT, INT8, FLOAT8, FLOAT8];
+    11 LISTEN_KEY = "listen.sql" (lease 0, zone 0) [INT8];
+    12 PROVE = "prove.sql" (lease 0, zone 0) [INT8, TEXT];
+    13 RENEW = "renew.sql" (lease 0, zone 4) [TEXT_ARRAY, TEXT_ARRAY, FLOAT8_ARRAY, FLOAT8];
 }
 
 /// What creates the table or adds what is missing; may be run at any time.
@@ -81,7 +106,20 @@ mod tests {
     #[test]
     fn nothing_is_left_to_fill_in() {
         for statement in [
-            &ACQUIRE, &EXTEND, &RELEASE, &RELEASED, &TRANSFER, &VACUUM, &SWEEP, &CHECK, &GUARD,
+            &ACQUIRE,
+            &EXTEND,
+            &RELEASE,
+            &RELEASED,
+            &TRANSFER,
+            &VACUUM,
+            &SWEEP,
+            &CHECK,
+            &GUARD,
+            &WAIT,
+            &LEAVE,
+            &LISTEN_KEY,
+            &PROVE,
+            &RENEW,
         ] {
             assert!(!statement.text.contains('{'), "{}", statement.text);
             assert!(!statement.text.contains("--"), "{}", statement.text);

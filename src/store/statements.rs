@@ -27,6 +27,49 @@ pub enum Answer {
     Held,
 }
 
+/// What a waiter came to.
+#[derive(Debug)]
+pub enum Turn {
+    /// The lock is held, with this fencing number, until this deadline.
+    Acquired(i64, Deadline),
+    /// Not yet.
+    Later(Queue),
+}
+
+/// The queue of a lock as a waiter found it.
+#[derive(Debug)]
+pub struct Queue {
+    /// The waiter is in it.
+    pub queued: bool,
+    /// Somebody holds the lock.
+    pub live: bool,
+    /// score.distlock 0.2.5 has acquired or extended the hold.
+    pub foreign: bool,
+    /// The fence of the hold.
+    pub fence: Option<i64>,
+    /// For how long the hold lasts, in seconds; negative since it has ended.
+    pub remaining: f64,
+    /// How many other processes come first.
+    pub ahead: u32,
+    /// All tickets.
+    pub tickets: Vec<i64>,
+}
+
+/// Who waits, and for what.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// The name of the lock.
+    pub name: &'a Name,
+    /// The token to take it with.
+    pub token: &'a Token,
+    /// The lease to take it for.
+    pub lease: Lease,
+    /// The waiter's ticket.
+    pub ticket: i64,
+    /// An earlier one, or 0.
+    pub previous: i64,
+}
+
 /// What a releaser knows beforehand.
 #[derive(Clone, Copy, Debug)]
 pub struct Doubt {
@@ -253,7 +296,7 @@ impl Store {
             }
             // Nobody holds it, but its row was locked: by another taker who is
             // about to commit, by a guard, or by 0.2.5 cleaning up.
-            let busy = row.get::<_, Option<bool>>("live") != Some(true);
+            let busy = row.get::<_, Option<bool>>("held") != Some(true);
             if !busy || tries == Store::TRIES_WHILE_BUSY || patience.over() {
                 self.sweep_now_and_then(lease, patience);
                 return Ok(Answer::Held);
@@ -261,6 +304,97 @@ impl Store {
             let limit = Duration::from_millis(1 << tries);
             patience.pause(limit.mul_f64(rand::rng().random_range(0.5..1.0)))?;
         }
+    }
+
+    /// Takes the lock if it is the waiter's turn, or puts the waiter into the
+    /// queue. `known` is the queue as last seen, without the waiter.
+    pub fn wait(&self, waiter: Candidate, known: &[i64], patience: Patience) -> Result<Turn> {
+        let answer = self.execute(
+            &sql::WAIT,
+            &[
+                &waiter.name.as_str(),
+                &waiter.token.as_str(),
+                &waiter.lease.seconds(),
+                &zone::offset(),
+                &self.holder(),
+                &waiter.ticket,
+                &waiter.previous,
+                &known,
+            ],
+            patience,
+        )?;
+        let row = only(&answer.rows)?;
+        if let Some(fence) = row.get::<_, Option<i64>>("fence") {
+            let deadline = Deadline::new(answer.sent, waiter.lease.seconds());
+            return Ok(Turn::Acquired(fence, deadline));
+        }
+        let remaining = row.get::<_, Option<f64>>("remaining").unwrap_or_default();
+        if row.get::<_, Option<bool>>("mine") == Some(true) {
+            return Ok(Turn::Acquired(
+                row.get::<_, Option<i64>>("seen_fence").unwrap_or_default(),
+                Deadline::new(answer.sent, remaining),
+            ));
+        }
+        let tickets: Vec<i64> = row.get::<_, Option<_>>("waiters").unwrap_or_default();
+        Ok(Turn::Later(Queue {
+            queued: tickets.contains(&waiter.ticket),
+            live: row.get::<_, Option<bool>>("live") == Some(true),
+            foreign: row.get::<_, Option<bool>>("foreign_hold") == Some(true),
+            fence: row.get("seen_fence"),
+            remaining,
+            ahead: u32::try_from(row.get::<_, i64>("ahead")).unwrap_or(u32::MAX),
+            tickets,
+        }))
+    }
+
+    /// Takes a waiter out of the queue; the next one is notified if need be.
+    pub fn leave(&self, name: &Name, ticket: i64, lease: Lease, patience: Patience) -> Result<()> {
+        self.execute(
+            &sql::LEAVE,
+            &[&name.as_str(), &ticket, &lease.seconds(), &zone::offset()],
+            patience,
+        )
+        .map(drop)
+    }
+
+    /// Extends many holds; tells for each the new deadline. `None` is no bad
+    /// news: the row may just have been locked by somebody.
+    pub fn renew(
+        &self,
+        holds: &[(Name, Token, Lease)],
+        patience: Patience,
+    ) -> Result<Vec<Option<Deadline>>> {
+        let names: Vec<&str> = holds.iter().map(|(name, _, _)| name.as_str()).collect();
+        let tokens: Vec<&str> = holds.iter().map(|(_, token, _)| token.as_str()).collect();
+        let leases: Vec<f64> = holds.iter().map(|(_, _, lease)| lease.seconds()).collect();
+        let answer = self.execute(
+            &sql::RENEW,
+            &[&names, &tokens, &leases, &zone::offset()],
+            patience,
+        )?;
+        let mut deadlines = vec![None; holds.len()];
+        for row in &answer.rows {
+            // Positions count from 1.
+            let position = usize::try_from(row.get::<_, i64>(0)).unwrap_or_default();
+            if let Some(lease) = leases.get(position.wrapping_sub(1)) {
+                deadlines[position - 1] = Some(Deadline::new(answer.sent, *lease));
+            }
+        }
+        Ok(deadlines)
+    }
+
+    /// A connection that is not in the pool.
+    pub(super) fn connect(
+        &self,
+        patience: Patience,
+    ) -> std::result::Result<super::connection::Connection, Failure> {
+        self.pool.connect(patience)
+    }
+
+    /// Sends a listener a message over a connection of the pool.
+    pub(super) fn tell(&self, listener: i64, message: &str, patience: Patience) -> Result<()> {
+        self.execute(&sql::PROVE, &[&listener, &message], patience)
+            .map(drop)
     }
 
     /// After these many tries, about 50 ms, a locked row counts as held: that

@@ -6,10 +6,12 @@
 -- Guarantees:
 -- * The state is judged again under the row's lock, so a hold that was taken
 --   or extended meanwhile stays.
+-- * A free row in whose queue somebody may be about to take its turn stays.
 -- * Rows that a guard or a taker has locked are skipped, not waited for.
 DELETE FROM _score_distlock
  WHERE id = ANY (ARRAY(
     SELECT id FROM _score_distlock
      WHERE ({live}) IS NOT TRUE
+       AND (waiters IS NULL OR expires < clock_timestamp() - interval '1 minute')
        FOR UPDATE SKIP LOCKED
 ))

@@ -1,18 +1,22 @@
 """The public API of :mod:`score.distlock`, compared with the built module by mypy.stubtest."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from logging import Logger
 from types import ModuleType, TracebackType
-from typing import Any, Final, final
+from typing import Any, Final, TypeVar, final
 
 from typing_extensions import Self, disjoint_base
 
+from ._distlock import _Acquisition, _Inbox
 from ._errors import CouldNotAcquireLock as CouldNotAcquireLock
 from ._errors import DatabaseError as DatabaseError
 from ._errors import DatabaseUnavailable as DatabaseUnavailable
 from ._errors import LockExpired as LockExpired
-from ._guard import Guard
+from ._all import Holds
+from ._guard import AsyncGuard, Guard
+from ._hold import Hold
+from .aio import AsyncLock, AsyncModule
 
 __all__ = (
     "ConfiguredDistlockModule",
@@ -26,6 +30,9 @@ __all__ = (
 )
 
 __version__: Final[str]
+
+_Time = float | str | timedelta | None
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 @final
 class Lock:
@@ -42,12 +49,41 @@ class Lock:
     def remaining(self) -> float: ...
     @property
     def expired(self) -> bool: ...
-    def acquire(self) -> str: ...
+    def acquire(self, *, timeout: _Time = 0) -> str: ...
     def try_acquiring(self) -> str | None: ...
     def extend(self, token: str | bytes | None = None) -> None: ...
     def release(self, token: str | bytes | None = None, ignore_expired: bool = False) -> None: ...
     def transfer(self, token: str | bytes | None = None) -> str: ...
     def guard(self, connection: Any, *, token: str | bytes | None = None) -> Guard: ...
+    def hold(
+        self,
+        timeout: _Time = 0,
+        autoextend: bool = False,
+        maxtime: _Time = None,
+        on_lost: Callable[[Lock], object] | None = None,
+    ) -> Hold: ...
+    def _enter(
+        self, timeout: float | None, autoextend: bool, maxtime: float | None, on_lost: Any
+    ) -> None: ...
+    def _leave(self) -> None: ...
+    def _autoextend(self, token: str, lock: Any, on_lost: Any) -> None: ...
+    def _stop_extending(self) -> None: ...
+    def _begin(
+        self,
+        inbox: _Inbox,
+        bell: int,
+        timeout: float | None,
+        block: bool,
+        maxtime: float | None,
+    ) -> _Acquisition: ...
+    def _extend(self, inbox: _Inbox, number: int, token: str | bytes | None) -> None: ...
+    def _release(
+        self, inbox: _Inbox, number: int, token: str | bytes | None, block: bool
+    ) -> None: ...
+    def _transfer(self, inbox: _Inbox, number: int, token: str | bytes | None) -> None: ...
+    def _async_guard(
+        self, lock: AsyncLock, connection: Any, token: str | bytes | None
+    ) -> AsyncGuard: ...
     def __enter__(self) -> Self: ...
     def __exit__(
         self,
@@ -66,6 +102,8 @@ class ConfiguredDistlockModule:
         maxtime: float | str | timedelta,
         *,
         reentrant: bool = True,
+        timeout: _Time = 0,
+        autoextend: bool = False,
         pool_size: int | None = None,
         max_overflow: int | None = None,
         pool_timeout: float | str | timedelta | None = None,
@@ -83,7 +121,23 @@ class ConfiguredDistlockModule:
     @property
     def _module(self) -> ModuleType: ...
     def get(self, name: str) -> Lock: ...
-    def acquire(self, name: str) -> str: ...
+    def acquire(self, name: str, *, timeout: _Time = 0) -> str: ...
+    def acquire_all(
+        self, names: Iterable[str], *, timeout: _Time = 0, autoextend: bool = False
+    ) -> Holds: ...
+    def locked(
+        self,
+        name: str,
+        *,
+        timeout: _Time = ...,
+        autoextend: bool = ...,
+        maxtime: _Time = None,
+        on_lost: Callable[[Any], object] | None = None,
+    ) -> Callable[[_Function], _Function]: ...
+    @property
+    def aio(self) -> AsyncModule: ...
+    @property
+    def _block_defaults(self) -> tuple[float | None, bool]: ...
     def try_acquiring(self, name: str) -> str | None: ...
     def extend(self, name: str, token: str | bytes | None = None) -> None: ...
     def release(self, name: str, token: str | bytes | None = None) -> None: ...

@@ -50,6 +50,23 @@ def _seconds(value: object, key: str) -> float:
         refuse(str(error))
 
 
+def timeout(value: object, key: str = "timeout") -> float | None:
+    """How long to wait for a lock, in seconds; ``None`` is for ever."""
+    if value is None:
+        return None
+    try:
+        return interval(value, key)
+    except ConfigurationError as error:
+        # An argument, not a configuration.
+        raise ValueError(str(error.args[-1])) from None
+
+
+def _wait(value: object, key: str) -> float | None:
+    if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
+        return None
+    return _seconds(value, key)
+
+
 def _timeout(value: object, key: str) -> float:
     seconds = _seconds(value, key)
     if seconds == 0:
@@ -120,6 +137,8 @@ _KEYS: dict[str, tuple[str, Callable[[object, str], Any]]] = {
     "sqlalchemy.echo": ("echo", _boolean),
     "sqlalchemy.isolation_level": ("isolation_level", _isolation),
     "maxtime": ("maxtime", _seconds),
+    "timeout": ("timeout", _wait),
+    "autoextend": ("autoextend", _boolean),
     "reentrant": ("reentrant", _boolean),
 }
 

@@ -1,0 +1,429 @@
+"""The same locks for coroutines: ``conf.aio``.
+
+Neither waiting nor anything else blocks the event loop, and no thread is bound
+to a coroutine that waits. What the database has to be asked is asked by a few
+threads of the module's own, whose answers arrive over a file descriptor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import itertools
+import weakref
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, final
+
+from . import _config
+from ._all import Pace, ordered
+from ._distlock import _Acquisition, _Inbox
+from ._errors import CouldNotAcquireLock, LockExpired
+from ._hold import callback, lease
+
+if TYPE_CHECKING:
+    from . import ConfiguredDistlockModule, Lock
+    from ._guard import AsyncGuard
+
+__all__ = ("AsyncHold", "AsyncHolds", "AsyncLock", "AsyncModule")
+
+_Time = float | str | timedelta | None
+
+
+class _Channel:
+    """How answers get to one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Not the loop itself, which is the key this is remembered by.
+        self._loop = weakref.ref(loop)
+        self.inbox = _Inbox()
+        self._numbers = itertools.count(1)
+        self._expected: dict[int, asyncio.Future[Any] | asyncio.Event] = {}
+
+    def expect(self, what: asyncio.Future[Any] | asyncio.Event) -> int:
+        """Has the loop look into the inbox for as long as something is expected."""
+        if not self._expected:
+            loop = self._loop()
+            assert loop is not None
+            loop.add_reader(self.inbox.fileno(), self._ready)
+        number = next(self._numbers)
+        self._expected[number] = what
+        return number
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for it any more."""
+        del self._expected[number]
+        loop = self._loop()
+        if not self._expected and loop is not None:
+            loop.remove_reader(self.inbox.fileno())
+
+    def _ready(self) -> None:
+        for number, answered, error, value in self.inbox.empty():
+            what = self._expected.get(number)
+            if isinstance(what, asyncio.Event):
+                what.set()
+            elif isinstance(what, asyncio.Future) and answered and not what.done():
+                if error is None:
+                    what.set_result(value)
+                else:
+                    what.set_exception(error)
+
+    async def ask(self, start: Callable[[_Inbox, int], None]) -> Any:
+        """Starts something and waits for its answer."""
+        loop = self._loop()
+        assert loop is not None
+        future: asyncio.Future[Any] = loop.create_future()
+        number = self.expect(future)
+        try:
+            start(self.inbox, number)
+            return await future
+        finally:
+            self.forget(number)
+
+
+_channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Channel] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def _channel() -> _Channel:
+    loop = asyncio.get_running_loop()
+    channel = _channels.get(loop)
+    if channel is None:
+        channel = _channels[loop] = _Channel(loop)
+    return channel
+
+
+@final
+class AsyncModule:
+    """The locks of a configured module, for coroutines."""
+
+    __module__ = "score.distlock.aio"
+
+    def __init__(self, conf: ConfiguredDistlockModule) -> None:
+        self._conf = weakref.ref(conf)
+        self._alive: weakref.WeakValueDictionary[str, AsyncLock] = weakref.WeakValueDictionary()
+
+    @property
+    def conf(self) -> ConfiguredDistlockModule:
+        """The configured module."""
+        conf = self._conf()
+        if conf is None:
+            raise ReferenceError("the configured module of these locks is gone")
+        return conf
+
+    def get(self, name: str) -> AsyncLock:
+        """The lock of this name: the same object for as long as somebody keeps it.
+
+        :param name: any :class:`str` without NUL, also the empty one.
+        """
+        lock = self._alive.get(name) if isinstance(name, str) else None
+        if lock is None:
+            lock = AsyncLock(self.conf.get(name))
+            lock = self._alive.setdefault(name, lock)
+        return lock
+
+    async def acquire(self, name: str, *, timeout: _Time = 0) -> str:
+        """As :meth:`ConfiguredDistlockModule.acquire`."""
+        return await self.get(name).acquire(timeout=timeout)
+
+    async def try_acquiring(self, name: str) -> str | None:
+        """As :meth:`ConfiguredDistlockModule.try_acquiring`."""
+        return await self.get(name).try_acquiring()
+
+    async def extend(self, name: str, token: str | bytes | None = None) -> None:
+        """As :meth:`ConfiguredDistlockModule.extend`."""
+        await self.get(name).extend(token)
+
+    async def release(self, name: str, token: str | bytes | None = None) -> None:
+        """As :meth:`ConfiguredDistlockModule.release`."""
+        await self.get(name).release(token)
+
+    async def transfer(self, name: str, token: str | bytes | None = None) -> str:
+        """As :meth:`ConfiguredDistlockModule.transfer`."""
+        return await self.get(name).transfer(token)
+
+    def acquire_all(
+        self, names: Iterable[str], *, timeout: _Time = 0, autoextend: bool = False
+    ) -> AsyncHolds:
+        """As :meth:`ConfiguredDistlockModule.acquire_all`: to be awaited, or for ``async with``.
+
+        .. code-block:: python
+
+            async with conf.aio.acquire_all(['from', 'to'], timeout=10) as tokens:
+                await do_something_with_both()
+        """
+        return AsyncHolds(self, ordered(names), _config.timeout(timeout), autoextend)
+
+
+@final
+class AsyncLock:
+    """A named mutex for coroutines. ``conf.aio.get(name)`` gives you one.
+
+    It has what a :class:`Lock` has, as coroutines where the database is asked.
+    The owner of a hold is the asyncio task that acquired it; a task may acquire
+    again what it holds.
+
+    .. code-block:: python
+
+        async with conf.aio.get('mylock') as lock:
+            await do_part_of_something()
+            await lock.extend()
+            await do_more_things()
+    """
+
+    __module__ = "score.distlock.aio"
+
+    def __init__(self, lock: Lock) -> None:
+        self._lock = lock
+
+    def __repr__(self) -> str:
+        return repr(self._lock).replace(".Lock ", ".aio.AsyncLock ", 1)
+
+    @property
+    def conf(self) -> ConfiguredDistlockModule:
+        """The configured module."""
+        return self._lock.conf
+
+    @property
+    def name(self) -> str:
+        """The name of the lock."""
+        return self._lock.name
+
+    @property
+    def token(self) -> str | None:
+        """See :attr:`Lock.token`."""
+        return self._lock.token
+
+    @property
+    def fence(self) -> int | None:
+        """See :attr:`Lock.fence`."""
+        return self._lock.fence
+
+    @property
+    def remaining(self) -> float:
+        """See :attr:`Lock.remaining`."""
+        return self._lock.remaining
+
+    @property
+    def expired(self) -> bool:
+        """See :attr:`Lock.expired`."""
+        return self._lock.expired
+
+    async def _acquire(self, timeout: float | None, block: bool, maxtime: float | None) -> str:
+        channel = _channel()
+        loop = asyncio.get_running_loop()
+        bell = asyncio.Event()
+        number = channel.expect(bell)
+        acquisition: _Acquisition | None = None
+        try:
+            acquisition = self._lock._begin(channel.inbox, number, timeout, block, maxtime)
+            while True:
+                bell.clear()
+                token = await channel.ask(acquisition.step)
+                if isinstance(token, str):
+                    return token
+                timer = loop.call_later(token, bell.set)
+                try:
+                    await bell.wait()
+                finally:
+                    timer.cancel()
+        except BaseException:
+            # Also if the lock was acquired while the task was being cancelled.
+            if acquisition is not None:
+                acquisition.give_up()
+            raise
+        finally:
+            channel.forget(number)
+
+    async def _enter(
+        self, timeout: float | None, autoextend: bool, maxtime: float | None, on_lost: Any
+    ) -> None:
+        token = await self._acquire(timeout, True, maxtime)
+        if autoextend:
+            self._lock._autoextend(token, self, on_lost and self._in_loop(on_lost))
+
+    def _in_loop(self, on_lost: Callable[[AsyncLock], object]) -> Callable[[AsyncLock], None]:
+        """Has a callback run where the coroutine does."""
+        loop = asyncio.get_running_loop()
+
+        def call(lock: AsyncLock) -> None:
+            result = on_lost(lock)
+            if inspect.isawaitable(result):
+                asyncio.ensure_future(result)
+
+        def schedule(lock: AsyncLock) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(call, lock)
+
+        return schedule
+
+    async def _leave(self) -> None:
+        lock = self._lock
+        await _channel().ask(lambda inbox, number: lock._release(inbox, number, None, True))
+
+    async def acquire(self, *, timeout: _Time = 0) -> str:
+        """Acquires the lock, or enters it once more if the task is its owner.
+
+        If the task is cancelled meanwhile, neither a hold nor a place in the queue is left.
+
+        :param timeout: how long to wait if somebody else holds it; see :meth:`Lock.acquire`.
+        :returns: the token of the hold, 256 hexadecimal digits.
+        :raises CouldNotAcquireLock: if somebody else holds the lock, after `timeout`.
+        """
+        return await self._acquire(_config.timeout(timeout), False, None)
+
+    async def try_acquiring(self) -> str | None:
+        """As :meth:`acquire` without waiting, but returns ``None`` if somebody else holds it."""
+        try:
+            return await self._acquire(0.0, False, None)
+        except CouldNotAcquireLock:
+            return None
+
+    async def extend(self, token: str | bytes | None = None) -> None:
+        """Gives the hold another ``maxtime`` from now; see :meth:`Lock.extend`."""
+        lock = self._lock
+        await _channel().ask(lambda inbox, number: lock._extend(inbox, number, token))
+
+    async def release(self, token: str | bytes | None = None, ignore_expired: bool = False) -> None:
+        """Leaves the hold once, or ends it; see :meth:`Lock.release`.
+
+        It goes on in the background if the task is cancelled meanwhile.
+        """
+        lock = self._lock
+        try:
+            await _channel().ask(lambda inbox, number: lock._release(inbox, number, token, False))
+        except LockExpired:
+            if not ignore_expired:
+                raise
+
+    async def transfer(self, token: str | bytes | None = None) -> str:
+        """Gives the hold a new token and voids the old one; see :meth:`Lock.transfer`."""
+        lock = self._lock
+        new = await _channel().ask(lambda inbox, number: lock._transfer(inbox, number, token))
+        return str(new)
+
+    def hold(
+        self,
+        timeout: _Time = 0,
+        autoextend: bool = False,
+        maxtime: _Time = None,
+        on_lost: Callable[[AsyncLock], object] | None = None,
+    ) -> AsyncHold:
+        """Acquires for an ``async with`` block, with options; see :meth:`Lock.hold`.
+
+        :param on_lost: called with this object in the event loop; it may be a coroutine function.
+        """
+        return AsyncHold(self, _config.timeout(timeout), autoextend, maxtime, on_lost)
+
+    def guard(self, connection: Any, *, token: str | bytes | None = None) -> AsyncGuard:
+        """Guards a transaction of the caller's own on the same database; see :meth:`Lock.guard`.
+
+        :param connection: an open connection of asyncpg, an ``AsyncConnection`` of psycopg 3, or
+            an ``AsyncConnection`` or ``AsyncSession`` of SQLAlchemy, within a transaction.
+        """
+        return self._lock._async_guard(self, connection, token)
+
+    async def __aenter__(self) -> AsyncLock:
+        timeout, autoextend = self.conf._block_defaults
+        await self._enter(timeout, autoextend, None, None)
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._leave()
+
+
+@final
+class AsyncHold:
+    """What :meth:`AsyncLock.hold` returns: an asynchronous context manager."""
+
+    __module__ = "score.distlock.aio"
+
+    def __init__(
+        self,
+        lock: AsyncLock,
+        timeout: float | None,
+        autoextend: bool,
+        maxtime: object,
+        on_lost: Callable[[AsyncLock], object] | None,
+    ) -> None:
+        self._lock = lock
+        self._options = (timeout, autoextend, lease(maxtime), callback(on_lost))
+
+    async def __aenter__(self) -> AsyncLock:
+        await self._lock._enter(*self._options)
+        return self._lock
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self._lock._leave()
+
+
+@final
+class AsyncHolds(dict[str, str]):
+    """The tokens of several holds, by name, once it was awaited or entered."""
+
+    __module__ = "score.distlock.aio"
+
+    def __init__(
+        self, module: AsyncModule, names: list[str], timeout: float | None, autoextend: bool
+    ) -> None:
+        super().__init__()
+        self._module = module
+        self._names = names
+        self._timeout = timeout
+        self._autoextend = autoextend
+        self._locks: list[AsyncLock] = []
+
+    async def _acquire(self) -> AsyncHolds:
+        pace = Pace(self._timeout)
+        async with contextlib.AsyncExitStack() as stack:
+            locks = []
+            for name in self._names:
+                lock = self._module.get(name)
+                # What is held already stays alive while the others are waited for.
+                await lock._enter(pace.left(), True, None, None)
+                stack.push_async_callback(lock._leave)
+                locks.append(lock)
+            for lock in locks:
+                if lock.expired:
+                    raise LockExpired(lock.name, str(lock.token))
+                if not self._autoextend:
+                    lock._lock._stop_extending()
+                    if lock.remaining < 0.9 * lock.conf.maxtime:
+                        await lock.extend()
+                self[lock.name] = str(lock.token)
+            stack.pop_all()
+        self._locks = locks
+        return self
+
+    def __await__(self) -> Any:
+        return self._acquire().__await__()
+
+    async def release(self) -> None:
+        """Releases all of them, also if the release of one fails; raises what failed first."""
+        async with contextlib.AsyncExitStack() as stack:
+            for lock in self._locks:
+                stack.push_async_callback(lock._leave)
+
+    async def __aenter__(self) -> AsyncHolds:
+        return await self._acquire()
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.release()

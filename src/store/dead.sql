@@ -1,0 +1,1 @@
+pg_try_advisory_xact_lock_shared({listener})

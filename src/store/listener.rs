@@ -1,0 +1,114 @@
+//! The connection over which a process hears that it is one of its waiters' turn.
+
+use super::connection::{Connection, Failure};
+use super::patience::Patience;
+use super::sql::LISTEN_KEY;
+use super::statements::Store;
+use rand::RngExt;
+use std::time::{Duration, Instant};
+
+/// What a listener hears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    /// The lock is free, and it is the turn of this ticket.
+    Turn(i64),
+    /// It is free, and this ticket is next, should the first not take it.
+    Next(i64),
+}
+
+impl Call {
+    fn parse(text: &str) -> Option<Call> {
+        let (word, ticket) = text.split_once(' ')?;
+        let ticket = ticket.parse().ok()?;
+        match word {
+            "turn" => Some(Call::Turn(ticket)),
+            "next" => Some(Call::Next(ticket)),
+            _ => None,
+        }
+    }
+}
+
+/// A listening connection that was proved to hear what others send.
+pub struct Listener {
+    connection: Connection,
+    number: i64,
+}
+
+/// Why there is none.
+pub enum Deaf {
+    /// The database cannot be reached, or does not answer in time.
+    Unreachable(Failure),
+    /// It can, but notifications do not come through.
+    Pooler,
+}
+
+impl From<Failure> for Deaf {
+    fn from(failure: Failure) -> Deaf {
+        Deaf::Unreachable(failure)
+    }
+}
+
+impl Listener {
+    /// How long a notification to oneself may take.
+    const PROOF: Duration = Duration::from_secs(1);
+    /// The bits of a ticket that its listener numbers itself.
+    pub const TICKET_BITS: u32 = 24;
+
+    /// Opens a listening connection and proves it.
+    pub fn open(store: &Store, patience: Patience) -> Result<Listener, Deaf> {
+        let number = rand::rng().random_range(1..1_i64 << (63 - Listener::TICKET_BITS));
+        let mut connection = store.connect(patience)?;
+        connection.batch(&format!("LISTEN score_distlock_{number:x}"), patience)?;
+        let proof = format!("proof {}", rand::rng().random::<u64>());
+        if let Err(error) = store.tell(number, &proof, patience) {
+            return Err(Failure::Stopped(error).into());
+        }
+        let until = Instant::now() + Listener::PROOF;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            if connection.listen(left)?.contains(&proof) {
+                break;
+            }
+            if left.is_zero() {
+                return Err(Deaf::Pooler);
+            }
+        }
+        let rows = connection.query_unprepared(&LISTEN_KEY, &[&number], patience)?;
+        let alone = rows.first().is_some_and(|row| row.get(0));
+        if !alone {
+            let reason = "another listener has the same number".to_owned();
+            return Err(Failure::Broken(reason).into());
+        }
+        Ok(Listener { connection, number })
+    }
+
+    /// The number its tickets begin with; it differs from connection to connection.
+    pub fn number(&self) -> i64 {
+        self.number
+    }
+
+    /// Waits for calls, no longer than `slice`.
+    pub fn hear(&mut self, slice: Duration) -> Result<Vec<Call>, Failure> {
+        let heard = self.connection.listen(slice)?;
+        Ok(heard.iter().filter_map(|text| Call::parse(text)).collect())
+    }
+
+    /// Makes sure that the server is still there. It executes no statement for it.
+    pub fn ping(&mut self, patience: Patience) -> Result<(), Failure> {
+        self.connection.ping(patience)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_understood_and_nothing_else() {
+        assert_eq!(Call::parse("turn 17"), Some(Call::Turn(17)));
+        assert_eq!(Call::parse("next 17"), Some(Call::Next(17)));
+        for other in ["", "turn", "turn x", "proof 1", "Turn 1"] {
+            assert_eq!(Call::parse(other), None);
+        }
+    }
+}

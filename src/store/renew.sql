@@ -1,0 +1,32 @@
+-- Gives many holds a new lease that begins now; tells which, by position.
+--
+-- $1 names, $2 tokens, $3 leases in seconds, $4 the host's offset from UTC in
+-- seconds.
+--
+-- Guarantees:
+-- * As extend.sql for each of them, but it waits for no row: what is locked by
+--   somebody at this moment is left out, and is then extended by itself. So two
+--   processes that renew many can never wait for each other.
+WITH wanted AS MATERIALIZED (
+    SELECT * FROM unnest($1, $2, $3) WITH ORDINALITY AS wanted (name, token, seconds, position)
+), clock AS MATERIALIZED (
+    SELECT clock_timestamp() AS instant
+), held AS MATERIALIZED (
+    SELECT lock.id, wanted.seconds, wanted.position
+      FROM wanted
+      JOIN _score_distlock AS lock ON lock.name = wanted.name AND lock.token = wanted.token
+     WHERE CASE
+             WHEN touched = updated THEN expires > clock_timestamp()
+             ELSE updated + make_interval(secs => greatest(lease, seconds))
+               >= (clock_timestamp() AT TIME ZONE 'UTC') + make_interval(secs => {zone})
+           END
+       FOR NO KEY UPDATE OF lock SKIP LOCKED
+)
+UPDATE _score_distlock AS lock
+   SET updated = {local},
+       touched = {local},
+       expires = instant + make_interval(secs => seconds),
+       lease = seconds
+  FROM held, clock
+ WHERE lock.id = held.id
+RETURNING held.position

@@ -1,0 +1,99 @@
+-- Takes the lock $1 if it is this waiter's turn, or puts the waiter into the
+-- queue, which is the column `waiters` of the lock's row.
+--
+-- $1 name, $2 the token to take it with, $3 lease in seconds, $4 the host's
+-- offset from UTC in seconds, $5 the holder's name for people, $6 the waiter's
+-- ticket, $7 an earlier ticket of the same waiter or 0, $8 the queue as last
+-- seen, without this waiter.
+--
+-- Guarantees:
+-- * Taking is as in acquire.sql: one taker, a fence in the order of commits, no
+--   waiting for a row.
+-- * A free lock belongs to the first in the queue for half a second, then also
+--   to the second, and so on. Of the tickets of one process only the first
+--   counts, and those of processes that are gone do not count at all.
+-- * No wake-up is lost: the ticket enters the queue under the row's lock, and
+--   whether the lock is held is judged under it too. Who releases afterwards
+--   sees the ticket and notifies.
+-- * Queueing changes nothing that a hold consists of, and its commit is not
+--   waited for on disk.
+-- * Repeated, it finds its own token or its own ticket. A ticket of a process
+--   that has opened a new listening connection since keeps its place.
+-- * If score.distlock 0.2.5 has deleted the row and the queue with it, the
+--   queue is restored with the new row.
+WITH free AS MATERIALIZED (
+    SELECT id, clock_timestamp() AS instant
+      FROM _score_distlock
+     WHERE name = $1
+       AND CASE
+             WHEN {live} THEN false
+             WHEN clock_timestamp() < expires + {ahead} * interval '0.5 second' THEN false
+             ELSE pg_try_advisory_xact_lock({key})
+           END
+       FOR UPDATE SKIP LOCKED
+), taken AS (
+    UPDATE _score_distlock AS lock
+       SET token = $2,
+           acquired = {local},
+           updated = {local},
+           touched = {local},
+           expires = instant + make_interval(secs => $3),
+           lease = $3,
+           fence = nextval('_score_distlock_fence_seq'),
+           holder = $5,
+           waiters = nullif(array_remove(array_remove(waiters, $6), $7), '{}')
+      FROM free
+     WHERE lock.id = free.id
+ RETURNING lock.fence
+), missing AS MATERIALIZED (
+    SELECT clock_timestamp() AS instant
+     WHERE CASE
+             WHEN EXISTS (SELECT FROM _score_distlock WHERE name = $1) THEN false
+             ELSE pg_try_advisory_xact_lock({key})
+           END
+), made AS (
+    INSERT INTO _score_distlock
+           (name, token, acquired, updated, touched, expires, lease, fence, holder, waiters)
+    SELECT $1, $2, {local}, {local}, {local},
+           instant + make_interval(secs => $3), $3,
+           nextval('_score_distlock_fence_seq'), $5, nullif($8, '{}')
+      FROM missing
+        ON CONFLICT (name) DO NOTHING
+ RETURNING fence
+), place AS MATERIALIZED (
+    SELECT id,
+           set_config('synchronous_commit', 'off', true) AS durability
+      FROM _score_distlock
+     WHERE name = $1
+       AND $6 <> ALL (coalesce(waiters, '{}'))
+       AND NOT EXISTS (SELECT FROM taken)
+       FOR NO KEY UPDATE SKIP LOCKED
+), queued AS (
+    UPDATE _score_distlock AS lock
+       SET waiters = CASE
+             WHEN $7 = ANY (waiters) THEN array_replace(waiters, $7, $6)
+             ELSE array_append(waiters, $6)
+           END
+      FROM place
+     WHERE lock.id = place.id
+       AND durability IS NOT NULL
+ RETURNING token, lock.fence, {live} AS live, {remaining} AS remaining, waiters,
+           touched IS DISTINCT FROM updated AS foreign_hold
+), seen AS (
+    SELECT * FROM queued
+     UNION ALL
+    SELECT token, fence, {live}, {remaining}, waiters, touched IS DISTINCT FROM updated
+      FROM _score_distlock
+     WHERE name = $1
+       AND NOT EXISTS (SELECT FROM queued)
+)
+SELECT coalesce((SELECT fence FROM taken), (SELECT fence FROM made)) AS fence,
+       seen.live AND seen.token = $2 AS mine,
+       seen.live,
+       seen.fence AS seen_fence,
+       seen.remaining,
+       seen.waiters,
+       seen.foreign_hold,
+       {ahead} AS ahead
+  FROM (VALUES (1)) AS one
+  LEFT JOIN seen ON true
