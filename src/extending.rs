@@ -165,7 +165,7 @@ impl Extender {
                         .extend(due.lock.name(), &due.token, due.lease, patience())
                         .map(|extended| extended.map(|(_, deadline)| deadline)),
                 },
-                Err(error) => Err(error.to_string()).map_err(Error::Unavailable),
+                Err(error) => Err(Error::Unavailable(error.to_string())),
             };
             self.renewed(due, result);
         }

@@ -53,6 +53,7 @@ pub enum Plan {
 }
 
 /// A waiter's place in the queue of its process.
+#[allow(clippy::struct_excessive_bools)] // they are independent of each other
 struct Place {
     waiter: Arc<Waiter>,
     ticket: i64,

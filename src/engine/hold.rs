@@ -20,6 +20,7 @@ use std::time::Instant;
 
 /// What an owner has of a lock.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools)] // they are independent of each other
 pub struct Hold {
     /// The proof.
     pub token: Token,

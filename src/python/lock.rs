@@ -178,6 +178,7 @@ impl Lock {
 }
 
 /// A timeout as a Python argument.
+#[derive(Clone, Copy)]
 pub struct Timeout(Option<Duration>);
 
 impl Timeout {
@@ -185,7 +186,7 @@ impl Timeout {
     pub const ZERO: Timeout = Timeout(Some(Duration::ZERO));
 
     /// As Python counts it.
-    pub fn seconds(&self) -> Option<f64> {
+    pub fn seconds(self) -> Option<f64> {
         self.0.map(|timeout| timeout.as_secs_f64())
     }
 }

@@ -83,6 +83,7 @@ impl ConfiguredDistlockModule {
 }
 
 /// A timeout that may be left out; `None` in Python is for ever.
+#[derive(Clone, Copy)]
 pub struct Given(Option<Timeout>);
 
 impl<'a, 'py> FromPyObject<'a, 'py> for Given {
@@ -339,7 +340,7 @@ impl ConfiguredDistlockModule {
         on_lost: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let this = slf.get();
-        let timeout = timeout.0.map_or(this.timeout, |timeout| timeout.seconds());
+        let timeout = timeout.0.map_or(this.timeout, Timeout::seconds);
         let autoextend = autoextend.unwrap_or(this.autoextend);
         slf.py()
             .import("score.distlock._locked")?

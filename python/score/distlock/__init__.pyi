@@ -8,12 +8,12 @@ from typing import Any, Final, TypeVar, final
 
 from typing_extensions import Self, disjoint_base
 
+from ._all import Holds as Holds
 from ._distlock import _Acquisition, _Inbox
 from ._errors import CouldNotAcquireLock as CouldNotAcquireLock
 from ._errors import DatabaseError as DatabaseError
 from ._errors import DatabaseUnavailable as DatabaseUnavailable
 from ._errors import LockExpired as LockExpired
-from ._all import Holds
 from ._guard import AsyncGuard, Guard
 from ._hold import Hold
 from .aio import AsyncLock, AsyncModule

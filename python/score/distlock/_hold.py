@@ -24,11 +24,11 @@ def lease(maxtime: object) -> float | None:
         raise ValueError(str(error.args[-1])) from None
 
 
-def callback(on_lost: object) -> Any:
+def callback(on_lost: Any) -> Any:
     """Checks what is to be called when a hold is lost."""
-    if on_lost is not None and not callable(on_lost):
-        raise TypeError(f"on_lost must be callable, not {type(on_lost).__name__}")
-    return on_lost
+    if on_lost is None or callable(on_lost):
+        return on_lost
+    raise TypeError(f"on_lost must be callable, not {type(on_lost).__name__}")
 
 
 @final

@@ -83,6 +83,9 @@ class _Channel:
             self.forget(number)
 
 
+#: What `on_lost` has started and is still running.
+_callbacks: set[asyncio.Future[Any]] = set()
+
 _channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Channel] = (
     weakref.WeakKeyDictionary()
 )
@@ -252,7 +255,10 @@ class AsyncLock:
         def call(lock: AsyncLock) -> None:
             result = on_lost(lock)
             if inspect.isawaitable(result):
-                asyncio.ensure_future(result)
+                # The loop itself remembers its tasks but weakly.
+                task = asyncio.ensure_future(result)
+                _callbacks.add(task)
+                task.add_done_callback(_callbacks.discard)
 
         def schedule(lock: AsyncLock) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed

@@ -1,0 +1,516 @@
+"""Waiting: woken by the release, first come first served, silent in between.
+
+The holds last an hour and nobody looks after the queue more often than every
+eight seconds, so a wait with the timeouts used here only ends well if
+something woke it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import psycopg
+import pytest
+
+import score.distlock
+from score.distlock import CouldNotAcquireLock
+
+from .conftest import SUPPORT, python, run
+from .support.proxy import Proxy
+from .support.queue import Background, wait_until_waiting, waiting
+from .support.server import Server
+from .test_lost_answers import own_url, proxy
+from .test_pooler import bouncer
+
+__all__ = ("bouncer", "own_url", "proxy")
+
+Conf = score.distlock.ConfiguredDistlockModule
+Db = psycopg.Connection[Any]
+SOON = 6
+
+
+@pytest.fixture
+def conf(url: str) -> Conf:
+    return score.distlock.init({"sqlalchemy.url": url, "maxtime": "1h"})
+
+
+@pytest.fixture
+def other(conf: Conf, url: str) -> Conf:
+    return score.distlock.ConfiguredDistlockModule(url, "1h")
+
+
+class Process:
+    """One of tests/support/waiter.py."""
+
+    def __init__(self, url: str, threads: int = 1, timeout: float = SOON) -> None:
+        program = [sys.executable, str(SUPPORT / "waiter.py"), url, "name"]
+        self.process = subprocess.Popen(
+            [*program, str(threads), str(timeout)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.go = self.process.stdin
+
+    def start(self, threads: int = 1) -> None:
+        assert self.go is not None
+        self.go.write("\n" * threads)
+        self.go.flush()
+
+    def fences(self) -> list[int]:
+        """Of all its threads, by their numbers."""
+        output = self.process.communicate()[0]
+        pairs = sorted(tuple(map(int, line.split())) for line in output.splitlines())
+        return [fence for _, fence in pairs]
+
+
+@pytest.fixture
+def processes(url: str) -> Iterator[Any]:
+    """Starts processes that wait; ends those that are left."""
+    started: list[Process] = []
+
+    def start(threads: int = 1, timeout: float = SOON, at: str = url) -> Process:
+        started.append(Process(at, threads, timeout))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.communicate()
+
+
+@pytest.mark.parametrize("timeout", [30, 30.0, "30s", timedelta(seconds=30), None])
+def test_a_release_wakes_the_waiter(conf: Conf, other: Conf, db: Db, timeout: Any) -> None:
+    token = conf.acquire("name")
+    waiter = Background(other.acquire, "name", timeout=timeout)
+    wait_until_waiting(db, 1)
+    conf.release("name", token)
+    assert len(waiter.result()) == 256
+    assert waiting(db) == 0
+
+
+@pytest.mark.parametrize("timeout", [0.05, "50ms", timedelta(milliseconds=50)])
+def test_a_timeout_leaves_nothing(conf: Conf, other: Conf, db: Db, timeout: Any) -> None:
+    token = conf.acquire("name")
+    lock = other.get("name")
+    for _ in range(2):
+        with pytest.raises(CouldNotAcquireLock):
+            lock.acquire(timeout=timeout)
+        with pytest.raises(CouldNotAcquireLock), lock.hold(timeout):
+            pass
+    assert waiting(db) == 0
+    conf.release("name", token)
+    assert lock.acquire(timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ("timeout", "error"),
+    [(-1, ValueError), ("soon", ValueError), (float("nan"), ValueError), ([], TypeError)],
+)
+def test_what_is_no_timeout(conf: Conf, timeout: Any, error: type[Exception]) -> None:
+    lock = conf.get("name")
+    for attempt in (
+        lambda: lock.acquire(timeout=timeout),
+        lambda: conf.acquire("name", timeout=timeout),
+        lambda: lock.hold(timeout),
+        lambda: conf.locked("name", timeout=timeout),
+        lambda: conf.acquire_all(["name"], timeout=timeout),
+        lambda: conf.aio.get("name").hold(timeout),
+    ):
+        with pytest.raises(error, match="timeout"):
+            attempt()
+    assert lock.try_acquiring()
+
+
+def test_a_free_lock_is_not_waited_for(conf: Conf) -> None:
+    """No thread and no listening connection for it either."""
+    with conf.get("name"):
+        before = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc") else 0
+        assert conf.acquire("other", timeout=None)
+        if before:
+            assert len(os.listdir("/proc/self/task")) == before
+
+
+def test_who_holds_it_does_not_wait_for_itself(conf: Conf) -> None:
+    with conf.get("name") as lock:
+        assert lock.acquire(timeout=None) == lock.token
+        lock.release()
+
+
+def test_the_timeout_of_with_is_configured(url: str, conf: Conf, db: Db) -> None:
+    patient = score.distlock.init({"sqlalchemy.url": url, "maxtime": "1h", "timeout": "30s"})
+    for_ever = score.distlock.init({"sqlalchemy.url": url, "maxtime": "1h", "timeout": "none"})
+    for waiting_conf in (patient, for_ever):
+        token = conf.acquire("name")
+        with pytest.raises(CouldNotAcquireLock):
+            waiting_conf.acquire("name")
+
+        def enter(waiting_conf: Conf = waiting_conf) -> bool:
+            with waiting_conf.get("name"):
+                return True
+
+        waiter = Background(enter)
+        wait_until_waiting(db, 1)
+        conf.release("name", token)
+        assert waiter.result()
+
+
+def test_expiry_ends_the_wait(url: str, brief: Conf, conf: Conf) -> None:
+    brief.acquire("name")
+    assert conf.acquire("name", timeout=SOON)
+
+
+def test_an_extension_prolongs_the_wait(brief: Conf, conf: Conf, db: Db) -> None:
+    token = brief.acquire("name")
+    waiter = Background(conf.get("name").acquire, timeout=30)
+    wait_until_waiting(db, 1)
+    for _ in range(10):
+        brief.extend("name", token)
+        assert waiter.thread.is_alive()
+        db.execute("SELECT pg_sleep(0.1)")
+    assert waiter.result()
+
+
+def test_first_come_first_served_in_a_process(conf: Conf, other: Conf, db: Db) -> None:
+    token = conf.acquire("name")
+    order: list[int] = []
+
+    def work(number: int) -> None:
+        with other.get("name").hold(timeout=30):
+            order.append(number)
+
+    waiters = []
+    for number in range(20):
+        waiters.append(Background(work, number))
+        wait_until_waiting(db, number + 1)
+    conf.release("name", token)
+    for waiter in waiters:
+        waiter.result()
+    assert order == list(range(20))
+
+
+def test_first_come_first_served_across_processes(conf: Conf, db: Db, processes: Any) -> None:
+    """Threads of different processes take turns as they came."""
+    token = conf.acquire("name")
+    three = [processes(3) for _ in range(3)]
+    coming = [0, 1, 2, 2, 1, 0, 0, 2, 1]
+    for count, number in enumerate(coming, 1):
+        three[number].start()
+        wait_until_waiting(db, count)
+    conf.release("name", token)
+    fences = [process.fences() for process in three]
+    served = [fences[number].pop(0) for number in coming]
+    assert served == sorted(served)
+
+
+def test_a_newcomer_does_not_overtake(conf: Conf, db: Db, processes: Any) -> None:
+    """Not even while the one whose turn it is has not woken up yet."""
+    token = conf.acquire("name")
+    sleeper = processes(timeout=60)
+    sleeper.start()
+    wait_until_waiting(db, 1)
+    os.kill(sleeper.process.pid, signal.SIGSTOP)
+    conf.release("name", token)
+    assert conf.try_acquiring("name") is None
+    conf.vacuum()
+    assert waiting(db) == 1
+    os.kill(sleeper.process.pid, signal.SIGCONT)
+    assert sleeper.fences()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("count", [1, 3])
+def test_one_that_does_not_come_delays_nobody_for_long(
+    conf: Conf, db: Db, processes: Any, how: signal.Signals, count: int
+) -> None:
+    token = conf.acquire("name")
+    # Killed ones are known to be gone; of those that are only asleep, one is skipped at once.
+    gone = [processes(2) for _ in range(count if how == signal.SIGKILL else 1)]
+    for number, process in enumerate(gone, 1):
+        process.start(2)
+        wait_until_waiting(db, 2 * number)
+    waiter = Background(conf.get("name").acquire, timeout=SOON)
+    wait_until_waiting(db, 2 * len(gone) + 1)
+    for process in gone:
+        os.kill(process.process.pid, how)
+        if how == signal.SIGKILL:
+            process.process.wait()
+    conf.release("name", token)
+    assert waiter.result()
+
+
+def test_one_that_gives_up_passes_its_turn_on(conf: Conf, other: Conf, db: Db) -> None:
+    token = conf.acquire("name")
+    first = Background(other.get("name").acquire, timeout=0.5)
+    wait_until_waiting(db, 1)
+    second = Background(other.get("name").acquire, timeout=30)
+    wait_until_waiting(db, 2)
+    with pytest.raises(CouldNotAcquireLock):
+        first.result()
+    wait_until_waiting(db, 1)
+    conf.release("name", token)
+    assert second.result()
+
+
+def test_many_waiters_are_silent_and_not_a_herd(
+    server: Server, server_url: str, processes: Any
+) -> None:
+    """Fewer than two statements a second for a hundred threads; a few for each hand-over."""
+    conf = score.distlock.init({"sqlalchemy.url": server_url, "maxtime": "1h"})
+    costs = {}
+    with psycopg.connect(server_url, autocommit=True) as db:
+        for threads in (1, 25, 50):
+            token = conf.acquire("name")
+            with server.counting(db.info.dbname) as count:
+                four = [processes(threads, 120, server_url) for _ in range(4)]
+                for process in four:
+                    process.start(threads)
+                wait_until_waiting(db, 4 * threads)
+                before = count()
+                if threads == 25:
+                    db.execute("SELECT pg_sleep(5)")
+                    assert count() - before < 2 * 5
+                before = count()
+                conf.release("name", token)
+                fences = [fence for process in four for fence in process.fences()]
+                assert len(set(fences)) == 4 * threads
+                costs[4 * threads] = (count() - before) / (4 * threads)
+    # One takes and releases; the next one may have a look in between.
+    assert all(cost < 4 for cost in costs.values()), costs
+
+
+def test_a_lost_listening_connection(conf: Conf, other: Conf, db: Db) -> None:
+    listeners = "FROM pg_stat_activity WHERE datname = current_database() AND query LIKE %s"
+    # The lock that shows it is alive is the last thing a listener asks for.
+    last = ("%pg_try_advisory_lock(%",)
+    for _ in range(3):
+        token = conf.acquire("name")
+        waiter = Background(other.acquire, "name", timeout=SOON)
+        wait_until_waiting(db, 1)
+        query = f"SELECT pg_terminate_backend(pid) {listeners} AND pid <> pg_backend_pid()"
+        ended = db.execute(query, last)
+        assert ended.rowcount == 1
+        conf.release("name", token)
+        other.release("name", waiter.result())
+
+
+def test_a_listening_connection_that_hangs(proxy: Proxy, own_url: str) -> None:
+    """Nothing says that it is lost, but nothing comes over it any more."""
+    conf = score.distlock.init({"sqlalchemy.url": own_url, "maxtime": "1h"})
+    through = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers"
+    other = score.distlock.ConfiguredDistlockModule(through, "1h")
+    with psycopg.connect(own_url, autocommit=True) as db:
+        token = conf.acquire("hangs")
+        waiter = Background(other.acquire, "hangs", timeout=SOON)
+        wait_until_waiting(db, 1, "hangs")
+        proxy.freeze_listeners()
+        conf.release("hangs", token)
+        assert waiter.result()
+
+
+def test_behind_a_pooler(bouncer: int, server_url: str) -> None:
+    """Notifications do not get through PgBouncer in transaction mode."""
+    database = server_url.partition("?")[0].rpartition("/")[2]
+    through = f"postgresql://postgres@127.0.0.1:{bouncer}/{database}"
+    conf = score.distlock.init({"sqlalchemy.url": server_url, "maxtime": "1h"})
+    other = score.distlock.ConfiguredDistlockModule(through, "1h")
+    tokens = [conf.acquire("name")]
+    order: list[int] = []
+
+    def work(number: int) -> None:
+        with other.get("name").hold(timeout=30):
+            order.append(number)
+
+    started = threading.Barrier(2)
+    first = Background(lambda: (started.wait(), work(1)))
+    started.wait()
+    with pytest.raises(CouldNotAcquireLock):
+        # Longer than it takes to find out that nothing can be heard.
+        other.acquire("name", timeout=2)
+    conf.release("name", tokens.pop())
+    first.result()
+    assert order == [1]
+
+
+@pytest.mark.parametrize("holder", ["0.2.5's", "ours"])
+def test_a_release_by_the_original(
+    original: str, url: str, conf: Conf, db: Db, holder: str
+) -> None:
+    """It notifies nobody."""
+    if holder == "ours":
+        token, timeout = conf.acquire("name"), 20
+    else:
+        token, timeout = run(original, "original_hold.py", url, "name").strip(), SOON
+    waiters = [Background(conf.get("name").acquire, timeout=timeout)]
+    wait_until_waiting(db, 1)
+    run(original, "fleet_token.py", url, "name", token)
+    assert waiters[0].result()
+
+
+def test_the_queue_outlives_a_deleted_row(original: str, url: str, conf: Conf, db: Db) -> None:
+    """0.2.5 deletes the row with the queue in it; nobody is forgotten."""
+    token = run(original, "original_hold.py", url, "name").strip()
+    order: list[int] = []
+
+    def work(number: int) -> None:
+        with conf.get("name").hold(timeout=SOON):
+            order.append(number)
+
+    waiters = []
+    for number in range(5):
+        waiters.append(Background(work, number))
+        wait_until_waiting(db, number + 1)
+    run(original, "fleet_token.py", url, "name", token)
+    for waiter in waiters:
+        waiter.result()
+    assert order == list(range(5))
+
+
+INTERRUPTED = """
+import sys, threading, score.distlock
+conf = score.distlock.ConfiguredDistlockModule(sys.argv[1], '1h')
+print('waiting', flush=True)
+try:
+    conf.acquire('name', timeout=None)
+except KeyboardInterrupt:
+    print('interrupted', flush=True)
+# Everything works afterwards, in this thread and in others.
+assert conf.acquire('other', timeout=None)
+sys.stdin.readline()
+"""
+
+
+def test_ctrl_c_ends_a_wait(url: str, conf: Conf, db: Db) -> None:
+    token = conf.acquire("name")
+    program = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() == "waiting\n"
+    wait_until_waiting(db, 1)
+    program.send_signal(signal.SIGINT)
+    assert program.stdout.readline() == "interrupted\n"
+    wait_until_waiting(db, 0)
+    program.communicate("\n")
+    assert program.returncode == 0
+    conf.release("name", token)
+    assert conf.acquire("name")
+
+
+FORKED = """
+import os, sys, threading, score.distlock
+conf = score.distlock.ConfiguredDistlockModule(sys.argv[1], '1h')
+def wait():
+    with conf.get('name').hold(timeout=None): pass
+threads = [threading.Thread(target=wait) for _ in range(3)]
+for thread in threads: thread.start()
+with conf.get('kept').hold(autoextend=True, maxtime='500ms') as kept:
+    print('waiting', flush=True)
+    sys.stdin.readline()
+    child = os.fork()
+    if child == 0:
+        assert len(os.listdir('/proc/self/task')) == 1
+        assert not conf.get('kept').token
+        try:
+            conf.acquire('name', timeout=0.2)
+        except score.distlock.CouldNotAcquireLock:
+            print('child refused', flush=True)
+        with conf.get('own').hold(autoextend=True, maxtime='50ms') as own:
+            for _ in range(5):
+                own.extend()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    print('child gone', flush=True)
+for thread in threads: thread.join()
+print('parent served', flush=True)
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+def test_waiters_do_not_follow_into_a_forked_child(url: str, conf: Conf, db: Db) -> None:
+    token = conf.acquire("name")
+    program = subprocess.Popen(
+        [sys.executable, "-c", FORKED, url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout is not None
+    assert program.stdin is not None
+    assert program.stdout.readline() == "waiting\n"
+    wait_until_waiting(db, 3)
+    program.stdin.write("\n")
+    program.stdin.flush()
+    assert program.stdout.readline() == "child refused\n"
+    assert program.stdout.readline() == "child gone\n"
+    wait_until_waiting(db, 3)
+    conf.release("name", token)
+    assert program.communicate()[0] == "parent served\n"
+    assert program.returncode == 0
+
+
+SHUTDOWN = """
+import asyncio, sys, threading, score.distlock
+conf = score.distlock.ConfiguredDistlockModule(sys.argv[1], '1h', pool_size=20)
+def wait(number):
+    conf.acquire(f'name', timeout=None if number % 2 else '1h')
+def cycle(number):
+    while True:
+        with conf.get(f'cycle {number}').hold(timeout=1, autoextend=True, maxtime='100ms'): pass
+def coroutines():
+    async def wait():
+        async with conf.aio.get('name').hold(timeout=None): pass
+    async def main(): await asyncio.gather(*(wait() for _ in range(5)))
+    asyncio.run(main())
+held = conf.get('held').hold(timeout=5, autoextend=True, maxtime='100ms', on_lost=print)
+held.__enter__()
+for number in range(6):
+    threading.Thread(target=wait, args=(number,), daemon=True).start()
+for number in range(3):
+    threading.Thread(target=cycle, args=(number,), daemon=True).start()
+threading.Thread(target=coroutines, daemon=True).start()
+print(sys.stdin.readline(), end='')
+"""
+
+
+def test_the_interpreter_ends_with_waiters_and_holds_in_flight(
+    url: str, conf: Conf, db: Db
+) -> None:
+    conf.acquire("name")
+    for _ in range(5):
+        program = subprocess.Popen(
+            [sys.executable, "-c", SHUTDOWN, url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_until_waiting(db, 11)
+        output, errors = program.communicate("the end\n")
+        assert (output, errors, program.returncode) == ("the end\n", "", 0)
+        db.execute("UPDATE _score_distlock SET waiters = NULL")
+
+
+def test_nothing_waits_in_a_process_that_never_waited(url: str) -> None:
+    """No thread before the first wait."""
+    if not os.path.isdir("/proc/self/task"):
+        pytest.skip("counts threads in /proc")
+    code = (
+        "import os, sys, score.distlock\n"
+        "conf = score.distlock.init({'sqlalchemy.url': sys.argv[1]})\n"
+        "with conf.get('name') as lock: lock.extend(); conf.try_acquiring('other')\n"
+        "conf.acquire('third', timeout=5)\n"
+        "print(len(os.listdir('/proc/self/task')))\n"
+    )
+    assert python(code, url) == "1\n"
+
