@@ -513,4 +513,3 @@ def test_nothing_waits_in_a_process_that_never_waited(url: str) -> None:
         "print(len(os.listdir('/proc/self/task')))\n"
     )
     assert python(code, url) == "1\n"
-

@@ -1,0 +1,104 @@
+"""Several locks at once: all or none, in whatever order they are named."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import psycopg
+import pytest
+
+import score.distlock
+from score.distlock import CouldNotAcquireLock, LockExpired
+
+from .support.queue import Background, wait_until_waiting, waiting
+
+Conf = score.distlock.ConfiguredDistlockModule
+Db = psycopg.Connection[Any]
+NAMES = ["b", "a", "c", "a"]
+
+
+@pytest.fixture
+def other(conf: Conf, url: str) -> Conf:
+    return score.distlock.ConfiguredDistlockModule(url, "1m")
+
+
+def test_all_are_held_and_released(conf: Conf, other: Conf) -> None:
+    with conf.acquire_all(NAMES) as tokens:
+        assert list(tokens) == ["a", "b", "c"]
+        for name, token in tokens.items():
+            assert other.try_acquiring(name) is None
+            other.extend(name, token)
+    with other.acquire_all(iter(NAMES), autoextend=True):
+        pass
+    tokens = conf.acquire_all(set(NAMES))
+    other.release("b", tokens["b"])
+    with pytest.raises(LockExpired):
+        tokens.release()
+    assert [other.try_acquiring(name) is not None for name in "abc"] == [True] * 3
+    with conf.acquire_all([]) as nothing:
+        assert nothing == {}
+
+
+def test_none_if_one_is_held(conf: Conf, other: Conf) -> None:
+    token = other.acquire("b")
+    for timeout in (0, 0.05):
+        with pytest.raises(CouldNotAcquireLock) as raised:
+            conf.acquire_all(NAMES, timeout=timeout)
+        assert raised.value.args == ("b",)
+        for name in "ac":
+            other.release(name, other.acquire(name))
+    other.release("b", token)
+    conf.acquire_all(NAMES).release()
+
+
+def test_it_waits_for_all_of_them(brief: Conf, conf: Conf, db: Db) -> None:
+    """What is held first is kept alive meanwhile."""
+    token = conf.acquire("c")
+    waiter = Background(brief.acquire_all, NAMES, timeout=30)
+    wait_until_waiting(db, 1, "c")
+    db.execute("SELECT pg_sleep(0.7)")
+    assert conf.try_acquiring("a") is None
+    conf.release("c", token)
+    holds = waiter.result()
+    for name, token in holds.items():
+        brief.extend(name, token)
+    assert waiting(db, "c") == 0
+    # Nothing extends them any more.
+    assert conf.acquire("a", timeout=5)
+
+
+def test_locks_that_are_held_already(conf: Conf) -> None:
+    with conf.get("b") as lock:
+        with conf.acquire_all(NAMES) as tokens:
+            assert tokens["b"] == lock.token
+        lock.extend()
+        assert score.distlock.Lock(conf, "a").try_acquiring()
+
+
+@pytest.mark.parametrize("names", ["abc", b"abc", ["a", 1], None])
+def test_mistakes(conf: Conf, names: Any) -> None:
+    with pytest.raises(TypeError):
+        conf.acquire_all(names)
+    assert conf.try_acquiring("a")
+
+
+PHILOSOPHER = """
+import random, sys, score.distlock
+conf = score.distlock.ConfiguredDistlockModule(sys.argv[1], '1h')
+dice = random.Random(sys.argv[2])
+for _ in range(40):
+    names = dice.sample(['a', 'b', 'c', 'd'], dice.randint(2, 4))
+    with conf.acquire_all(names, timeout=None) as tokens:
+        assert set(tokens) == set(names)
+"""
+
+
+def test_no_deadlock(url: str, conf: Conf) -> None:
+    """With holds of an hour a deadlock would last."""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", PHILOSOPHER, url, str(number)])
+        for number in range(4)
+    ]
+    assert [process.wait() for process in processes] == [0] * 4
