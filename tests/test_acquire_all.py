@@ -12,7 +12,7 @@ import pytest
 import score.distlock
 from score.distlock import CouldNotAcquireLock, LockExpired
 
-from .support.queue import Background, wait_until_waiting, waiting
+from .support.line import Background, wait_until_waiting, waiting
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]

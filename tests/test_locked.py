@@ -46,7 +46,7 @@ def test_fields(conf: Conf) -> None:
 
     assert ship(Order(), "a", "x", more="y")
     with pytest.raises(TypeError, match="missing a required argument: 'order'"):
-        ship()
+        ship()  # type: ignore[call-arg]
 
 
 def test_methods(conf: Conf) -> None:
@@ -138,14 +138,14 @@ def test_mistakes(conf: Conf) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             conf.locked(name)(function)
-    with pytest.raises(ValueError, match="expected '}'|Single"):
+    with pytest.raises(ValueError, match=r"expected '}'|Single"):
         conf.locked("{order")
     for wrong in (generator, agenerator):
         with pytest.raises(TypeError, match="generator function"):
             conf.locked("name")(wrong)
     with pytest.raises(TypeError, match="put @staticmethod above"):
         conf.locked("name")(staticmethod(function))
-    with pytest.raises(TypeError, match="only functions can be locked, not int"):
+    with pytest.raises(TypeError, match=r"only functions can be locked, not int"):
         conf.locked("name")(1)  # type: ignore[type-var]
     with pytest.raises(TypeError, match=r"write @conf.locked\('name'\)"):
         conf.locked(function)  # type: ignore[arg-type]

@@ -23,8 +23,8 @@ import score.distlock
 from score.distlock import CouldNotAcquireLock
 
 from .conftest import SUPPORT, python, run
+from .support.line import TASKS, Background, threads, wait_until_waiting, waiting
 from .support.proxy import Proxy
-from .support.queue import Background, wait_until_waiting, waiting
 from .support.server import Server
 from .test_lost_answers import own_url, proxy
 from .test_pooler import bouncer
@@ -132,10 +132,9 @@ def test_what_is_no_timeout(conf: Conf, timeout: Any, error: type[Exception]) ->
 def test_a_free_lock_is_not_waited_for(conf: Conf) -> None:
     """No thread and no listening connection for it either."""
     with conf.get("name"):
-        before = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc") else 0
+        before = threads()
         assert conf.acquire("other", timeout=None)
-        if before:
-            assert len(os.listdir("/proc/self/task")) == before
+        assert threads() == before
 
 
 def test_who_holds_it_does_not_wait_for_itself(conf: Conf) -> None:
@@ -329,7 +328,12 @@ def test_behind_a_pooler(bouncer: int, server_url: str) -> None:
             order.append(number)
 
     started = threading.Barrier(2)
-    first = Background(lambda: (started.wait(), work(1)))
+
+    def start() -> None:
+        started.wait()
+        work(1)
+
+    first = Background(start)
     started.wait()
     with pytest.raises(CouldNotAcquireLock):
         # Longer than it takes to find out that nothing can be heard.
@@ -436,7 +440,7 @@ print('parent served', flush=True)
 """
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+@pytest.mark.skipif(not TASKS.is_dir(), reason="counts threads in /proc")
 def test_waiters_do_not_follow_into_a_forked_child(url: str, conf: Conf, db: Db) -> None:
     token = conf.acquire("name")
     program = subprocess.Popen(
@@ -501,10 +505,9 @@ def test_the_interpreter_ends_with_waiters_and_holds_in_flight(
         db.execute("UPDATE _score_distlock SET waiters = NULL")
 
 
+@pytest.mark.skipif(not TASKS.is_dir(), reason="counts threads in /proc")
 def test_nothing_waits_in_a_process_that_never_waited(url: str) -> None:
     """No thread before the first wait."""
-    if not os.path.isdir("/proc/self/task"):
-        pytest.skip("counts threads in /proc")
     code = (
         "import os, sys, score.distlock\n"
         "conf = score.distlock.init({'sqlalchemy.url': sys.argv[1]})\n"
