@@ -66,7 +66,9 @@ struct Place {
     asking: bool,
     /// The bell has rung.
     rung: bool,
-    /// When to ask, called or not.
+    /// It was its turn, but the row was locked by somebody: when to ask again.
+    again: Option<Instant>,
+    /// When to ask, called or not, as the first of the line.
     due: Instant,
     /// It has not asked yet.
     fresh: bool,
@@ -181,6 +183,7 @@ impl Waiters {
             called: None,
             asking: false,
             rung: false,
+            again: None,
             due: Instant::now(),
             fresh: true,
             tries: 0,
@@ -225,7 +228,11 @@ impl Waiters {
                 return Plan::Try;
             }
             Some(listener) if ready => {
-                if place.queued_at(listener) {
+                if let Some(again) = place.again {
+                    if now < again {
+                        return Plan::Sleep(Some(again));
+                    }
+                } else if place.queued_at(listener) {
                     let due = (position == 0).then_some(place.due);
                     if place.called.is_none() && due.is_none_or(|due| now < due) {
                         return Plan::Sleep(due);
@@ -246,6 +253,7 @@ impl Waiters {
         }
         // Before the statement is sent: a call that comes meanwhile is a new one.
         place.called = None;
+        place.again = None;
         place.asking = true;
         let (ticket, previous) = (place.ticket, place.previous);
         Plan::Ask {
@@ -280,12 +288,12 @@ impl Waiters {
             if !queue.queued {
                 // The row was locked by somebody: again in a moment.
                 place.tries = place.tries.max(1) + 1;
-                let limit = 0.001 * f64::from(1 << place.tries.min(9));
-                place.due = now + jitter(limit / 2.0..limit);
+                place.due = now + jitter(0.01..0.05);
                 return;
             }
             place.tries = 0;
             place.due = now + Waiters::pause(place, &queue, now);
+            place.again = (!queue.live && queue.ahead == 0).then_some(place.due);
             line.known = queue.tickets;
             // The next one waits for this one to be in the queue.
             line.ring(position + 1);
@@ -299,7 +307,7 @@ impl Waiters {
         if !queue.live {
             // Nobody holds it: it is the turn of those before, or the row is locked.
             let since = Duration::from_secs_f64((-queue.remaining).clamp(0.0, 1e6));
-            return turn.saturating_sub(since) + jitter(0.001..0.01);
+            return turn.saturating_sub(since) + jitter(0.001..0.004);
         }
         let poll = jitter(POLL);
         if queue.foreign {

@@ -37,7 +37,7 @@ pub enum Turn {
 }
 
 /// The queue of a lock as a waiter found it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Queue {
     /// The waiter is in it.
     pub queued: bool,
@@ -322,7 +322,14 @@ impl Store {
                 &known,
             ],
             patience,
-        )?;
+        );
+        let answer = match answer {
+            // Somebody keeps the row locked.
+            Err(Error::Sql { sqlstate, .. }) if sqlstate == "55P03" => {
+                return Ok(Turn::Later(Queue::default()));
+            }
+            answer => answer?,
+        };
         let row = only(&answer.rows)?;
         if let Some(fence) = row.get::<_, Option<i64>>("fence") {
             let deadline = Deadline::new(answer.sent, waiter.lease.seconds());
