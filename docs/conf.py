@@ -27,6 +27,10 @@ nitpick_ignore = [
         "Exception",
         "ConnectionError",
         "score.distlock.Lock",
+        "AsyncGuard",
+        "dict",
+        "collections.abc.Callable",
+        "collections.abc.Iterable",
     )
 ] + [
     ("py:exc", name)

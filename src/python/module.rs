@@ -321,7 +321,7 @@ impl ConfiguredDistlockModule {
     ///     def ship(order_id): ...
     ///
     /// :param name: the name of the lock. Fields in braces are filled in with the arguments of
-    ///     the call, as :meth:`str.format` does.
+    ///     the call, as ``str.format`` does.
     /// :param timeout: how long to wait; the module's ``timeout`` by default.
     /// :param autoextend: whether to extend the hold in the background; the module's
     ///     ``autoextend`` by default.

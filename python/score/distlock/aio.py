@@ -129,29 +129,31 @@ class AsyncModule:
         return lock
 
     async def acquire(self, name: str, *, timeout: _Time = 0) -> str:
-        """As :meth:`ConfiguredDistlockModule.acquire`."""
+        """As :meth:`~score.distlock.ConfiguredDistlockModule.acquire`."""
         return await self.get(name).acquire(timeout=timeout)
 
     async def try_acquiring(self, name: str) -> str | None:
-        """As :meth:`ConfiguredDistlockModule.try_acquiring`."""
+        """As :meth:`~score.distlock.ConfiguredDistlockModule.try_acquiring`."""
         return await self.get(name).try_acquiring()
 
     async def extend(self, name: str, token: str | bytes | None = None) -> None:
-        """As :meth:`ConfiguredDistlockModule.extend`."""
+        """As :meth:`~score.distlock.ConfiguredDistlockModule.extend`."""
         await self.get(name).extend(token)
 
     async def release(self, name: str, token: str | bytes | None = None) -> None:
-        """As :meth:`ConfiguredDistlockModule.release`."""
+        """As :meth:`~score.distlock.ConfiguredDistlockModule.release`."""
         await self.get(name).release(token)
 
     async def transfer(self, name: str, token: str | bytes | None = None) -> str:
-        """As :meth:`ConfiguredDistlockModule.transfer`."""
+        """As :meth:`~score.distlock.ConfiguredDistlockModule.transfer`."""
         return await self.get(name).transfer(token)
 
     def acquire_all(
         self, names: Iterable[str], *, timeout: _Time = 0, autoextend: bool = False
     ) -> AsyncHolds:
-        """As :meth:`ConfiguredDistlockModule.acquire_all`: to be awaited, or for ``async with``.
+        """As :meth:`~score.distlock.ConfiguredDistlockModule.acquire_all`.
+
+        The result is to be awaited, or for ``async with``:
 
         .. code-block:: python
 
@@ -165,7 +167,7 @@ class AsyncModule:
 class AsyncLock:
     """A named mutex for coroutines. ``conf.aio.get(name)`` gives you one.
 
-    It has what a :class:`Lock` has, as coroutines where the database is asked.
+    It has what a :class:`~score.distlock.Lock` has, as coroutines where the database is asked.
     The owner of a hold is the asyncio task that acquired it; a task may acquire
     again what it holds.
 
@@ -197,22 +199,22 @@ class AsyncLock:
 
     @property
     def token(self) -> str | None:
-        """See :attr:`Lock.token`."""
+        """See :attr:`~score.distlock.Lock.token`."""
         return self._lock.token
 
     @property
     def fence(self) -> int | None:
-        """See :attr:`Lock.fence`."""
+        """See :attr:`~score.distlock.Lock.fence`."""
         return self._lock.fence
 
     @property
     def remaining(self) -> float:
-        """See :attr:`Lock.remaining`."""
+        """See :attr:`~score.distlock.Lock.remaining`."""
         return self._lock.remaining
 
     @property
     def expired(self) -> bool:
-        """See :attr:`Lock.expired`."""
+        """See :attr:`~score.distlock.Lock.expired`."""
         return self._lock.expired
 
     async def _acquire(self, timeout: float | None, block: bool, maxtime: float | None) -> str:
@@ -275,7 +277,8 @@ class AsyncLock:
 
         If the task is cancelled meanwhile, neither a hold nor a place in the queue is left.
 
-        :param timeout: how long to wait if somebody else holds it; see :meth:`Lock.acquire`.
+        :param timeout: how long to wait if somebody else holds it; see
+            :meth:`~score.distlock.Lock.acquire`.
         :returns: the token of the hold, 256 hexadecimal digits.
         :raises CouldNotAcquireLock: if somebody else holds the lock, after `timeout`.
         """
@@ -289,12 +292,12 @@ class AsyncLock:
             return None
 
     async def extend(self, token: str | bytes | None = None) -> None:
-        """Gives the hold another ``maxtime`` from now; see :meth:`Lock.extend`."""
+        """Gives the hold another ``maxtime`` from now; see :meth:`~score.distlock.Lock.extend`."""
         lock = self._lock
         await _channel().ask(lambda inbox, number: lock._extend(inbox, number, token))
 
     async def release(self, token: str | bytes | None = None, ignore_expired: bool = False) -> None:
-        """Leaves the hold once, or ends it; see :meth:`Lock.release`.
+        """Leaves the hold once, or ends it; see :meth:`~score.distlock.Lock.release`.
 
         It goes on in the background if the task is cancelled meanwhile.
         """
@@ -306,7 +309,10 @@ class AsyncLock:
                 raise
 
     async def transfer(self, token: str | bytes | None = None) -> str:
-        """Gives the hold a new token and voids the old one; see :meth:`Lock.transfer`."""
+        """Gives the hold a new token and voids the old one.
+
+        See :meth:`~score.distlock.Lock.transfer`.
+        """
         lock = self._lock
         new = await _channel().ask(lambda inbox, number: lock._transfer(inbox, number, token))
         return str(new)
@@ -318,14 +324,18 @@ class AsyncLock:
         maxtime: _Time = None,
         on_lost: Callable[[AsyncLock], object] | None = None,
     ) -> AsyncHold:
-        """Acquires for an ``async with`` block, with options; see :meth:`Lock.hold`.
+        """Acquires for an ``async with`` block, with options.
+
+        See :meth:`~score.distlock.Lock.hold`.
 
         :param on_lost: called with this object in the event loop; it may be a coroutine function.
         """
         return AsyncHold(self, _config.timeout(timeout), autoextend, maxtime, on_lost)
 
     def guard(self, connection: Any, *, token: str | bytes | None = None) -> AsyncGuard:
-        """Guards a transaction of the caller's own on the same database; see :meth:`Lock.guard`.
+        """Guards a transaction of the caller's own on the same database.
+
+        See :meth:`~score.distlock.Lock.guard`.
 
         :param connection: an open connection of asyncpg, an ``AsyncConnection`` of psycopg 3, or
             an ``AsyncConnection`` or ``AsyncSession`` of SQLAlchemy, within a transaction.
@@ -348,7 +358,7 @@ class AsyncLock:
 
 @final
 class AsyncHold:
-    """What :meth:`AsyncLock.hold` returns: an asynchronous context manager."""
+    """What :meth:`~score.distlock.aio.AsyncLock.hold` returns: an asynchronous context manager."""
 
     __module__ = "score.distlock.aio"
 
