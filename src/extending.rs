@@ -33,6 +33,8 @@ struct State {
     entries: HashMap<u64, Entry>,
     numbers: u64,
     attended: bool,
+    /// Until when the thread sleeps.
+    asleep: Option<Instant>,
 }
 
 /// The holds of one process that are extended automatically.
@@ -69,11 +71,21 @@ impl Extender {
             next: Instant::now() + third(lease),
             on_lost,
         };
+        let sooner = state.asleep.is_some_and(|until| entry.next < until);
         state.entries.insert(number, entry);
         let start = !std::mem::replace(&mut state.attended, true);
         drop(state);
-        self.changed.notify_one();
+        if sooner {
+            self.changed.notify_one();
+        }
         start
+    }
+
+    /// A block has been left.
+    pub fn remove(&self, number: u64) {
+        let entry = self.state().entries.remove(&number);
+        // Not under the mutex.
+        drop(entry);
     }
 
     /// No thread could be started.
@@ -87,10 +99,12 @@ impl Extender {
         loop {
             let mut state = self.state();
             let Some(next) = state.entries.values().map(|entry| entry.next).min() else {
+                state.asleep = Some(Instant::now() + QUIET);
                 let (mut state, waited) = self
                     .changed
                     .wait_timeout(state, QUIET)
                     .unwrap_or_else(PoisonError::into_inner);
+                state.asleep = None;
                 if waited.timed_out() && state.entries.is_empty() {
                     state.attended = false;
                     return;
@@ -99,7 +113,9 @@ impl Extender {
             };
             let left = next.saturating_duration_since(Instant::now());
             if !left.is_zero() {
-                drop(self.changed.wait_timeout(state, left));
+                state.asleep = Some(next);
+                let woken = self.changed.wait_timeout(state, left);
+                woken.unwrap_or_else(PoisonError::into_inner).0.asleep = None;
                 continue;
             }
             let (due, shortest) = Extender::due(&mut state);

@@ -444,7 +444,27 @@ impl Locks {
         block: bool,
         patience: Patience,
     ) -> Result<()> {
-        let ending = lock.with(|known| known.holds.ending(owner, token, block, Instant::now()));
+        let (extenders, ending) = lock.with(|known| {
+            let extenders = known.holds.extenders(owner, token);
+            let ending = known.holds.ending(owner, token, block, Instant::now());
+            (extenders, ending)
+        });
+        let ended = self.leave_hold(lock, ending, block, patience);
+        for number in extenders {
+            if lock.extended_by(number).is_none() {
+                self.extender.get().remove(number);
+            }
+        }
+        ended
+    }
+
+    fn leave_hold(
+        self: &Arc<Locks>,
+        lock: &Lock,
+        ending: Ending,
+        block: bool,
+        patience: Patience,
+    ) -> Result<()> {
         match ending {
             Ending::Inner => Ok(()),
             Ending::Nothing => Err(Error::TokenRequired(lock.name.clone())),
@@ -486,7 +506,11 @@ impl Locks {
             self.clean_up(lock.name(), token, None);
             return Err(Error::Expired(lock.name.clone(), token.clone()));
         }
-        let token = &self.resolve(lock, token, patience)?;
+        let resolved = self.resolve(lock, token, patience);
+        if resolved.is_err() {
+            lock.with(|known| known.holds.not_ended(token));
+        }
+        let token = &resolved?;
         let key = (lock.name.clone(), token.as_str().to_owned());
         let doubt = Doubt {
             held: lock.with(|known| {
@@ -507,6 +531,7 @@ impl Locks {
                     let until = self.doubt_ends();
                     self.doubting(|doubts| doubts.released.insert(key, until));
                 }
+                lock.with(|known| known.holds.not_ended(token));
                 return Err(error);
             }
         };

@@ -74,6 +74,8 @@ struct Place {
     fresh: bool,
     /// How often in a row the queue could not be entered.
     tries: u32,
+    /// How often in a row the row was locked when it was its turn.
+    busy: i32,
     /// The hold it has seen last: its fence and when it was to expire.
     seen: Option<(Option<i64>, Instant)>,
 }
@@ -187,6 +189,7 @@ impl Waiters {
             due: Instant::now(),
             fresh: true,
             tries: 0,
+            busy: 0,
             seen: None,
         };
         let line = state.lines.entry(name.clone()).or_default();
@@ -293,7 +296,15 @@ impl Waiters {
             }
             place.tries = 0;
             place.due = now + Waiters::pause(place, &queue, now);
-            place.again = (!queue.live && queue.ahead == 0).then_some(place.due);
+            place.again = None;
+            if !queue.live && queue.ahead == 0 {
+                // Others enter or leave the queue, or a guard is longer under way.
+                let limit = (0.002 * 1.5_f64.powi(place.busy)).min(0.3);
+                place.busy = (place.busy + 1).min(50);
+                place.again = Some(now + jitter(limit / 2.0..limit));
+            } else {
+                place.busy = 0;
+            }
             line.known = queue.tickets;
             // The next one waits for this one to be in the queue.
             line.ring(position + 1);

@@ -116,6 +116,8 @@ impl Holds {
     #[must_use]
     pub fn entry(&self, owner: Owner, reentrant: bool) -> Entry {
         match self.position(owner).map(|position| &self.0[position]) {
+            // A cancelled task's release goes on while the task does.
+            Some(hold) if hold.ending => Entry::Fresh,
             Some(hold) if reentrant && !(hold.lost && hold.told && hold.blocks.is_empty()) => {
                 Entry::Again(hold.token.clone())
             }
@@ -180,6 +182,18 @@ impl Holds {
         if let Some(block) = hold.and_then(|hold| hold.blocks.last_mut()) {
             *block = Some(number);
         }
+    }
+
+    /// The numbers of the blocks that extend the hold of this token, or else of
+    /// this owner.
+    #[must_use]
+    pub fn extenders(&self, owner: Owner, token: Option<&Token>) -> Vec<u64> {
+        let hold = match token {
+            Some(token) => self.with_token(token),
+            None => self.of(owner),
+        };
+        let blocks = hold.map_or(&[][..], |hold| &hold.blocks);
+        blocks.iter().copied().flatten().collect()
     }
 
     /// The innermost block of the owner's hold extends it no longer.
@@ -276,6 +290,13 @@ impl Holds {
             if block || hold.blocks.len() > hold.count as usize {
                 hold.blocks.pop();
             }
+        }
+    }
+
+    /// The release of this token's hold has failed; it can be tried again.
+    pub fn not_ended(&mut self, token: &Token) {
+        if let Some(hold) = self.with_token_mut(token) {
+            hold.ending = false;
         }
     }
 
@@ -432,7 +453,9 @@ mod tests {
                                 prop_assert_eq!(&token, &own.token);
                                 prop_assert!(holder != who || own.count == 1);
                                 // A call that failed changes nothing and can be repeated.
-                                if works {
+                                if !works {
+                                    holds.not_ended(&token);
+                                } else {
                                     holds.ended(&token);
                                     model.remove(&holder);
                                     newest.retain(|other| *other != holder);
