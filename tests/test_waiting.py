@@ -258,6 +258,28 @@ def test_one_that_gives_up_passes_its_turn_on(conf: Conf, other: Conf, db: Db) -
     assert second.result()
 
 
+def test_one_that_leaves_a_free_lock_calls_the_next(conf: Conf, url: str, db: Db) -> None:
+    conf.acquire("name")
+    waiters = []
+    for count, timeout in enumerate((0.3, SOON), 1):
+        waiting_conf = score.distlock.ConfiguredDistlockModule(url, "1h")
+        waiters.append(Background(waiting_conf.acquire, "name", timeout=timeout))
+        wait_until_waiting(db, count)
+    # Nobody is told that it is free.
+    db.execute("UPDATE _score_distlock SET expires = clock_timestamp() + interval '100 ms'")
+    with pytest.raises(CouldNotAcquireLock):
+        waiters[0].result()
+    assert waiters[1].result()
+
+
+def test_the_places_of_the_dead_cost_no_time(brief: Conf, conf: Conf, db: Db) -> None:
+    """Not even if the hold expires and nobody releases it."""
+    brief.acquire("name")
+    dead = [listener << 24 for listener in range(1, 41)]
+    db.execute("UPDATE _score_distlock SET waiters = %s", (dead,))
+    assert conf.acquire("name", timeout=SOON)
+
+
 def test_many_waiters_are_silent_and_not_a_herd(
     server: Server, server_url: str, processes: Any
 ) -> None:

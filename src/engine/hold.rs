@@ -453,12 +453,12 @@ mod tests {
                                 prop_assert_eq!(&token, &own.token);
                                 prop_assert!(holder != who || own.count == 1);
                                 // A call that failed changes nothing and can be repeated.
-                                if !works {
-                                    holds.not_ended(&token);
-                                } else {
+                                if works {
                                     holds.ended(&token);
                                     model.remove(&holder);
                                     newest.retain(|other| *other != holder);
+                                } else {
+                                    holds.not_ended(&token);
                                 }
                             }
                         }

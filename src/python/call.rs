@@ -1,7 +1,6 @@
 //! Calling the core: without the GIL, and with an ear for signals.
 
 use super::errors::exception;
-use super::gate;
 use crate::error::{Error, Result};
 use crate::store::Patience;
 use pyo3::intern;
@@ -41,30 +40,27 @@ fn run<T: Send>(
     work: impl FnOnce(Patience<'_>) -> Result<T> + Send,
 ) -> PyResult<T> {
     let raised: Mutex<Option<PyErr>> = Mutex::new(None);
-    let (result, passage) = py.detach(|| {
+    // A thread that comes back when the interpreter has begun to end does not get
+    // the GIL any more and stays here (PyO3 sees to that where Python does not).
+    let result = py.detach(|| {
+        // The method itself is not general enough about its lifetime.
+        #[allow(clippy::redundant_closure_for_method_calls)]
         let check = || {
             if undisturbed {
                 return Ok(());
             }
-            let passage = gate::pass();
-            Python::attach(|py| {
-                drop(passage);
-                py.check_signals()
-            })
-            .map_err(|error| {
+            Python::attach(|py| py.check_signals()).map_err(|error| {
                 *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 Error::Interrupted
             })
         };
         let patience = Patience::new(timeout, &check);
-        let result = work(if undisturbed {
+        work(if undisturbed {
             patience.undisturbed()
         } else {
             patience
-        });
-        (result, gate::pass())
+        })
     });
-    drop(passage);
     match raised.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
         None => result.map_err(|error| exception(py, error)),

@@ -4,7 +4,6 @@ use super::aio::{Acquisition, Inbox, Value};
 use super::arguments;
 use super::call::{call, call_patiently};
 use super::errors::exception;
-use super::gate;
 use super::module::ConfiguredDistlockModule;
 use super::owner;
 use crate::acquisition::{self, Wait, thread_bell};
@@ -213,7 +212,7 @@ fn seconds(number: f64) -> Duration {
 fn caller(lock: &Bound<'_, PyAny>, on_lost: Py<PyAny>) -> OnLost {
     let lock = lock.clone().unbind();
     Box::new(move || {
-        let started = gate::visit(|py| {
+        let started = Python::try_attach(|py| {
             let arguments = PyDict::new(py);
             arguments.set_item("target", on_lost)?;
             arguments.set_item("args", (lock,))?;

@@ -8,7 +8,6 @@ mod aio;
 mod arguments;
 mod call;
 mod errors;
-mod gate;
 mod lock;
 mod module;
 mod owner;
@@ -36,10 +35,11 @@ mod _distlock {
     #[pymodule_export]
     use super::aio::{Acquisition, Inbox};
 
-    /// Called when the interpreter begins to end.
+    /// The statements that acquire and release, for the benchmarks.
     #[pyfunction]
-    fn _close(py: Python<'_>) {
-        super::gate::close(py);
+    fn _statements() -> (&'static str, &'static str) {
+        use crate::store::sql;
+        (&sql::ACQUIRE.text, &sql::RELEASE.text)
     }
 
     #[pymodule_init]
@@ -53,8 +53,6 @@ mod _distlock {
         py.import("score.init")?
             .getattr("ConfiguredModule")?
             .call_method1("register", (py.get_type::<ConfiguredDistlockModule>(),))?;
-        py.import("atexit")?
-            .call_method1("register", (module.getattr("_close")?,))?;
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ from . import __version__ as __version__
 from . import init as init
 
 def _schema(schema: str | None = None, role: str | None = None) -> str: ...
-def _close() -> None: ...
+def _statements() -> tuple[str, str]: ...
 
 @final
 class _Inbox:
@@ -29,7 +29,7 @@ __all__ = [
     "_Acquisition",
     "_Inbox",
     "__version__",
-    "_close",
     "_schema",
+    "_statements",
     "init",
 ]
