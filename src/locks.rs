@@ -20,6 +20,8 @@ struct Known {
     /// The fence of a hold whose token was given to this object and that it
     /// did not acquire itself.
     presented: Option<i64>,
+    /// The last attempt to acquire was refused.
+    refused: bool,
 }
 
 /// The core of a Lock object.
@@ -372,7 +374,14 @@ impl Locks {
             None => (Token::random(), None),
         };
         let lease = entering.lease.unwrap_or(self.lease);
+        // Who was refused just now is likely to be refused again.
+        if doubt.is_none() && lock.with(|known| known.refused) {
+            if self.store.is_held(&lock.name, lease, patience)? {
+                return Err(Error::Held(lock.name.clone()));
+            }
+        }
         let answer = self.store.acquire(&lock.name, &token, lease, patience);
+        lock.with(|known| known.refused = matches!(answer, Ok(Answer::Held)));
         let doubt = match answer {
             Ok(Answer::Acquired(fence, deadline)) => {
                 self.entered(lock, &token, fence, deadline, entering);

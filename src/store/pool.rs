@@ -13,7 +13,8 @@ use crate::error::{Error, Result};
 use crate::process::ProcessLocal;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
 
 /// The options `sqlalchemy.pool_*`, with SQLAlchemy's meaning and defaults.
 #[derive(Clone, Debug)]
@@ -46,10 +47,33 @@ impl Default for Settings {
 #[derive(Default)]
 struct Shelf {
     /// Open and unused, the latest used last.
-    idle: Vec<Connection>,
+    idle: Vec<Idle>,
     /// How many are open or being opened.
     open: usize,
+    /// How many wait for one.
+    waiting: usize,
 }
+
+struct Idle {
+    connection: Connection,
+    /// Who used it last: a thread and a server process that talk to each other
+    /// again and again are kept close together by the operating system.
+    user: ThreadId,
+    since: Instant,
+}
+
+impl Shelf {
+    fn take(&mut self) -> Option<Idle> {
+        let me = thread::current().id();
+        match self.idle.iter().rposition(|idle| idle.user == me) {
+            Some(position) => Some(self.idle.remove(position)),
+            None => self.idle.pop(),
+        }
+    }
+}
+
+/// What was used so short a time ago is not asked whether it is alive.
+const FRESH: Duration = Duration::from_millis(20);
 
 /// The connections of one process.
 #[derive(Default)]
@@ -99,11 +123,18 @@ impl Drop for Pooled {
             .filter(|connection| !connection.is_broken());
         let mut shelf = lock(&self.shared);
         match connection {
-            Some(connection) if shelf.idle.len() < self.keep => shelf.idle.push(connection),
+            Some(connection) if shelf.idle.len() < self.keep => shelf.idle.push(Idle {
+                connection,
+                user: thread::current().id(),
+                since: Instant::now(),
+            }),
             _ => shelf.open -= 1,
         }
+        let waiting = shelf.waiting > 0;
         drop(shelf);
-        self.shared.returned.notify_one();
+        if waiting {
+            self.shared.returned.notify_one();
+        }
     }
 }
 
@@ -154,16 +185,17 @@ impl Pool {
             .map_or(usize::MAX, |overflow| keep.saturating_add(overflow));
         let mut shelf = lock(&shared);
         loop {
-            if let Some(connection) = shelf.idle.pop() {
+            if let Some(idle) = shelf.take() {
                 drop(shelf);
                 let mut pooled = Pooled {
                     shared: shared.clone(),
                     keep,
-                    connection: Some(connection),
+                    connection: Some(idle.connection),
                 };
                 let recycle = self.settings.recycle;
                 let fresh = recycle.is_none_or(|age| pooled.opened.elapsed() < age);
-                if fresh && pooled.is_alive() && self.ping(&mut pooled, patience) {
+                let alive = idle.since.elapsed() < FRESH || pooled.is_alive();
+                if fresh && alive && self.ping(&mut pooled, patience) {
                     return Ok(pooled);
                 }
                 // Out with it, and look again.
@@ -184,12 +216,13 @@ impl Pool {
                     self.url,
                     self.settings.timeout.as_secs_f64(),
                 ))))?;
-            drop(
-                shared
-                    .returned
-                    .wait_timeout(shelf, slice)
-                    .unwrap_or_else(PoisonError::into_inner),
-            );
+            shelf.waiting += 1;
+            let (mut woken, _) = shared
+                .returned
+                .wait_timeout(shelf, slice)
+                .unwrap_or_else(PoisonError::into_inner);
+            woken.waiting -= 1;
+            drop(woken);
             // Not under the mutex: asking may have to wait for the GIL.
             if let Err(error) = patience.check() {
                 // The wake-up may have been meant for us: pass it on.

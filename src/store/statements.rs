@@ -404,6 +404,16 @@ impl Store {
             .map(drop)
     }
 
+    /// Whether somebody holds the lock, or others wait for it.
+    pub fn is_held(&self, name: &Name, lease: Lease, patience: Patience) -> Result<bool> {
+        let answer = self.execute(
+            &sql::PROBE,
+            &[&name.as_str(), &zone::offset(), &lease.seconds()],
+            patience,
+        )?;
+        Ok(!answer.rows.is_empty())
+    }
+
     /// After these many tries, about 50 ms, a locked row counts as held: that
     /// is what a guard means by its lock.
     const TRIES_WHILE_BUSY: u32 = 6;
