@@ -182,6 +182,7 @@ impl Acquisition {
                     ticket,
                     previous,
                     known,
+                    called,
                 } => {
                     let candidate = Candidate {
                         name: &waiter.name,
@@ -190,16 +191,26 @@ impl Acquisition {
                         ticket,
                         previous,
                     };
-                    self.locks
-                        .store()
-                        .wait(candidate, &known, patience)
-                        .map(|turn| match turn {
-                            Turn::Acquired(fence, deadline) => Some((fence, deadline)),
-                            Turn::Later(queue) => {
-                                waiters.found(&waiter, queue);
-                                None
-                            }
-                        })
+                    let store = self.locks.store();
+                    let taken = if called {
+                        store.take(candidate, patience)
+                    } else {
+                        Ok(None)
+                    };
+                    match taken {
+                        Ok(None) => {
+                            store
+                                .wait(candidate, &known, patience)
+                                .map(|turn| match turn {
+                                    Turn::Acquired(fence, deadline) => Some((fence, deadline)),
+                                    Turn::Later(queue) => {
+                                        waiters.found(&waiter, queue);
+                                        None
+                                    }
+                                })
+                        }
+                        taken => taken,
+                    }
                 }
             };
             match answer {

@@ -375,10 +375,11 @@ impl Locks {
         };
         let lease = entering.lease.unwrap_or(self.lease);
         // Who was refused just now is likely to be refused again.
-        if doubt.is_none() && lock.with(|known| known.refused) {
-            if self.store.is_held(&lock.name, lease, patience)? {
-                return Err(Error::Held(lock.name.clone()));
-            }
+        if doubt.is_none()
+            && lock.with(|known| known.refused)
+            && self.store.is_held(&lock.name, lease, patience)?
+        {
+            return Err(Error::Held(lock.name.clone()));
         }
         let answer = self.store.acquire(&lock.name, &token, lease, patience);
         lock.with(|known| known.refused = matches!(answer, Ok(Answer::Held)));

@@ -34,6 +34,15 @@ pub struct Waiter {
     bell: Bell,
 }
 
+impl Waiter {
+    fn ring(&self) {
+        match &self.bell {
+            Bell::Thread(condvar) => condvar.notify_one(),
+            Bell::Call(call) => call(),
+        }
+    }
+}
+
 /// What a waiter has to do.
 #[derive(Debug)]
 pub enum Plan {
@@ -47,6 +56,8 @@ pub enum Plan {
         previous: i64,
         /// The others in the queue, as last seen.
         known: Vec<i64>,
+        /// It was called: the lock must be free, and the waiter the first.
+        called: bool,
     },
     /// Take the lock if it is free.
     Try,
@@ -87,10 +98,7 @@ impl Place {
 
     fn ring(&mut self) {
         self.rung = true;
-        match &self.waiter.bell {
-            Bell::Thread(condvar) => condvar.notify_one(),
-            Bell::Call(call) => call(),
-        }
+        self.waiter.ring();
     }
 }
 
@@ -255,7 +263,7 @@ impl Waiters {
             _ => return Plan::Sleep(None),
         }
         // Before the statement is sent: a call that comes meanwhile is a new one.
-        place.called = None;
+        let called = place.called.take().is_some() && place.queued;
         place.again = None;
         place.asking = true;
         let (ticket, previous) = (place.ticket, place.previous);
@@ -268,6 +276,7 @@ impl Waiters {
                 .copied()
                 .filter(|other| ![ticket, previous].contains(other))
                 .collect(),
+            called,
         }
     }
 
@@ -433,6 +442,7 @@ impl Waiters {
     }
 
     fn call(&self, calls: &[Call]) {
+        let mut woken: Vec<Arc<Waiter>> = Vec::new();
         let mut state = self.state();
         let now = Instant::now();
         for call in calls {
@@ -448,7 +458,8 @@ impl Waiters {
                 // A little later than the first one's turn ends.
                 Call::Next(_) => place.due = place.due.min(now + TURN.mul_f64(1.04)),
             }
-            place.ring();
+            place.rung = true;
+            woken.push(place.waiter.clone());
         }
         // One that does not come when it is its turn, because what it runs in is
         // busy with something else, must not keep the others of its process waiting.
@@ -466,9 +477,15 @@ impl Waiters {
             if let Some(place) = pass.and_then(|position| line.places.get_mut(position)) {
                 if place.called.is_none() && !place.asking {
                     place.called = Some(now);
-                    place.ring();
+                    place.rung = true;
+                    woken.push(place.waiter.clone());
                 }
             }
+        }
+        // Those who wake up need the state.
+        drop(state);
+        for waiter in woken {
+            waiter.ring();
         }
     }
 

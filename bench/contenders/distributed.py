@@ -1,5 +1,6 @@
 """distributed-pg-lock."""
 
+import contextlib
 import logging
 
 from distributed_pg_lock import DistributedLockManager, db
@@ -11,10 +12,8 @@ logging.disable(logging.CRITICAL)
 class Distributed(Contender):
     def connect(self, url):
         db.initialize(url.replace("postgresql://", "postgresql+psycopg2://"))
-        try:
+        with contextlib.suppress(Exception):  # another process was creating them
             db.create_tables()
-        except Exception:
-            pass  # another process was creating them
         self.manager = DistributedLockManager()
 
     def lock(self, name):

@@ -5,8 +5,8 @@ import logging
 import sqlalchemy
 import structlog
 from driver import Contender, main
-from mithril.backends import PostgresBackend
 from mithril import Lock
+from mithril.backends import PostgresBackend
 from mithril.exceptions import LockTimeoutError
 
 logging.disable(logging.CRITICAL)

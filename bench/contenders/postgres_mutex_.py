@@ -1,5 +1,6 @@
 """postgres-mutex, with one connection for each lock as its documentation recommends."""
 
+import contextlib
 import logging
 
 import psycopg
@@ -15,10 +16,8 @@ class PostgresMutex(Contender):
 
     def lock(self, name):
         mutex = Mutex(dsn=self.url, lock_name=name)
-        try:
+        with contextlib.suppress(psycopg.Error):  # another process was creating it
             mutex.create_schema()
-        except psycopg.Error:
-            pass  # another process was creating it
         held = []
 
         def acquire():

@@ -18,4 +18,6 @@ WITH asynchronous AS MATERIALIZED (
        AND durability IS NOT NULL
  RETURNING waiters, {live} AS live
 )
-SELECT {notified} AS notified FROM gone WHERE NOT live AND waiters IS NOT NULL
+SELECT {notified} AS notified
+  FROM (SELECT {survivors} AS waiters FROM gone WHERE NOT live) AS alive
+ WHERE waiters IS NOT NULL

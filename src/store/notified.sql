@@ -1,15 +1,16 @@
 (
   SELECT count(pg_notify('score_distlock_' || to_hex(ticket >> 24), word || ticket))
     FROM (
-      SELECT ticket, CASE row_number() OVER (ORDER BY position)
-                       WHEN 1 THEN 'turn ' WHEN 2 THEN 'next '
-                     END AS word
-        FROM (
-          SELECT DISTINCT ON (ticket >> 24) ticket, position
-            FROM unnest(waiters) WITH ORDINALITY AS queue (ticket, position)
-           WHERE NOT {dead}
-           ORDER BY ticket >> 24, position
-        ) AS alive
+      SELECT 'turn ' AS word, waiters[1] AS ticket
+       UNION ALL
+      (
+        SELECT 'next ', ticket
+          FROM (
+            SELECT waiters[place] AS ticket
+              FROM (SELECT generate_series(2, cardinality(waiters)) AS place) AS places
+          ) AS queue
+         WHERE CASE WHEN ticket >> 24 = waiters[1] >> 24 THEN false ELSE NOT {dead} END
+         LIMIT 1
+      )
     ) AS called
-   WHERE word IS NOT NULL
 )

@@ -13,8 +13,8 @@
 -- * The token stays, to be recognised by `released` when an answer was lost.
 -- * If others wait, the first of them is notified that it is its turn, and the
 --   first of another process that it is next, should the first not come. Both
---   are in the queue as it is under the row's lock. The queue loses nobody but
---   processes that are gone. If nobody waits, nothing is sent. To 0.2.5 the
+--   are in the queue as it is under the row's lock. At its head the queue loses
+--   the tickets of processes that are gone. If nobody waits, nothing is sent. To 0.2.5 the
 --   row then stays held for half a second.
 WITH asynchronous AS MATERIALIZED (
     SELECT set_config(

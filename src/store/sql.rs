@@ -93,6 +93,7 @@ statements! {
     10 LEAVE = "leave.sql" (lease 3, zone 4) [TEXT, INT8, FLOAT8, FLOAT8];
     11 LISTEN_KEY = "listen.sql" (lease 0, zone 0) [INT8];
     12 PROVE = "prove.sql" (lease 0, zone 0) [INT8, TEXT];
+    15 TAKE = "take.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8];
     14 PROBE = "probe.sql" (lease 3, zone 2) [TEXT, FLOAT8, FLOAT8];
     13 RENEW = "renew.sql" (lease 0, zone 4) [TEXT_ARRAY, TEXT_ARRAY, FLOAT8_ARRAY, FLOAT8];
 }
@@ -122,6 +123,7 @@ mod tests {
             &PROVE,
             &RENEW,
             &PROBE,
+            &TAKE,
         ] {
             // An empty array is no part.
             let text = statement.text.replace("'{}'", "");

@@ -306,6 +306,33 @@ impl Store {
         }
     }
 
+    /// Takes the lock for a waiter that was called. `None` if something is
+    /// otherwise than expected: [`Store::wait`] finds out.
+    pub fn take(&self, waiter: Candidate, patience: Patience) -> Result<Option<(i64, Deadline)>> {
+        let answer = self.execute(
+            &sql::TAKE,
+            &[
+                &waiter.name.as_str(),
+                &waiter.token.as_str(),
+                &waiter.lease.seconds(),
+                &zone::offset(),
+                &self.holder(),
+                &waiter.ticket,
+            ],
+            patience,
+        );
+        match answer {
+            // Somebody keeps the row locked.
+            Err(Error::Sql { sqlstate, .. }) if sqlstate == "55P03" => Ok(None),
+            answer => {
+                let answer = answer?;
+                let deadline = Deadline::new(answer.sent, waiter.lease.seconds());
+                let fence = answer.rows.first().map(|row| row.get("fence"));
+                Ok(fence.map(|fence| (fence, deadline)))
+            }
+        }
+    }
+
     /// Takes the lock if it is the waiter's turn, or puts the waiter into the
     /// queue. `known` is the queue as last seen, without the waiter.
     pub fn wait(&self, waiter: Candidate, known: &[i64], patience: Patience) -> Result<Turn> {
