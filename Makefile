@@ -1,5 +1,5 @@
 # Two commands for everybody: `make demo` shows the locks at work, `make test`
-# checks everything. Both need a Rust toolchain and Python 3.10 or later, and
+# checks everything. `make bench` measures. All need a Rust toolchain and Python 3.10 or later, and
 # make environments of their own in build/.
 
 PYTHON ?= python3
@@ -12,7 +12,7 @@ PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md \
     $(shell find src python -type f -not -name '*.pyc')
 
-.PHONY: demo test rust lint types stubs pytest docs wheel clean
+.PHONY: bench demo test rust lint types stubs pytest docs wheel clean
 .DEFAULT_GOAL := test
 
 demo: $(BUILD)/installed
@@ -83,6 +83,25 @@ docs: $(BUILD)/installed
 	@echo "== Sphinx"
 	$(BIN)/sphinx-build -q -n -W --keep-going -b html docs $(BUILD)/docs
 	@echo "see $(BUILD)/docs/index.html"
+
+# The competitors, each in an environment of its own; those that cannot be
+# installed here are left out, and the results say so.
+$(BUILD)/bench.done: requirements/bench.txt
+	mkdir -p $(BUILD)/bench
+	grep -v '^#' requirements/bench.txt | while read -r packages; do \
+	    name=$$(echo "$$packages" | sed 's/[[ ].*//'); \
+	    test -d $(BUILD)/bench/$$name || $(PYTHON) -m venv $(BUILD)/bench/$$name; \
+	    $(BUILD)/bench/$$name/bin/python $(PIP) $$packages || true; \
+	done
+	ln -sfn ../env $(BUILD)/bench/ours
+	ln -sfn ../original $(BUILD)/bench/original
+	touch $@
+
+# Some fifteen minutes. BENCH_ROUNDS, BENCH_SECONDS, BENCH_CYCLES and BENCH_PARTS make
+# it shorter. The results go into docs/, from where the documentation shows them.
+bench: $(BUILD)/installed $(BUILD)/original.done $(BUILD)/bench.done
+	BENCH_OUTPUT=docs $(BIN)/python bench/run.py $(BUILD)/bench
+	$(BUILD)/bench/matplotlib/bin/python bench/plot.py docs/benchmarks.json docs/benchmarks.svg
 
 clean:
 	rm -rf $(BUILD) target

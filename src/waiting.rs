@@ -8,8 +8,9 @@
 //! asks, every half second or so, and the others wait behind it.
 
 use crate::engine::{Lease, Name, Token};
-use crate::store::{Call, Deaf, Listener, Patience, Queue, Store};
+use crate::store::{Call, Deaf, Failure, Listener, Patience, Queue, Store};
 use rand::RngExt;
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -152,11 +153,11 @@ const POLL: std::ops::Range<f64> = 0.4..0.7;
 /// How often the queue is looked after, in seconds, in case something went wrong with it.
 const LOOK: f64 = 10.0;
 /// How often the listening connection is asked for a sign of life, and how long
-/// that may take.
+/// that may take before waiters look for themselves.
 const PING: Duration = Duration::from_millis(300);
 /// The listening connection is closed when nobody has waited for so long.
 const QUIET: Duration = Duration::from_secs(30);
-/// How long one attempt to listen may take.
+/// How long one attempt to listen, or a sign of life, may take.
 const OPENING: Duration = Duration::from_secs(5);
 
 fn jitter(seconds: std::ops::Range<f64>) -> Duration {
@@ -555,12 +556,31 @@ impl Waiters {
         }
     }
 
+    /// Asks the server for a sign of life. If that takes longer than it should, the
+    /// waiters look for themselves in the mean time: the server may just be slow.
+    fn ping(&self, listener: &mut Listener) -> Result<(), Failure> {
+        let (started, number) = (Instant::now(), listener.number());
+        let late = Cell::new(false);
+        let check = || {
+            if !late.get() && started.elapsed() > PING {
+                late.set(true);
+                self.set_listening(None);
+            }
+            Ok(())
+        };
+        listener.ping(Patience::new(OPENING, &check))?;
+        if late.get() {
+            self.set_listening(Some(number));
+        }
+        Ok(())
+    }
+
     /// Passes on what is heard; `false` if the connection is lost.
     fn listen(&self, listener: &mut Listener) -> bool {
         let heard = listener.hear(PING);
         let heard = heard.and_then(|calls| {
             if calls.is_empty() && self.state().quiet.is_none() {
-                listener.ping(Patience::new(PING, &|| Ok(())))?;
+                self.ping(listener)?;
             }
             Ok(calls)
         });

