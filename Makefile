@@ -1,6 +1,6 @@
-# Two commands for everybody: `make demo` shows the locks at work, `make test`
-# checks everything. `make bench` measures. All need a Rust toolchain and Python 3.10 or later, and
-# make environments of their own in build/.
+# Commands for everybody: `make demo` shows the locks at work, `make test`
+# checks everything, `make bench` measures. All need a Rust toolchain and Python
+# 3.10 or later, and make environments of their own in build/.
 
 PYTHON ?= python3
 BUILD := build
