@@ -176,10 +176,8 @@ impl Extender {
             let result = match &answer {
                 Ok(deadlines) => match deadlines[position] {
                     Some(deadline) => Ok(Some(deadline)),
-                    // Lost, or locked by somebody just then.
-                    None => store
-                        .extend(due.lock.name(), &due.token, due.lease, patience())
-                        .map(|extended| extended.map(|(_, deadline)| deadline)),
+                    // Lost, or locked by somebody just then, or being transferred.
+                    None => Extender::renew_one(store, due, patience),
                 },
                 Err(error) => Err(Error::Unavailable(error.to_string())),
             };
@@ -187,16 +185,38 @@ impl Extender {
         }
     }
 
+    fn renew_one<'a>(
+        store: &Store,
+        due: &Due,
+        patience: impl Fn() -> Patience<'a>,
+    ) -> Result<Option<Deadline>, Error> {
+        // Asked for first: what was transferred since has the token it says.
+        let pending = due.lock.pending(due.number);
+        for token in [Some(due.token.clone()), pending].into_iter().flatten() {
+            let extended = store.extend(due.lock.name(), &token, due.lease, patience())?;
+            if let Some((_, deadline)) = extended {
+                return Ok(Some(deadline));
+            }
+        }
+        Ok(None)
+    }
+
     fn renewed(&self, due: &Due, result: Result<Option<Deadline>, Error>) {
         let now = Instant::now();
         let next = match result {
             Ok(Some(deadline)) => {
-                due.lock.renewed(&due.token, deadline);
+                due.lock.renewed(due.number, deadline);
                 now + third(due.lease)
             }
             Ok(None) => match due.lock.extended_by(due.number) {
                 // It has another token meanwhile.
                 Some((token, _, _)) if token != due.token => now,
+                // A transfer is under way, or its outcome is not known.
+                Some((_, _, deadline))
+                    if due.lock.pending(due.number).is_some() && !deadline.passed(now) =>
+                {
+                    now + Duration::from_millis(5)
+                }
                 _ => return self.lost(due),
             },
             Err(error) => {

@@ -174,9 +174,22 @@ impl Lock {
         })
     }
 
-    /// The hold of this token was extended.
-    pub(crate) fn renewed(&self, token: &Token, deadline: Deadline) {
-        self.with(|known| known.holds.extended(token, deadline));
+    /// The token that the hold which a block extends may have after a transfer.
+    pub(crate) fn pending(&self, number: u64) -> Option<Token> {
+        self.with(|known| known.holds.extended_by(number)?.pending.clone())
+    }
+
+    /// The hold that a block extends was extended, whatever its token is by now.
+    pub(crate) fn renewed(&self, number: u64, deadline: Deadline) {
+        self.with(|known| {
+            let token = known
+                .holds
+                .extended_by(number)
+                .map(|hold| hold.token.clone());
+            if let Some(token) = token {
+                known.holds.extended(&token, deadline);
+            }
+        });
     }
 
     /// The hold that a block extends is lost. `false` if there is none any more.
@@ -601,6 +614,9 @@ impl Locks {
         let key = (lock.name.clone(), old.as_str().to_owned());
         let doubted = self.doubting(|doubts| doubts.transferred.remove(&key));
         let new = doubted.map_or_else(Token::random, |(new, _)| new);
+        // Before the statement is sent: whoever extends the hold meanwhile may meet
+        // either token.
+        lock.with(|known| known.holds.transferring(&old, Some(new.clone())));
         match self
             .store
             .transfer(&lock.name, &old, &new, self.lease, patience)
@@ -618,6 +634,8 @@ impl Locks {
                 if outcome_unknown(&error) {
                     let doubt = (new, self.doubt_ends());
                     self.doubting(|doubts| doubts.transferred.insert(key, doubt));
+                } else {
+                    lock.with(|known| known.holds.transferring(&old, None));
                 }
                 Err(error)
             }

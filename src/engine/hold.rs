@@ -37,6 +37,8 @@ pub struct Hold {
     /// Those of these that are `with` blocks, outermost first, each with its
     /// number if it extends the hold automatically.
     blocks: Vec<Option<u64>>,
+    /// The token that a transfer is giving it, or may have given it.
+    pub pending: Option<Token>,
     /// A release has begun.
     ending: bool,
     /// It could not be extended in time, and its owner was told.
@@ -147,6 +149,7 @@ impl Holds {
             lease,
             count: 1,
             blocks: if block { vec![None] } else { Vec::new() },
+            pending: None,
             ending: false,
             forfeited: false,
             lost: false,
@@ -243,10 +246,18 @@ impl Holds {
         }
     }
 
+    /// The hold of `old` is about to have another token, or (`None`) is not.
+    pub fn transferring(&mut self, old: &Token, new: Option<Token>) {
+        if let Some(hold) = self.with_token_mut(old) {
+            hold.pending = new;
+        }
+    }
+
     /// The hold of `old` has the token `new` now.
     pub fn transferred(&mut self, old: &Token, new: Token) {
         if let Some(hold) = self.with_token_mut(old) {
             hold.token = new;
+            hold.pending = None;
         }
     }
 
