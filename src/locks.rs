@@ -624,6 +624,7 @@ impl Locks {
             Ok(Some((fence, _))) => {
                 lock.with(|known| known.holds.transferred(&old, new.clone()));
                 lock.seen(&new, fence);
+                self.catch_up(lock, &new, patience)?;
                 Ok(new)
             }
             Ok(None) => {
@@ -640,6 +641,25 @@ impl Locks {
                 Err(error)
             }
         }
+    }
+
+    /// Renews a hold that should have been extended automatically by now: one
+    /// that is transferred again and again has another token whenever the
+    /// extending thread comes.
+    fn catch_up(&self, lock: &Lock, token: &Token, patience: Patience) -> Result<()> {
+        if let Some(lease) = lock.with(|known| known.holds.overdue(token, Instant::now())) {
+            match self.store.extend(&lock.name, token, lease, patience) {
+                Ok(Some((_, deadline))) => {
+                    lock.with(|known| known.holds.extended(token, deadline));
+                }
+                // The signal's exception; the Lock object has the new token.
+                Err(Error::Interrupted) => return Err(Error::Interrupted),
+                // The extending thread finds the same, or tries again.
+                Ok(None) => {}
+                Err(error) => log::debug!("extending lock {} late: {error}", lock.name),
+            }
+        }
+        Ok(())
     }
 
     /// Removes the rows that nobody holds.

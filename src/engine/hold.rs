@@ -261,6 +261,16 @@ impl Holds {
         }
     }
 
+    /// The lease to renew this token's hold by at once: a block wants it extended,
+    /// and that is late already.
+    #[must_use]
+    pub fn overdue(&self, token: &Token, now: Instant) -> Option<Lease> {
+        let hold = self.with_token(token)?;
+        let extended = hold.blocks.iter().any(Option::is_some);
+        let late = hold.deadline.remaining(now) < hold.lease.seconds() * 0.6;
+        (extended && late).then_some(hold.lease)
+    }
+
     /// Somebody wants to release: with a token, or what the Lock object holds.
     /// `block` is the end of a `with` block.
     #[must_use]
@@ -533,6 +543,23 @@ mod tests {
         holds.forfeited(&token);
         assert!(holds.extended_by(9).is_none());
         assert!(holds.of(who).unwrap().expired(now));
+    }
+
+    #[test]
+    fn a_hold_is_overdue_only_if_a_block_extends_it() {
+        let (who, token) = (owner(1), Token::random());
+        let now = Instant::now();
+        let deadline = Deadline::new(now, LEASE.seconds());
+        let late = now + Duration::from_secs_f64(LEASE.seconds() * 0.5);
+        let mut holds = Holds::default();
+        assert_eq!(holds.overdue(&token, late), None);
+        holds.entered(who, token.clone(), None, deadline, LEASE, true);
+        assert_eq!(holds.overdue(&token, late), None);
+        holds.extending(&token, 1);
+        assert_eq!(holds.overdue(&token, now), None);
+        assert_eq!(holds.overdue(&token, late), Some(LEASE));
+        holds.stop_extending(who);
+        assert_eq!(holds.overdue(&token, late), None);
     }
 
     #[test]
