@@ -88,9 +88,16 @@ docs: $(BUILD)/installed
 # installed here are left out, and the results say so.
 $(BUILD)/bench.done: requirements/bench.txt
 	mkdir -p $(BUILD)/bench
+	newest=$(PYTHON); for version in 3.12 3.13 3.14; do \
+	    for python in $${PYENV_ROOT:-~/.pyenv}/versions/*/bin/python$$version python$$version; do \
+	        ! $$python -c 'import ensurepip' 2> /dev/null || newest=$$python; \
+	    done; \
+	done; \
 	grep -v '^#' requirements/bench.txt | while read -r packages; do \
+	    case "$$packages" in *'# newest') python=$$newest ;; *) python=$(PYTHON) ;; esac; \
+	    packages=$${packages%%#*}; \
 	    name=$$(echo "$$packages" | sed 's/[[ ].*//'); \
-	    test -d $(BUILD)/bench/$$name || $(PYTHON) -m venv $(BUILD)/bench/$$name; \
+	    test -d $(BUILD)/bench/$$name || $$python -m venv $(BUILD)/bench/$$name; \
 	    $(BUILD)/bench/$$name/bin/python $(PIP) $$packages || true; \
 	done
 	ln -sfn ../env $(BUILD)/bench/ours

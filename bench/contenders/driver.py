@@ -6,8 +6,8 @@ seconds. This file needs nothing but Python, as each contender runs in an
 environment of its own.
 
 Modes: ``cycle`` acquires and releases on one thread, ``threads`` on 8 threads
-with different names; ``refuse`` tries to acquire what is held elsewhere;
-``hold`` holds it until a line comes.
+with different names, ``threads 2`` on 2; ``refuse`` tries to acquire what is held
+elsewhere; ``hold`` holds it until a line comes.
 """
 
 import json
@@ -67,7 +67,8 @@ def main(contender):
         start = time.perf_counter()
         done = attempts(acquire, start + float(seconds))
     else:
-        threads = 8 if mode == "threads" else 1
+        kind, _, count = mode.partition(" ")
+        threads = int(count or 8) if kind == "threads" else 1
         locks = [contender.lock(f"bench {number} {index}") for index in range(threads)]
         warm = 3 if contender.most else 50
         for acquire, release in locks:
@@ -96,6 +97,6 @@ def main(contender):
             for thread in running:
                 thread.join()
             if errors:
-                sys.exit(f"{len(errors)} of 8 threads failed: {errors[0].splitlines()[0]}")
+                sys.exit(f"{len(errors)} of {threads} threads failed: {errors[0].splitlines()[0]}")
         done = sum(counts)
     print(json.dumps({"done": done, "seconds": time.perf_counter() - start}), flush=True)

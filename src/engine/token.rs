@@ -24,7 +24,11 @@ impl Token {
         SysRng
             .try_fill_bytes(&mut bytes)
             .expect("the operating system must provide random bytes");
-        Token(hex::encode(bytes).into())
+        let mut digits = [0; 2 * Token::BYTES];
+        // It fails if the buffer has another length, and only then.
+        hex::encode_to_slice(bytes, &mut digits).expect("two digits for each byte");
+        let digits = std::str::from_utf8(&digits).expect("digits are ASCII");
+        Token(digits.into())
     }
 
     /// `None` if this is anything but 256 lower-case hex digits.

@@ -35,11 +35,11 @@ mod _distlock {
     #[pymodule_export]
     use super::aio::{Acquisition, Inbox};
 
-    /// The statements that acquire and release, for the benchmarks.
+    /// The statements that acquire and release a lock in steady use, for the benchmarks.
     #[pyfunction]
     fn _statements() -> (&'static str, &'static str) {
         use crate::store::sql;
-        (&sql::ACQUIRE.text, &sql::RELEASE.text)
+        (&sql::RETAKE.text, &sql::RELEASE.text)
     }
 
     #[pymodule_init]

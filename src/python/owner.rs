@@ -38,14 +38,22 @@ fn imported<'py>(
     Ok(modules.get_item(name)?.filter(|module| !module.is_none()))
 }
 
+/// `sys.modules`, which is one object for as long as the interpreter lives.
+static MODULES: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+
+fn modules(py: Python<'_>) -> PyResult<&Bound<'_, PyDict>> {
+    let modules = MODULES.get_or_try_init(py, || {
+        let modules = py.import("sys")?.getattr("modules")?;
+        PyResult::Ok(modules.cast_into::<PyDict>()?.unbind())
+    });
+    modules.map(|modules| modules.bind(py))
+}
+
 /// The execution context that calls.
 pub fn current(py: Python<'_>) -> PyResult<Owner> {
-    let modules = py
-        .import(intern!(py, "sys"))?
-        .getattr(intern!(py, "modules"))?
-        .cast_into::<PyDict>()?;
+    let modules = modules(py)?;
     let mut task = None;
-    if let Some(events) = imported(&modules, intern!(py, "asyncio.events"))? {
+    if let Some(events) = imported(modules, intern!(py, "asyncio.events"))? {
         let running = events.call_method0(intern!(py, "_get_running_loop"))?;
         if !running.is_none() {
             let asyncio = py.import(intern!(py, "asyncio"))?;
@@ -56,7 +64,7 @@ pub fn current(py: Python<'_>) -> PyResult<Owner> {
         }
     }
     let mut greenlet = None;
-    if let Some(module) = imported(&modules, intern!(py, "greenlet"))? {
+    if let Some(module) = imported(modules, intern!(py, "greenlet"))? {
         let current = module.call_method0(intern!(py, "getcurrent"))?;
         // The first greenlet of a thread is the thread itself.
         if !current.getattr(intern!(py, "parent"))?.is_none() {

@@ -1,9 +1,11 @@
 //! One connection to the server, driven on the calling thread.
 
+use super::lookout::Lookout;
 use super::patience::Patience;
 use super::sql::{SLOTS, Statement};
 use super::stream::{Interest, Stream};
 use crate::error::Error;
+use futures_util::TryStreamExt;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use std::future::Future;
@@ -15,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::NoTlsStream;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{AsyncMessage, Client, Config, Row};
+use tokio_postgres::{AsyncMessage, Client, Config, Row, RowStream};
 
 /// Why a statement brought no rows.
 #[derive(Debug)]
@@ -32,6 +34,20 @@ pub enum Failure {
 
 /// A parameter of a statement.
 pub type Parameter<'a> = &'a (dyn ToSql + Sync);
+
+/// The rows that a statement brought, and how many it returned or changed.
+pub type Answer = (Vec<Row>, u64);
+
+/// Collects an answer to its end.
+async fn all(stream: RowStream) -> Result<Answer, tokio_postgres::Error> {
+    let mut stream = pin!(stream);
+    let mut rows = Vec::new();
+    while let Some(row) = stream.try_next().await? {
+        rows.push(row);
+    }
+    let affected = stream.rows_affected().unwrap_or_default();
+    Ok((rows, affected))
+}
 
 /// Remembers that something below has made progress.
 #[derive(Debug, Default)]
@@ -53,6 +69,8 @@ pub struct Connection {
     interest: Arc<Interest>,
     progress: Arc<Progress>,
     prepared: [Option<tokio_postgres::Statement>; SLOTS],
+    /// What was learned about the answers to statements that only read.
+    lookout: Lookout,
     /// When it was opened, for `pool_recycle`.
     pub opened: Instant,
     broken: bool,
@@ -84,6 +102,7 @@ pub(super) fn wait(interest: &Interest, writable: bool, slice: Duration) {
 /// `step` moves the bytes of the connection, if it is set up already.
 fn drive<F: Future>(
     future: F,
+    mut lookout: Option<&mut Lookout>,
     interest: &Interest,
     progress: &Arc<Progress>,
     patience: Patience,
@@ -111,7 +130,11 @@ fn drive<F: Future>(
         let Some(slice) = patience.slice() else {
             return Err(Failure::TooSlow);
         };
-        wait(interest, interest.blocked.load(Relaxed), slice);
+        let writable = interest.blocked.load(Relaxed);
+        let lookout = lookout.take().filter(|_| !writable);
+        if !lookout.is_some_and(|lookout| lookout.spot(interest)) {
+            wait(interest, writable, slice);
+        }
         if !interest.readable.load(Relaxed) {
             patience.check().map_err(Failure::Stopped)?;
         }
@@ -128,7 +151,7 @@ impl Connection {
     ) -> Result<Connection, Failure> {
         let progress = Arc::new(Progress::default());
         let login = config.connect_raw(stream, tokio_postgres::NoTls);
-        let (client, wire) = drive(login, &interest, &progress, patience, |_| Ok(()))?
+        let (client, wire) = drive(login, None, &interest, &progress, patience, |_| Ok(()))?
             .map_err(Connection::failure)?;
         Ok(Connection {
             client,
@@ -136,6 +159,7 @@ impl Connection {
             interest,
             progress,
             prepared: Default::default(),
+            lookout: Lookout::default(),
             opened: Instant::now(),
             broken: false,
             heard: Vec::new(),
@@ -164,8 +188,10 @@ impl Connection {
         }
     }
 
+    /// `brief` work is answered from the server's memory.
     fn run<T>(
         &mut self,
+        brief: bool,
         patience: Patience,
         work: impl AsyncFnOnce(
             &Client,
@@ -178,11 +204,13 @@ impl Connection {
             interest,
             progress,
             prepared,
+            lookout,
             heard,
             ..
         } = self;
         let work = work(client, prepared);
-        let result = drive(work, interest, progress, patience, |context| {
+        let lookout = brief.then_some(lookout);
+        let result = drive(work, lookout, interest, progress, patience, |context| {
             Connection::step(wire, heard, context)
         })
         .and_then(|result| result.map_err(Connection::failure));
@@ -244,7 +272,9 @@ impl Connection {
 
     /// Asks the server for a sign of life without any statement.
     pub fn ping(&mut self, patience: Patience) -> Result<(), Failure> {
-        self.run(patience, async |client, _| client.check_connection().await)
+        self.run(false, patience, async |client, _| {
+            client.check_connection().await
+        })
     }
 
     /// Never to be used again.
@@ -264,8 +294,8 @@ impl Connection {
         statement: &Statement,
         parameters: &[Parameter],
         patience: Patience,
-    ) -> Result<Vec<Row>, Failure> {
-        self.run(patience, async |client, prepared| {
+    ) -> Result<Answer, Failure> {
+        self.run(statement.brief(), patience, async |client, prepared| {
             let slot = &mut prepared[statement.slot];
             if slot.is_none() {
                 *slot = Some(
@@ -275,7 +305,9 @@ impl Connection {
                 );
             }
             // The slot was filled just above.
-            client.query(slot.as_ref().unwrap(), parameters).await
+            let statement = slot.as_ref().unwrap();
+            let parameters = parameters.iter().copied();
+            all(client.query_raw(statement, parameters).await?).await
         })
     }
 
@@ -286,21 +318,22 @@ impl Connection {
         statement: &Statement,
         parameters: &[Parameter],
         patience: Patience,
-    ) -> Result<Vec<Row>, Failure> {
-        let typed: Vec<_> = parameters
+    ) -> Result<Answer, Failure> {
+        let typed = parameters
             .iter()
             .copied()
-            .zip(statement.types.iter().cloned())
-            .collect();
-        self.run(patience, async |client, _| {
-            client.query_typed(&statement.text, &typed).await
+            .zip(statement.types.iter().cloned());
+        self.run(statement.brief(), patience, async |client, _| {
+            all(client.query_typed_raw(&statement.text, typed).await?).await
         })
     }
 
     /// Executes statements without parameters, in one transaction unless they
     /// say otherwise.
     pub fn batch(&mut self, sql: &str, patience: Patience) -> Result<(), Failure> {
-        self.run(patience, async |client, _| client.batch_execute(sql).await)
+        self.run(false, patience, async |client, _| {
+            client.batch_execute(sql).await
+        })
     }
 }
 

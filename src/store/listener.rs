@@ -73,7 +73,7 @@ impl Listener {
                 return Err(Deaf::Pooler);
             }
         }
-        let rows = connection.query_unprepared(&LISTEN_KEY, &[&number], patience)?;
+        let (rows, _) = connection.query_unprepared(&LISTEN_KEY, &[&number], patience)?;
         let alone = rows.first().is_some_and(|row| row.get(0));
         if !alone {
             let reason = "another listener has the same number".to_owned();

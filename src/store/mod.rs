@@ -4,6 +4,7 @@
 mod connect;
 mod connection;
 mod listener;
+mod lookout;
 mod patience;
 mod pool;
 mod schema;
@@ -17,5 +18,5 @@ pub use listener::{Call, Deaf, Listener};
 pub use patience::{Check, Patience};
 pub use pool::Settings;
 pub use schema::schema_sql;
-pub use statements::{Answer, Candidate, Doubt, Queue, Store, Turn};
+pub use statements::{Answer, Candidate, Doubt, Look, Queue, Released, Store, Turn};
 pub use url::Url;

@@ -1,5 +1,7 @@
 -- Tells whether the hold of $1 with token $2 was ended by a release.
 --
+-- $1 name, $2 token, $3 true: without it the parameters would be those of release.sql.
+--
 -- Only asked when the answer to a release was lost and the repetition found no
 -- hold. A row that was taken over since, or is gone, gives no answer.
 SELECT FROM _score_distlock
@@ -7,3 +9,4 @@ SELECT FROM _score_distlock
    AND token = $2
    AND touched = updated
    AND lease IS NULL
+   AND $3

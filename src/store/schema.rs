@@ -42,7 +42,7 @@ struct State {
 }
 
 fn check(connection: &mut Connection, patience: Patience) -> Result<State, Failure> {
-    let rows = connection.query_unprepared(&CHECK, &[], patience)?;
+    let (rows, _) = connection.query_unprepared(&CHECK, &[], patience)?;
     let row = rows
         .first()
         .ok_or_else(|| Failure::Broken("the catalogue gave no answer".to_owned()))?;

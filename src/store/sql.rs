@@ -3,8 +3,8 @@
 //! The statements are files of their own, each with its guarantees above it.
 //! What they have in common is filled in here: `{live}` (may nobody else take
 //! this row?), `{remaining}` (for how many seconds?), `{local}` (an instant as
-//! 0.2.5 writes it), `{key}` (the advisory lock of a name); for the queue of
-//! waiters `{awaited}` (may one of them be about to take its turn?), `{ahead}`
+//! 0.2.5 writes it), `{arrived}` (that of the statement's arrival), `{key}` (the
+//! advisory lock of a name); for the queue of waiters `{awaited}` (may one of them be about to take its turn?), `{ahead}`
 //! (how many processes come before?), `{dead}` (is a ticket's process gone?),
 //! `{survivors}` (the tickets of the others), `{notified}` (calls the first two),
 //! `{yielded}` (what 0.2.5 sees of a row left to them), `{listener}` (the
@@ -28,7 +28,16 @@ pub struct Statement {
     pub slot: usize,
 }
 
-const LOCAL: &str = "((instant AT TIME ZONE 'UTC') + make_interval(secs => {zone}))";
+impl Statement {
+    /// Whether it only reads, so that the answer waits for no disk.
+    #[must_use]
+    pub fn brief(&self) -> bool {
+        self.slot == PROBE.slot
+    }
+}
+
+const LOCAL: &str = "(instant AT TIME ZONE make_interval(secs => {zone}))";
+const ARRIVED: &str = "(now() AT TIME ZONE make_interval(secs => {zone}))";
 const LISTENER: &str =
     "hashtextextended((ticket >> 24)::text, '_score_distlock'::regclass::oid::bigint)";
 /// Parts that may contain those below them.
@@ -43,6 +52,7 @@ const PARTS: &[(&str, &str)] = &[
     ("{live}", include_str!("live.sql")),
     ("{remaining}", include_str!("remaining.sql")),
     ("{local}", LOCAL),
+    ("{arrived}", ARRIVED),
     ("{key}", KEY),
 ];
 const KEY: &str = "hashtextextended($1, '_score_distlock'::regclass::oid::bigint)";
@@ -81,8 +91,8 @@ macro_rules! statements {
 statements! {
     0 ACQUIRE = "acquire.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT];
     1 EXTEND = "extend.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
-    2 RELEASE = "release.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, BOOL];
-    3 RELEASED = "released.sql" (lease 0, zone 0) [TEXT, TEXT];
+    2 RELEASE = "release.sql" (lease 0, zone 0) [TEXT, TEXT];
+    3 RELEASED = "released.sql" (lease 0, zone 0) [TEXT, TEXT, BOOL];
     4 TRANSFER = "transfer.sql" (lease 4, zone 5) [TEXT, TEXT, TEXT, FLOAT8, FLOAT8, TEXT];
     5 VACUUM = "vacuum.sql" (lease 1, zone 2) [FLOAT8, FLOAT8];
     6 SWEEP = "sweep.sql" (lease 1, zone 2) [FLOAT8, FLOAT8, INT8, INT8];
@@ -93,6 +103,9 @@ statements! {
     10 LEAVE = "leave.sql" (lease 3, zone 4) [TEXT, INT8, FLOAT8, FLOAT8];
     11 LISTEN_KEY = "listen.sql" (lease 0, zone 0) [INT8];
     12 PROVE = "prove.sql" (lease 0, zone 0) [INT8, TEXT];
+    16 RETAKE = "retake.sql" (lease 4, zone 5) [TEXT, TEXT, TEXT, FLOAT8, FLOAT8];
+    17 RELEASE_AWAITED = "release_awaited.sql" (lease 3, zone 4)
+        [TEXT, TEXT, FLOAT8, FLOAT8, BOOL];
     15 TAKE = "take.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8];
     14 PROBE = "probe.sql" (lease 3, zone 2) [TEXT, FLOAT8, FLOAT8];
     13 RENEW = "renew.sql" (lease 0, zone 4) [TEXT_ARRAY, TEXT_ARRAY, FLOAT8_ARRAY, FLOAT8];
@@ -105,9 +118,8 @@ pub const SCHEMA: &str = include_str!("schema.sql");
 mod tests {
     use super::*;
 
-    #[test]
-    fn nothing_is_left_to_fill_in() {
-        for statement in [
+    fn all() -> Vec<&'static Statement> {
+        vec![
             &ACQUIRE,
             &EXTEND,
             &RELEASE,
@@ -124,7 +136,28 @@ mod tests {
             &RENEW,
             &PROBE,
             &TAKE,
-        ] {
+            &RETAKE,
+            &RELEASE_AWAITED,
+        ]
+    }
+
+    #[test]
+    fn a_pooler_can_confuse_no_two_statements() {
+        // The guard is executed over the caller's own connection.
+        let ours: Vec<_> = all()
+            .into_iter()
+            .filter(|it| it.slot != GUARD.slot)
+            .collect();
+        for (number, one) in ours.iter().enumerate() {
+            for other in &ours[number + 1..] {
+                assert_ne!(one.types, other.types, "{}\n\n{}", one.text, other.text);
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_left_to_fill_in() {
+        for statement in all() {
             // An empty array is no part.
             let text = statement.text.replace("'{}'", "");
             assert!(!text.contains('{'), "{text}");

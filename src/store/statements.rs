@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::zone;
 use rand::RngExt;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 use tokio_postgres::Row;
 
@@ -23,8 +23,34 @@ use tokio_postgres::Row;
 pub enum Answer {
     /// The lock is held, with this fencing number, until this deadline.
     Acquired(i64, Deadline),
-    /// Somebody else has it.
+    /// Somebody else has it. If an answer was lost on the way, that may be a statement
+    /// of this call (`unsure`).
+    Held {
+        /// The token may turn out to be that of a hold.
+        unsure: bool,
+    },
+}
+
+/// What a look at a lock found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Look {
+    /// Somebody holds it, or others wait for it.
     Held,
+    /// It has a row, and nobody holds it.
+    Free,
+    /// It has no row.
+    Missing,
+}
+
+/// What came of a release.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Released {
+    /// The hold has ended, and nobody waited.
+    Quietly,
+    /// The hold has ended, and the first who waits was called.
+    Calling,
+    /// It was lost before.
+    Lost,
 }
 
 /// What a waiter came to.
@@ -77,6 +103,8 @@ pub struct Doubt {
     pub held: bool,
     /// It has tried before, and the answer was lost.
     pub again: bool,
+    /// Others are likely to wait for the lock.
+    pub awaited: bool,
 }
 
 /// The table of locks of one database.
@@ -91,12 +119,18 @@ pub struct Store {
     calls: AtomicU32,
     acquisitions: AtomicU32,
     swept: AtomicI64,
+    /// When this store was made, and for how many milliseconds from then on no sweep
+    /// is worth while.
+    made: Instant,
+    rest: AtomicU64,
 }
 
 /// How one execution of a statement went, and whether earlier ones of the same
 /// call may have had an effect.
 struct Outcome {
     rows: Vec<Row>,
+    /// How many rows the statement changed or returned.
+    affected: u64,
     sent: Instant,
     repeated: bool,
 }
@@ -143,6 +177,8 @@ impl Store {
             calls: AtomicU32::new(0),
             acquisitions: AtomicU32::new(0),
             swept: AtomicI64::new(i64::MIN),
+            made: Instant::now(),
+            rest: AtomicU64::new(0),
         }
     }
 
@@ -208,9 +244,10 @@ impl Store {
                 }
             });
             let failure = match outcome {
-                Ok(rows) => {
+                Ok((rows, affected)) => {
                     return Ok(Outcome {
                         rows,
+                        affected,
                         sent,
                         repeated,
                     });
@@ -222,7 +259,7 @@ impl Store {
                     // Missing or duplicate prepared statement, or somebody
                     // else's with other parameters: PgBouncer in transaction
                     // mode. The statement was not executed.
-                    "26000" | "42P05" | "08P01" | "22P03" if prepare => {
+                    "26000" | "42P05" | "08P01" | "22P03" | "22021" if prepare => {
                         self.pooler.store(true, Relaxed);
                     }
                     // Serialization failure, deadlock: only where the database's
@@ -258,13 +295,27 @@ impl Store {
 
     /// Acquires `name` with a token made by the caller. An earlier attempt with
     /// the same token that succeeded unknown to the caller is found.
+    ///
+    /// If it is `likely` that the lock's row is there and free, a statement that can do
+    /// no more than take it goes first.
     pub fn acquire(
         &self,
         name: &Name,
         token: &Token,
         lease: Lease,
+        likely: bool,
         patience: Patience,
     ) -> Result<Answer> {
+        let mut unsure = false;
+        if likely {
+            let answer = self.retake(name, token, lease, patience)?;
+            if let Some(row) = answer.rows.first() {
+                let deadline = Deadline::new(answer.sent, lease.seconds());
+                self.sweep_if_nothing_else_does(lease, patience);
+                return Ok(Answer::Acquired(row.get("fence"), deadline));
+            }
+            unsure = answer.repeated;
+        }
         let mut tries = 0;
         loop {
             tries += 1;
@@ -280,12 +331,10 @@ impl Store {
                 patience,
             )?;
             let row = only(&answer.rows)?;
-            if let Some(fence) = row.get::<_, Option<i64>>("fence") {
+            if let Some(fence) = row.get("fence") {
+                let deadline = Deadline::new(answer.sent, lease.seconds());
                 self.sweep_if_nothing_else_does(lease, patience);
-                return Ok(Answer::Acquired(
-                    fence,
-                    Deadline::new(answer.sent, lease.seconds()),
-                ));
+                return Ok(Answer::Acquired(fence, deadline));
             }
             if row.get::<_, Option<bool>>("mine") == Some(true) {
                 let remaining: f64 = row.get("remaining");
@@ -294,16 +343,38 @@ impl Store {
                     Deadline::new(answer.sent, remaining),
                 ));
             }
+            unsure |= answer.repeated;
             // Nobody holds it, but its row was locked: by another taker who is
             // about to commit, by a guard, or by 0.2.5 cleaning up.
             let busy = row.get::<_, Option<bool>>("held") != Some(true);
             if !busy || tries == Store::TRIES_WHILE_BUSY || patience.over() {
                 self.sweep_now_and_then(lease, patience);
-                return Ok(Answer::Held);
+                return Ok(Answer::Held { unsure });
             }
             let limit = Duration::from_millis(1 << tries);
             patience.pause(limit.mul_f64(rand::rng().random_range(0.5..1.0)))?;
         }
+    }
+
+    /// A row comes back if the lock's row was there and free, and is taken now.
+    fn retake(
+        &self,
+        name: &Name,
+        token: &Token,
+        lease: Lease,
+        patience: Patience,
+    ) -> Result<Outcome> {
+        self.execute(
+            &sql::RETAKE,
+            &[
+                &name.as_str(),
+                &token.as_str(),
+                &self.holder(),
+                &lease.seconds(),
+                &zone::offset(),
+            ],
+            patience,
+        )
     }
 
     /// Takes the lock for a waiter that was called. `None` if something is
@@ -431,14 +502,18 @@ impl Store {
             .map(drop)
     }
 
-    /// Whether somebody holds the lock, or others wait for it.
-    pub fn is_held(&self, name: &Name, lease: Lease, patience: Patience) -> Result<bool> {
+    /// Looks at a lock without touching it.
+    pub fn look(&self, name: &Name, lease: Lease, patience: Patience) -> Result<Look> {
         let answer = self.execute(
             &sql::PROBE,
             &[&name.as_str(), &zone::offset(), &lease.seconds()],
             patience,
         )?;
-        Ok(!answer.rows.is_empty())
+        Ok(match answer.rows.first() {
+            None => Look::Missing,
+            Some(row) if row.get::<_, Option<bool>>("held") == Some(true) => Look::Held,
+            Some(_) => Look::Free,
+        })
     }
 
     /// After these many tries, about 50 ms, a locked row counts as held: that
@@ -472,37 +547,60 @@ impl Store {
         }))
     }
 
-    /// Ends the hold; `false` if it was lost before.
+    /// Ends the hold.
     ///
-    /// `held` says that the caller's own deadline has not passed: then a hold
-    /// that is not found after an answer was lost was ended by ourselves.
-    /// `again` says that the answer to an earlier call was lost.
+    /// If the caller's own deadline has not passed (`held`), a hold that is not found
+    /// after an answer was lost was ended by ourselves.
     pub fn release(
         &self,
         name: &Name,
         token: &Token,
         lease: Lease,
-        Doubt { held, again }: Doubt,
+        doubt: Doubt,
         patience: Patience,
-    ) -> Result<bool> {
-        let answer = self.execute(
-            &sql::RELEASE,
-            &[
-                &name.as_str(),
-                &token.as_str(),
-                &lease.seconds(),
-                &zone::offset(),
-                &true,
-            ],
-            patience,
-        )?;
-        let mut released = !answer.rows.is_empty();
-        if !released && (again || answer.repeated) {
-            released = held
+    ) -> Result<Released> {
+        let mut unsure = doubt.again;
+        let mut released = Released::Lost;
+        if !doubt.awaited {
+            let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
+            let answer = self.execute(&sql::RELEASE, &parameters, patience)?;
+            unsure |= answer.repeated;
+            if answer.affected == 1 {
+                released = Released::Quietly;
+            }
+        }
+        if released == Released::Lost {
+            let answer = self.execute(
+                &sql::RELEASE_AWAITED,
+                &[
+                    &name.as_str(),
+                    &token.as_str(),
+                    &lease.seconds(),
+                    &zone::offset(),
+                    &true,
+                ],
+                patience,
+            )?;
+            unsure |= answer.repeated;
+            if let Some(row) = answer.rows.first() {
+                let called = row.get::<_, Option<i64>>("notified").is_some();
+                released = if called {
+                    Released::Calling
+                } else {
+                    Released::Quietly
+                };
+            }
+        }
+        if released == Released::Lost && unsure {
+            let parameters: [Parameter; 3] = [&name.as_str(), &token.as_str(), &true];
+            let ended = doubt.held
                 || !self
-                    .execute(&sql::RELEASED, &[&name.as_str(), &token.as_str()], patience)?
+                    .execute(&sql::RELEASED, &parameters, patience)?
                     .rows
                     .is_empty();
+            if ended {
+                released = Released::Quietly;
+            }
         }
         self.sweep_now_and_then(lease, patience);
         Ok(released)
@@ -547,6 +645,9 @@ impl Store {
     /// How many calls pass between two sweeps, and how many rows one looks at.
     const CALLS_PER_SWEEP: u32 = 64;
     const ROWS_PER_SWEEP: i64 = 200;
+    /// How long to rest after reaching the end of the table, in milliseconds. What is to
+    /// be removed has been out of use for a minute: little is missed.
+    const REST_AFTER_SWEEPING: u64 = 10_000;
     /// An application that only acquires, and lets its holds expire, sweeps so
     /// rarely that it does not matter.
     const ACQUISITIONS_PER_SWEEP: u32 = 16 * Store::CALLS_PER_SWEEP;
@@ -567,6 +668,10 @@ impl Store {
         }
         self.calls.store(0, Relaxed);
         self.acquisitions.store(0, Relaxed);
+        let age = u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if age < self.rest.load(Relaxed) {
+            return;
+        }
         let answer = self.execute(
             &sql::SWEEP,
             &[
@@ -583,7 +688,12 @@ impl Store {
             Ok(row.get::<_, Option<i64>>("last").filter(|_| more))
         });
         match last {
-            Ok(last) => self.swept.store(last.unwrap_or(i64::MIN), Relaxed),
+            Ok(last) => {
+                self.swept.store(last.unwrap_or(i64::MIN), Relaxed);
+                if last.is_none() {
+                    self.rest.store(age + Store::REST_AFTER_SWEEPING, Relaxed);
+                }
+            }
             Err(error) => log::debug!("sweeping expired rows failed: {error}"),
         }
     }

@@ -44,6 +44,9 @@ pub struct Interest {
     pub blocked: AtomicBool,
 }
 
+/// How much is read at once.
+const CHUNK: usize = 1024;
+
 /// The stream itself.
 #[derive(Debug)]
 pub struct Stream(Arc<Interest>);
@@ -69,8 +72,9 @@ impl AsyncRead for Stream {
         if !self.0.readable.load(Relaxed) {
             return Poll::Pending;
         }
-        let room = buffer.initialize_unfilled();
-        let size = room.len();
+        // No more than an answer of ours needs: what is read into is zeroed before.
+        let size = buffer.remaining().min(CHUNK);
+        let room = buffer.initialize_unfilled_to(size);
         let read = match &self.0.socket {
             Socket::Tcp(socket) => { socket }.read(room),
             Socket::Unix(socket) => { socket }.read(room),

@@ -1,0 +1,35 @@
+-- Takes the lock $1 if its row is there, nobody holds it and nobody waits for it:
+-- what is nearly always true of a lock that was released here a moment ago.
+--
+-- $1 name, $2 the new token, $3 the holder's name for people, $4 lease in seconds,
+-- $5 the host's offset from UTC in seconds.
+--
+-- Guarantees:
+-- * Taking is as in acquire.sql: one taker, a fence in the order of commits, no
+--   waiting for a row, nothing written if it is in vain.
+-- * No row comes back if anything is otherwise than expected: acquire.sql finds
+--   out. It does much more, and each part of a statement costs its preparation at
+--   every execution, whether it is needed or not.
+-- * `now()` is the instant at which the statement arrived. As it never waits, the lease
+--   is shorter by no more than the statement takes, and never longer.
+UPDATE _score_distlock
+   SET token = $2,
+       acquired = {arrived},
+       updated = {arrived},
+       touched = {arrived},
+       expires = now() + make_interval(secs => $4),
+       lease = $4,
+       fence = nextval('_score_distlock_fence_seq'),
+       holder = $3
+ WHERE id = (
+    SELECT id
+      FROM _score_distlock
+     WHERE name = $1
+       AND CASE
+             WHEN touched = updated AND expires <= clock_timestamp() AND waiters IS NULL
+             THEN pg_try_advisory_xact_lock({key})
+             ELSE false
+           END
+       FOR UPDATE SKIP LOCKED
+   )
+RETURNING fence
