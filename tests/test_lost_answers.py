@@ -71,7 +71,10 @@ def only_hold(observer: Conf, lock: Lock) -> None:
 
 
 class Operation:
-    """One of the four operations, its preparation, and what must be true afterwards."""
+    """One of the operations, its preparation, and what must be true afterwards."""
+
+    def __init__(self, observer: Conf) -> None:
+        self.observer = observer
 
     def prepare(self, lock: Lock) -> None:
         lock.acquire()
@@ -79,13 +82,38 @@ class Operation:
     def run(self, lock: Lock) -> None:
         raise NotImplementedError
 
-    def verify(self, observer: Conf, lock: Lock) -> None:
-        only_hold(observer, lock)
+    def verify(self, lock: Lock) -> None:
+        only_hold(self.observer, lock)
 
 
 class Acquire(Operation):
     def prepare(self, lock: Lock) -> None:
         pass
+
+    def run(self, lock: Lock) -> None:
+        lock.acquire()
+
+
+class AcquireAgain(Operation):
+    """What was released here a moment ago: a statement of its own."""
+
+    def prepare(self, lock: Lock) -> None:
+        lock.acquire()
+        lock.release()
+
+    def run(self, lock: Lock) -> None:
+        lock.acquire()
+
+
+class AcquireAfterRefusal(Operation):
+    """Who was refused looks first."""
+
+    def prepare(self, lock: Lock) -> None:
+        other = score.distlock.Lock(lock.conf, lock.name)
+        other.acquire()
+        assert lock.try_acquiring() is None
+        # Elsewhere, so that this process remembers the refusal.
+        self.observer.release(lock.name, other.token)
 
     def run(self, lock: Lock) -> None:
         lock.acquire()
@@ -103,26 +131,26 @@ class Transfer(Operation):
     def run(self, lock: Lock) -> None:
         self.new = lock.transfer()
 
-    def verify(self, observer: Conf, lock: Lock) -> None:
+    def verify(self, lock: Lock) -> None:
         assert lock.token == self.new != self.old
         with pytest.raises(LockExpired):
-            observer.extend(lock.name, self.old)
-        observer.extend(lock.name, self.new)
-        only_hold(observer, lock)
+            self.observer.extend(lock.name, self.old)
+        self.observer.extend(lock.name, self.new)
+        only_hold(self.observer, lock)
 
 
 class Release(Operation):
     def run(self, lock: Lock) -> None:
         lock.release()
 
-    def verify(self, observer: Conf, lock: Lock) -> None:
+    def verify(self, lock: Lock) -> None:
         assert lock.token is None
-        token = observer.try_acquiring(lock.name)
+        token = self.observer.try_acquiring(lock.name)
         assert token is not None
-        observer.release(lock.name, token)
+        self.observer.release(lock.name, token)
 
 
-OPERATIONS = [Acquire, Extend, Transfer, Release]
+OPERATIONS = [Acquire, AcquireAgain, AcquireAfterRefusal, Extend, Transfer, Release]
 
 
 @pytest.mark.parametrize("warm", [True, False], ids=["warm", "cold"])
@@ -142,7 +170,7 @@ def test_a_cut_is_mended_within_the_call(
     for index in itertools.count():
         if not warm:
             conf = through()
-        operation = kind()
+        operation = kind(observer)
         lock = conf.get(f"{kind.__name__} {side} {how} {index}")
         if warm:
             warm_up(conf)
@@ -150,7 +178,7 @@ def test_a_cut_is_mended_within_the_call(
         cut = proxy.arm(side, index, how)
         operation.run(lock)
         proxy.cut = None
-        operation.verify(observer, lock)
+        operation.verify(lock)
         if not cut.done.is_set():
             assert index > 1, "at least a few messages were cut"
             break
@@ -170,7 +198,7 @@ def test_a_cut_from_everybody_is_mended_by_the_next_call(
     observer = score.distlock.init({"sqlalchemy.url": own_url})
     conf = through("500ms")
     for index in itertools.count():
-        operation = kind()
+        operation = kind(observer)
         lock = conf.get(f"{kind.__name__} {side} {how} {index}")
         warm_up(conf)
         operation.prepare(lock)
@@ -183,7 +211,7 @@ def test_a_cut_from_everybody_is_mended_by_the_next_call(
             operation.run(lock)
         proxy.cut = None
         proxy.refuse(False)
-        operation.verify(observer, lock)
+        operation.verify(lock)
         if not cut.done.is_set():
             assert index > 1
             break
