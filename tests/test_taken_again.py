@@ -158,3 +158,20 @@ def test_a_release_is_not_waited_for_on_disk_and_an_acquisition_is(url: str, con
             use_once(conf)
         found = db.execute("SELECT DISTINCT taking, durability FROM seen ORDER BY 1").fetchall()
     assert found == [(False, "off"), (True, "on")]
+
+
+def test_who_remembers_it_as_free_does_not_overtake_those_who_wait(conf: Conf, db: Db) -> None:
+    """Somebody has come to wait since, and it is left to them for a second."""
+    use_once(conf)
+    yielded = db.execute(
+        "UPDATE _score_distlock SET waiters = '{16777217}', expires = clock_timestamp()"
+        " RETURNING expires"
+    ).fetchone()
+    if conf.try_acquiring("name"):
+        # Only if we were stopped for so long.
+        taken = db.execute(
+            "SELECT expires - make_interval(secs => lease) - interval '1 second' >= %s"
+            "  FROM _score_distlock",
+            yielded,
+        )
+        assert taken.fetchone() == (True,)
