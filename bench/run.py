@@ -166,20 +166,30 @@ class Pgbench:
     def __init__(self, server: Server, database: str, folder: Path) -> None:
         self.server = server
         self.database = database
-        # The rows are there, as they are for who has used a name before.
-        conf = score.distlock.init({"sqlalchemy.url": server.url(database)})
-        for client in range(max(MODES.values())):
-            conf.release(str(client), conf.acquire(str(client)))
+        self.conf = score.distlock.init({"sqlalchemy.url": server.url(database)})
         acquire, release = score.distlock._distlock._statements()
         self.cycle = folder / "cycle.sql"
         self.cycle.write_text(
             pgbench_statement(acquire, ACQUIRE) + pgbench_statement(release, RELEASE)
         )
         self.select = folder / "select.sql"
-        self.select.write_text("SELECT token FROM _score_distlock WHERE id = 1;\n")
+
+    def use(self) -> None:
+        """Sees to it that the rows are there, as they are for who has used the names before.
+
+        They are removed when they have been out of use for a minute.
+        """
+        for client in range(max(MODES.values())):
+            self.conf.release(str(client), self.conf.acquire(str(client)))
+        with psycopg.connect(self.server.url(self.database)) as connection:
+            query = "SELECT id FROM _score_distlock WHERE name = '0'"
+            row = connection.execute(query).fetchone()
+            assert row is not None
+            self.select.write_text(f"SELECT token FROM _score_distlock WHERE id = {row[0]};\n")
 
     def run(self, script: Path, clients: int, *limit: str) -> float:
         """Transactions a second."""
+        self.use()
         program = [str(self.server.bin / "pgbench"), "-n", "-M", "prepared", *limit]
         program += ["-c", str(clients), "-j", str(clients), "-f", str(script)]
         program += ["-h", str(self.server.folder), "-p", str(self.server.port), "-U", "postgres"]
