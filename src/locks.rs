@@ -319,8 +319,12 @@ impl Locks {
             Some(Trace::Awaited) | None => false,
         };
         let answer = self.store.acquire(name, token, lease, likely, patience)?;
-        let held = matches!(answer, Answer::Held { .. });
-        self.leave_trace(name, held.then_some(Trace::Held));
+        let trace = match answer {
+            Answer::Held { .. } => Some(Trace::Held),
+            // They still wait, so the release had better expect it.
+            Answer::Acquired(..) => trace.filter(|trace| *trace == Trace::Awaited),
+        };
+        self.leave_trace(name, trace);
         Ok(answer)
     }
 
