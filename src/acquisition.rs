@@ -4,8 +4,8 @@
 
 use crate::engine::{Token, Trace};
 use crate::error::{Error, Result};
-use crate::locks::{Entering, Lock, Locks, outcome_unknown};
-use crate::store::{Answer, Candidate, Patience, Turn};
+use crate::locks::{Entering, Lock, Locks};
+use crate::store::{Answer, Candidate, Patience, Queue, Turn};
 use crate::waiting::{Bell, Plan, Waiter};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -147,7 +147,7 @@ impl Acquisition {
             }
             Ok(Step::Sleep(_)) => {}
             Err(error) => {
-                progress.unsure |= outcome_unknown(error);
+                progress.unsure |= error.outcome_unknown();
                 self.withdraw(&mut progress, matches!(error, Error::Interrupted));
             }
         }
@@ -198,25 +198,22 @@ impl Acquisition {
                         previous,
                     };
                     let store = self.locks.store();
-                    let taken = if called {
-                        store.take(candidate, patience)
-                    } else {
-                        Ok(None)
-                    };
-                    let taken = match taken {
-                        Ok(None) => {
-                            store
-                                .wait(candidate, &known, patience)
-                                .map(|turn| match turn {
-                                    Turn::Acquired(fence, deadline) => Some((fence, deadline)),
-                                    Turn::Later(queue) => {
-                                        waiters.found(&waiter, queue);
-                                        None
-                                    }
-                                })
+                    let mut turn = Ok(Turn::Later(Queue::default()));
+                    if called {
+                        turn = store.take(candidate, patience);
+                    }
+                    if let Ok(Turn::Later(queue)) = &turn {
+                        progress.unsure |= queue.unsure;
+                        turn = store.wait(candidate, &known, patience);
+                    }
+                    let taken = turn.map(|turn| match turn {
+                        Turn::Acquired(fence, deadline) => Some((fence, deadline)),
+                        Turn::Later(queue) => {
+                            progress.unsure |= queue.unsure;
+                            waiters.found(&waiter, queue);
+                            None
                         }
-                        taken => taken,
-                    };
+                    });
                     // Where one waits, others often do: whoever releases in this
                     // process had better expect it.
                     self.locks.leave_trace(&waiter.name, Some(Trace::Awaited));

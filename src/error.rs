@@ -39,6 +39,9 @@ pub enum Error {
         sqlstate: String,
         /// The server's words, and what to do if we know.
         message: String,
+        /// An earlier statement of the same call may have had an effect: its answer
+        /// was lost.
+        unsure: bool,
     },
 
     /// An option of the configuration, or a part of the URL, is not usable.
@@ -49,6 +52,26 @@ pub enum Error {
     /// statement under way is unknown.
     #[error("interrupted")]
     Interrupted,
+}
+
+impl Error {
+    /// The same after a statement whose answer was lost, if one was.
+    #[must_use]
+    pub fn after(mut self, lost: bool) -> Error {
+        if let Error::Sql { unsure, .. } = &mut self {
+            *unsure |= lost;
+        }
+        self
+    }
+
+    /// Whether the call may have had an effect nevertheless.
+    #[must_use]
+    pub fn outcome_unknown(&self) -> bool {
+        matches!(
+            self,
+            Error::Unavailable(_) | Error::Interrupted | Error::Sql { unsure: true, .. }
+        )
+    }
 }
 
 /// What every fallible function of the core returns.

@@ -79,10 +79,6 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub(crate) fn outcome_unknown(error: &Error) -> bool {
-    matches!(error, Error::Unavailable(_) | Error::Interrupted)
-}
-
 impl Lock {
     /// A lock that nobody holds through this object.
     #[must_use]
@@ -433,7 +429,7 @@ impl Locks {
             Ok(Answer::Held { unsure: true }) => Some(self.doubt_ends()),
             // The statement that was given up may yet be executed.
             Ok(Answer::Held { unsure: false }) => doubt,
-            Err(ref error) if outcome_unknown(error) => Some(self.doubt_ends()),
+            Err(ref error) if error.outcome_unknown() => Some(self.doubt_ends()),
             Err(_) => doubt,
         };
         if let Some(until) = doubt {
@@ -586,7 +582,7 @@ impl Locks {
         let released = match released {
             Ok(released) => released,
             Err(error) => {
-                if outcome_unknown(&error) {
+                if error.outcome_unknown() {
                     let until = self.doubt_ends();
                     self.doubting(|doubts| doubts.released.insert(key, until));
                 }
@@ -676,7 +672,7 @@ impl Locks {
                 Err(Error::Expired(lock.name.clone(), old))
             }
             Err(error) => {
-                if outcome_unknown(&error) {
+                if error.outcome_unknown() {
                     let doubt = (new, self.doubt_ends());
                     self.doubting(|doubts| doubts.transferred.insert(key, doubt));
                 } else {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import psycopg
 import pytest
 
 import score.distlock
-from score.distlock import DatabaseUnavailable, LockExpired
+from score.distlock import DatabaseError, DatabaseUnavailable, LockExpired
 
 from .support.proxy import How, Proxy, Side
 from .support.server import Server
@@ -215,6 +216,44 @@ def test_a_cut_from_everybody_is_mended_by_the_next_call(
         if not cut.done.is_set():
             assert index > 1
             break
+
+
+REFUSE = """
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        RAISE EXCEPTION 'out of order';
+    END $$;
+    CREATE TRIGGER refuse BEFORE UPDATE ON _score_distlock EXECUTE FUNCTION refuse();
+"""
+
+
+@pytest.mark.parametrize("kind", [AcquireAgain, Extend, Transfer, Release])
+def test_a_refusal_after_a_lost_answer_leaves_the_outcome_open(
+    kind: type[Operation], through: Callable[..., Conf], proxy: Proxy, own_url: str
+) -> None:
+    """As when a standby takes over and is not ready: the call fails, and goes on later."""
+    conf = through()
+    operation = kind(score.distlock.init({"sqlalchemy.url": own_url}))
+    lock = conf.get(f"{kind.__name__} refused")
+    for _ in range(2):  # the second time with the statement for what was released here
+        warm_up(conf)
+    operation.prepare(lock)
+    with psycopg.connect(own_url, autocommit=True) as admin:
+        cut = proxy.arm("answer", 0, "before", refuse_afterwards=True)
+
+        def fail_over() -> None:
+            cut.done.wait()
+            admin.execute(REFUSE)
+            proxy.refuse(False)
+
+        thread = threading.Thread(target=fail_over)
+        thread.start()
+        with pytest.raises(DatabaseError, match="out of order"):
+            operation.run(lock)
+        thread.join()
+        proxy.cut = None
+        admin.execute("DROP FUNCTION refuse CASCADE")
+    operation.run(lock)
+    operation.verify(lock)
 
 
 def test_the_retry_of_a_given_up_acquire_is_not_refused_by_itself(

@@ -27,7 +27,9 @@ fn try_exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
         Error::NotAToken(name, token) => class("LockExpired")?.call1((name.as_str(), token))?,
         Error::TokenRequired(_) => return Ok(PyValueError::new_err(text)),
         Error::Unavailable(message) => class("DatabaseUnavailable")?.call1((message,))?,
-        Error::Sql { sqlstate, message } => class("DatabaseError")?.call1((message, sqlstate))?,
+        Error::Sql {
+            sqlstate, message, ..
+        } => class("DatabaseError")?.call1((message, sqlstate))?,
         Error::Configuration(message) => py
             .import("score.init")?
             .getattr("ConfigurationError")?

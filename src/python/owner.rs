@@ -38,7 +38,7 @@ fn imported<'py>(
     Ok(modules.get_item(name)?.filter(|module| !module.is_none()))
 }
 
-/// `sys.modules`, which is one object for as long as the interpreter lives.
+/// `sys.modules`, which nobody replaces: Python's documentation advises against it.
 static MODULES: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
 
 fn modules(py: Python<'_>) -> PyResult<&Bound<'_, PyDict>> {

@@ -1,6 +1,7 @@
 -- Tells whether the hold of $1 with token $2 was ended by a release.
 --
--- $1 name, $2 token, $3 true: without it the parameters would be those of release.sql.
+-- $1 name, $2 token, $3 and $4 true: the parameters of another statement must not fit,
+-- see sql.rs.
 --
 -- Only asked when the answer to a release was lost and the repetition found no
 -- hold. A row that was taken over since, or is gone, gives no answer.
@@ -10,3 +11,4 @@ SELECT FROM _score_distlock
    AND touched = updated
    AND lease IS NULL
    AND $3
+   AND $4

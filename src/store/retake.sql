@@ -10,8 +10,8 @@
 -- * No row comes back if anything is otherwise than expected: acquire.sql finds
 --   out. It does much more, and each part of a statement costs its preparation at
 --   every execution, whether it is needed or not.
--- * `now()` is the instant at which the statement arrived. As it never waits, the lease
---   is shorter by no more than the statement takes, and never longer.
+-- * `now()` is the instant at which the statement arrived, so the lease may be granted for
+--   too little, if somebody keeps the whole table locked, and never for too much.
 UPDATE _score_distlock
    SET token = $2,
        acquired = {arrived},

@@ -64,6 +64,7 @@ pub enum Turn {
 
 /// The queue of a lock as a waiter found it.
 #[derive(Debug, Default)]
+#[allow(clippy::struct_excessive_bools)] // they are independent of each other
 pub struct Queue {
     /// The waiter is in it.
     pub queued: bool,
@@ -79,6 +80,8 @@ pub struct Queue {
     pub ahead: u32,
     /// All tickets.
     pub tickets: Vec<i64>,
+    /// An answer was lost: its statement may have taken the lock, or may yet.
+    pub unsure: bool,
 }
 
 /// Who waits, and for what.
@@ -146,6 +149,7 @@ pub(super) fn refused(error: &tokio_postgres::Error) -> Error {
     let said = super::connection::message(error);
     Error::Sql {
         sqlstate: sqlstate(error).to_owned(),
+        unsure: false,
         message: match sqlstate(error) {
             "42P01" => format!(
                 "{said}; the table is missing: score.distlock.init() creates it, \
@@ -161,6 +165,7 @@ pub(super) fn refused(error: &tokio_postgres::Error) -> Error {
 fn only(rows: &[Row]) -> Result<&Row> {
     rows.first().ok_or_else(|| Error::Sql {
         sqlstate: "02000".to_owned(),
+        unsure: false,
         message: "the statement brought no row".to_owned(),
     })
 }
@@ -265,7 +270,7 @@ impl Store {
                     // Serialization failure, deadlock: only where the database's
                     // default isolation is stricter than ours needs to be.
                     "40001" | "40P01" if !patience.over() => {}
-                    _ => return Err(refused(&error)),
+                    _ => return Err(refused(&error).after(repeated)),
                 },
                 // Nothing answers at an address that never did: a mistake
                 // rather than a restart, so say so at once.
@@ -319,17 +324,19 @@ impl Store {
         let mut tries = 0;
         loop {
             tries += 1;
-            let answer = self.execute(
-                &sql::ACQUIRE,
-                &[
-                    &name.as_str(),
-                    &token.as_str(),
-                    &lease.seconds(),
-                    &zone::offset(),
-                    &self.holder(),
-                ],
-                patience,
-            )?;
+            let answer = self
+                .execute(
+                    &sql::ACQUIRE,
+                    &[
+                        &name.as_str(),
+                        &token.as_str(),
+                        &lease.seconds(),
+                        &zone::offset(),
+                        &self.holder(),
+                    ],
+                    patience,
+                )
+                .map_err(|error| error.after(unsure))?;
             let row = only(&answer.rows)?;
             if let Some(fence) = row.get("fence") {
                 let deadline = Deadline::new(answer.sent, lease.seconds());
@@ -377,9 +384,9 @@ impl Store {
         )
     }
 
-    /// Takes the lock for a waiter that was called. `None` if something is
+    /// Takes the lock for a waiter that was called. "Later" if something is
     /// otherwise than expected: [`Store::wait`] finds out.
-    pub fn take(&self, waiter: Candidate, patience: Patience) -> Result<Option<(i64, Deadline)>> {
+    pub fn take(&self, waiter: Candidate, patience: Patience) -> Result<Turn> {
         let answer = self.execute(
             &sql::TAKE,
             &[
@@ -392,16 +399,26 @@ impl Store {
             ],
             patience,
         );
-        match answer {
+        let answer = match answer {
             // Somebody keeps the row locked.
-            Err(Error::Sql { sqlstate, .. }) if sqlstate == "55P03" => Ok(None),
-            answer => {
-                let answer = answer?;
-                let deadline = Deadline::new(answer.sent, waiter.lease.seconds());
-                let fence = answer.rows.first().map(|row| row.get("fence"));
-                Ok(fence.map(|fence| (fence, deadline)))
+            Err(Error::Sql {
+                sqlstate, unsure, ..
+            }) if sqlstate == "55P03" => {
+                return Ok(Turn::Later(Queue {
+                    unsure,
+                    ..Queue::default()
+                }));
             }
-        }
+            answer => answer?,
+        };
+        let deadline = Deadline::new(answer.sent, waiter.lease.seconds());
+        Ok(match answer.rows.first() {
+            Some(row) => Turn::Acquired(row.get("fence"), deadline),
+            None => Turn::Later(Queue {
+                unsure: answer.repeated,
+                ..Queue::default()
+            }),
+        })
     }
 
     /// Takes the lock if it is the waiter's turn, or puts the waiter into the
@@ -423,8 +440,13 @@ impl Store {
         );
         let answer = match answer {
             // Somebody keeps the row locked.
-            Err(Error::Sql { sqlstate, .. }) if sqlstate == "55P03" => {
-                return Ok(Turn::Later(Queue::default()));
+            Err(Error::Sql {
+                sqlstate, unsure, ..
+            }) if sqlstate == "55P03" => {
+                return Ok(Turn::Later(Queue {
+                    unsure,
+                    ..Queue::default()
+                }));
             }
             answer => answer?,
         };
@@ -449,6 +471,7 @@ impl Store {
             remaining,
             ahead: u32::try_from(row.get::<_, i64>("ahead")).unwrap_or(u32::MAX),
             tickets,
+            unsure: answer.repeated,
         }))
     }
 
@@ -562,25 +585,29 @@ impl Store {
         let mut unsure = doubt.again;
         let mut released = Released::Lost;
         if !doubt.awaited {
-            let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
-            let answer = self.execute(&sql::RELEASE, &parameters, patience)?;
+            let parameters: [Parameter; 3] = [&name.as_str(), &token.as_str(), &true];
+            let answer = self
+                .execute(&sql::RELEASE, &parameters, patience)
+                .map_err(|error| error.after(unsure))?;
             unsure |= answer.repeated;
             if answer.affected == 1 {
                 released = Released::Quietly;
             }
         }
         if released == Released::Lost {
-            let answer = self.execute(
-                &sql::RELEASE_AWAITED,
-                &[
-                    &name.as_str(),
-                    &token.as_str(),
-                    &lease.seconds(),
-                    &zone::offset(),
-                    &true,
-                ],
-                patience,
-            )?;
+            let answer = self
+                .execute(
+                    &sql::RELEASE_AWAITED,
+                    &[
+                        &name.as_str(),
+                        &token.as_str(),
+                        &lease.seconds(),
+                        &zone::offset(),
+                        &true,
+                    ],
+                    patience,
+                )
+                .map_err(|error| error.after(unsure))?;
             unsure |= answer.repeated;
             if let Some(row) = answer.rows.first() {
                 let called = row.get::<_, Option<i64>>("notified").is_some();
@@ -592,10 +619,11 @@ impl Store {
             }
         }
         if released == Released::Lost && unsure {
-            let parameters: [Parameter; 3] = [&name.as_str(), &token.as_str(), &true];
+            let parameters: [Parameter; 4] = [&name.as_str(), &token.as_str(), &true, &true];
             let ended = doubt.held
                 || !self
-                    .execute(&sql::RELEASED, &parameters, patience)?
+                    .execute(&sql::RELEASED, &parameters, patience)
+                    .map_err(|error| error.after(true))?
                     .rows
                     .is_empty();
             if ended {
@@ -679,6 +707,7 @@ impl Store {
                 &zone::offset(),
                 &self.swept.load(Relaxed),
                 &Store::ROWS_PER_SWEEP,
+                &true,
             ],
             patience,
         );
