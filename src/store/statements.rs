@@ -84,6 +84,16 @@ pub struct Queue {
     pub unsure: bool,
 }
 
+impl Queue {
+    /// Nothing was seen of it.
+    fn unseen(unsure: bool) -> Queue {
+        Queue {
+            unsure,
+            ..Queue::default()
+        }
+    }
+}
+
 /// Who waits, and for what.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
@@ -158,6 +168,17 @@ pub(super) fn refused(error: &tokio_postgres::Error) -> Error {
             "42501" => format!("{said}; grant it, or ask the administrator to"),
             _ => said,
         },
+    }
+}
+
+/// The answer to a statement of a waiter, which waits for the row only so long: an unseen
+/// queue if somebody kept it locked (55P03, `lock_not_available`).
+fn unless_locked(answer: Result<Outcome>) -> Result<std::result::Result<Outcome, Queue>> {
+    match answer {
+        Err(Error::Sql {
+            sqlstate, unsure, ..
+        }) if sqlstate == "55P03" => Ok(Err(Queue::unseen(unsure))),
+        answer => answer.map(Ok),
     }
 }
 
@@ -399,25 +420,14 @@ impl Store {
             ],
             patience,
         );
-        let answer = match answer {
-            // Somebody keeps the row locked.
-            Err(Error::Sql {
-                sqlstate, unsure, ..
-            }) if sqlstate == "55P03" => {
-                return Ok(Turn::Later(Queue {
-                    unsure,
-                    ..Queue::default()
-                }));
-            }
-            answer => answer?,
+        let answer = match unless_locked(answer)? {
+            Ok(answer) => answer,
+            Err(unseen) => return Ok(Turn::Later(unseen)),
         };
         let deadline = Deadline::new(answer.sent, waiter.lease.seconds());
         Ok(match answer.rows.first() {
             Some(row) => Turn::Acquired(row.get("fence"), deadline),
-            None => Turn::Later(Queue {
-                unsure: answer.repeated,
-                ..Queue::default()
-            }),
+            None => Turn::Later(Queue::unseen(answer.repeated)),
         })
     }
 
@@ -438,17 +448,9 @@ impl Store {
             ],
             patience,
         );
-        let answer = match answer {
-            // Somebody keeps the row locked.
-            Err(Error::Sql {
-                sqlstate, unsure, ..
-            }) if sqlstate == "55P03" => {
-                return Ok(Turn::Later(Queue {
-                    unsure,
-                    ..Queue::default()
-                }));
-            }
-            answer => answer?,
+        let answer = match unless_locked(answer)? {
+            Ok(answer) => answer,
+            Err(unseen) => return Ok(Turn::Later(unseen)),
         };
         let row = only(&answer.rows)?;
         if let Some(fence) = row.get::<_, Option<i64>>("fence") {
