@@ -1,15 +1,16 @@
 //! Opening a connection: resolve, connect, log in; every wait can be given up.
 
-use super::connection::{Connection, Failure, wait};
+use super::connection::Connection;
+use super::failure::Failure;
+use super::login::log_in;
 use super::patience::Patience;
-use super::stream::{Interest, Socket, Stream};
+use super::socket::Socket;
 use super::url::{Endpoint, Url};
 use crate::error::Error;
 use socket2::{Domain, SockAddr, TcpKeepalive, Type};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::{io, thread};
 
@@ -42,14 +43,13 @@ fn connect_to(url: &Url, endpoint: &Endpoint, patience: Patience) -> Result<Conn
     let mut last = Failure::Broken("the name has no address".to_owned());
     for address in addresses(endpoint, patience)? {
         match dial(url, &address, patience) {
-            Ok(socket) => {
-                let (stream, interest) = Stream::new(socket);
-                match reach(&interest, patience) {
-                    Ok(()) => return Connection::open(&url.config, stream, interest, patience),
-                    Err(Failure::Broken(reason)) => last = Failure::Broken(reason),
-                    Err(failure) => return Err(failure),
+            Ok(socket) => match reach(&socket, patience) {
+                Ok(()) => {
+                    return log_in(&url.config, socket, patience).map(Connection::new);
                 }
-            }
+                Err(Failure::Broken(reason)) => last = Failure::Broken(reason),
+                Err(failure) => return Err(failure),
+            },
             Err(error) => last = Failure::Broken(error.to_string()),
         }
     }
@@ -57,14 +57,13 @@ fn connect_to(url: &Url, endpoint: &Endpoint, patience: Patience) -> Result<Conn
 }
 
 /// Waits for the end of a connect that was started.
-fn reach(interest: &Interest, patience: Patience) -> Result<(), Failure> {
+fn reach(socket: &Socket, patience: Patience) -> Result<(), Failure> {
     let broken = |error: io::Error| Failure::Broken(error.to_string());
-    while !is_connected(&interest.socket).map_err(broken)? {
+    while !is_connected(socket).map_err(broken)? {
         let slice = patience.slice().ok_or(Failure::TooSlow)?;
-        wait(interest, true, slice);
+        socket.wait(true, slice);
         patience.check().map_err(Failure::Stopped)?;
     }
-    interest.readable.store(false, Relaxed);
     Ok(())
 }
 
@@ -165,7 +164,7 @@ fn dial(url: &Url, address: &SockAddr, patience: Patience) -> io::Result<Socket>
 /// What to tell about a failure to connect.
 pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
     match failure {
-        Failure::Refused(error) => super::statements::refused(&error),
+        Failure::Refused(refusal) => super::statements::refused(refusal),
         Failure::Broken(reason) => Error::Unavailable(format!(
             "cannot reach the database at {url}: {reason}; is the server running, \
              and does it accept connections there?"

@@ -1,280 +1,93 @@
 //! One connection to the server, driven on the calling thread.
 
-use super::lookout::Lookout;
+use super::failure::{Failure, Refusal};
 use super::patience::Patience;
+use super::row::{Columns, Row};
+use super::socket::Socket;
 use super::sql::{SLOTS, Statement};
-use super::stream::{Interest, Stream};
-use crate::error::Error;
-use futures_util::TryStreamExt;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
-use std::future::Future;
-use std::pin::pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::{Context, Poll, Wake, Waker};
+use super::wire::Wire;
+use postgres_protocol::message::backend::{CommandCompleteBody, Message};
+use postgres_protocol::message::frontend::{self, BindError};
+use std::io;
 use std::time::{Duration, Instant};
-use tokio_postgres::error::SqlState;
-use tokio_postgres::tls::NoTlsStream;
-use tokio_postgres::types::ToSql;
-use tokio_postgres::{AsyncMessage, Client, Config, Row, RowStream};
-
-/// Why a statement brought no rows.
-#[derive(Debug)]
-pub enum Failure {
-    /// The server refused the statement, which therefore did nothing.
-    Refused(tokio_postgres::Error),
-    /// The connection broke: whether the statement was executed is unknown.
-    Broken(String),
-    /// The patience ended: whether the statement was or will be executed is unknown.
-    TooSlow,
-    /// The caller was interrupted: unknown too.
-    Stopped(Error),
-}
+use tokio_postgres::types::{IsNull, ToSql, Type};
 
 /// A parameter of a statement.
 pub type Parameter<'a> = &'a (dyn ToSql + Sync);
 
-/// The rows that a statement brought, and how many it returned or changed.
-pub type Answer = (Vec<Row>, u64);
-
-/// Collects an answer to its end.
-async fn all(stream: RowStream) -> Result<Answer, tokio_postgres::Error> {
-    let mut stream = pin!(stream);
-    let mut rows = Vec::new();
-    while let Some(row) = stream.try_next().await? {
-        rows.push(row);
-    }
-    let affected = stream.rows_affected().unwrap_or_default();
-    Ok((rows, affected))
+/// What a statement brought.
+#[derive(Default)]
+pub struct Answer {
+    /// Its rows.
+    pub rows: Vec<Row>,
+    /// How many rows it returned or changed.
+    pub affected: u64,
+    /// How they look, if the server was asked to describe them.
+    columns: Option<Columns>,
+    /// The statement was parsed.
+    parsed: bool,
 }
 
-/// Remembers that something below has made progress.
-#[derive(Debug, Default)]
-struct Progress(AtomicBool);
-
-impl Wake for Progress {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Relaxed);
-    }
-}
-
-/// A connection: the client's half, the half that moves bytes, and the socket.
+/// A connection, logged in.
 ///
 /// Dropping it closes the socket and sends nothing, so that a forked child
 /// cannot end its parent's session.
 pub struct Connection {
-    client: Client,
-    wire: tokio_postgres::Connection<Stream, NoTlsStream>,
-    interest: Arc<Interest>,
-    progress: Arc<Progress>,
-    prepared: [Option<tokio_postgres::Statement>; SLOTS],
-    /// What was learned about the answers to statements that only read.
-    lookout: Lookout,
+    wire: Wire,
+    /// The columns of the statements that are prepared.
+    prepared: [Option<Columns>; SLOTS],
     /// When it was opened, for `pool_recycle`.
     pub opened: Instant,
     broken: bool,
-    /// Notifications that have arrived: what they say.
-    heard: Vec<String>,
 }
 
-/// Waits until the socket is ready or the slice of time is over.
-pub(super) fn wait(interest: &Interest, writable: bool, slice: Duration) {
-    let mut wanted = PollFlags::IN;
-    if writable {
-        wanted |= PollFlags::OUT;
-    }
-    let mut sockets = [PollFd::new(&interest.socket, wanted)];
-    let timeout = Timespec::try_from(slice).ok();
-    match poll(&mut sockets, timeout.as_ref()) {
-        Ok(0) | Err(Errno::INTR) => {}
-        // Readable, writable, hung up or in error: reading tells which.
-        _ => {
-            let ready = sockets[0].revents();
-            if !ready.difference(PollFlags::OUT).is_empty() {
-                interest.readable.store(true, Relaxed);
-            }
-        }
-    }
+/// The number at the end of what the server says was done, as in `UPDATE 1`.
+fn affected(done: &CommandCompleteBody) -> io::Result<u64> {
+    let last = done.tag()?.rsplit(' ').next();
+    Ok(last.and_then(|last| last.parse().ok()).unwrap_or_default())
 }
 
-/// Polls `future` to its end, waiting for the socket whenever it cannot go on.
-/// `step` moves the bytes of the connection, if it is set up already.
-fn drive<F: Future>(
-    future: F,
-    mut lookout: Option<&mut Lookout>,
-    interest: &Interest,
-    progress: &Arc<Progress>,
-    patience: Patience,
-    mut step: impl FnMut(&mut Context<'_>) -> Result<(), String>,
-) -> Result<F::Output, Failure> {
-    let mut future = pin!(future);
-    let waker = Waker::from(progress.clone());
-    let mut context = Context::from_waker(&waker);
-    loop {
-        progress.0.store(false, Relaxed);
-        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
-            return Ok(output);
-        }
-        let stepped = step(&mut context);
-        if progress.0.load(Relaxed) && stepped.is_ok() {
-            continue;
-        }
-        if let Err(reason) = stepped {
-            // What the server said before it hung up has reached the future.
-            return match future.as_mut().poll(&mut context) {
-                Poll::Ready(output) => Ok(output),
-                Poll::Pending => Err(Failure::Broken(reason)),
-            };
-        }
-        let Some(slice) = patience.slice() else {
-            return Err(Failure::TooSlow);
-        };
-        let writable = interest.blocked.load(Relaxed);
-        let lookout = lookout.take().filter(|_| !writable);
-        if !lookout.is_some_and(|lookout| lookout.spot(interest)) {
-            wait(interest, writable, slice);
-        }
-        if !interest.readable.load(Relaxed) {
-            patience.check().map_err(Failure::Stopped)?;
-        }
-    }
+fn broken(error: &io::Error) -> Failure {
+    Failure::Broken(error.to_string())
 }
 
 impl Connection {
-    /// Logs in over a connected stream.
-    pub fn open(
-        config: &Config,
-        stream: Stream,
-        interest: Arc<Interest>,
-        patience: Patience,
-    ) -> Result<Connection, Failure> {
-        let progress = Arc::new(Progress::default());
-        let login = config.connect_raw(stream, tokio_postgres::NoTls);
-        let (client, wire) = drive(login, None, &interest, &progress, patience, |_| Ok(()))?
-            .map_err(Connection::failure)?;
-        Ok(Connection {
-            client,
-            wire,
-            interest,
-            progress,
-            prepared: Default::default(),
-            lookout: Lookout::default(),
+    /// A connection over a socket that has logged in.
+    pub fn new(socket: Socket) -> Connection {
+        Connection {
+            wire: Wire::new(socket),
+            prepared: [const { None }; SLOTS],
             opened: Instant::now(),
             broken: false,
-            heard: Vec::new(),
-        })
-    }
-
-    /// Sorts the errors of the client: did the server refuse, or is it gone?
-    fn failure(error: tokio_postgres::Error) -> Failure {
-        match error.code() {
-            // It is shutting down, starting up, or has thrown us out.
-            Some(code)
-                if [
-                    SqlState::ADMIN_SHUTDOWN,
-                    SqlState::CRASH_SHUTDOWN,
-                    SqlState::CANNOT_CONNECT_NOW,
-                    SqlState::IDLE_SESSION_TIMEOUT,
-                    SqlState::TOO_MANY_CONNECTIONS,
-                ]
-                .contains(code)
-                    || code.code().starts_with("08") =>
-            {
-                Failure::Broken(message(&error))
-            }
-            Some(_) => Failure::Refused(error),
-            None => Failure::Broken(message(&error)),
-        }
-    }
-
-    /// `brief` work is answered from the server's memory.
-    fn run<T>(
-        &mut self,
-        brief: bool,
-        patience: Patience,
-        work: impl AsyncFnOnce(
-            &Client,
-            &mut [Option<tokio_postgres::Statement>; SLOTS],
-        ) -> Result<T, tokio_postgres::Error>,
-    ) -> Result<T, Failure> {
-        let Connection {
-            client,
-            wire,
-            interest,
-            progress,
-            prepared,
-            lookout,
-            heard,
-            ..
-        } = self;
-        let work = work(client, prepared);
-        let lookout = brief.then_some(lookout);
-        let result = drive(work, lookout, interest, progress, patience, |context| {
-            Connection::step(wire, heard, context)
-        })
-        .and_then(|result| result.map_err(Connection::failure));
-        self.broken |= !matches!(result, Ok(_) | Err(Failure::Refused(_)));
-        result
-    }
-
-    fn step(
-        wire: &mut tokio_postgres::Connection<Stream, NoTlsStream>,
-        heard: &mut Vec<String>,
-        context: &mut Context<'_>,
-    ) -> Result<(), String> {
-        loop {
-            match wire.poll_message(context) {
-                Poll::Pending => return Ok(()),
-                Poll::Ready(Some(Ok(AsyncMessage::Notice(notice)))) => {
-                    log::debug!(
-                        "PostgreSQL says: {}: {}",
-                        notice.severity(),
-                        notice.message()
-                    );
-                }
-                Poll::Ready(Some(Ok(AsyncMessage::Notification(notification)))) => {
-                    heard.push(notification.payload().to_owned());
-                }
-                Poll::Ready(Some(Ok(_))) => {}
-                Poll::Ready(Some(Err(error))) => return Err(message(&error)),
-                Poll::Ready(None) => return Err("the connection is closed".to_owned()),
-            }
         }
     }
 
     /// Whether an idle connection still looks alive; reads what the server
     /// said meanwhile, for instance that it shuts down.
     pub fn is_alive(&mut self) -> bool {
-        self.look(Duration::ZERO);
-        !self.broken
+        self.look(Duration::ZERO).is_ok()
     }
 
-    /// Waits for something to read, no longer than `slice`, and reads it.
-    fn look(&mut self, slice: Duration) {
-        wait(&self.interest, false, slice);
-        if !self.broken && self.interest.readable.load(Relaxed) {
-            let mut context = Context::from_waker(Waker::noop());
-            self.broken = Connection::step(&mut self.wire, &mut self.heard, &mut context).is_err();
-        }
+    fn look(&mut self, slice: Duration) -> Result<(), Failure> {
+        let looked = self.wire.look(slice);
+        self.broken |= looked.is_err();
+        looked
     }
 
     /// Waits for notifications, no longer than `slice`; tells what they say.
     pub fn listen(&mut self, slice: Duration) -> Result<Vec<String>, Failure> {
-        if self.heard.is_empty() {
-            self.look(slice);
+        let mut heard = self.wire.heard();
+        if heard.is_empty() {
+            self.look(slice)?;
+            heard = self.wire.heard();
         }
-        if self.broken {
-            return Err(Failure::Broken("the listening connection broke".to_owned()));
-        }
-        Ok(std::mem::take(&mut self.heard))
+        Ok(heard)
     }
 
     /// Asks the server for a sign of life without any statement.
     pub fn ping(&mut self, patience: Patience) -> Result<(), Failure> {
-        self.run(false, patience, async |client, _| {
-            client.check_connection().await
-        })
+        frontend::sync(&mut self.wire.outbox);
+        self.answer(Answer::default(), false, patience).1.map(drop)
     }
 
     /// Never to be used again.
@@ -288,27 +101,15 @@ impl Connection {
     }
 
     /// Executes a statement in a transaction of its own, prepared once per
-    /// connection: one round trip.
+    /// connection: one round trip, also the first time.
     pub fn query(
         &mut self,
         statement: &Statement,
         parameters: &[Parameter],
         patience: Patience,
     ) -> Result<Answer, Failure> {
-        self.run(statement.brief(), patience, async |client, prepared| {
-            let slot = &mut prepared[statement.slot];
-            if slot.is_none() {
-                *slot = Some(
-                    client
-                        .prepare_typed(&statement.text, &statement.types)
-                        .await?,
-                );
-            }
-            // The slot was filled just above.
-            let statement = slot.as_ref().unwrap();
-            let parameters = parameters.iter().copied();
-            all(client.query_raw(statement, parameters).await?).await
-        })
+        let columns = self.prepared[statement.slot].clone();
+        self.execute(&statement.name, columns, statement, parameters, patience)
     }
 
     /// The same without preparing, for poolers that move us from server
@@ -319,37 +120,147 @@ impl Connection {
         parameters: &[Parameter],
         patience: Patience,
     ) -> Result<Answer, Failure> {
-        let typed = parameters
-            .iter()
-            .copied()
-            .zip(statement.types.iter().cloned());
-        self.run(statement.brief(), patience, async |client, _| {
-            all(client.query_typed_raw(&statement.text, typed).await?).await
-        })
+        self.execute("", None, statement, parameters, patience)
+    }
+
+    /// Executes a statement under this name, which is already prepared if its `columns`
+    /// are known.
+    fn execute(
+        &mut self,
+        name: &str,
+        columns: Option<Columns>,
+        statement: &Statement,
+        parameters: &[Parameter],
+        patience: Patience,
+    ) -> Result<Answer, Failure> {
+        let known = columns.is_some();
+        if let Err(error) = self.write(name, !known, statement, parameters) {
+            self.wire.outbox.clear();
+            return Err(Failure::Refused(Refusal {
+                // program_limit_exceeded: a value that the protocol has no room for.
+                sqlstate: "54000".to_owned(),
+                message: format!("the statement cannot be sent: {error}"),
+            }));
+        }
+        let expected = Answer {
+            columns,
+            ..Answer::default()
+        };
+        let (seen, answer) = self.answer(expected, statement.brief(), patience);
+        if let (false, Some(columns)) = (known || name.is_empty(), seen) {
+            self.prepared[statement.slot] = Some(columns);
+        }
+        answer
+    }
+
+    fn write(
+        &mut self,
+        name: &str,
+        parse: bool,
+        statement: &Statement,
+        parameters: &[Parameter],
+    ) -> Result<(), Box<dyn std::error::Error + Sync + Send>> {
+        let outbox = &mut self.wire.outbox;
+        if parse {
+            let types = statement.types.iter().map(Type::oid);
+            frontend::parse(name, &statement.text, types, outbox)?;
+            frontend::describe(b'S', name, outbox)?;
+        }
+        let values = parameters.iter().zip(&statement.types);
+        // 1 is the binary format.
+        let bound = frontend::bind(
+            "",
+            name,
+            [1],
+            values,
+            |(value, kind), bytes| {
+                Ok(match value.to_sql_checked(kind, bytes)? {
+                    IsNull::Yes => postgres_protocol::IsNull::Yes,
+                    IsNull::No => postgres_protocol::IsNull::No,
+                })
+            },
+            [1],
+            outbox,
+        );
+        bound.map_err(|error| match error {
+            BindError::Conversion(error) => error,
+            BindError::Serialization(error) => error.into(),
+        })?;
+        frontend::execute("", 0, outbox)?;
+        frontend::sync(outbox);
+        Ok(())
     }
 
     /// Executes statements without parameters, in one transaction unless they
     /// say otherwise.
     pub fn batch(&mut self, sql: &str, patience: Patience) -> Result<(), Failure> {
-        self.run(false, patience, async |client, _| {
-            client.batch_execute(sql).await
-        })
+        frontend::query(sql, &mut self.wire.outbox).map_err(|error| broken(&error))?;
+        self.answer(Answer::default(), false, patience).1.map(drop)
     }
-}
 
-/// The server's message, or the client's with its cause.
-pub(super) fn message(error: &tokio_postgres::Error) -> String {
-    use std::error::Error as _;
-    if let Some(error) = error.as_db_error() {
-        let mut text = error.message().to_owned();
-        for more in [error.detail(), error.hint()].into_iter().flatten() {
-            text.push_str(". ");
-            text.push_str(more);
-        }
-        return text;
+    /// Sends what is in the outbox and receives the answer. Tells too how a statement's
+    /// rows look that was parsed, whether executing it succeeded or not.
+    fn answer(
+        &mut self,
+        mut answer: Answer,
+        brief: bool,
+        patience: Patience,
+    ) -> (Option<Columns>, Result<Answer, Failure>) {
+        let mut refusal = None;
+        let end = loop {
+            let step = self
+                .wire
+                .receive(brief, patience)
+                .and_then(|message| Connection::understand(message, &mut answer, &mut refusal));
+            match step {
+                Ok(false) => {}
+                Ok(true) => break Ok(()),
+                Err(failure) => break Err(failure),
+            }
+        };
+        self.broken |= end.is_err();
+        let result = match (refusal, end) {
+            // Also if the server hung up after it.
+            (Some(refusal), _) => Err(Failure::from(refusal)),
+            (None, end) => end,
+        };
+        self.broken |= matches!(result, Err(Failure::Broken(_)));
+        let seen = answer
+            .parsed
+            .then(|| answer.columns.clone().unwrap_or_default());
+        (seen, result.map(|()| answer))
     }
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
+
+    /// One message of an answer; `true` if it was the last.
+    fn understand(
+        message: Message,
+        answer: &mut Answer,
+        refusal: &mut Option<Refusal>,
+    ) -> Result<bool, Failure> {
+        match message {
+            Message::ParseComplete => answer.parsed = true,
+            Message::RowDescription(body) => {
+                answer.columns = Some(Columns::parse(&body).map_err(|error| broken(&error))?);
+            }
+            Message::DataRow(body) => {
+                let columns = answer.columns.clone().unwrap_or_default();
+                answer.rows.push(Row::new(columns, body));
+            }
+            Message::CommandComplete(body) => {
+                answer.affected = affected(&body).map_err(|error| broken(&error))?;
+            }
+            Message::ErrorResponse(body) => *refusal = Some(Refusal::parse(body.fields())),
+            Message::ReadyForQuery(_) => return Ok(true),
+            Message::BindComplete
+            | Message::ParameterDescription(_)
+            | Message::NoData
+            | Message::EmptyQueryResponse => {}
+            _ => {
+                return Err(Failure::Broken(
+                    "an answer that nobody asked for".to_owned(),
+                ));
+            }
+        }
+        Ok(false)
     }
 }

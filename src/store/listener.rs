@@ -1,6 +1,7 @@
 //! The connection over which a process hears that it is one of its waiters' turn.
 
-use super::connection::{Connection, Failure};
+use super::connection::Connection;
+use super::failure::Failure;
 use super::patience::Patience;
 use super::sql::LISTEN_KEY;
 use super::statements::Store;
@@ -73,9 +74,9 @@ impl Listener {
                 return Err(Deaf::Pooler);
             }
         }
-        let (rows, _) = connection.query_unprepared(&LISTEN_KEY, &[&number], patience)?;
-        let alone = rows.first().is_some_and(|row| row.get(0));
-        if !alone {
+        let answer = connection.query_unprepared(&LISTEN_KEY, &[&number], patience)?;
+        let alone = answer.rows.first().map(|row| row.get("alone")).transpose();
+        if alone.map_err(Failure::Stopped)? != Some(true) {
             let reason = "another listener has the same number".to_owned();
             return Err(Failure::Broken(reason).into());
         }
@@ -83,6 +84,7 @@ impl Listener {
     }
 
     /// The number its tickets begin with; it differs from connection to connection.
+    #[must_use]
     pub fn number(&self) -> i64 {
         self.number
     }

@@ -14,9 +14,7 @@
 //! does. Each connection learns it: every answer that comes too late doubles the number of
 //! calls that do without looking out.
 
-use super::stream::Interest;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::sync::atomic::Ordering::Relaxed;
+use super::socket::Socket;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -36,23 +34,18 @@ pub struct Lookout {
 
 impl Lookout {
     /// Looks out for something to read, if that is likely to come. Tells whether it has.
-    pub fn spot(&mut self, interest: &Interest) -> bool {
+    pub fn spot(&mut self, socket: &Socket) -> bool {
         if !self.is_due() {
             return false;
         }
         let begun = Instant::now();
-        let mut sockets = [PollFd::new(&interest.socket, PollFlags::IN)];
-        let at_once = Timespec::default();
         let mut ready = false;
         while !ready && begun.elapsed() < LONGEST {
             // The server may need this processor.
             thread::yield_now();
-            ready = poll(&mut sockets, Some(&at_once)) == Ok(1);
+            ready = socket.wait(false, Duration::ZERO);
         }
         self.learn(ready);
-        if ready {
-            interest.readable.store(true, Relaxed);
-        }
         ready
     }
 

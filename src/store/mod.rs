@@ -3,17 +3,21 @@
 
 mod connect;
 mod connection;
+mod failure;
 mod listener;
+mod login;
 mod lookout;
 mod patience;
 mod pool;
+mod row;
 mod schema;
+mod socket;
 pub mod sql;
 mod statements;
-mod stream;
 mod url;
+mod wire;
 
-pub use connection::Failure;
+pub use failure::Failure;
 pub use listener::{Call, Deaf, Listener};
 pub use patience::{Check, Patience};
 pub use pool::Settings;

@@ -6,7 +6,8 @@
 //! the child leaves its parent's pool alone and has one of its own.
 
 use super::connect::connect;
-use super::connection::{Connection, Failure};
+use super::connection::Connection;
+use super::failure::Failure;
 use super::patience::Patience;
 use super::url::Url;
 use crate::error::{Error, Result};
@@ -55,7 +56,7 @@ struct Shelf {
 }
 
 struct Idle {
-    connection: Connection,
+    connection: Box<Connection>,
     /// Who used it last: a thread and a server process that talk to each other
     /// again and again are kept close together by the operating system.
     user: ThreadId,
@@ -96,7 +97,7 @@ pub struct Pool {
 pub struct Pooled {
     shared: Arc<Shared>,
     keep: usize,
-    connection: Option<Connection>,
+    connection: Option<Box<Connection>>,
 }
 
 impl std::ops::Deref for Pooled {
@@ -238,7 +239,7 @@ impl Pool {
             keep,
             connection: None,
         };
-        pooled.connection = Some(self.connect(patience)?);
+        pooled.connection = Some(Box::new(self.connect(patience)?));
         Ok(pooled)
     }
 

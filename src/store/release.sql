@@ -1,7 +1,7 @@
 -- Ends the hold of $1 with token $2, if nobody waits for the lock: the row stays,
 -- free for the next taker.
 --
--- $1 name, $2 token, $3 true: the parameters of another statement must not fit, see sql.rs.
+-- $1 name, $2 token.
 --
 -- Guarantees:
 -- * Only the holder's own hold ends, and only while its lease stands.
@@ -23,7 +23,7 @@ UPDATE _score_distlock
  WHERE name = $1
    AND token = $2
    AND CASE
-         WHEN $3 AND touched = updated AND expires > clock_timestamp() AND waiters IS NULL
+         WHEN touched = updated AND expires > clock_timestamp() AND waiters IS NULL
          THEN set_config('synchronous_commit', 'off', true) IS NOT NULL
          ELSE false
        END

@@ -1,7 +1,6 @@
 -- Tells whether the hold of $1 with token $2 was ended by a release.
 --
--- $1 name, $2 token, $3 and $4 true: the parameters of another statement must not fit,
--- see sql.rs.
+-- $1 name, $2 token.
 --
 -- Only asked when the answer to a release was lost and the repetition found no
 -- hold. A row that was taken over since, or is gone, gives no answer.
@@ -10,5 +9,3 @@ SELECT FROM _score_distlock
    AND token = $2
    AND touched = updated
    AND lease IS NULL
-   AND $3
-   AND $4

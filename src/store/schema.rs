@@ -1,9 +1,10 @@
 //! Creating and upgrading the table: once, whoever and however many start together.
 
-use super::connection::{Connection, Failure};
+use super::connection::Connection;
+use super::failure::Failure;
 use super::patience::Patience;
 use super::sql::{CHECK, SCHEMA};
-use super::statements::{refused, sqlstate};
+use super::statements::refused;
 use crate::error::Error;
 use std::fmt::Write;
 use std::time::Duration;
@@ -42,15 +43,19 @@ struct State {
 }
 
 fn check(connection: &mut Connection, patience: Patience) -> Result<State, Failure> {
-    let (rows, _) = connection.query_unprepared(&CHECK, &[], patience)?;
-    let row = rows
+    let answer = connection.query_unprepared(&CHECK, &[], patience)?;
+    let row = answer
+        .rows
         .first()
         .ok_or_else(|| Failure::Broken("the catalogue gave no answer".to_owned()))?;
-    Ok(State {
-        schema: row.get(0),
-        role: row.get(1),
-        complete: row.get(2),
-    })
+    let state = || {
+        Ok(State {
+            schema: row.get("schema")?,
+            role: row.get("role")?,
+            complete: row.get("complete")?,
+        })
+    };
+    state().map_err(Failure::Stopped)
 }
 
 /// Makes sure that the table is there and complete. Takes no lock if it is.
@@ -65,21 +70,22 @@ pub fn ensure(connection: &mut Connection, patience: Patience) -> Result<(), Fai
         match upgrade(connection, patience) {
             // Somebody who does not know our advisory lock, such as 0.2.5's
             // create_all(), was creating the table at the same moment.
-            Err(Failure::Refused(error))
-                if attempts < 10 && ["23505", "42P07", "42701"].contains(&sqlstate(&error)) =>
+            Err(Failure::Refused(refusal))
+                if attempts < 10
+                    && ["23505", "42P07", "42701"].contains(&refusal.sqlstate.as_str()) =>
             {
                 connection.batch("ROLLBACK", patience)?;
             }
             // 55P03, lock_not_available: somebody works with the table. We do
             // not queue up with an exclusive lock, which would block everybody.
-            Err(Failure::Refused(error)) if sqlstate(&error) == "55P03" && !patience.over() => {
+            Err(Failure::Refused(refusal)) if refusal.sqlstate == "55P03" && !patience.over() => {
                 connection.batch("ROLLBACK", patience)?;
                 patience
                     .pause(Duration::from_millis(200))
                     .map_err(Failure::Stopped)?;
             }
             // 42501 is insufficient_privilege.
-            Err(Failure::Refused(error)) if sqlstate(&error) == "42501" => {
+            Err(Failure::Refused(refusal)) if refusal.sqlstate == "42501" => {
                 let sql = schema_sql(state.schema.as_deref(), Some(&state.role));
                 return Err(Failure::Stopped(Error::Sql {
                     sqlstate: "42501".to_owned(),
@@ -87,12 +93,11 @@ pub fn ensure(connection: &mut Connection, patience: Patience) -> Result<(), Fai
                     message: format!(
                         "the table _score_distlock is missing or not up to date, and the user \
                          {:?} may not change that ({}). An administrator must run:\n\n{sql}",
-                        state.role,
-                        super::connection::message(&error),
+                        state.role, refusal.message,
                     ),
                 }));
             }
-            Err(Failure::Refused(error)) => return Err(Failure::Stopped(refused(&error))),
+            Err(Failure::Refused(refusal)) => return Err(Failure::Stopped(refused(refusal))),
             result => return result,
         }
     }

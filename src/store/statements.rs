@@ -3,9 +3,11 @@
 //! Every statement is safe to repeat, so a connection that breaks is replaced
 //! within the call. What is asked for twice is noticed by the token.
 
-use super::connection::{Failure, Parameter};
+use super::connection::Parameter;
+use super::failure::{Failure, Refusal};
 use super::patience::Patience;
 use super::pool::{Pool, Settings, result};
+use super::row::Row;
 use super::schema;
 use super::sql::{self, Statement};
 use super::url::Url;
@@ -16,7 +18,6 @@ use rand::RngExt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
-use tokio_postgres::Row;
 
 /// What an attempt to acquire came to.
 #[derive(Debug)]
@@ -148,19 +149,12 @@ struct Outcome {
     repeated: bool,
 }
 
-pub(super) fn sqlstate(error: &tokio_postgres::Error) -> &str {
-    error
-        .code()
-        .map_or("", tokio_postgres::error::SqlState::code)
-}
-
 /// The error for a statement that the server refused.
-pub(super) fn refused(error: &tokio_postgres::Error) -> Error {
-    let said = super::connection::message(error);
+pub(super) fn refused(refusal: Refusal) -> Error {
+    let said = refusal.message;
     Error::Sql {
-        sqlstate: sqlstate(error).to_owned(),
         unsure: false,
-        message: match sqlstate(error) {
+        message: match refusal.sqlstate.as_str() {
             "42P01" => format!(
                 "{said}; the table is missing: score.distlock.init() creates it, \
                  or an administrator with the output of `python -m score.distlock schema`"
@@ -168,6 +162,7 @@ pub(super) fn refused(error: &tokio_postgres::Error) -> Error {
             "42501" => format!("{said}; grant it, or ask the administrator to"),
             _ => said,
         },
+        sqlstate: refusal.sqlstate,
     }
 }
 
@@ -270,10 +265,10 @@ impl Store {
                 }
             });
             let failure = match outcome {
-                Ok((rows, affected)) => {
+                Ok(answer) => {
                     return Ok(Outcome {
-                        rows,
-                        affected,
+                        rows: answer.rows,
+                        affected: answer.affected,
                         sent,
                         repeated,
                     });
@@ -281,17 +276,16 @@ impl Store {
                 Err(failure) => failure,
             };
             match failure {
-                Failure::Refused(error) => match sqlstate(&error) {
-                    // Missing or duplicate prepared statement, or somebody
-                    // else's with other parameters: PgBouncer in transaction
-                    // mode. The statement was not executed.
-                    "26000" | "42P05" | "08P01" | "22P03" | "22021" if prepare => {
+                Failure::Refused(refusal) => match refusal.sqlstate.as_str() {
+                    // Missing or duplicate prepared statement: PgBouncer in
+                    // transaction mode. The statement was not executed.
+                    "26000" | "42P05" if prepare => {
                         self.pooler.store(true, Relaxed);
                     }
                     // Serialization failure, deadlock: only where the database's
                     // default isolation is stricter than ours needs to be.
                     "40001" | "40P01" if !patience.over() => {}
-                    _ => return Err(refused(&error).after(repeated)),
+                    _ => return Err(refused(refusal).after(repeated)),
                 },
                 // Nothing answers at an address that never did: a mistake
                 // rather than a restart, so say so at once.
@@ -338,7 +332,7 @@ impl Store {
             if let Some(row) = answer.rows.first() {
                 let deadline = Deadline::new(answer.sent, lease.seconds());
                 self.sweep_if_nothing_else_does(lease, patience);
-                return Ok(Answer::Acquired(row.get("fence"), deadline));
+                return Ok(Answer::Acquired(row.get("fence")?, deadline));
             }
             unsure = answer.repeated;
         }
@@ -359,22 +353,22 @@ impl Store {
                 )
                 .map_err(|error| error.after(unsure))?;
             let row = only(&answer.rows)?;
-            if let Some(fence) = row.get("fence") {
+            if let Some(fence) = row.get("fence")? {
                 let deadline = Deadline::new(answer.sent, lease.seconds());
                 self.sweep_if_nothing_else_does(lease, patience);
                 return Ok(Answer::Acquired(fence, deadline));
             }
-            if row.get::<_, Option<bool>>("mine") == Some(true) {
-                let remaining: f64 = row.get("remaining");
+            if row.get::<Option<bool>>("mine")? == Some(true) {
+                let remaining: f64 = row.get("remaining")?;
                 return Ok(Answer::Acquired(
-                    row.get::<_, Option<i64>>("seen_fence").unwrap_or_default(),
+                    row.get::<Option<i64>>("seen_fence")?.unwrap_or_default(),
                     Deadline::new(answer.sent, remaining),
                 ));
             }
             unsure |= answer.repeated;
             // Nobody holds it, but its row was locked: by another taker who is
             // about to commit, by a guard, or by 0.2.5 cleaning up.
-            let busy = row.get::<_, Option<bool>>("held") != Some(true);
+            let busy = row.get::<Option<bool>>("held")? != Some(true);
             if !busy || tries == Store::TRIES_WHILE_BUSY || patience.over() {
                 self.sweep_now_and_then(lease, patience);
                 return Ok(Answer::Held { unsure });
@@ -426,7 +420,7 @@ impl Store {
         };
         let deadline = Deadline::new(answer.sent, waiter.lease.seconds());
         Ok(match answer.rows.first() {
-            Some(row) => Turn::Acquired(row.get("fence"), deadline),
+            Some(row) => Turn::Acquired(row.get("fence")?, deadline),
             None => Turn::Later(Queue::unseen(answer.repeated)),
         })
     }
@@ -453,25 +447,25 @@ impl Store {
             Err(unseen) => return Ok(Turn::Later(unseen)),
         };
         let row = only(&answer.rows)?;
-        if let Some(fence) = row.get::<_, Option<i64>>("fence") {
+        if let Some(fence) = row.get::<Option<i64>>("fence")? {
             let deadline = Deadline::new(answer.sent, waiter.lease.seconds());
             return Ok(Turn::Acquired(fence, deadline));
         }
-        let remaining = row.get::<_, Option<f64>>("remaining").unwrap_or_default();
-        if row.get::<_, Option<bool>>("mine") == Some(true) {
+        let remaining = row.get::<Option<f64>>("remaining")?.unwrap_or_default();
+        if row.get::<Option<bool>>("mine")? == Some(true) {
             return Ok(Turn::Acquired(
-                row.get::<_, Option<i64>>("seen_fence").unwrap_or_default(),
+                row.get::<Option<i64>>("seen_fence")?.unwrap_or_default(),
                 Deadline::new(answer.sent, remaining),
             ));
         }
-        let tickets: Vec<i64> = row.get::<_, Option<_>>("waiters").unwrap_or_default();
+        let tickets: Vec<i64> = row.get::<Option<_>>("waiters")?.unwrap_or_default();
         Ok(Turn::Later(Queue {
             queued: tickets.contains(&waiter.ticket),
-            live: row.get::<_, Option<bool>>("live") == Some(true),
-            foreign: row.get::<_, Option<bool>>("foreign_hold") == Some(true),
-            fence: row.get("seen_fence"),
+            live: row.get::<Option<bool>>("live")? == Some(true),
+            foreign: row.get::<Option<bool>>("foreign_hold")? == Some(true),
+            fence: row.get("seen_fence")?,
             remaining,
-            ahead: u32::try_from(row.get::<_, i64>("ahead")).unwrap_or(u32::MAX),
+            ahead: u32::try_from(row.get::<i64>("ahead")?).unwrap_or(u32::MAX),
             tickets,
             unsure: answer.repeated,
         }))
@@ -505,7 +499,7 @@ impl Store {
         let mut deadlines = vec![None; holds.len()];
         for row in &answer.rows {
             // Positions count from 1.
-            let position = usize::try_from(row.get::<_, i64>(0)).unwrap_or_default();
+            let position = usize::try_from(row.get::<i64>("position")?).unwrap_or_default();
             if let Some(lease) = leases.get(position.wrapping_sub(1)) {
                 deadlines[position - 1] = Some(Deadline::new(answer.sent, *lease));
             }
@@ -536,7 +530,7 @@ impl Store {
         )?;
         Ok(match answer.rows.first() {
             None => Look::Missing,
-            Some(row) if row.get::<_, Option<bool>>("held") == Some(true) => Look::Held,
+            Some(row) if row.get::<Option<bool>>("held")? == Some(true) => Look::Held,
             Some(_) => Look::Free,
         })
     }
@@ -564,12 +558,11 @@ impl Store {
             patience,
         )?;
         self.sweep_now_and_then(lease, patience);
-        Ok(answer.rows.first().map(|row| {
-            (
-                row.get("fence"),
-                Deadline::new(answer.sent, lease.seconds()),
-            )
-        }))
+        let Some(row) = answer.rows.first() else {
+            return Ok(None);
+        };
+        let deadline = Deadline::new(answer.sent, lease.seconds());
+        Ok(Some((row.get("fence")?, deadline)))
     }
 
     /// Ends the hold.
@@ -587,7 +580,7 @@ impl Store {
         let mut unsure = doubt.again;
         let mut released = Released::Lost;
         if !doubt.awaited {
-            let parameters: [Parameter; 3] = [&name.as_str(), &token.as_str(), &true];
+            let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
             let answer = self
                 .execute(&sql::RELEASE, &parameters, patience)
                 .map_err(|error| error.after(unsure))?;
@@ -612,7 +605,7 @@ impl Store {
                 .map_err(|error| error.after(unsure))?;
             unsure |= answer.repeated;
             if let Some(row) = answer.rows.first() {
-                let called = row.get::<_, Option<i64>>("notified").is_some();
+                let called = row.get::<Option<i64>>("notified")?.is_some();
                 released = if called {
                     Released::Calling
                 } else {
@@ -621,7 +614,7 @@ impl Store {
             }
         }
         if released == Released::Lost && unsure {
-            let parameters: [Parameter; 4] = [&name.as_str(), &token.as_str(), &true, &true];
+            let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
             let ended = doubt.held
                 || !self
                     .execute(&sql::RELEASED, &parameters, patience)
@@ -658,12 +651,11 @@ impl Store {
             ],
             patience,
         )?;
-        Ok(answer.rows.first().map(|row| {
-            (
-                row.get("fence"),
-                Deadline::new(answer.sent, row.get("remaining")),
-            )
-        }))
+        let Some(row) = answer.rows.first() else {
+            return Ok(None);
+        };
+        let deadline = Deadline::new(answer.sent, row.get("remaining")?);
+        Ok(Some((row.get("fence")?, deadline)))
     }
 
     /// Removes all expired and free rows.
@@ -709,14 +701,13 @@ impl Store {
                 &zone::offset(),
                 &self.swept.load(Relaxed),
                 &Store::ROWS_PER_SWEEP,
-                &true,
             ],
             patience,
         );
         let last = answer.and_then(|answer| {
             let row = only(&answer.rows)?;
-            let more = row.get::<_, i64>("seen") == Store::ROWS_PER_SWEEP;
-            Ok(row.get::<_, Option<i64>>("last").filter(|_| more))
+            let more = row.get::<i64>("seen")? == Store::ROWS_PER_SWEEP;
+            Ok(row.get::<Option<i64>>("last")?.filter(|_| more))
         });
         match last {
             Ok(last) => {

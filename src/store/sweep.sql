@@ -2,15 +2,14 @@
 -- expired for a minute; tells the last id it looked at and how many they were.
 --
 -- $1 lease in seconds for rows that score.distlock 0.2.5 wrote, $2 the host's
--- offset from UTC in seconds, $5 true: the parameters of another statement must not
--- fit, see sql.rs.
+-- offset from UTC in seconds.
 --
 -- Guarantees:
 -- * Bounded: it reads and writes at most $4 rows, whatever the table's size.
 -- * Names in steady use keep their row, which makes their updates heap-only.
 -- * As with vacuum, locked rows are skipped and states judged under the lock.
 WITH batch AS MATERIALIZED (
-    SELECT id FROM _score_distlock WHERE id > $3 AND $5 ORDER BY id LIMIT $4
+    SELECT id FROM _score_distlock WHERE id > $3 ORDER BY id LIMIT $4
 ), stale AS MATERIALIZED (
     SELECT id FROM _score_distlock
      WHERE id = ANY (ARRAY(SELECT id FROM batch))

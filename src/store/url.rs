@@ -116,7 +116,7 @@ impl Url {
             fail(format!(
                 "is not understood: {}; percent-encode special characters, \
                  as in postgresql://user:p%40ss@host:5432/database",
-                super::connection::message(&error)
+                super::failure::reason(&error)
             ))
         })?;
         complete(&mut config, given.hosts.is_empty(), given.ports.is_empty()).map_err(&fail)?;

@@ -1,0 +1,87 @@
+//! Why a statement brought no answer.
+
+use crate::error::Error;
+use fallible_iterator::FallibleIterator;
+use postgres_protocol::message::backend::ErrorFields;
+
+/// Why a statement brought no rows.
+#[derive(Debug)]
+pub enum Failure {
+    /// The server refused the statement, which therefore did nothing.
+    Refused(Refusal),
+    /// The connection broke: whether the statement was executed is unknown.
+    Broken(String),
+    /// The patience ended: whether the statement was or will be executed is unknown.
+    TooSlow,
+    /// The caller was interrupted: unknown too.
+    Stopped(Error),
+}
+
+/// What the server said.
+#[derive(Debug, Default)]
+pub struct Refusal {
+    /// The five characters of `SQLSTATE`.
+    pub sqlstate: String,
+    /// Its words, with detail and hint.
+    pub message: String,
+}
+
+impl Refusal {
+    /// What an error or a notice says.
+    pub(super) fn parse(mut fields: ErrorFields) -> Refusal {
+        let mut refusal = Refusal::default();
+        // The fields are documented under "Error and Notice Message Fields".
+        while let Ok(Some(field)) = fields.next() {
+            let text = String::from_utf8_lossy(field.value_bytes());
+            match field.type_() {
+                b'C' => refusal.sqlstate = text.into_owned(),
+                b'M' => refusal.message = text.into_owned(),
+                // Detail and hint, which come after the message.
+                b'D' | b'H' => {
+                    refusal.message.push_str(". ");
+                    refusal.message.push_str(&text);
+                }
+                _ => {}
+            }
+        }
+        refusal
+    }
+}
+
+impl From<Refusal> for Failure {
+    /// Did the server refuse, or is it gone?
+    fn from(refusal: Refusal) -> Failure {
+        match refusal.sqlstate.as_str() {
+            // admin_shutdown, crash_shutdown, cannot_connect_now, idle_session_timeout,
+            // too_many_connections: it is shutting down, starting up, or has thrown us out.
+            "57P01" | "57P02" | "57P03" | "57P05" | "53300" => Failure::Broken(refusal.message),
+            // connection_exception and the like; PgBouncer's own errors are among them.
+            state if state.starts_with("08") => Failure::Broken(refusal.message),
+            _ => Failure::Refused(refusal),
+        }
+    }
+}
+
+impl From<&tokio_postgres::Error> for Failure {
+    fn from(error: &tokio_postgres::Error) -> Failure {
+        let Some(said) = error.as_db_error() else {
+            return Failure::Broken(reason(error));
+        };
+        let mut message = said.message().to_owned();
+        for more in [said.detail(), said.hint()].into_iter().flatten() {
+            message.push_str(". ");
+            message.push_str(more);
+        }
+        let sqlstate = said.code().code().to_owned();
+        Failure::from(Refusal { sqlstate, message })
+    }
+}
+
+/// The library's message with its cause.
+pub(super) fn reason(error: &tokio_postgres::Error) -> String {
+    use std::error::Error as _;
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
