@@ -146,6 +146,8 @@ impl Acquisition {
                 progress.waiter = None;
             }
             Ok(Step::Sleep(_)) => {}
+            // It is the parent who waits.
+            Err(Error::Forked) => progress.waiter = None,
             Err(error) => {
                 progress.unsure |= error.outcome_unknown();
                 self.withdraw(&mut progress, matches!(error, Error::Interrupted));
@@ -216,14 +218,21 @@ impl Acquisition {
                     });
                     // Where one waits, others often do: whoever releases in this
                     // process had better expect it.
-                    self.locks.leave_trace(&waiter.name, Some(Trace::Awaited));
+                    self.locks
+                        .leave_trace(patience, &waiter.name, Some(Trace::Awaited));
                     taken
                 }
             };
             match answer {
                 Ok(Some((fence, deadline))) => {
-                    self.locks
-                        .entered(&self.lock, &waiter.token, fence, deadline, self.entering);
+                    self.locks.entered(
+                        &self.lock,
+                        &waiter.token,
+                        fence,
+                        deadline,
+                        self.entering,
+                        patience,
+                    );
                     progress.unsure = false;
                     let lease = Duration::from_secs_f64(waiter.lease.seconds());
                     // Its ticket has left the queue in the same statement, unless
@@ -304,7 +313,9 @@ impl Acquisition {
                         self.locks.waiters().sleep(&waiter, now + slice);
                     }
                     if let Err(error) = patience.check() {
-                        self.withdraw(&mut self.progress(), true);
+                        if !matches!(error, Error::Forked) {
+                            self.withdraw(&mut self.progress(), true);
+                        }
                         return Err(error);
                     }
                 }

@@ -52,6 +52,14 @@ pub enum Error {
     /// statement under way is unknown.
     #[error("interrupted")]
     Interrupted,
+
+    /// A signal handler forked in the middle of the call, and this is the child. The call
+    /// and its outcome are the parent's.
+    #[error(
+        "a signal handler forked this process in the middle of a call; \
+         the call goes on in the parent, make another one here"
+    )]
+    Forked,
 }
 
 impl Error {

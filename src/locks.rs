@@ -99,6 +99,11 @@ impl Lock {
         work(&mut locked(&self.known.get()))
     }
 
+    /// The same in the process that made a call.
+    fn within<T>(&self, call: Patience, work: impl FnOnce(&mut Known) -> T) -> T {
+        work(&mut locked(&self.known.of(call.process)))
+    }
+
     /// The token of the owner's hold, or else of the latest of this object.
     #[must_use]
     pub fn token(&self, owner: Owner) -> Option<Token> {
@@ -280,16 +285,16 @@ impl Locks {
         self.lease
     }
 
-    fn doubting<T>(&self, work: impl FnOnce(&mut Doubts) -> T) -> T {
-        let doubts = self.doubts.get();
+    fn doubting<T>(&self, process: u32, work: impl FnOnce(&mut Doubts) -> T) -> T {
+        let doubts = self.doubts.of(process);
         let mut doubts = locked(&doubts);
         doubts.forget_the_past();
         work(&mut doubts)
     }
 
     /// Remembers what a lock is like now.
-    pub(crate) fn leave_trace(&self, name: &Name, trace: Option<Trace>) {
-        locked(&self.traces.get()).leave(name, trace);
+    pub(crate) fn leave_trace(&self, call: Patience, name: &Name, trace: Option<Trace>) {
+        locked(&self.traces.of(call.process)).leave(name, trace);
     }
 
     /// Asks the database for the lock, with the statement that suits what was seen of
@@ -302,7 +307,7 @@ impl Locks {
         doubted: bool,
         patience: Patience,
     ) -> Result<Answer> {
-        let trace = locked(&self.traces.get()).of(name);
+        let trace = locked(&self.traces.of(patience.process)).of(name);
         let likely = match trace {
             _ if doubted => false,
             Some(Trace::Free) => true,
@@ -320,7 +325,7 @@ impl Locks {
             // They still wait, so the release had better expect it.
             Answer::Acquired(..) => trace.filter(|trace| *trace == Trace::Awaited),
         };
-        self.leave_trace(name, trace);
+        self.leave_trace(patience, name, trace);
         Ok(answer)
     }
 
@@ -331,7 +336,9 @@ impl Locks {
 
     /// Acquires the lock for the owner, or enters its hold once more. Does not wait.
     pub fn acquire(&self, lock: &Lock, entering: Entering, patience: Patience) -> Result<Token> {
-        match lock.with(|known| known.holds.entry(entering.owner, self.reentrant)) {
+        match lock.within(patience, |known| {
+            known.holds.entry(entering.owner, self.reentrant)
+        }) {
             Entry::Again(token) => self.enter_again(lock, &token, entering, patience),
             Entry::Fresh => self.enter(lock, entering, patience),
         }
@@ -388,9 +395,10 @@ impl Locks {
         fence: i64,
         deadline: Deadline,
         entering: Entering,
+        call: Patience,
     ) {
         let lease = entering.lease.unwrap_or(self.lease);
-        lock.with(|known| {
+        lock.within(call, |known| {
             known.holds.entered(
                 entering.owner,
                 token.clone(),
@@ -406,7 +414,7 @@ impl Locks {
     /// (`true`), or a fresh one.
     pub(crate) fn token_for(&self, name: &Name) -> (Token, bool) {
         // Taken out of the doubts, so that no two calls use the same token.
-        match self.doubting(|doubts| doubts.acquired.remove(name)) {
+        match self.doubting(std::process::id(), |doubts| doubts.acquired.remove(name)) {
             Some((token, _)) => (token, true),
             None => (Token::random(), false),
         }
@@ -414,7 +422,9 @@ impl Locks {
 
     fn enter(&self, lock: &Lock, entering: Entering, patience: Patience) -> Result<Token> {
         // As above, with its end.
-        let doubted = self.doubting(|doubts| doubts.acquired.remove(&lock.name));
+        let doubted = self.doubting(patience.process, |doubts| {
+            doubts.acquired.remove(&lock.name)
+        });
         let (token, doubt) = match doubted {
             Some((token, until)) => (token, Some(until)),
             None => (Token::random(), None),
@@ -423,17 +433,21 @@ impl Locks {
         let answer = self.ask(&lock.name, &token, lease, doubt.is_some(), patience);
         let doubt = match answer {
             Ok(Answer::Acquired(fence, deadline)) => {
-                self.entered(lock, &token, fence, deadline, entering);
+                self.entered(lock, &token, fence, deadline, entering, patience);
                 return Ok(token);
             }
             Ok(Answer::Held { unsure: true }) => Some(self.doubt_ends()),
             // The statement that was given up may yet be executed.
             Ok(Answer::Held { unsure: false }) => doubt,
             Err(ref error) if error.outcome_unknown() => Some(self.doubt_ends()),
+            // The doubts are the parent's, too.
+            Err(Error::Forked) => None,
             Err(_) => doubt,
         };
         if let Some(until) = doubt {
-            self.doubting(|doubts| doubts.acquired.insert(lock.name.clone(), (token, until)));
+            self.doubting(patience.process, |doubts| {
+                doubts.acquired.insert(lock.name.clone(), (token, until))
+            });
         }
         match answer {
             Err(error) => Err(error),
@@ -445,13 +459,15 @@ impl Locks {
     /// seemed to fail has succeeded.
     fn resolve(&self, lock: &Lock, token: &Token, patience: Patience) -> Result<Token> {
         let key = (lock.name.clone(), token.as_str().to_owned());
-        let Some((new, _)) = self.doubting(|doubts| doubts.transferred.get(&key).cloned()) else {
+        let Some((new, _)) = self.doubting(patience.process, |doubts| {
+            doubts.transferred.get(&key).cloned()
+        }) else {
             return Ok(token.clone());
         };
         let answer = self
             .store
             .transfer(&lock.name, token, &new, self.lease, patience)?;
-        self.doubting(|doubts| doubts.transferred.remove(&key));
+        self.doubting(patience.process, |doubts| doubts.transferred.remove(&key));
         if answer.is_none() {
             return Ok(token.clone());
         }
@@ -493,7 +509,7 @@ impl Locks {
         block: bool,
         patience: Patience,
     ) -> Result<()> {
-        let (extenders, ending) = lock.with(|known| {
+        let (extenders, ending) = lock.within(patience, |known| {
             let extenders = known.holds.extenders(owner, token);
             let ending = known.holds.ending(owner, token, block, Instant::now());
             (extenders, ending)
@@ -545,10 +561,11 @@ impl Locks {
     }
 
     fn end(self: &Arc<Locks>, lock: &Lock, token: &Token, patience: Patience) -> Result<()> {
-        let (forfeited, held) = lock.with(|known| match known.holds.with_token(token) {
-            Some(hold) => (hold.forfeited, !hold.expired(Instant::now())),
-            None => (false, false),
-        });
+        let (forfeited, held) =
+            lock.within(patience, |known| match known.holds.with_token(token) {
+                Some(hold) => (hold.forfeited, !hold.expired(Instant::now())),
+                None => (false, false),
+            });
         if forfeited {
             // Its lease is over, as far as anybody can know here; the database
             // may still be out of reach. If it does have the hold, it need not.
@@ -557,7 +574,7 @@ impl Locks {
             return Err(Error::Expired(lock.name.clone(), token.clone()));
         }
         let key = (lock.name.clone(), token.as_str().to_owned());
-        let (transferred, again) = self.doubting(|doubts| {
+        let (transferred, again) = self.doubting(patience.process, |doubts| {
             let transferred = doubts.transferred.contains_key(&key);
             (transferred, doubts.released.contains_key(&key))
         });
@@ -574,7 +591,8 @@ impl Locks {
         let doubt = Doubt {
             held,
             again,
-            awaited: locked(&self.traces.get()).of(&lock.name) == Some(Trace::Awaited),
+            awaited: locked(&self.traces.of(patience.process)).of(&lock.name)
+                == Some(Trace::Awaited),
         };
         let released = self
             .store
@@ -584,22 +602,24 @@ impl Locks {
             Err(error) => {
                 if error.outcome_unknown() {
                     let until = self.doubt_ends();
-                    self.doubting(|doubts| doubts.released.insert(key, until));
+                    self.doubting(patience.process, |doubts| {
+                        doubts.released.insert(key, until)
+                    });
                 }
                 lock.with(|known| known.holds.not_ended(token));
                 return Err(error);
             }
         };
         if again {
-            self.doubting(|doubts| doubts.released.remove(&key));
+            self.doubting(patience.process, |doubts| doubts.released.remove(&key));
         }
-        lock.with(|known| known.holds.ended(token));
+        lock.within(patience, |known| known.holds.ended(token));
         let trace = match released {
             Released::Quietly => Some(Trace::Free),
             Released::Calling => Some(Trace::Awaited),
             Released::Lost => None,
         };
-        self.leave_trace(&lock.name, trace);
+        self.leave_trace(patience, &lock.name, trace);
         match released {
             Released::Quietly | Released::Calling => Ok(()),
             Released::Lost => Err(Error::Expired(lock.name.clone(), token.clone())),
@@ -652,7 +672,7 @@ impl Locks {
     ) -> Result<Token> {
         let old = lock.token_or(owner, token)?;
         let key = (lock.name.clone(), old.as_str().to_owned());
-        let doubted = self.doubting(|doubts| doubts.transferred.remove(&key));
+        let doubted = self.doubting(patience.process, |doubts| doubts.transferred.remove(&key));
         let new = doubted.map_or_else(Token::random, |(new, _)| new);
         // Before the statement is sent: whoever extends the hold meanwhile may meet
         // either token.
@@ -674,7 +694,9 @@ impl Locks {
             Err(error) => {
                 if error.outcome_unknown() {
                     let doubt = (new, self.doubt_ends());
-                    self.doubting(|doubts| doubts.transferred.insert(key, doubt));
+                    self.doubting(patience.process, |doubts| {
+                        doubts.transferred.insert(key, doubt)
+                    });
                 } else {
                     lock.with(|known| known.holds.transferring(&old, None));
                 }

@@ -26,7 +26,7 @@ fn try_exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
         }
         Error::NotAToken(name, token) => class("LockExpired")?.call1((name.as_str(), token))?,
         Error::TokenRequired(_) => return Ok(PyValueError::new_err(text)),
-        Error::Unavailable(message) => class("DatabaseUnavailable")?.call1((message,))?,
+        Error::Unavailable(_) | Error::Forked => class("DatabaseUnavailable")?.call1((text,))?,
         Error::Sql {
             sqlstate, message, ..
         } => class("DatabaseError")?.call1((message, sqlstate))?,

@@ -1,6 +1,6 @@
 //! How long a call may take, and whether its caller still wants the result.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use std::time::{Duration, Instant};
 
 /// Asks the caller's world whether to go on; for Python, whether a signal came.
@@ -11,6 +11,8 @@ pub type Check<'a> = &'a dyn Fn() -> Result<()>;
 pub struct Patience<'a> {
     /// When it must be over.
     pub until: Instant,
+    /// The process that called. It stays the same to the end of the call.
+    pub process: u32,
     check: Check<'a>,
     tick: Duration,
 }
@@ -29,6 +31,7 @@ impl<'a> Patience<'a> {
             until: now
                 .checked_add(timeout)
                 .unwrap_or(now + Duration::from_secs(3_000_000_000)),
+            process: std::process::id(),
             check,
             tick: Patience::TICK,
         }
@@ -74,9 +77,15 @@ impl<'a> Patience<'a> {
         (!left.is_zero()).then(|| left.min(self.tick))
     }
 
-    /// An error if the caller no longer wants the result.
+    /// An error if the caller no longer wants the result, or is a child that a signal
+    /// handler has forked: the connection under way is its parent's.
     pub fn check(self) -> Result<()> {
-        (self.check)()
+        let wanted = (self.check)();
+        if std::process::id() == self.process {
+            wanted
+        } else {
+            Err(Error::Forked)
+        }
     }
 
     /// Waits for `pause`, or until the time is over.

@@ -96,6 +96,8 @@ pub struct Pool {
 /// A connection in use. It goes back to its pool when dropped.
 pub struct Pooled {
     shared: Arc<Shared>,
+    /// Whose the pool is.
+    process: u32,
     keep: usize,
     connection: Option<Box<Connection>>,
 }
@@ -122,6 +124,10 @@ impl Drop for Pooled {
             .connection
             .take()
             .filter(|connection| !connection.is_broken());
+        if connection.is_none() && std::process::id() != self.process {
+            // In a child forked meanwhile: the shelf may be locked for ever.
+            return;
+        }
         let mut shelf = lock(&self.shared);
         match connection {
             Some(connection) if shelf.idle.len() < self.keep => shelf.idle.push(Idle {
@@ -174,7 +180,7 @@ impl Pool {
 
     /// A connection that looks alive; opens one if need be.
     pub fn take(&self, patience: Patience) -> std::result::Result<Pooled, Failure> {
-        let shared = self.shared.get();
+        let shared = self.shared.of(patience.process);
         let keep = if self.settings.size == 0 {
             usize::MAX
         } else {
@@ -190,6 +196,7 @@ impl Pool {
                 drop(shelf);
                 let mut pooled = Pooled {
                     shared: shared.clone(),
+                    process: patience.process,
                     keep,
                     connection: Some(idle.connection),
                 };
@@ -236,6 +243,7 @@ impl Pool {
         // From here on `Drop` counts down, whatever happens.
         let mut pooled = Pooled {
             shared,
+            process: patience.process,
             keep,
             connection: None,
         };

@@ -216,14 +216,14 @@ impl Store {
     }
 
     /// `host:pid`, for people who look into the table.
-    fn holder(&self) -> String {
+    fn holder(&self, process: u32) -> String {
         let host = self.holder.get_or_init(|| {
             rustix::system::uname()
                 .nodename()
                 .to_string_lossy()
                 .into_owned()
         });
-        format!("{host}:{}", std::process::id())
+        format!("{host}:{process}")
     }
 
     /// Creates or upgrades the table over a connection of its own, which is
@@ -347,7 +347,7 @@ impl Store {
                         &token.as_str(),
                         &lease.seconds(),
                         &zone::offset(),
-                        &self.holder(),
+                        &self.holder(patience.process),
                     ],
                     patience,
                 )
@@ -391,7 +391,7 @@ impl Store {
             &[
                 &name.as_str(),
                 &token.as_str(),
-                &self.holder(),
+                &self.holder(patience.process),
                 &lease.seconds(),
                 &zone::offset(),
             ],
@@ -409,7 +409,7 @@ impl Store {
                 &waiter.token.as_str(),
                 &waiter.lease.seconds(),
                 &zone::offset(),
-                &self.holder(),
+                &self.holder(patience.process),
                 &waiter.ticket,
             ],
             patience,
@@ -435,7 +435,7 @@ impl Store {
                 &waiter.token.as_str(),
                 &waiter.lease.seconds(),
                 &zone::offset(),
-                &self.holder(),
+                &self.holder(patience.process),
                 &waiter.ticket,
                 &waiter.previous,
                 &known,
@@ -647,7 +647,7 @@ impl Store {
                 &new.as_str(),
                 &lease.seconds(),
                 &zone::offset(),
-                &self.holder(),
+                &self.holder(patience.process),
             ],
             patience,
         )?;
