@@ -2,8 +2,7 @@
 -- free for the next taker.
 --
 -- $1 name, $2 token, $3 lease in seconds for a hold that score.distlock 0.2.5
--- extended, $4 the host's offset from UTC in seconds, $5 whether the commit may
--- be asynchronous.
+-- extended, $4 the host's offset from UTC in seconds.
 --
 -- Guarantees:
 -- * Only the holder's own hold ends, and only while its lease stands.
@@ -18,12 +17,7 @@
 --   the tickets of processes that are gone. If nobody waits, nothing is sent. To 0.2.5 the
 --   row then stays held for half a second.
 WITH asynchronous AS MATERIALIZED (
-    SELECT set_config(
-        'synchronous_commit',
-        CASE WHEN $5 THEN 'off' ELSE current_setting('synchronous_commit') END,
-        true
-    ) AS durability,
-    clock_timestamp() AS instant
+    SELECT set_config('synchronous_commit', 'off', true) AS durability
 ), ended AS (
 UPDATE _score_distlock
    SET updated = {yielded},

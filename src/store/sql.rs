@@ -8,7 +8,8 @@
 //! (how many processes come before?), `{dead}` (is a ticket's process gone?),
 //! `{survivors}` (the tickets of the others), `{notified}` (calls the first two),
 //! `{yielded}` (what 0.2.5 sees of a row left to them), `{listener}` (the
-//! advisory lock that a listening connection holds).
+//! advisory lock that a listening connection holds), `{first}` (that of the first in the
+//! queue).
 //!
 //! A prepared statement's name is made from its text, so that behind a pooler that hands
 //! sessions around, whatever has a name of ours is what we mean by it.
@@ -53,6 +54,8 @@ const LOCAL: &str = "(instant AT TIME ZONE make_interval(secs => {zone}))";
 const ARRIVED: &str = "(now() AT TIME ZONE make_interval(secs => {zone}))";
 const LISTENER: &str =
     "hashtextextended((ticket >> 24)::text, '_score_distlock'::regclass::oid::bigint)";
+const FIRST: &str =
+    "hashtextextended((waiters[1] >> 24)::text, '_score_distlock'::regclass::oid::bigint)";
 /// Parts that may contain those below them.
 const PARTS: &[(&str, &str)] = &[
     ("{ahead}", include_str!("ahead.sql")),
@@ -60,6 +63,7 @@ const PARTS: &[(&str, &str)] = &[
     ("{notified}", include_str!("notified.sql")),
     ("{dead}", include_str!("dead.sql")),
     ("{listener}", LISTENER),
+    ("{first}", FIRST),
     ("{awaited}", include_str!("awaited.sql")),
     ("{yielded}", include_str!("yielded.sql")),
     ("{live}", include_str!("live.sql")),
@@ -117,8 +121,12 @@ statements! {
     12 PROVE = "prove.sql" (lease 0, zone 0) [INT8, TEXT];
     16 RETAKE = "retake.sql" (lease 4, zone 5) [TEXT, TEXT, TEXT, FLOAT8, FLOAT8];
     17 RELEASE_AWAITED = "release_awaited.sql" (lease 3, zone 4)
-        [TEXT, TEXT, FLOAT8, FLOAT8, BOOL];
-    15 TAKE = "take.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8];
+        [TEXT, TEXT, FLOAT8, FLOAT8];
+    18 RELEASE_CALLING = "release_calling.sql" (lease 3, zone 4)
+        [TEXT, TEXT, FLOAT8, FLOAT8];
+    15 TAKE = "take.sql" (lease 4, zone 5) [TEXT, TEXT, TEXT, FLOAT8, FLOAT8, INT8];
+    19 TAKE_BUSY = "take_busy.sql" (lease 3, zone 4)
+        [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8];
     14 PROBE = "probe.sql" (lease 3, zone 2) [TEXT, FLOAT8, FLOAT8];
     13 RENEW = "renew.sql" (lease 0, zone 4) [TEXT_ARRAY, TEXT_ARRAY, FLOAT8_ARRAY, FLOAT8];
 }
@@ -150,6 +158,8 @@ mod tests {
             &TAKE,
             &RETAKE,
             &RELEASE_AWAITED,
+            &RELEASE_CALLING,
+            &TAKE_BUSY,
         ]
     }
 

@@ -48,7 +48,7 @@ pub enum Look {
 pub enum Released {
     /// The hold has ended, and nobody waited.
     Quietly,
-    /// The hold has ended, and the first who waits was called.
+    /// The hold has ended, and the first who waited was called.
     Calling,
     /// It was lost before.
     Lost,
@@ -402,26 +402,42 @@ impl Store {
     /// Takes the lock for a waiter that was called. "Later" if something is
     /// otherwise than expected: [`Store::wait`] finds out.
     pub fn take(&self, waiter: Candidate, patience: Patience) -> Result<Turn> {
-        let answer = self.execute(
+        let lease = waiter.lease.seconds();
+        let mut answer = self.execute(
             &sql::TAKE,
             &[
                 &waiter.name.as_str(),
                 &waiter.token.as_str(),
-                &waiter.lease.seconds(),
-                &zone::offset(),
                 &self.holder(patience.process),
+                &lease,
+                &zone::offset(),
                 &waiter.ticket,
             ],
             patience,
-        );
-        let answer = match unless_locked(answer)? {
-            Ok(answer) => answer,
-            Err(unseen) => return Ok(Turn::Later(unseen)),
-        };
-        let deadline = Deadline::new(answer.sent, waiter.lease.seconds());
+        )?;
+        let mut unsure = answer.repeated;
+        if answer.rows.is_empty() {
+            let busy = self.execute(
+                &sql::TAKE_BUSY,
+                &[
+                    &waiter.name.as_str(),
+                    &waiter.token.as_str(),
+                    &lease,
+                    &zone::offset(),
+                    &self.holder(patience.process),
+                    &waiter.ticket,
+                ],
+                patience,
+            );
+            answer = match unless_locked(busy.map_err(|error| error.after(unsure)))? {
+                Ok(answer) => answer,
+                Err(unseen) => return Ok(Turn::Later(unseen)),
+            };
+            unsure |= answer.repeated;
+        }
         Ok(match answer.rows.first() {
-            Some(row) => Turn::Acquired(row.get("fence")?, deadline),
-            None => Turn::Later(Queue::unseen(answer.repeated)),
+            Some(row) => Turn::Acquired(row.get("fence")?, Deadline::new(answer.sent, lease)),
+            None => Turn::Later(Queue::unseen(unsure)),
         })
     }
 
@@ -579,7 +595,16 @@ impl Store {
     ) -> Result<Released> {
         let mut unsure = doubt.again;
         let mut released = Released::Lost;
-        if !doubt.awaited {
+        if doubt.awaited {
+            released = self.call(
+                &sql::RELEASE_CALLING,
+                name,
+                token,
+                lease,
+                &mut unsure,
+                patience,
+            )?;
+        } else {
             let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
             let answer = self
                 .execute(&sql::RELEASE, &parameters, patience)
@@ -590,28 +615,14 @@ impl Store {
             }
         }
         if released == Released::Lost {
-            let answer = self
-                .execute(
-                    &sql::RELEASE_AWAITED,
-                    &[
-                        &name.as_str(),
-                        &token.as_str(),
-                        &lease.seconds(),
-                        &zone::offset(),
-                        &true,
-                    ],
-                    patience,
-                )
-                .map_err(|error| error.after(unsure))?;
-            unsure |= answer.repeated;
-            if let Some(row) = answer.rows.first() {
-                let called = row.get::<Option<i64>>("notified")?.is_some();
-                released = if called {
-                    Released::Calling
-                } else {
-                    Released::Quietly
-                };
-            }
+            released = self.call(
+                &sql::RELEASE_AWAITED,
+                name,
+                token,
+                lease,
+                &mut unsure,
+                patience,
+            )?;
         }
         if released == Released::Lost && unsure {
             let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
@@ -627,6 +638,36 @@ impl Store {
         }
         self.sweep_now_and_then(lease, patience);
         Ok(released)
+    }
+
+    /// Ends the hold with one of the statements that call the first who waits.
+    fn call(
+        &self,
+        statement: &Statement,
+        name: &Name,
+        token: &Token,
+        lease: Lease,
+        unsure: &mut bool,
+        patience: Patience,
+    ) -> Result<Released> {
+        let parameters: [Parameter; 4] = [
+            &name.as_str(),
+            &token.as_str(),
+            &lease.seconds(),
+            &zone::offset(),
+        ];
+        let answer = self
+            .execute(statement, &parameters, patience)
+            .map_err(|error| error.after(*unsure))?;
+        *unsure |= answer.repeated;
+        let Some(row) = answer.rows.first() else {
+            return Ok(Released::Lost);
+        };
+        Ok(if row.get::<Option<&str>>("notified")?.is_some() {
+            Released::Calling
+        } else {
+            Released::Quietly
+        })
     }
 
     /// Gives the hold the token `new`; tells its fence and deadline, `None` if

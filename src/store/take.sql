@@ -1,43 +1,31 @@
 -- Takes the lock $1, now that it is free and this waiter is the first in the queue.
 --
--- $1 name, $2 the token to take it with, $3 lease in seconds, $4 the host's
--- offset from UTC in seconds, $5 the holder's name for people, $6 the waiter's
--- ticket.
+-- $1 name, $2 the token to take it with, $3 the holder's name for people, $4 lease in
+-- seconds, $5 the host's offset from UTC in seconds, $6 the waiter's ticket.
 --
 -- Guarantees:
--- * Taking is as in acquire.sql and wait.sql. No row comes back if anything is
---   otherwise than expected; wait.sql then finds out.
--- * It waits, though not for long, for others who enter or leave the queue at this
---   moment, but not for a guard: `FOR NO KEY UPDATE` does the one, and what
---   still excludes `FOR UPDATE` afterwards is a guard. An error 55P03 says that
---   it was in vain.
-WITH entry AS MATERIALIZED (
-    SELECT set_config('lock_timeout', '200ms', true) AS limit_
-), mine AS MATERIALIZED (
-    SELECT id
-      FROM entry, _score_distlock
-     WHERE name = $1
-       AND waiters[1] = $6
-       AND limit_ IS NOT NULL
-       FOR NO KEY UPDATE OF _score_distlock
-), free AS MATERIALIZED (
-    SELECT lock.id, clock_timestamp() AS instant
-      FROM mine, _score_distlock AS lock
-     WHERE lock.id = mine.id
-       AND waiters[1] = $6
-       AND CASE WHEN {live} THEN false ELSE pg_try_advisory_xact_lock({key}) END
-       FOR UPDATE OF lock SKIP LOCKED
-)
-UPDATE _score_distlock AS lock
+-- * Taking is as in retake.sql, whose remarks apply here too.
+-- * No row comes back if anything is otherwise than expected, or if the row is locked
+--   at this moment: take_busy.sql waits for it, and wait.sql finds out.
+UPDATE _score_distlock
    SET token = $2,
-       acquired = {local},
-       updated = {local},
-       touched = {local},
-       expires = instant + make_interval(secs => $3),
-       lease = $3,
+       acquired = {arrived},
+       updated = {arrived},
+       touched = {arrived},
+       expires = now() + make_interval(secs => $4),
+       lease = $4,
        fence = nextval('_score_distlock_fence_seq'),
-       holder = $5,
+       holder = $3,
        waiters = nullif(waiters[2:], '{}')
-  FROM free
- WHERE lock.id = free.id
-RETURNING lock.fence
+ WHERE id = (
+    SELECT id
+      FROM _score_distlock
+     WHERE name = $1
+       AND CASE
+             WHEN touched = updated AND expires <= clock_timestamp() AND waiters[1] = $6
+             THEN pg_try_advisory_xact_lock({key})
+             ELSE false
+           END
+       FOR UPDATE SKIP LOCKED
+   )
+RETURNING fence

@@ -1,4 +1,4 @@
 CASE
   WHEN waiters IS NULL THEN '0001-01-01'
-  ELSE (instant AT TIME ZONE 'UTC') + make_interval(secs => {zone} + 0.5 - coalesce(lease, {lease}))
+  ELSE (now() AT TIME ZONE 'UTC') + make_interval(secs => {zone} + 0.5 - coalesce(lease, {lease}))
 END
