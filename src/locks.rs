@@ -573,8 +573,12 @@ impl Locks {
             self.clean_up(lock.name(), token, None);
             return Err(Error::Expired(lock.name.clone(), token.clone()));
         }
-        let key = (lock.name.clone(), token.as_str().to_owned());
+        let key = || (lock.name.clone(), token.as_str().to_owned());
         let (transferred, again) = self.doubting(patience.process, |doubts| {
+            if doubts.transferred.is_empty() && doubts.released.is_empty() {
+                return (false, false);
+            }
+            let key = key();
             let transferred = doubts.transferred.contains_key(&key);
             (transferred, doubts.released.contains_key(&key))
         });
@@ -603,7 +607,7 @@ impl Locks {
                 if error.outcome_unknown() {
                     let until = self.doubt_ends();
                     self.doubting(patience.process, |doubts| {
-                        doubts.released.insert(key, until)
+                        doubts.released.insert(key(), until)
                     });
                 }
                 lock.with(|known| known.holds.not_ended(token));
@@ -611,7 +615,7 @@ impl Locks {
             }
         };
         if again {
-            self.doubting(patience.process, |doubts| doubts.released.remove(&key));
+            self.doubting(patience.process, |doubts| doubts.released.remove(&key()));
         }
         lock.within(patience, |known| known.holds.ended(token));
         let trace = match released {

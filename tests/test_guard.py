@@ -21,6 +21,7 @@ import score.distlock
 from score.distlock import CouldNotAcquireLock, LockExpired
 
 from .conftest import run
+from .support.line import Background, wait_until_waiting
 from .test_clock import await_expiry
 
 Conf = score.distlock.ConfiguredDistlockModule
@@ -205,6 +206,23 @@ def test_the_guarded_hold_can_be_extended_and_released(psycopg3: Client, conf: C
         assert conf.try_acquiring("name") is None, "free, but guarded"
         psycopg3.commit(connection)
     assert conf.acquire("name")
+
+
+def test_a_waiter_hangs_in_no_statement(psycopg3: Client, conf: Conf, db: Db) -> None:
+    """It is called when the lock is released, and gives up in time while the guard stands."""
+    lock = conf.get("name")
+    lock.acquire()
+    with psycopg3.transaction() as connection:
+        with lock.guard(connection):
+            impatient = Background(lock.acquire, timeout="500ms")
+            wait_until_waiting(db, 1)
+            patient = Background(lock.acquire, timeout=None)
+            wait_until_waiting(db, 2)
+            lock.release()
+            with pytest.raises(CouldNotAcquireLock):
+                impatient.result()
+        psycopg3.commit(connection)
+    patient.result()
 
 
 def test_a_rollback_ends_the_guard(psycopg3: Client, brief: Conf, conf: Conf, db: Db) -> None:

@@ -280,6 +280,65 @@ def test_the_places_of_the_dead_cost_no_time(brief: Conf, conf: Conf, db: Db) ->
     assert conf.acquire("name", timeout=SOON)
 
 
+def ticket_of_the_last(db: Db) -> int:
+    query = "SELECT waiters[cardinality(waiters)] FROM _score_distlock WHERE name = 'name'"
+    row = db.execute(query).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def call(db: Db, ticket: int) -> None:
+    """Tells a waiter that it is its turn, whether that is true or not."""
+    channel = f"score_distlock_{ticket >> 24:x}"
+    db.execute("SELECT pg_notify(%s, %s)", (channel, f"turn {ticket}"))
+
+
+def test_who_is_called_while_the_lock_is_held_goes_on_waiting(
+    conf: Conf, other: Conf, db: Db
+) -> None:
+    token = conf.acquire("name")
+    waiter = Background(other.acquire, "name", timeout=SOON)
+    wait_until_waiting(db, 1)
+    now = db.execute("SELECT clock_timestamp()").fetchone()
+    assert now is not None
+    call(db, ticket_of_the_last(db))
+    # The first statement that a called waiter executes, or one of those after it.
+    tried = """
+        SELECT count(*) FROM pg_stat_activity
+         WHERE datname = current_database() AND state = 'idle' AND state_change > %s
+           AND (query LIKE '%%waiters[2:]%%' OR query LIKE 'WITH free AS%%')
+    """
+    while db.execute(tried, now).fetchone() == (0,):
+        assert waiter.thread.is_alive()
+    conf.extend("name", token)
+    assert waiting(db) == 1
+    conf.release("name", token)
+    other.release("name", waiter.result())
+
+
+def test_who_is_called_and_not_the_first_leaves_the_first_its_place(
+    conf: Conf, other: Conf, db: Db
+) -> None:
+    token = conf.acquire("name")
+    waiter = Background(other.acquire, "name", timeout=SOON)
+    wait_until_waiting(db, 1)
+    mine = ticket_of_the_last(db)
+    # Another listener, alive but silent, comes first.
+    listener = 1234567
+    db.execute(
+        "SELECT pg_advisory_lock("
+        "hashtextextended(%s::text, '_score_distlock'::regclass::oid::bigint))",
+        (listener,),
+    )
+    first = listener << 24 | 1
+    db.execute("UPDATE _score_distlock SET waiters = array_prepend(%s::bigint, waiters)", (first,))
+    conf.release("name", token)
+    call(db, mine)
+    waiter.result()
+    assert waiting(db) == 1
+    assert ticket_of_the_last(db) == first
+
+
 def test_many_waiters_are_silent_and_not_a_herd(
     server: Server, server_url: str, processes: Any
 ) -> None:

@@ -76,12 +76,8 @@ impl Connection {
 
     /// Waits for notifications, no longer than `slice`; tells what they say.
     pub fn listen(&mut self, slice: Duration) -> Result<Vec<String>, Failure> {
-        let mut heard = self.wire.heard();
-        if heard.is_empty() {
-            self.look(slice)?;
-            heard = self.wire.heard();
-        }
-        Ok(heard)
+        self.look(slice)?;
+        Ok(self.wire.heard())
     }
 
     /// Asks the server for a sign of life without any statement.

@@ -73,21 +73,32 @@ impl Wire {
         }
     }
 
-    /// Waits for something to read, no longer than `slice`, and reads what there is while
-    /// nothing was asked for. An error if the server has hung up.
+    /// Reads what there is while nothing was asked for; waits for it, no longer than `slice`,
+    /// if nothing was heard yet. An error if the server has hung up.
     pub fn look(&mut self, slice: Duration) -> Result<(), Failure> {
+        // Something may have come together with the last answer.
+        self.understand_idly()?;
+        let slice = if self.heard.is_empty() {
+            slice
+        } else {
+            Duration::ZERO
+        };
         self.readable |= self.socket.wait(false, slice);
         while self.readable {
             self.read()?;
-            match self.understand()? {
-                None => {}
-                Some(Message::ErrorResponse(body)) => {
-                    return Err(Failure::Broken(Refusal::parse(body.fields()).message));
-                }
-                Some(_) => return Err(Failure::Broken("an answer to no question".to_owned())),
-            }
+            self.understand_idly()?;
         }
         Ok(())
+    }
+
+    fn understand_idly(&mut self) -> Result<(), Failure> {
+        match self.understand()? {
+            None => Ok(()),
+            Some(Message::ErrorResponse(body)) => {
+                Err(Failure::Broken(Refusal::parse(body.fields()).message))
+            }
+            Some(_) => Err(Failure::Broken("an answer to no question".to_owned())),
+        }
     }
 
     /// The notifications that have arrived.
@@ -149,5 +160,98 @@ impl Wire {
             }
             (Ok(_), None) => Ok(()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    /// A wire, and the server's end of it.
+    fn pair() -> (Wire, UnixStream) {
+        let (client, server) = UnixStream::pair().unwrap();
+        client.set_nonblocking(true).unwrap();
+        (Wire::new(Socket::Unix(client)), server)
+    }
+
+    fn message(kind: u8, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(body.len() + 4).unwrap();
+        [&[kind], &length.to_be_bytes()[..], body].concat()
+    }
+
+    fn notification(text: &str) -> Vec<u8> {
+        message(
+            b'A',
+            &[b"\0\0\0\x01channel\0", text.as_bytes(), b"\0"].concat(),
+        )
+    }
+
+    fn ready() -> Vec<u8> {
+        message(b'Z', b"I")
+    }
+
+    fn at_once(wire: &mut Wire) -> Result<Message, Failure> {
+        wire.receive(false, Patience::new(Duration::from_millis(1), &|| Ok(())))
+    }
+
+    #[test]
+    fn an_answer_may_come_in_pieces() {
+        let text = "x".repeat(3 * CHUNK);
+        let bytes = [notification(&text), message(b'N', b"SNOTICE\0\0"), ready()].concat();
+        for size in [1, 7, CHUNK - 1, CHUNK, CHUNK + 1, bytes.len()] {
+            let (mut wire, mut server) = pair();
+            let mut pieces = bytes.chunks(size).peekable();
+            while let Some(piece) = pieces.next() {
+                server.write_all(piece).unwrap();
+                let answer = at_once(&mut wire);
+                if pieces.peek().is_some() {
+                    assert!(matches!(answer, Err(Failure::TooSlow)));
+                } else {
+                    assert!(matches!(answer, Ok(Message::ReadyForQuery(_))));
+                }
+            }
+            assert!(wire.heard() == [text.as_str()]);
+        }
+    }
+
+    #[test]
+    fn what_comes_together_with_an_answer_is_heard_without_waiting() {
+        let (mut wire, mut server) = pair();
+        let bytes = [ready(), notification("one"), notification("two")].concat();
+        server.write_all(&bytes).unwrap();
+        assert!(matches!(at_once(&mut wire), Ok(Message::ReadyForQuery(_))));
+        wire.look(Duration::from_secs(3600)).unwrap();
+        assert_eq!(wire.heard(), ["one", "two"]);
+    }
+
+    #[test]
+    fn last_words_are_read_although_nothing_can_be_sent() {
+        let (mut wire, mut server) = pair();
+        server
+            .write_all(&message(b'E', b"SFATAL\0C57P01\0Mgone\0\0"))
+            .unwrap();
+        drop(server);
+        wire.outbox.extend_from_slice(b"a statement");
+        assert!(matches!(at_once(&mut wire), Ok(Message::ErrorResponse(_))));
+        assert!(matches!(at_once(&mut wire), Err(Failure::Broken(_))));
+    }
+
+    #[test]
+    fn more_than_there_is_room_for_is_sent_bit_by_bit() {
+        use std::io::Read;
+        let (mut wire, mut server) = pair();
+        let statement = vec![b's'; 1 << 22];
+        wire.outbox.extend_from_slice(&statement);
+        let reader = std::thread::spawn(move || {
+            let mut read = vec![0; 1 << 22];
+            server.read_exact(&mut read).unwrap();
+            server.write_all(&ready()).unwrap();
+            read
+        });
+        let answer = wire.receive(false, Patience::new(Duration::from_secs(60), &|| Ok(())));
+        assert!(matches!(answer, Ok(Message::ReadyForQuery(_))));
+        assert_eq!(reader.join().unwrap(), statement);
     }
 }
