@@ -77,6 +77,8 @@ pub struct Acquisition {
     lock: Arc<Lock>,
     entering: Entering,
     wait: Wait,
+    /// Whose attempt it is. A child forked meanwhile has nothing to do with it.
+    process: u32,
     progress: Mutex<Progress>,
 }
 
@@ -119,6 +121,7 @@ impl Acquisition {
             lock,
             entering,
             wait,
+            process: std::process::id(),
             progress: Mutex::new(progress),
         }
     }
@@ -146,8 +149,6 @@ impl Acquisition {
                 progress.waiter = None;
             }
             Ok(Step::Sleep(_)) => {}
-            // It is the parent who waits.
-            Err(Error::Forked) => progress.waiter = None,
             Err(error) => {
                 progress.unsure |= error.outcome_unknown();
                 self.withdraw(&mut progress, matches!(error, Error::Interrupted));
@@ -208,6 +209,9 @@ impl Acquisition {
                         progress.unsure |= queue.unsure;
                         turn = store.wait(candidate, &known, patience);
                     }
+                    if matches!(turn, Err(Error::Forked)) {
+                        return Err(Error::Forked);
+                    }
                     let taken = turn.map(|turn| match turn {
                         Turn::Acquired(fence, deadline) => Some((fence, deadline)),
                         Turn::Later(queue) => {
@@ -245,12 +249,18 @@ impl Acquisition {
                 }
                 Ok(None) if self.wait.over() => return Err(held()),
                 Ok(None) => {}
+                // The line is the parent's.
+                Err(Error::Forked) => return Err(Error::Forked),
                 Err(error) => {
                     waiters.failed(&waiter);
                     return Err(error);
                 }
             }
         }
+    }
+
+    fn is_the_parents(&self) -> bool {
+        std::process::id() != self.process
     }
 
     fn leave_later(&self, waiter: &Arc<Waiter>, ticket: i64) {
@@ -261,6 +271,9 @@ impl Acquisition {
 
     /// Leaves the queues; in the database at once, unless the caller is in a hurry.
     fn withdraw(&self, progress: &mut Progress, hurry: bool) {
+        if self.is_the_parents() {
+            return;
+        }
         let Some(waiter) = progress.waiter.take() else {
             return;
         };
@@ -279,6 +292,9 @@ impl Acquisition {
     /// Nobody wants the lock any more: leaves neither a hold nor a place in the
     /// queue, also if a step is under way. Does not block.
     pub fn give_up(self: &Arc<Acquisition>) {
+        if self.is_the_parents() {
+            return;
+        }
         let this = self.clone();
         self.locks.submit(Box::new(move || {
             let mut progress = this.progress();
@@ -313,9 +329,7 @@ impl Acquisition {
                         self.locks.waiters().sleep(&waiter, now + slice);
                     }
                     if let Err(error) = patience.check() {
-                        if !matches!(error, Error::Forked) {
-                            self.withdraw(&mut self.progress(), true);
-                        }
+                        self.withdraw(&mut self.progress(), true);
                         return Err(error);
                     }
                 }

@@ -719,7 +719,7 @@ impl Locks {
                     lock.with(|known| known.holds.extended(token, deadline));
                 }
                 // The signal's exception; the Lock object has the new token.
-                Err(Error::Interrupted) => return Err(Error::Interrupted),
+                Err(error @ (Error::Interrupted | Error::Forked)) => return Err(error),
                 // The extending thread finds the same, or tries again.
                 Ok(None) => {}
                 Err(error) => log::debug!("extending lock {} late: {error}", lock.name),

@@ -41,6 +41,11 @@ impl<T: Default> ProcessLocal<T> {
             return inner.value.clone();
         }
         drop(inner);
+        if process != std::process::id() {
+            // In a child that was forked in the middle of a call: the rest of the call,
+            // if there is any, is about nothing.
+            return Arc::default();
+        }
         let inherited = self.0.load_full();
         if inherited.process != process {
             let previous = self.0.compare_and_swap(&inherited, ProcessLocal::fresh());

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import http.client
 import os
-import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psycopg
 import pytest
 
 import score.distlock
@@ -188,71 +186,3 @@ def test_a_prefork_server_under_load(url: str, conf: Conf, tmp_path: Path) -> No
         server.terminate()
         server.wait()
         log.close()
-
-
-#: A signal handler forks while the program acquires. The child leaves the call and tries
-#: again when its parent has the lock.
-HANDLER = """
-import os, signal, sys, score.distlock
-conf = score.distlock.init({'sqlalchemy.url': sys.argv[1], 'maxtime': '1m'})
-conf.get('warm').acquire()
-lock = conf.get('name')
-has_acquired, tell = os.pipe()
-def handler(signum, frame):
-    global child
-    child = os.fork()
-    if child == 0:
-        print('forked', flush=True)
-        if sys.argv[3] == 'raise':
-            raise RuntimeError('from the handler')
-signal.signal(signal.SIGUSR1, handler)
-print('ready', flush=True)
-sys.stdin.readline()
-try:
-    token = lock.acquire(timeout=float(sys.argv[2]))
-except Exception as error:
-    print('child:', type(error).__name__, lock.token, flush=True)
-    os.read(has_acquired, 1)
-    print('child:', lock.try_acquiring(), conf.get('own').acquire() is not None, flush=True)
-    os._exit(0)
-os.write(tell, b'!')
-os.waitpid(child, 0)
-lock.extend()
-assert lock.token == token
-lock.release()
-print('parent: released', flush=True)
-"""
-
-
-@pytest.mark.parametrize("raises", ["return", "raise"])
-@pytest.mark.parametrize("where", ["in a statement", "in the queue"])
-def test_a_signal_handler_that_forks(url: str, conf: Conf, where: str, raises: str) -> None:
-    """The call goes on in the parent; the child has not made it."""
-    token = conf.acquire("name") if where == "in the queue" else None
-    timeout = "60" if token else "0"
-    with psycopg.connect(url) as db, psycopg.connect(url, autocommit=True) as observer:
-        program = subprocess.Popen(
-            [sys.executable, "-c", HANDLER, url, timeout, raises],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert program.stdin is not None and program.stdout is not None
-        assert program.stdout.readline() == "ready\n"
-        if token:
-            blocked = "SELECT count(*) FROM _score_distlock WHERE cardinality(waiters) = 1"
-        else:
-            db.execute("LOCK TABLE _score_distlock IN ACCESS EXCLUSIVE MODE")
-            blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        program.stdin.write("\n")
-        program.stdin.flush()
-        while observer.execute(blocked).fetchone() == (0,):
-            assert program.poll() is None
-        program.send_signal(signal.SIGUSR1)
-        assert program.stdout.readline() == "forked\n"
-        expected = "RuntimeError" if raises == "raise" else "DatabaseUnavailable"
-        assert program.stdout.readline() == f"child: {expected} None\n"
-        if token:
-            conf.release("name", token)
-        db.rollback()
-        assert program.communicate()[0] == "child: None True\nparent: released\n"

@@ -13,6 +13,7 @@ import pytest
 import score.distlock
 from score.distlock import DatabaseError, DatabaseUnavailable, LockExpired
 
+from .support.line import Background, wait_until_waiting, waiting
 from .support.proxy import How, Proxy, Side
 from .support.server import Server
 
@@ -47,8 +48,8 @@ def through(proxy: Proxy, own_url: str) -> Callable[..., Conf]:
     """Makes configured modules that go through the proxy."""
     score.distlock.init({"sqlalchemy.url": own_url})
 
-    def configure(pool_timeout: str = "20s") -> Conf:
-        url = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers"
+    def configure(pool_timeout: str = "20s", options: str = "") -> Conf:
+        url = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers{options}"
         return score.distlock.init({"sqlalchemy.url": url, "sqlalchemy.pool_timeout": pool_timeout})
 
     return configure
@@ -294,3 +295,56 @@ def test_a_token_released_twice_is_lost_the_second_time(conf: Conf) -> None:
     conf.release("twice", token)
     with pytest.raises(LockExpired):
         conf.release("twice", token)
+
+
+def test_a_statement_that_was_parsed_and_not_described(
+    through: Callable[..., Conf], proxy: Proxy, own_url: str
+) -> None:
+    """What is known of it afterwards is not that its rows have no columns."""
+    observer = score.distlock.init({"sqlalchemy.url": own_url})
+    observer.release("described", observer.acquire("described"))
+    conf = through(options="?options=-cstatement_timeout%3D1000")
+    with psycopg.connect(own_url, autocommit=True) as admin:
+        proxy.freeze_describe()
+        attempt = Background(conf.acquire, "described")
+        proxy.frozen.wait()
+        late = """
+            SELECT count(*) FROM pg_stat_activity
+             WHERE datname = current_database() AND pid <> pg_backend_pid()
+               AND clock_timestamp() > xact_start + interval '1.1 second'
+        """
+        while admin.execute(late).fetchone() == (0,):
+            assert attempt.thread.is_alive()
+        proxy.thaw()
+        with pytest.raises(DatabaseError) as raised:
+            attempt.result()
+    assert raised.value.sqlstate == "57014"
+    for _ in range(2):
+        only_hold(observer, held(conf, "described"))
+
+
+def held(conf: Conf, name: str) -> Lock:
+    lock = conf.get(name)
+    lock.acquire()
+    return lock
+
+
+def test_a_waiter_whose_answer_is_lost_does_not_queue_up_behind_itself(
+    through: Callable[..., Conf], proxy: Proxy, own_url: str
+) -> None:
+    """It finds that it has taken the lock already."""
+    conf = through()
+    observer = score.distlock.init({"sqlalchemy.url": own_url})
+    with psycopg.connect(own_url, autocommit=True) as db:
+        for index in itertools.chain(range(6), range(6)):
+            token = observer.acquire("taken")
+            lock = conf.get("taken")
+            waiter = Background(lock.acquire, timeout=60)
+            wait_until_waiting(db, 1, "taken")
+            # One of them is the notification, the others are the answer.
+            proxy.arm("answer", index, "before")
+            observer.release("taken", token)
+            token = waiter.result()
+            proxy.cut = None
+            assert waiting(db, "taken") == 0
+            conf.release("taken", token)

@@ -330,13 +330,50 @@ def test_who_is_called_and_not_the_first_leaves_the_first_its_place(
         "hashtextextended(%s::text, '_score_distlock'::regclass::oid::bigint))",
         (listener,),
     )
-    first = listener << 24 | 1
-    db.execute("UPDATE _score_distlock SET waiters = array_prepend(%s::bigint, waiters)", (first,))
+    first = come_first(db, listener)
     conf.release("name", token)
     call(db, mine)
     waiter.result()
     assert waiting(db) == 1
     assert ticket_of_the_last(db) == first
+
+
+def come_first(db: Db, listener: int) -> int:
+    """Puts a ticket of this listener at the head of the queue."""
+    ticket = listener << 24 | 1
+    db.execute("UPDATE _score_distlock SET waiters = array_prepend(%s::bigint, waiters)", (ticket,))
+    return ticket
+
+
+def test_the_places_of_the_dead_are_passed_over_at_once(conf: Conf, other: Conf, db: Db) -> None:
+    """Also by one who knows that others wait, and asks with the statement for that."""
+    for first in (False, True):
+        token = conf.acquire("name")
+        waiter = Background(other.acquire, "name", timeout=SOON)
+        wait_until_waiting(db, 1)
+        if first:
+            come_first(db, 7654321)
+        conf.release("name", token)
+        token = waiter.result()
+        # Who takes the lock after its turn has come leaves those before it in the queue.
+        assert waiting(db) == 0
+        other.release("name", token)
+
+
+def test_a_called_waiter_does_not_take_what_somebody_may_insert(
+    conf: Conf, other: Conf, db: Db, url: str
+) -> None:
+    """As in test_taken_again.py: the fence would not grow in the order of the commits."""
+    token = conf.acquire("name")
+    waiter = Background(other.acquire, "name", timeout="500ms")
+    wait_until_waiting(db, 1)
+    key = "hashtextextended('name', '_score_distlock'::regclass::oid::bigint)"
+    with psycopg.connect(url) as sleeper:
+        sleeper.execute(f"SELECT pg_advisory_xact_lock({key})")
+        conf.release("name", token)
+        with pytest.raises(CouldNotAcquireLock):
+            waiter.result()
+    assert other.acquire("name", timeout=SOON)
 
 
 def test_many_waiters_are_silent_and_not_a_herd(

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::store::Patience;
 use pyo3::intern;
 use pyo3::prelude::*;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -40,6 +41,7 @@ fn run<T: Send>(
     work: impl FnOnce(Patience<'_>) -> Result<T> + Send,
 ) -> PyResult<T> {
     let raised: Mutex<Option<PyErr>> = Mutex::new(None);
+    let forked = AtomicBool::new(false);
     // A thread that comes back when the interpreter has begun to end does not get
     // the GIL any more and stays here (PyO3 sees to that where Python does not).
     let result = py.detach(|| {
@@ -49,7 +51,10 @@ fn run<T: Send>(
             if undisturbed {
                 return Ok(());
             }
-            Python::attach(|py| py.check_signals()).map_err(|error| {
+            let process = std::process::id();
+            let checked = Python::attach(|py| py.check_signals());
+            forked.fetch_or(std::process::id() != process, Relaxed);
+            checked.map_err(|error| {
                 *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 Error::Interrupted
             })
@@ -61,6 +66,12 @@ fn run<T: Send>(
             patience
         })
     });
+    // In a child that a signal handler forked nothing of the call counts.
+    let result = if forked.load(Relaxed) {
+        Err(Error::Forked)
+    } else {
+        result
+    };
     match raised.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
         None => result.map_err(|error| exception(py, error)),

@@ -216,14 +216,16 @@ impl Connection {
         };
         self.broken |= end.is_err();
         let result = match (refusal, end) {
+            // Whatever the server said, the caller does not want to go on.
+            (_, Err(Failure::Stopped(error))) => Err(Failure::Stopped(error)),
             // Also if the server hung up after it.
             (Some(refusal), _) => Err(Failure::from(refusal)),
             (None, end) => end,
         };
+        // A statement that is there and was not described cannot be used: begin anew.
+        self.broken |= answer.parsed && answer.columns.is_none();
         self.broken |= matches!(result, Err(Failure::Broken(_)));
-        let seen = answer
-            .parsed
-            .then(|| answer.columns.clone().unwrap_or_default());
+        let seen = answer.columns.clone().filter(|_| answer.parsed);
         (seen, result.map(|()| answer))
     }
 
@@ -247,9 +249,9 @@ impl Connection {
             }
             Message::ErrorResponse(body) => *refusal = Some(Refusal::parse(body.fields())),
             Message::ReadyForQuery(_) => return Ok(true),
+            Message::NoData => answer.columns = Some(Columns::default()),
             Message::BindComplete
             | Message::ParameterDescription(_)
-            | Message::NoData
             | Message::EmptyQueryResponse => {}
             _ => {
                 return Err(Failure::Broken(

@@ -29,22 +29,24 @@ pub struct Refusal {
 impl Refusal {
     /// What an error or a notice says.
     pub(super) fn parse(mut fields: ErrorFields) -> Refusal {
-        let mut refusal = Refusal::default();
+        let mut sqlstate = String::new();
+        let [mut message, mut detail, mut hint] = [const { None }; 3];
         // The fields are documented under "Error and Notice Message Fields".
         while let Ok(Some(field)) = fields.next() {
-            let text = String::from_utf8_lossy(field.value_bytes());
+            let text = String::from_utf8_lossy(field.value_bytes()).into_owned();
             match field.type_() {
-                b'C' => refusal.sqlstate = text.into_owned(),
-                b'M' => refusal.message = text.into_owned(),
-                // Detail and hint, which come after the message.
-                b'D' | b'H' => {
-                    refusal.message.push_str(". ");
-                    refusal.message.push_str(&text);
-                }
+                b'C' => sqlstate = text,
+                b'M' => message = Some(text),
+                b'D' => detail = Some(text),
+                b'H' => hint = Some(text),
                 _ => {}
             }
         }
-        refusal
+        let said: Vec<String> = [message, detail, hint].into_iter().flatten().collect();
+        Refusal {
+            sqlstate,
+            message: said.join(". "),
+        }
     }
 }
 

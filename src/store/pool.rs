@@ -180,6 +180,10 @@ impl Pool {
 
     /// A connection that looks alive; opens one if need be.
     pub fn take(&self, patience: Patience) -> std::result::Result<Pooled, Failure> {
+        // Also before each repetition: nothing is done twice in a forked child.
+        if std::process::id() != patience.process {
+            return Err(Failure::Stopped(Error::Forked));
+        }
         let shared = self.shared.of(patience.process);
         let keep = if self.settings.size == 0 {
             usize::MAX
@@ -203,7 +207,7 @@ impl Pool {
                 let recycle = self.settings.recycle;
                 let fresh = recycle.is_none_or(|age| pooled.opened.elapsed() < age);
                 let alive = idle.since.elapsed() < FRESH || pooled.is_alive();
-                if fresh && alive && self.ping(&mut pooled, patience) {
+                if fresh && alive && self.ping(&mut pooled, patience)? {
                     return Ok(pooled);
                 }
                 // Out with it, and look again.
@@ -251,8 +255,20 @@ impl Pool {
         Ok(pooled)
     }
 
-    fn ping(&self, connection: &mut Connection, patience: Patience) -> bool {
-        !self.settings.pre_ping || connection.batch("", patience).is_ok()
+    /// Whether the connection is alive, if that is to be asked.
+    fn ping(
+        &self,
+        connection: &mut Connection,
+        patience: Patience,
+    ) -> std::result::Result<bool, Failure> {
+        if !self.settings.pre_ping {
+            return Ok(true);
+        }
+        match connection.batch("", patience) {
+            // The connection is not to blame.
+            Err(Failure::Stopped(error)) => Err(Failure::Stopped(error)),
+            answer => Ok(answer.is_ok()),
+        }
     }
 }
 

@@ -40,7 +40,8 @@ impl Row {
         self.find(name).map_err(|reason| Error::Sql {
             // data_exception
             sqlstate: "22000".to_owned(),
-            unsure: false,
+            // The statement was executed.
+            unsure: true,
             message: format!("the server's answer is not understood: column {name}: {reason}"),
         })
     }

@@ -331,7 +331,7 @@ impl Store {
             let answer = self.retake(name, token, lease, patience)?;
             if let Some(row) = answer.rows.first() {
                 let deadline = Deadline::new(answer.sent, lease.seconds());
-                self.sweep_if_nothing_else_does(lease, patience);
+                self.sweep_if_nothing_else_does(lease, patience)?;
                 return Ok(Answer::Acquired(row.get("fence")?, deadline));
             }
             unsure = answer.repeated;
@@ -355,7 +355,7 @@ impl Store {
             let row = only(&answer.rows)?;
             if let Some(fence) = row.get("fence")? {
                 let deadline = Deadline::new(answer.sent, lease.seconds());
-                self.sweep_if_nothing_else_does(lease, patience);
+                self.sweep_if_nothing_else_does(lease, patience)?;
                 return Ok(Answer::Acquired(fence, deadline));
             }
             if row.get::<Option<bool>>("mine")? == Some(true) {
@@ -370,7 +370,7 @@ impl Store {
             // about to commit, by a guard, or by 0.2.5 cleaning up.
             let busy = row.get::<Option<bool>>("held")? != Some(true);
             if !busy || tries == Store::TRIES_WHILE_BUSY || patience.over() {
-                self.sweep_now_and_then(lease, patience);
+                self.sweep_now_and_then(lease, patience)?;
                 return Ok(Answer::Held { unsure });
             }
             let limit = Duration::from_millis(1 << tries);
@@ -573,7 +573,7 @@ impl Store {
             ],
             patience,
         )?;
-        self.sweep_now_and_then(lease, patience);
+        self.sweep_now_and_then(lease, patience)?;
         let Some(row) = answer.rows.first() else {
             return Ok(None);
         };
@@ -636,7 +636,7 @@ impl Store {
                 released = Released::Quietly;
             }
         }
-        self.sweep_now_and_then(lease, patience);
+        self.sweep_now_and_then(lease, patience)?;
         Ok(released)
     }
 
@@ -715,25 +715,27 @@ impl Store {
     /// rarely that it does not matter.
     const ACQUISITIONS_PER_SWEEP: u32 = 16 * Store::CALLS_PER_SWEEP;
 
-    fn sweep_if_nothing_else_does(&self, lease: Lease, patience: Patience) {
+    fn sweep_if_nothing_else_does(&self, lease: Lease, patience: Patience) -> Result<()> {
         if self.acquisitions.fetch_add(1, Relaxed) >= Store::ACQUISITIONS_PER_SWEEP {
             self.calls.store(Store::CALLS_PER_SWEEP, Relaxed);
-            self.sweep_now_and_then(lease, patience);
+            self.sweep_now_and_then(lease, patience)?;
         }
+        Ok(())
     }
 
     /// Removes some rows that nobody needs any more, every so many calls.
     ///
-    /// It is not on the way to a lock, and its failure is nobody's business.
-    fn sweep_now_and_then(&self, lease: Lease, patience: Patience) {
+    /// It is not on the way to a lock, and its failure is nobody's business; but an error
+    /// tells if the caller was interrupted meanwhile.
+    fn sweep_now_and_then(&self, lease: Lease, patience: Patience) -> Result<()> {
         if self.calls.fetch_add(1, Relaxed) < Store::CALLS_PER_SWEEP {
-            return;
+            return Ok(());
         }
         self.calls.store(0, Relaxed);
         self.acquisitions.store(0, Relaxed);
         let age = u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX);
         if age < self.rest.load(Relaxed) {
-            return;
+            return Ok(());
         }
         let answer = self.execute(
             &sql::SWEEP,
@@ -757,7 +759,9 @@ impl Store {
                     self.rest.store(age + Store::REST_AFTER_SWEEPING, Relaxed);
                 }
             }
+            Err(error @ (Error::Interrupted | Error::Forked)) => return Err(error),
             Err(error) => log::debug!("sweeping expired rows failed: {error}"),
         }
+        Ok(())
     }
 }

@@ -19,7 +19,7 @@
 --   sees the ticket and notifies.
 -- * Queueing changes nothing that a hold consists of, and its commit is not
 --   waited for on disk.
--- * Repeated, it finds its own token or its own ticket. A ticket of a process
+-- * Repeated, it finds its own token, and does not queue up behind itself, or its own ticket. A ticket of a process
 --   that has opened a new listening connection since keeps its place.
 -- * If score.distlock 0.2.5 has deleted the row and the queue with it, the
 --   queue is restored with the new row.
@@ -72,6 +72,7 @@ WITH free AS MATERIALIZED (
       FROM entry, _score_distlock
      WHERE name = $1
        AND $6 <> ALL (coalesce(waiters, '{}'))
+       AND (token = $2 AND {live}) IS NOT TRUE
        AND durability IS NOT NULL
        AND limit_ IS NOT NULL
        FOR NO KEY UPDATE OF _score_distlock

@@ -49,6 +49,8 @@ class Proxy:
         self._flowing = threading.Event()
         self._flowing.set()
         self.frozen = threading.Event()
+        self._after_error = False
+        self._describe = False
         self._hearing = threading.Event()
         self._hearing.set()
         self._listeners: set[socket.socket] = set()
@@ -76,6 +78,17 @@ class Proxy:
         """Keeps back what the server sends over connections that have said LISTEN."""
         self._hearing.clear()
 
+    def freeze_after_error(self) -> None:
+        """Keeps back what the server sends after an error, its end included."""
+        self.frozen.clear()
+        self._after_error = True
+
+    def freeze_describe(self) -> None:
+        """Keeps back the request to describe a statement; then `frozen` is set."""
+        self.frozen.clear()
+        self._describe = True
+        self._flowing.clear()
+
     def cut_all(self) -> None:
         """Closes every connection."""
         for one in list(self._sockets):
@@ -84,6 +97,7 @@ class Proxy:
 
     def thaw(self) -> None:
         """Lets the answers go."""
+        self._describe = False
         self._flowing.set()
         self._hearing.set()
 
@@ -124,8 +138,11 @@ class Proxy:
         with contextlib.suppress(OSError, EOFError):
             while True:
                 message = _message(source, typed)
+                describe = typed and side == "request" and message[:1] == b"D" and self._describe
                 typed = True
-                if side == "answer" and not self._flowing.is_set():
+                if describe or (
+                    side == "answer" and not self._flowing.is_set() and not self._describe
+                ):
                     self.frozen.set()
                     self._flowing.wait()
                 if b"LISTEN" in message and side == "request":
@@ -135,6 +152,11 @@ class Proxy:
                 cut = self.cut
                 if cut is None or not cut.due(side):
                     target.sendall(message)
+                    if side == "answer" and message[:1] == b"E" and self._after_error:
+                        self._after_error = False
+                        self._flowing.clear()
+                        self.frozen.set()
+                        self._flowing.wait()
                     continue
                 self.refusing = self.refusing or self.refuse_after_cut
                 if cut.how == "half":
