@@ -12,6 +12,7 @@ import pytest
 import score.distlock
 from score.distlock import LockExpired
 
+from .support.line import Background, wait_until_waiting
 from .support.server import Server
 
 Conf = score.distlock.ConfiguredDistlockModule
@@ -140,13 +141,20 @@ def test_a_hold_of_ours_that_the_original_extended_is_released(conf: Conf, db: D
 
 
 def test_a_release_is_not_waited_for_on_disk_and_an_acquisition_is(url: str, conf: Conf) -> None:
-    """As the server itself sees it, at the moment of the change."""
+    """As the server itself sees it, at the moment of the change; with waiters too."""
+    other = score.distlock.init({"sqlalchemy.url": url})
     with psycopg.connect(url, autocommit=True) as db:
-        db.execute("CREATE TABLE seen (taking boolean, durability text)")
+        db.execute("CREATE TABLE seen (change text, durability text)")
         db.execute("""
             CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                INSERT INTO seen
-                VALUES (NEW.lease IS NOT NULL, current_setting('synchronous_commit'));
+                INSERT INTO seen VALUES (
+                    CASE
+                      WHEN TG_OP = 'INSERT' THEN 'take'
+                      WHEN NEW.token <> OLD.token THEN 'take'
+                      WHEN NEW.lease IS NULL THEN 'release'
+                      ELSE 'queue'
+                    END,
+                    current_setting('synchronous_commit'));
                 RETURN NEW;
             END $$
         """)
@@ -156,8 +164,14 @@ def test_a_release_is_not_waited_for_on_disk_and_an_acquisition_is(url: str, con
         )
         for _ in range(3):
             use_once(conf)
-        found = db.execute("SELECT DISTINCT taking, durability FROM seen ORDER BY 1").fetchall()
-    assert found == [(False, "off"), (True, "on")]
+        for _ in range(3):
+            token = conf.acquire("name")
+            waiter = Background(other.acquire, "name", timeout=60)
+            wait_until_waiting(db, 1)
+            conf.release("name", token)
+            other.release("name", waiter.result())
+        found = db.execute("SELECT DISTINCT change, durability FROM seen ORDER BY 1").fetchall()
+    assert found == [("queue", "off"), ("release", "off"), ("take", "on")]
 
 
 def test_who_remembers_it_as_free_does_not_overtake_those_who_wait(conf: Conf, db: Db) -> None:
