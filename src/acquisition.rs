@@ -138,6 +138,9 @@ impl Acquisition {
 
     /// Goes on as far as possible without sleeping.
     pub fn step(&self, patience: Patience) -> Result<Step> {
+        if self.is_the_parents() {
+            return Err(Error::Forked);
+        }
         let mut progress = self.progress();
         if progress.given_up {
             return Err(Error::Interrupted);

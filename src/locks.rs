@@ -373,6 +373,13 @@ impl Locks {
         if confirmed {
             return Ok(token.clone());
         }
+        let key = (lock.name.clone(), token.as_str().to_owned());
+        let doubted = self.doubting(patience.process, |doubts| doubts.released.remove(&key));
+        if doubted.is_some() {
+            // Its owner has released it, though that call did not learn so.
+            lock.with(|known| known.holds.ended(token));
+            return self.enter(lock, entering, patience);
+        }
         lock.with(|known| known.holds.told(token));
         Err(Error::Expired(lock.name.clone(), token.clone()))
     }
@@ -540,10 +547,15 @@ impl Locks {
                 });
                 let lease = self.lease_of(lock, &token);
                 let answer = if forfeited {
-                    None
+                    Ok(None)
                 } else {
-                    self.store.extend(&lock.name, &token, lease, patience)?
+                    self.store.extend(&lock.name, &token, lease, patience)
                 };
+                if block && matches!(answer, Err(Error::Interrupted)) {
+                    // A block is left once only.
+                    lock.with(|known| known.holds.left(&token, block));
+                }
+                let answer = answer?;
                 lock.with(|known| {
                     known.holds.left(&token, block);
                     match answer {

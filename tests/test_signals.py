@@ -169,10 +169,9 @@ def in_a_ping(stage: Stage) -> Iterator[None]:
 
 
 @contextmanager
-def in_the_sweep(stage: Stage) -> Iterator[None]:
-    """The lock is acquired already; one acquisition in a thousand then removes old rows."""
-    stage.start(warm="1024")
-    stage.db.execute("""
+def slow_sweep(db: psycopg.Connection[Any]) -> Iterator[None]:
+    """Whoever removes old rows has to wait."""
+    db.execute("""
         CREATE OR REPLACE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$
             BEGIN
                 PERFORM pg_advisory_xact_lock(hashtext('slowly'));
@@ -181,11 +180,19 @@ def in_the_sweep(stage: Stage) -> Iterator[None]:
         CREATE TRIGGER slowly BEFORE DELETE ON _score_distlock
             FOR EACH STATEMENT EXECUTE FUNCTION slowly();
     """)
-    stage.db.execute("SELECT pg_advisory_lock(hashtext('slowly'))")
-    stage.go()
-    stage.until(BLOCKED)
+    db.execute("SELECT pg_advisory_lock(hashtext('slowly'))")
     yield
-    stage.db.execute("SELECT pg_advisory_unlock(hashtext('slowly'))")
+    db.execute("SELECT pg_advisory_unlock(hashtext('slowly'))")
+
+
+@contextmanager
+def in_the_sweep(stage: Stage) -> Iterator[None]:
+    """The lock is acquired already; one acquisition in a thousand then removes old rows."""
+    stage.start(warm="1024")
+    with slow_sweep(stage.db):
+        stage.go()
+        stage.until(BLOCKED)
+        yield
 
 
 PLACES = [
@@ -238,3 +245,100 @@ def test_a_handler_that_raises(
     assert stage.line() == "released"
     assert stage.conf.try_acquiring("name")
     assert stage.program.wait() == 0
+
+
+#: Leaves a block, or an inner one, after so many calls.
+LEAVING = """
+import signal, sys, score.distlock
+url, block, maxtime, calls = sys.argv[1:]
+conf = score.distlock.init({'sqlalchemy.url': url, 'maxtime': maxtime})
+conf.acquire('warm')
+for number in range(int(calls)):
+    warm = conf.acquire(f'warm {number}')
+    conf.extend(f'warm {number}', warm)
+lock = conf.get('name')
+def handler(signum, frame):
+    raise RuntimeError('from the handler')
+signal.signal(signal.SIGUSR1, handler)
+def tell():
+    print('ready', flush=True)
+    sys.stdin.readline()
+try:
+    with lock:
+        if block == 'inner':
+            with lock:
+                tell()
+                while not lock.expired: pass
+        else:
+            tell()
+except RuntimeError as error:
+    print(type(error).__name__, flush=True)
+sys.stdin.readline()
+with lock:
+    print('again', flush=True)
+print(lock.token, flush=True)
+"""
+
+
+class Leaving(Stage):
+    """The same for a program that leaves a block."""
+
+    def begin(self, block: str, maxtime: str, calls: str) -> None:
+        self.program = subprocess.Popen(
+            [sys.executable, "-c", LEAVING, self.url, block, maxtime, calls],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.line() == "ready"
+
+    def interrupt(self) -> None:
+        self.until(BLOCKED)
+        self.program.send_signal(signal.SIGUSR1)
+        assert self.line() == "RuntimeError"
+
+    def check(self) -> None:
+        """It is free, and the program can go on with it."""
+        while (token := self.conf.try_acquiring("name")) is None:
+            assert self.program.poll() is None
+        self.conf.release("name", token)
+        self.go()
+        assert self.line() == "again"
+        assert self.line() == "None"
+        assert self.program.wait() == 0
+
+
+@pytest.fixture
+def leaving(own_url: str, proxy: Proxy, db: psycopg.Connection[Any]) -> Leaving:
+    return Leaving(own_url, proxy, db, "raise")
+
+
+def test_the_end_of_a_block_is_interrupted(leaving: Leaving) -> None:
+    """The server ends the hold, though nobody waits for its answer any more."""
+    leaving.begin("outer", "1m", "0")
+    with psycopg.connect(leaving.url) as blocker:
+        blocker.execute("LOCK TABLE _score_distlock IN ACCESS EXCLUSIVE MODE")
+        leaving.go()
+        leaving.interrupt()
+    leaving.check()
+
+
+def test_the_sweep_after_the_end_of_a_block_is_interrupted(leaving: Leaving) -> None:
+    leaving.begin("outer", "1m", "64")
+    with slow_sweep(leaving.db):
+        leaving.go()
+        leaving.interrupt()
+    leaving.check()
+
+
+def test_the_sweep_after_the_end_of_an_inner_block_is_interrupted(leaving: Leaving) -> None:
+    """It has confirmed the hold, whose time was over as far as could be known."""
+    leaving.begin("inner", "2s", "63")
+    leaving.db.execute(
+        "UPDATE _score_distlock SET expires = now() + interval '1 hour', lease = 3600"
+        " WHERE name = 'name'"
+    )
+    with slow_sweep(leaving.db):
+        leaving.go()
+        leaving.interrupt()
+    leaving.check()

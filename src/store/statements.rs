@@ -181,7 +181,8 @@ fn unless_locked(answer: Result<Outcome>) -> Result<std::result::Result<Outcome,
 fn only(rows: &[Row]) -> Result<&Row> {
     rows.first().ok_or_else(|| Error::Sql {
         sqlstate: "02000".to_owned(),
-        unsure: false,
+        // It was executed.
+        unsure: true,
         message: "the statement brought no row".to_owned(),
     })
 }
@@ -573,12 +574,15 @@ impl Store {
             ],
             patience,
         )?;
-        self.sweep_now_and_then(lease, patience)?;
         let Some(row) = answer.rows.first() else {
             return Ok(None);
         };
-        let deadline = Deadline::new(answer.sent, lease.seconds());
-        Ok(Some((row.get("fence")?, deadline)))
+        let extended = (
+            row.get("fence")?,
+            Deadline::new(answer.sent, lease.seconds()),
+        );
+        self.sweep_now_and_then(lease, patience)?;
+        Ok(Some(extended))
     }
 
     /// Ends the hold.
@@ -636,8 +640,11 @@ impl Store {
                 released = Released::Quietly;
             }
         }
-        self.sweep_now_and_then(lease, patience)?;
-        Ok(released)
+        match self.sweep_now_and_then(lease, patience) {
+            Err(Error::Forked) => Err(Error::Forked),
+            // The release is done; what interrupts the caller is its own business.
+            _ => Ok(released),
+        }
     }
 
     /// Ends the hold with one of the statements that call the first who waits.

@@ -19,8 +19,9 @@
 --   sees the ticket and notifies.
 -- * Queueing changes nothing that a hold consists of, and its commit is not
 --   waited for on disk.
--- * Repeated, it finds its own token, and does not queue up behind itself, or its own ticket. A ticket of a process
---   that has opened a new listening connection since keeps its place.
+-- * Repeated, it finds its own token, and does not queue up behind itself; or it finds
+--   its own ticket. A ticket of a process that has opened a new listening connection
+--   since keeps its place.
 -- * If score.distlock 0.2.5 has deleted the row and the queue with it, the
 --   queue is restored with the new row.
 WITH free AS MATERIALIZED (
