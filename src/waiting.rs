@@ -74,6 +74,9 @@ struct Place {
     queued: bool,
     /// When it was called.
     called: Option<Instant>,
+    /// When it was told that it is next, should the first not come: when to look then. As
+    /// with a call, its own answer may be under way and say less.
+    next: Option<Instant>,
     /// It is asking the database just now.
     asking: bool,
     /// The bell has rung.
@@ -192,6 +195,7 @@ impl Waiters {
             previous: 0,
             queued: false,
             called: None,
+            next: None,
             asking: false,
             rung: false,
             again: None,
@@ -265,6 +269,7 @@ impl Waiters {
         }
         // Before the statement is sent: a call that comes meanwhile is a new one.
         let called = place.called.take().is_some() && place.queued;
+        place.next = None;
         place.again = None;
         place.asking = true;
         let (ticket, previous) = (place.ticket, place.previous);
@@ -306,6 +311,10 @@ impl Waiters {
             }
             place.tries = 0;
             place.due = now + Waiters::pause(place, &queue, now);
+            place.due = place
+                .next
+                .take()
+                .map_or(place.due, |due| due.min(place.due));
             place.again = None;
             if !queue.live && queue.ahead == 0 {
                 // Others enter or leave the queue, or a guard is longer under way.
@@ -457,7 +466,11 @@ impl Waiters {
             match call {
                 Call::Turn(_) => place.called = Some(now),
                 // A little later than the first one's turn ends.
-                Call::Next(_) => place.due = place.due.min(now + TURN.mul_f64(1.04)),
+                Call::Next(_) => {
+                    let due = now + TURN.mul_f64(1.04);
+                    place.due = place.due.min(due);
+                    place.next = Some(due);
+                }
             }
             place.rung = true;
             woken.push(place.waiter.clone());

@@ -324,13 +324,7 @@ def test_who_is_called_and_not_the_first_leaves_the_first_its_place(
     wait_until_waiting(db, 1)
     mine = ticket_of_the_last(db)
     # Another listener, alive but silent, comes first.
-    listener = 1234567
-    db.execute(
-        "SELECT pg_advisory_lock("
-        "hashtextextended(%s::text, '_score_distlock'::regclass::oid::bigint))",
-        (listener,),
-    )
-    first = come_first(db, listener)
+    first = come_first(db, live_listener(db))
     conf.release("name", token)
     call(db, mine)
     waiter.result()
@@ -343,6 +337,38 @@ def come_first(db: Db, listener: int) -> int:
     ticket = listener << 24 | 1
     db.execute("UPDATE _score_distlock SET waiters = array_prepend(%s::bigint, waiters)", (ticket,))
     return ticket
+
+
+def live_listener(db: Db) -> int:
+    """The number of a listener that is alive, as far as anybody can see, and never comes."""
+    listener = 1234567
+    db.execute(
+        "SELECT pg_advisory_lock("
+        "hashtextextended(%s::text, '_score_distlock'::regclass::oid::bigint))",
+        (listener,),
+    )
+    return listener
+
+
+def test_who_hears_that_it_is_next_before_its_place_is_confirmed(
+    proxy: Proxy, own_url: str
+) -> None:
+    """Who listens may be quicker than who waits."""
+    conf = score.distlock.init({"sqlalchemy.url": own_url, "maxtime": "1h"})
+    through = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers"
+    other = score.distlock.ConfiguredDistlockModule(through, "1h")
+    with psycopg.connect(own_url, autocommit=True) as db:
+        token = conf.acquire("name")
+        come_first(db, live_listener(db))
+        # The first statement that enters the queue over this connection.
+        proxy.freeze_answer_to(b"array_append(waiters")
+        heard = proxy.watch_for(b"next ")
+        waiter = Background(other.acquire, "name", timeout=SOON)
+        proxy.frozen.wait()
+        conf.release("name", token)
+        heard.wait()
+        proxy.thaw()
+        assert waiter.result()
 
 
 def test_the_places_of_the_dead_are_passed_over_at_once(conf: Conf, other: Conf, db: Db) -> None:

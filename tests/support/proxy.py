@@ -49,8 +49,14 @@ class Proxy:
         self._flowing = threading.Event()
         self._flowing.set()
         self.frozen = threading.Event()
+        self._thawed = threading.Event()
         self._after_error = False
         self._describe = False
+        self._asked: bytes | None = None
+        self._asking: set[socket.socket] = set()
+        self._watched: bytes | None = None
+        self._informed: set[socket.socket] = set()
+        self._said = threading.Event()
         self._hearing = threading.Event()
         self._hearing.set()
         self._listeners: set[socket.socket] = set()
@@ -83,6 +89,16 @@ class Proxy:
         self.frozen.clear()
         self._after_error = True
 
+    def freeze_answer_to(self, text: bytes) -> None:
+        """Keeps back the answers to the connection that asks for this; then `frozen` is set."""
+        self.frozen.clear()
+        self._asked = text
+
+    def watch_for(self, text: bytes) -> threading.Event:
+        """Tells when a client has received this, and has said something after it."""
+        self._watched = text
+        return self._said
+
     def freeze_describe(self) -> None:
         """Keeps back the request to describe a statement; then `frozen` is set."""
         self.frozen.clear()
@@ -98,6 +114,7 @@ class Proxy:
     def thaw(self) -> None:
         """Lets the answers go."""
         self._describe = False
+        self._thawed.set()
         self._flowing.set()
         self._hearing.set()
 
@@ -145,6 +162,17 @@ class Proxy:
                 ):
                     self.frozen.set()
                     self._flowing.wait()
+                if side == "request" and client in self._informed:
+                    self._said.set()
+                if side == "request" and self._asked and self._asked in message:
+                    self._asked = None
+                    self._asking.add(client)
+                if side == "answer" and client in self._asking:
+                    self.frozen.set()
+                    self._thawed.wait()
+                    self._asking.discard(client)
+                if side == "answer" and self._watched and self._watched in message:
+                    self._informed.add(client)
                 if b"LISTEN" in message and side == "request":
                     self._listeners.add(client)
                 if side == "answer" and client in self._listeners:
