@@ -136,7 +136,7 @@ def measure(python: str, script: str, url: str, mode: str) -> float:
 
 #: What pgbench fills in for the parameters of our statements, in their order.
 #: Name and token are variables of its own, and so parameters again.
-ACQUIRE = [":client_id::text", ":token::text", "'bench'::text", "60::float8", "0::float8"]
+ACQUIRE = [":client_id::text", ":token::text", "60::float8", "0::float8", "'bench'::text"]
 RELEASE = ACQUIRE[:2]
 
 

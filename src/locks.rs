@@ -104,6 +104,11 @@ impl Lock {
         work(&mut locked(&self.known.of(call.process)))
     }
 
+    /// Under which its hold of this token is found among the doubts.
+    fn doubt_about(&self, token: &Token) -> (Name, String) {
+        (self.name.clone(), token.as_str().to_owned())
+    }
+
     /// The token of the owner's hold, or else of the latest of this object.
     #[must_use]
     pub fn token(&self, owner: Owner) -> Option<Token> {
@@ -373,7 +378,7 @@ impl Locks {
         if confirmed {
             return Ok(token.clone());
         }
-        let key = (lock.name.clone(), token.as_str().to_owned());
+        let key = lock.doubt_about(token);
         let doubted = self.doubting(patience.process, |doubts| doubts.released.remove(&key));
         if doubted.is_some() {
             // Its owner has released it, though that call did not learn so.
@@ -465,7 +470,7 @@ impl Locks {
     /// The token that the hold of `token` has: another one, if a transfer that
     /// seemed to fail has succeeded.
     fn resolve(&self, lock: &Lock, token: &Token, patience: Patience) -> Result<Token> {
-        let key = (lock.name.clone(), token.as_str().to_owned());
+        let key = lock.doubt_about(token);
         let Some((new, _)) = self.doubting(patience.process, |doubts| {
             doubts.transferred.get(&key).cloned()
         }) else {
@@ -585,12 +590,11 @@ impl Locks {
             self.clean_up(lock.name(), token, None);
             return Err(Error::Expired(lock.name.clone(), token.clone()));
         }
-        let key = || (lock.name.clone(), token.as_str().to_owned());
         let (transferred, again) = self.doubting(patience.process, |doubts| {
             if doubts.transferred.is_empty() && doubts.released.is_empty() {
                 return (false, false);
             }
-            let key = key();
+            let key = lock.doubt_about(token);
             let transferred = doubts.transferred.contains_key(&key);
             (transferred, doubts.released.contains_key(&key))
         });
@@ -619,7 +623,7 @@ impl Locks {
                 if error.outcome_unknown() {
                     let until = self.doubt_ends();
                     self.doubting(patience.process, |doubts| {
-                        doubts.released.insert(key(), until)
+                        doubts.released.insert(lock.doubt_about(token), until)
                     });
                 }
                 lock.with(|known| known.holds.not_ended(token));
@@ -627,7 +631,9 @@ impl Locks {
             }
         };
         if again {
-            self.doubting(patience.process, |doubts| doubts.released.remove(&key()));
+            self.doubting(patience.process, |doubts| {
+                doubts.released.remove(&lock.doubt_about(token))
+            });
         }
         lock.within(patience, |known| known.holds.ended(token));
         let trace = match released {
@@ -687,7 +693,7 @@ impl Locks {
         patience: Patience,
     ) -> Result<Token> {
         let old = lock.token_or(owner, token)?;
-        let key = (lock.name.clone(), old.as_str().to_owned());
+        let key = lock.doubt_about(&old);
         let doubted = self.doubting(patience.process, |doubts| doubts.transferred.remove(&key));
         let new = doubted.map_or_else(Token::random, |(new, _)| new);
         // Before the statement is sent: whoever extends the hold meanwhile may meet

@@ -311,10 +311,9 @@ impl Waiters {
             }
             place.tries = 0;
             place.due = now + Waiters::pause(place, &queue, now);
-            place.due = place
-                .next
-                .take()
-                .map_or(place.due, |due| due.min(place.due));
+            if let Some(next) = place.next.take() {
+                place.due = place.due.min(next);
+            }
             place.again = None;
             if !queue.live && queue.ahead == 0 {
                 // Others enter or leave the queue, or a guard is longer under way.

@@ -82,8 +82,12 @@ class Stage:
     def start(self, timeout: str = "0", ping: str = "false", warm: str = "1") -> None:
         """Has the program connect, and begin to acquire as soon as it is told to."""
         through = f"postgresql://postgres@127.0.0.1:{self.proxy.port}/lost_answers"
+        self.run(PROGRAM, through, timeout, self.action, ping, warm)
+
+    def run(self, code: str, *arguments: str) -> None:
+        """Starts a program, and waits until it says that it is ready."""
         self.program = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, through, timeout, self.action, ping, warm],
+            [sys.executable, "-c", code, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -284,13 +288,7 @@ class Leaving(Stage):
     """The same for a program that leaves a block."""
 
     def begin(self, block: str, maxtime: str, calls: str) -> None:
-        self.program = subprocess.Popen(
-            [sys.executable, "-c", LEAVING, self.url, block, maxtime, calls],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert self.line() == "ready"
+        self.run(LEAVING, self.url, block, maxtime, calls)
 
     def interrupt(self) -> None:
         self.until(BLOCKED)

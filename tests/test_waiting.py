@@ -28,6 +28,7 @@ from .support.proxy import Proxy
 from .support.server import Server
 from .test_lost_answers import own_url, proxy
 from .test_pooler import bouncer
+from .test_taken_again import KEY
 
 __all__ = ("bouncer", "own_url", "proxy")
 
@@ -393,9 +394,8 @@ def test_a_called_waiter_does_not_take_what_somebody_may_insert(
     token = conf.acquire("name")
     waiter = Background(other.acquire, "name", timeout="500ms")
     wait_until_waiting(db, 1)
-    key = "hashtextextended('name', '_score_distlock'::regclass::oid::bigint)"
     with psycopg.connect(url) as sleeper:
-        sleeper.execute(f"SELECT pg_advisory_xact_lock({key})")
+        sleeper.execute(f"SELECT pg_advisory_xact_lock({KEY})")
         conf.release("name", token)
         with pytest.raises(CouldNotAcquireLock):
             waiter.result()

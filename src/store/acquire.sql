@@ -29,14 +29,7 @@ WITH free AS MATERIALIZED (
        FOR UPDATE SKIP LOCKED
 ), taken AS (
     UPDATE _score_distlock AS lock
-       SET token = $2,
-           acquired = {local},
-           updated = {local},
-           touched = {local},
-           expires = instant + make_interval(secs => $3),
-           lease = $3,
-           fence = nextval('_score_distlock_fence_seq'),
-           holder = $5
+       SET {taking}
       FROM free
      WHERE lock.id = free.id
  RETURNING lock.fence

@@ -58,8 +58,7 @@ fn connect_to(url: &Url, endpoint: &Endpoint, patience: Patience) -> Result<Conn
 
 /// Waits for the end of a connect that was started.
 fn reach(socket: &Socket, patience: Patience) -> Result<(), Failure> {
-    let broken = |error: io::Error| Failure::Broken(error.to_string());
-    while !is_connected(socket).map_err(broken)? {
+    while !is_connected(socket)? {
         let slice = patience.slice().ok_or(Failure::TooSlow)?;
         socket.wait(true, slice);
         patience.check().map_err(Failure::Stopped)?;
@@ -84,9 +83,8 @@ fn is_connected(socket: &Socket) -> io::Result<bool> {
 /// The addresses of an endpoint. Names are resolved on a thread that lives no
 /// longer than that, because getaddrinfo(3) can neither be interrupted nor limited.
 fn addresses(endpoint: &Endpoint, patience: Patience) -> Result<Vec<SockAddr>, Failure> {
-    let broken = |error: io::Error| Failure::Broken(error.to_string());
     match endpoint {
-        Endpoint::Unix(path) => Ok(vec![SockAddr::unix(path).map_err(broken)?]),
+        Endpoint::Unix(path) => Ok(vec![SockAddr::unix(path)?]),
         Endpoint::Tcp(host, port) => {
             if let Ok(address) = host.parse::<IpAddr>() {
                 return Ok(vec![SocketAddr::new(address, *port).into()]);
@@ -99,13 +97,12 @@ fn addresses(endpoint: &Endpoint, patience: Patience) -> Result<Vec<SockAddr>, F
                     let found = (host.as_str(), port).to_socket_addrs();
                     // Nobody listens any more if the caller has given up.
                     let _ = sender.send(found.map(Iterator::collect::<Vec<_>>));
-                })
-                .map_err(broken)?;
+                })?;
             loop {
                 let slice = patience.slice().ok_or(Failure::TooSlow)?;
                 match receiver.recv_timeout(slice) {
                     Ok(found) => {
-                        return Ok(found.map_err(broken)?.into_iter().map(Into::into).collect());
+                        return Ok(found?.into_iter().map(Into::into).collect());
                     }
                     Err(RecvTimeoutError::Timeout) => {
                         patience.check().map_err(Failure::Stopped)?;

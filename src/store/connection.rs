@@ -47,10 +47,6 @@ fn affected(done: &CommandCompleteBody) -> io::Result<u64> {
     Ok(last.and_then(|last| last.parse().ok()).unwrap_or_default())
 }
 
-fn broken(error: &io::Error) -> Failure {
-    Failure::Broken(error.to_string())
-}
-
 impl Connection {
     /// A connection over a socket that has logged in.
     pub fn new(socket: Socket) -> Connection {
@@ -83,7 +79,7 @@ impl Connection {
     /// Asks the server for a sign of life without any statement.
     pub fn ping(&mut self, patience: Patience) -> Result<(), Failure> {
         frontend::sync(&mut self.wire.outbox);
-        self.answer(Answer::default(), false, patience).1.map(drop)
+        self.answer(&mut Answer::default(), false, patience)
     }
 
     /// Never to be used again.
@@ -138,15 +134,16 @@ impl Connection {
                 message: format!("the statement cannot be sent: {error}"),
             }));
         }
-        let expected = Answer {
+        let mut answer = Answer {
             columns,
             ..Answer::default()
         };
-        let (seen, answer) = self.answer(expected, statement.brief(), patience);
-        if let (false, Some(columns)) = (known || name.is_empty(), seen) {
-            self.prepared[statement.slot] = Some(columns);
+        let result = self.answer(&mut answer, statement.brief(), patience);
+        // It is prepared, whether executing it succeeded or not.
+        if answer.parsed && !name.is_empty() {
+            self.prepared[statement.slot].clone_from(&answer.columns);
         }
-        answer
+        result.map(|()| answer)
     }
 
     fn write(
@@ -190,24 +187,23 @@ impl Connection {
     /// Executes statements without parameters, in one transaction unless they
     /// say otherwise.
     pub fn batch(&mut self, sql: &str, patience: Patience) -> Result<(), Failure> {
-        frontend::query(sql, &mut self.wire.outbox).map_err(|error| broken(&error))?;
-        self.answer(Answer::default(), false, patience).1.map(drop)
+        frontend::query(sql, &mut self.wire.outbox)?;
+        self.answer(&mut Answer::default(), false, patience)
     }
 
-    /// Sends what is in the outbox and receives the answer. Tells too how a statement's
-    /// rows look that was parsed, whether executing it succeeded or not.
+    /// Sends what is in the outbox and receives the answer, as far as it comes.
     fn answer(
         &mut self,
-        mut answer: Answer,
+        answer: &mut Answer,
         brief: bool,
         patience: Patience,
-    ) -> (Option<Columns>, Result<Answer, Failure>) {
+    ) -> Result<(), Failure> {
         let mut refusal = None;
         let end = loop {
             let step = self
                 .wire
                 .receive(brief, patience)
-                .and_then(|message| Connection::understand(message, &mut answer, &mut refusal));
+                .and_then(|message| Connection::understand(message, answer, &mut refusal));
             match step {
                 Ok(false) => {}
                 Ok(true) => break Ok(()),
@@ -225,8 +221,7 @@ impl Connection {
         // A statement that is there and was not described cannot be used: begin anew.
         self.broken |= answer.parsed && answer.columns.is_none();
         self.broken |= matches!(result, Err(Failure::Broken(_)));
-        let seen = answer.columns.clone().filter(|_| answer.parsed);
-        (seen, result.map(|()| answer))
+        result
     }
 
     /// One message of an answer; `true` if it was the last.
@@ -238,14 +233,14 @@ impl Connection {
         match message {
             Message::ParseComplete => answer.parsed = true,
             Message::RowDescription(body) => {
-                answer.columns = Some(Columns::parse(&body).map_err(|error| broken(&error))?);
+                answer.columns = Some(Columns::parse(&body)?);
             }
             Message::DataRow(body) => {
                 let columns = answer.columns.clone().unwrap_or_default();
                 answer.rows.push(Row::new(columns, body));
             }
             Message::CommandComplete(body) => {
-                answer.affected = affected(&body).map_err(|error| broken(&error))?;
+                answer.affected = affected(&body)?;
             }
             Message::ErrorResponse(body) => *refusal = Some(Refusal::parse(body.fields())),
             Message::ReadyForQuery(_) => return Ok(true),

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use fallible_iterator::FallibleIterator;
 use postgres_protocol::message::backend::ErrorFields;
+use std::io;
 
 /// Why a statement brought no rows.
 #[derive(Debug)]
@@ -42,11 +43,21 @@ impl Refusal {
                 _ => {}
             }
         }
-        let said: Vec<String> = [message, detail, hint].into_iter().flatten().collect();
+        Refusal::new(sqlstate, [message, detail, hint])
+    }
+
+    fn new(sqlstate: String, said: [Option<String>; 3]) -> Refusal {
+        let said: Vec<String> = said.into_iter().flatten().collect();
         Refusal {
             sqlstate,
             message: said.join(". "),
         }
+    }
+}
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Failure {
+        Failure::Broken(error.to_string())
     }
 }
 
@@ -69,13 +80,9 @@ impl From<&tokio_postgres::Error> for Failure {
         let Some(said) = error.as_db_error() else {
             return Failure::Broken(reason(error));
         };
-        let mut message = said.message().to_owned();
-        for more in [said.detail(), said.hint()].into_iter().flatten() {
-            message.push_str(". ");
-            message.push_str(more);
-        }
-        let sqlstate = said.code().code().to_owned();
-        Failure::from(Refusal { sqlstate, message })
+        let words = [Some(said.message()), said.detail(), said.hint()];
+        let words = words.map(|text| text.map(str::to_owned));
+        Failure::from(Refusal::new(said.code().code().to_owned(), words))
     }
 }
 

@@ -60,7 +60,7 @@ impl Listener {
         let number = rand::rng().random_range(1..1_i64 << (63 - Listener::TICKET_BITS));
         let mut connection = store.connect(patience)?;
         connection.batch(&format!("LISTEN score_distlock_{number:x}"), patience)?;
-        let proof = format!("proof {:020}", rand::rng().random::<u64>());
+        let proof = format!("proof {}", rand::rng().random::<u64>());
         if let Err(error) = store.tell(number, &proof, patience) {
             return Err(Failure::Stopped(error).into());
         }

@@ -1,8 +1,8 @@
 -- Takes the lock $1 if its row is there, nobody holds it and nobody waits for it:
 -- what is nearly always true of a lock that was released here a moment ago.
 --
--- $1 name, $2 the new token, $3 the holder's name for people, $4 lease in seconds,
--- $5 the host's offset from UTC in seconds.
+-- $1 name, $2 the new token, $3 lease in seconds, $4 the host's offset from UTC in
+-- seconds, $5 the holder's name for people.
 --
 -- Guarantees:
 -- * Taking is as in acquire.sql: one taker, a fence in the order of commits, no
@@ -13,14 +13,7 @@
 -- * `now()` is the instant at which the statement arrived, so the lease may be granted for
 --   too little, if somebody keeps the whole table locked, and never for too much.
 UPDATE _score_distlock
-   SET token = $2,
-       acquired = {arrived},
-       updated = {arrived},
-       touched = {arrived},
-       expires = now() + make_interval(secs => $4),
-       lease = $4,
-       fence = nextval('_score_distlock_fence_seq'),
-       holder = $3
+   SET {taking_now}
  WHERE id = (
     SELECT id
       FROM _score_distlock

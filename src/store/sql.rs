@@ -3,8 +3,8 @@
 //! The statements are files of their own, each with its guarantees above it.
 //! What they have in common is filled in here: `{live}` (may nobody else take
 //! this row?), `{remaining}` (for how many seconds?), `{local}` (an instant as
-//! 0.2.5 writes it), `{arrived}` (that of the statement's arrival), `{key}` (the
-//! advisory lock of a name); for the queue of waiters `{awaited}` (may one of them be about to take its turn?), `{ahead}`
+//! 0.2.5 writes it), `{taking}` (what taking a lock writes, at that instant) and
+//! `{taking_now}` (at that of the statement's arrival), `{key}` (the advisory lock of a name); for the queue of waiters `{awaited}` (may one of them be about to take its turn?), `{ahead}`
 //! (how many processes come before?), `{dead}` (is a ticket's process gone?),
 //! `{survivors}` (the tickets of the others), `{notified}` (calls the first two),
 //! `{yielded}` (what 0.2.5 sees of a row left to them), `{listener}` (the
@@ -51,25 +51,24 @@ impl Statement {
 }
 
 const LOCAL: &str = "(instant AT TIME ZONE make_interval(secs => {zone}))";
-const ARRIVED: &str = "(now() AT TIME ZONE make_interval(secs => {zone}))";
+/// The advisory lock that is held by the connection which hears of this ticket.
 const LISTENER: &str =
     "hashtextextended((ticket >> 24)::text, '_score_distlock'::regclass::oid::bigint)";
-const FIRST: &str =
-    "hashtextextended((waiters[1] >> 24)::text, '_score_distlock'::regclass::oid::bigint)";
+/// What taking a lock writes: at `instant`, or at once.
+const TAKING: &str = include_str!("taking.sql");
 /// Parts that may contain those below them.
 const PARTS: &[(&str, &str)] = &[
+    ("{taking}", TAKING),
     ("{ahead}", include_str!("ahead.sql")),
     ("{survivors}", include_str!("survivors.sql")),
     ("{notified}", include_str!("notified.sql")),
     ("{dead}", include_str!("dead.sql")),
     ("{listener}", LISTENER),
-    ("{first}", FIRST),
     ("{awaited}", include_str!("awaited.sql")),
     ("{yielded}", include_str!("yielded.sql")),
     ("{live}", include_str!("live.sql")),
     ("{remaining}", include_str!("remaining.sql")),
     ("{local}", LOCAL),
-    ("{arrived}", ARRIVED),
     ("{key}", KEY),
 ];
 const KEY: &str = "hashtextextended($1, '_score_distlock'::regclass::oid::bigint)";
@@ -81,7 +80,11 @@ fn fill(text: &str, lease: usize, zone: usize) -> String {
         .lines()
         .filter(|line| !line.trim_start().starts_with("--"))
         .collect();
-    let mut filled = code.join("\n");
+    let at_once = TAKING.replace("{local}", LOCAL).replace("instant", "now()");
+    let mut filled = code
+        .join("\n")
+        .replace("{taking_now}", at_once.trim())
+        .replace("{first}", &LISTENER.replace("ticket", "waiters[1]"));
     for (part, text) in PARTS {
         filled = filled.replace(part, text.trim());
     }
@@ -119,12 +122,12 @@ statements! {
     10 LEAVE = "leave.sql" (lease 3, zone 4) [TEXT, INT8, FLOAT8, FLOAT8];
     11 LISTEN_KEY = "listen.sql" (lease 0, zone 0) [INT8];
     12 PROVE = "prove.sql" (lease 0, zone 0) [INT8, TEXT];
-    16 RETAKE = "retake.sql" (lease 4, zone 5) [TEXT, TEXT, TEXT, FLOAT8, FLOAT8];
+    16 RETAKE = "retake.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT];
     17 RELEASE_AWAITED = "release_awaited.sql" (lease 3, zone 4)
         [TEXT, TEXT, FLOAT8, FLOAT8];
     18 RELEASE_CALLING = "release_calling.sql" (lease 3, zone 4)
         [TEXT, TEXT, FLOAT8, FLOAT8];
-    15 TAKE = "take.sql" (lease 4, zone 5) [TEXT, TEXT, TEXT, FLOAT8, FLOAT8, INT8];
+    15 TAKE = "take.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8];
     19 TAKE_BUSY = "take_busy.sql" (lease 3, zone 4)
         [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8];
     14 PROBE = "probe.sql" (lease 3, zone 2) [TEXT, FLOAT8, FLOAT8];

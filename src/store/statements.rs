@@ -327,9 +327,17 @@ impl Store {
         likely: bool,
         patience: Patience,
     ) -> Result<Answer> {
+        let holder = self.holder(patience.process);
+        let parameters: [Parameter; 5] = [
+            &name.as_str(),
+            &token.as_str(),
+            &lease.seconds(),
+            &zone::offset(),
+            &holder,
+        ];
         let mut unsure = false;
         if likely {
-            let answer = self.retake(name, token, lease, patience)?;
+            let answer = self.execute(&sql::RETAKE, &parameters, patience)?;
             if let Some(row) = answer.rows.first() {
                 let deadline = Deadline::new(answer.sent, lease.seconds());
                 self.sweep_if_nothing_else_does(lease, patience)?;
@@ -341,17 +349,7 @@ impl Store {
         loop {
             tries += 1;
             let answer = self
-                .execute(
-                    &sql::ACQUIRE,
-                    &[
-                        &name.as_str(),
-                        &token.as_str(),
-                        &lease.seconds(),
-                        &zone::offset(),
-                        &self.holder(patience.process),
-                    ],
-                    patience,
-                )
+                .execute(&sql::ACQUIRE, &parameters, patience)
                 .map_err(|error| error.after(unsure))?;
             let row = only(&answer.rows)?;
             if let Some(fence) = row.get("fence")? {
@@ -379,57 +377,23 @@ impl Store {
         }
     }
 
-    /// A row comes back if the lock's row was there and free, and is taken now.
-    fn retake(
-        &self,
-        name: &Name,
-        token: &Token,
-        lease: Lease,
-        patience: Patience,
-    ) -> Result<Outcome> {
-        self.execute(
-            &sql::RETAKE,
-            &[
-                &name.as_str(),
-                &token.as_str(),
-                &self.holder(patience.process),
-                &lease.seconds(),
-                &zone::offset(),
-            ],
-            patience,
-        )
-    }
-
     /// Takes the lock for a waiter that was called. "Later" if something is
     /// otherwise than expected: [`Store::wait`] finds out.
     pub fn take(&self, waiter: Candidate, patience: Patience) -> Result<Turn> {
         let lease = waiter.lease.seconds();
-        let mut answer = self.execute(
-            &sql::TAKE,
-            &[
-                &waiter.name.as_str(),
-                &waiter.token.as_str(),
-                &self.holder(patience.process),
-                &lease,
-                &zone::offset(),
-                &waiter.ticket,
-            ],
-            patience,
-        )?;
+        let holder = self.holder(patience.process);
+        let parameters: [Parameter; 6] = [
+            &waiter.name.as_str(),
+            &waiter.token.as_str(),
+            &lease,
+            &zone::offset(),
+            &holder,
+            &waiter.ticket,
+        ];
+        let mut answer = self.execute(&sql::TAKE, &parameters, patience)?;
         let mut unsure = answer.repeated;
         if answer.rows.is_empty() {
-            let busy = self.execute(
-                &sql::TAKE_BUSY,
-                &[
-                    &waiter.name.as_str(),
-                    &waiter.token.as_str(),
-                    &lease,
-                    &zone::offset(),
-                    &self.holder(patience.process),
-                    &waiter.ticket,
-                ],
-                patience,
-            );
+            let busy = self.execute(&sql::TAKE_BUSY, &parameters, patience);
             answer = match unless_locked(busy.map_err(|error| error.after(unsure)))? {
                 Ok(answer) => answer,
                 Err(unseen) => return Ok(Turn::Later(unseen)),

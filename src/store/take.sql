@@ -1,21 +1,15 @@
 -- Takes the lock $1, now that it is free and this waiter is the first in the queue.
 --
--- $1 name, $2 the token to take it with, $3 the holder's name for people, $4 lease in
--- seconds, $5 the host's offset from UTC in seconds, $6 the waiter's ticket.
+-- $1 name, $2 the token to take it with, $3 lease in seconds, $4 the host's
+-- offset from UTC in seconds, $5 the holder's name for people, $6 the waiter's
+-- ticket.
 --
 -- Guarantees:
 -- * Taking is as in retake.sql, whose remarks apply here too.
 -- * No row comes back if anything is otherwise than expected, or if the row is locked
 --   at this moment: take_busy.sql waits for it, and wait.sql finds out.
 UPDATE _score_distlock
-   SET token = $2,
-       acquired = {arrived},
-       updated = {arrived},
-       touched = {arrived},
-       expires = now() + make_interval(secs => $4),
-       lease = $4,
-       fence = nextval('_score_distlock_fence_seq'),
-       holder = $3,
+   SET {taking_now},
        waiters = nullif(waiters[2:], '{}')
  WHERE id = (
     SELECT id

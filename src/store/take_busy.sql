@@ -30,14 +30,7 @@ WITH entry AS MATERIALIZED (
        FOR UPDATE OF lock SKIP LOCKED
 )
 UPDATE _score_distlock AS lock
-   SET token = $2,
-       acquired = {local},
-       updated = {local},
-       touched = {local},
-       expires = instant + make_interval(secs => $3),
-       lease = $3,
-       fence = nextval('_score_distlock_fence_seq'),
-       holder = $5,
+   SET {taking},
        waiters = nullif(waiters[2:], '{}')
   FROM free
  WHERE lock.id = free.id

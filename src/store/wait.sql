@@ -36,14 +36,7 @@ WITH free AS MATERIALIZED (
        FOR UPDATE SKIP LOCKED
 ), taken AS (
     UPDATE _score_distlock AS lock
-       SET token = $2,
-           acquired = {local},
-           updated = {local},
-           touched = {local},
-           expires = instant + make_interval(secs => $3),
-           lease = $3,
-           fence = nextval('_score_distlock_fence_seq'),
-           holder = $5,
+       SET {taking},
            waiters = nullif(array_remove(array_remove(waiters, $6), $7), '{}')
       FROM free
      WHERE lock.id = free.id

@@ -32,10 +32,6 @@ pub struct Wire {
     heard: Vec<String>,
 }
 
-fn broken(error: &io::Error) -> Failure {
-    Failure::Broken(error.to_string())
-}
-
 impl Wire {
     /// Takes over a socket after the login.
     pub fn new(socket: Socket) -> Wire {
@@ -109,15 +105,14 @@ impl Wire {
     /// The next message, if it is there, that is neither a notification nor a notice.
     fn understand(&mut self) -> Result<Option<Message>, Failure> {
         loop {
-            let message = Message::parse(&mut self.inbox).map_err(|error| broken(&error))?;
+            let message = Message::parse(&mut self.inbox)?;
             match message {
                 Some(Message::NoticeResponse(body)) => {
                     let said = Refusal::parse(body.fields());
                     log::debug!("PostgreSQL says: {} ({})", said.message, said.sqlstate);
                 }
                 Some(Message::NotificationResponse(body)) => {
-                    let said = body.message().map_err(|error| broken(&error))?;
-                    self.heard.push(said.to_owned());
+                    self.heard.push(body.message()?.to_owned());
                 }
                 Some(Message::ParameterStatus(_)) => {}
                 message => return Ok(message),
@@ -148,17 +143,17 @@ impl Wire {
         let result = self.socket.read(&mut self.inbox[before..]);
         let count = result.as_ref().ok().copied().flatten().unwrap_or_default();
         self.inbox.truncate(before + count);
-        // Less than there was room for: that was all there is for now.
-        self.readable = count == CHUNK;
-        match (result, &self.cut) {
-            (Ok(Some(0)), None) => Err(Failure::Broken("the connection is closed".to_owned())),
-            (Err(error), None) => Err(broken(&error)),
-            (Ok(None | Some(0)) | Err(_), Some(error)) => Err(broken(error)),
-            (Ok(Some(_)), Some(_)) => {
-                self.readable = true;
+        // Less than there was room for: that was all there is for now. But if nothing can
+        // be sent any more, all is read to the end.
+        self.readable = count == CHUNK || self.cut.is_some();
+        match (self.cut.take(), result) {
+            (cut, Ok(Some(1..))) => {
+                self.cut = cut;
                 Ok(())
             }
-            (Ok(_), None) => Ok(()),
+            (None, Ok(None)) => Ok(()),
+            (None, Ok(Some(_))) => Err(Failure::Broken("the connection is closed".to_owned())),
+            (Some(error), _) | (None, Err(error)) => Err(error.into()),
         }
     }
 }

@@ -86,12 +86,12 @@ class Proxy:
 
     def freeze_after_error(self) -> None:
         """Keeps back what the server sends after an error, its end included."""
-        self.frozen.clear()
+        self._prepare_to_hold()
         self._after_error = True
 
     def freeze_answer_to(self, text: bytes) -> None:
         """Keeps back the answers to the connection that asks for this; then `frozen` is set."""
-        self.frozen.clear()
+        self._prepare_to_hold()
         self._asked = text
 
     def watch_for(self, text: bytes) -> threading.Event:
@@ -101,9 +101,17 @@ class Proxy:
 
     def freeze_describe(self) -> None:
         """Keeps back the request to describe a statement; then `frozen` is set."""
-        self.frozen.clear()
+        self._prepare_to_hold()
         self._describe = True
-        self._flowing.clear()
+
+    def _prepare_to_hold(self) -> None:
+        self.frozen.clear()
+        self._thawed.clear()
+
+    def _hold(self) -> None:
+        """One message waits, and with it what follows in this direction."""
+        self.frozen.set()
+        self._thawed.wait()
 
     def cut_all(self) -> None:
         """Closes every connection."""
@@ -113,7 +121,6 @@ class Proxy:
 
     def thaw(self) -> None:
         """Lets the answers go."""
-        self._describe = False
         self._thawed.set()
         self._flowing.set()
         self._hearing.set()
@@ -155,11 +162,11 @@ class Proxy:
         with contextlib.suppress(OSError, EOFError):
             while True:
                 message = _message(source, typed)
-                describe = typed and side == "request" and message[:1] == b"D" and self._describe
+                if self._describe and typed and side == "request" and message[:1] == b"D":
+                    self._describe = False
+                    self._hold()
                 typed = True
-                if describe or (
-                    side == "answer" and not self._flowing.is_set() and not self._describe
-                ):
+                if side == "answer" and not self._flowing.is_set():
                     self.frozen.set()
                     self._flowing.wait()
                 if side == "request" and client in self._informed:
@@ -168,8 +175,7 @@ class Proxy:
                     self._asked = None
                     self._asking.add(client)
                 if side == "answer" and client in self._asking:
-                    self.frozen.set()
-                    self._thawed.wait()
+                    self._hold()
                     self._asking.discard(client)
                 if side == "answer" and self._watched and self._watched in message:
                     self._informed.add(client)
@@ -182,9 +188,7 @@ class Proxy:
                     target.sendall(message)
                     if side == "answer" and message[:1] == b"E" and self._after_error:
                         self._after_error = False
-                        self._flowing.clear()
-                        self.frozen.set()
-                        self._flowing.wait()
+                        self._hold()
                     continue
                 self.refusing = self.refusing or self.refuse_after_cut
                 if cut.how == "half":
