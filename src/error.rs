@@ -1,6 +1,6 @@
 //! Everything that can go wrong, in one enum; `python/errors.rs` maps it to exceptions.
 
-use crate::engine::{Name, Token};
+use crate::engine::{Loss, Name, Token};
 
 /// Why a call did not do what it was asked for.
 ///
@@ -13,8 +13,8 @@ pub enum Error {
     Held(Name),
 
     /// The token is not, or no longer, that of the lock's hold.
-    #[error("the hold of {0} is lost: its token is wrong, was released or has expired")]
-    Expired(Name, Token),
+    #[error("the hold of {0} is lost: {2}")]
+    Expired(Name, Token, Loss),
 
     /// As `Expired`, for something that cannot be a token at all.
     #[error("the hold of {0} is lost: this is not a token")]
@@ -41,7 +41,7 @@ pub enum Error {
         message: String,
         /// An earlier statement of the same call may have had an effect: its answer
         /// was lost.
-        unsure: bool,
+        unknown: bool,
     },
 
     /// An option of the configuration, or a part of the URL, is not usable.
@@ -66,8 +66,8 @@ impl Error {
     /// The same after a statement whose answer was lost, if one was.
     #[must_use]
     pub fn after(mut self, lost: bool) -> Error {
-        if let Error::Sql { unsure, .. } = &mut self {
-            *unsure |= lost;
+        if let Error::Sql { unknown, .. } = &mut self {
+            *unknown |= lost;
         }
         self
     }
@@ -77,7 +77,7 @@ impl Error {
     pub fn outcome_unknown(&self) -> bool {
         matches!(
             self,
-            Error::Unavailable(_) | Error::Interrupted | Error::Sql { unsure: true, .. }
+            Error::Unavailable(_) | Error::Interrupted | Error::Sql { unknown: true, .. }
         )
     }
 }

@@ -4,22 +4,16 @@
 //! The layers, each of which knows only those below it:
 //!
 //! * [`python`]: the extension module: converts, releases the GIL, calls, maps errors.
-//! * [`acquisition`]: acquiring with patience: asks, queues up, sleeps, asks again.
-//! * [`locks`]: the operations on locks: engine and store brought together.
-//! * [`waiting`], [`extending`], [`background`]: who waits, what is kept alive,
-//!   and the threads for it: none before they are needed.
-//! * [`engine`]: what a lock is. No SQL, no I/O.
+//! * [`service`]: the operations on locks, those who wait, what is kept alive, what is
+//!   owed, and the threads for it: none before they are needed.
 //! * [`store`]: PostgreSQL: statements, connections, the pool, the table.
+//! * [`engine`]: what a lock, a hold and a queue are. No SQL, no I/O.
 
-pub mod acquisition;
-pub mod background;
 pub mod engine;
 pub mod error;
-pub mod extending;
-pub mod locks;
 mod process;
+pub mod service;
 pub mod store;
-pub mod waiting;
 mod zone;
 
 #[cfg(feature = "python")]

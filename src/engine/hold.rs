@@ -1,60 +1,205 @@
-//! The holds of one Lock object: a state machine without database or clock of
-//! its own. Callers ask it what to do, do it, and tell it what came of it.
+//! The holds that the Lock objects of a process believe in: a state machine without
+//! database or clock of its own. Callers ask it what to do, do it, and tell it the outcome.
 //!
-//! An owner's hold is in one of these states (`count` is how often it entered):
+//! | condition | acquire by the owner     | a block ends                | release()                  |
+//! |-----------|--------------------------|-----------------------------|----------------------------|
+//! | Held      | confirm it, add a level  | inner: level off            | inner: level off           |
+//! |           |                          | last: gone, release is owed | last: Releasing            |
+//! | Releasing | anew, once it is settled | last: gone, release is owed | release again              |
+//! | Released  | anew                     | level off, `LockExpired`    | gone                       |
+//! | Lost      | `LockExpired` once, then | level off, `LockExpired`    | level off, `LockExpired`   |
+//! |           | anew outside of blocks   |                             |                            |
 //!
-//! | state        | acquire                    | release                   |
-//! |--------------|----------------------------|---------------------------|
-//! | none         | fresh -> held (1)          | an error: no token        |
-//! | held (1)     | confirm -> held (2) / lost | end -> none               |
-//! | held (n > 1) | confirm -> held (n+1)/lost | held (n-1)                |
-//! | lost         | an error -> lost and told  | end -> none, with an error|
-//! | lost, told   | fresh, unless in a block   | end -> none, with an error|
+//! The other transitions: Held or Releasing becomes *Lost* when the database does not
+//! have the hold any more, when it could not be extended in time, or when somebody else
+//! ended it with the token. Releasing becomes *Released* when a release whose caller was
+//! told of a failure succeeds in the background.
 //!
-//! *Confirm* extends the lease in the database, *end* releases there. A hold is
-//! forgotten when the database has answered, not before: a release that failed
-//! for want of a connection can be called again.
+//! A block leaves once and for good: its level goes when its end begins, whatever the
+//! database says. A `release()` can be called again: its level goes with the outcome.
 
-use super::{Deadline, Lease, Owner, Token};
-use std::time::Instant;
+use super::{Caller, Deadline, Lease, Moment, Name, Place, Token};
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+macro_rules! identity {
+    ($(#[$comment:meta])* $name:ident) => {
+        $(#[$comment])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(u64);
+
+        impl $name {
+            /// One that nothing in this process has had.
+            #[must_use]
+            pub fn fresh() -> $name {
+                static NEXT: AtomicU64 = AtomicU64::new(1);
+                $name(NEXT.fetch_add(1, Relaxed))
+            }
+
+            /// As a number.
+            #[must_use]
+            pub fn number(self) -> u64 {
+                self.0
+            }
+
+            /// From [`Self::number`].
+            #[must_use]
+            pub fn from_number(number: u64) -> $name {
+                $name(number)
+            }
+        }
+    };
+}
+
+identity! {
+    /// A Lock object.
+    LockId
+}
+identity! {
+    /// A hold, whatever its token is by now.
+    HoldId
+}
+identity! {
+    /// One entering of a hold.
+    LevelId
+}
+
+/// What whoever entered a hold keeps, to leave the level that it opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Entered {
+    /// The hold.
+    pub hold: HoldId,
+    /// The level in it.
+    pub level: LevelId,
+}
+
+/// Why a hold is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// Its lease is over.
+    Expired,
+    /// Somebody released it.
+    Released,
+    /// The database could not be reached in time to extend it.
+    Unreachable,
+    /// The database does not have it, and nothing says why.
+    Unknown,
+}
+
+impl Loss {
+    /// As `LockExpired.reason` names it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Loss::Expired => "expired",
+            Loss::Released => "released",
+            Loss::Unreachable => "unreachable",
+            Loss::Unknown => "unknown",
+        }
+    }
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The condition of a hold; see the table at the top.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It stands, as far as its deadline says so.
+    Held,
+    /// A `release()` has begun, and it is not known to have succeeded.
+    Releasing,
+    /// That release has succeeded without its caller, who was told of a failure.
+    Released,
+    /// It is gone.
+    Lost {
+        /// Why.
+        reason: Loss,
+        /// An acquire of the owner has said so.
+        reported: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Level {
+    id: LevelId,
+    block: bool,
+    extended: bool,
+}
 
 /// What an owner has of a lock.
-#[derive(Clone, Debug)]
-#[allow(clippy::struct_excessive_bools)] // they are independent of each other
+#[derive(Debug)]
 pub struct Hold {
+    /// The Lock object it was taken through.
+    pub lock: LockId,
+    /// The name of the lock.
+    pub name: Name,
     /// The proof.
     pub token: Token,
+    /// The token that a transfer is giving it, or may have given it.
+    pub pending: Option<Token>,
     /// The fencing number; `None` for a hold that 0.2.5 acquired.
     pub fence: Option<i64>,
-    /// Who acquired it.
-    pub owner: Owner,
     /// Until when it is certainly held.
     pub deadline: Deadline,
     /// The lease it is extended by.
     pub lease: Lease,
-    /// How often the owner entered and has not left yet.
-    count: u32,
-    /// Those of these that are `with` blocks, outermost first, each with its
-    /// number if it extends the hold automatically.
-    blocks: Vec<Option<u64>>,
-    /// The token that a transfer is giving it, or may have given it.
-    pub pending: Option<Token>,
-    /// A release has begun.
-    ending: bool,
-    /// It could not be extended in time, and its owner was told.
-    pub forfeited: bool,
-    /// The database said that it is gone.
-    lost: bool,
-    /// An acquire of the owner has said so.
-    told: bool,
+    /// Where it was taken.
+    place: Place,
+    /// How often its owner entered and has not left yet, outermost first.
+    levels: Vec<Level>,
+    /// Its condition.
+    pub condition: Condition,
 }
 
 impl Hold {
     /// Whether it is known or must be assumed to be gone.
     #[must_use]
-    pub fn expired(&self, now: Instant) -> bool {
-        self.lost || self.deadline.passed(now)
+    pub fn expired(&self, now: Moment) -> bool {
+        matches!(self.condition, Condition::Lost { .. }) || self.deadline.passed(now)
     }
+
+    fn has_blocks(&self) -> bool {
+        self.levels.iter().any(|level| level.block)
+    }
+
+    /// Takes off the level that a `release()` means: the innermost that is no block, as a
+    /// block ends its own.
+    fn take_off(&mut self) {
+        let calls = self.levels.iter().rposition(|level| !level.block);
+        if let Some(position) = calls.or(self.levels.len().checked_sub(1)) {
+            self.levels.remove(position);
+        }
+    }
+}
+
+/// A lock that the database has granted, before its owner is told.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// The identities that the hold and the level get.
+    pub entered: Entered,
+    /// It confirms the hold, which the owner has entered before.
+    pub again: bool,
+    /// The Lock object.
+    pub lock: LockId,
+    /// The name of the lock.
+    pub name: Name,
+    /// The proof.
+    pub token: Token,
+    /// The fencing number.
+    pub fence: Option<i64>,
+    /// Until when it is certainly held.
+    pub deadline: Deadline,
+    /// Its lease.
+    pub lease: Lease,
+    /// It is the beginning of a block.
+    pub block: bool,
+    /// It is to be extended automatically until this level is left.
+    pub extended: bool,
 }
 
 /// What an acquire has to do.
@@ -63,512 +208,519 @@ pub enum Entry {
     /// Ask the database for the lock, with a new token.
     Fresh,
     /// The owner has it: confirm and extend the hold of this token.
-    Again(Token),
+    Again {
+        /// The hold.
+        hold: HoldId,
+        /// Its token.
+        token: Token,
+        /// Its lease.
+        lease: Lease,
+    },
+    /// The owner had it and is told that it is lost.
+    Lost(Token, Loss),
 }
 
-/// What a release has to do.
+/// What the end of a block, or a release, has to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ending {
-    /// Nothing in the database: the owner has left an inner level.
-    Inner,
-    /// The owner leaves an inner level past the deadline: confirm the hold of
-    /// this token first.
-    Confirm(Token),
+    /// Nothing: an inner level is left, or a release that seemed to fail has succeeded.
+    Done,
+    /// An inner level is left past the deadline: confirm the hold.
+    Confirm {
+        /// The hold.
+        hold: HoldId,
+        /// Its token.
+        token: Token,
+        /// Its lease.
+        lease: Lease,
+    },
     /// Release the hold of this token.
-    Release(Token),
+    Release {
+        /// The hold, if its caller can call again; a block's end has forgotten it.
+        hold: Option<HoldId>,
+        /// The proof.
+        token: Token,
+        /// Its lease, if it is known.
+        lease: Option<Lease>,
+        /// Its deadline has not passed.
+        held: bool,
+        /// The owner does it, or a stranger through the owner's Lock object.
+        own: bool,
+    },
+    /// The hold is lost; release it nevertheless (`owed`) if the database did not say so.
+    Lost {
+        /// The proof.
+        token: Token,
+        /// Its lease.
+        lease: Lease,
+        /// Why.
+        reason: Loss,
+        /// It may be in the database yet.
+        owed: bool,
+    },
     /// There is no hold to end.
     Nothing,
 }
 
-/// The holds of one Lock object, oldest first: at most one for each owner, and
-/// only the newest can be alive in the database.
-///
-/// More than one is there when an owner outlived its lease and another one of
-/// the same process took over. Each must end its own, or the first would
-/// release what the second holds.
+/// A loss of which the hold's Lock object has just learned, for those who want to know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reported {
+    /// The name of the lock.
+    pub name: Name,
+    /// The fencing number of the hold.
+    pub fence: Option<i64>,
+    /// Why it is lost.
+    pub reason: Loss,
+    /// The levels that are open.
+    pub levels: Vec<LevelId>,
+}
+
+/// The holds of one process. Of those of one Lock object only the newest can be alive in
+/// the database: more are there when an owner outlived its lease and another took over.
 #[derive(Debug, Default)]
-pub struct Holds(Vec<Hold>);
+pub struct Holds {
+    holds: HashMap<HoldId, Hold>,
+    by_lock: HashMap<LockId, Vec<HoldId>>,
+    by_token: HashMap<Token, HoldId>,
+    /// The fence of a hold whose token was presented to a Lock object that did not take it.
+    presented: HashMap<LockId, i64>,
+}
 
 impl Holds {
-    /// Owners that never release are forgotten beyond this number, oldest first.
+    /// Of the holds of one Lock object whose owners never release, this many are remembered.
     const MANY: usize = 1000;
 
-    fn position(&self, owner: Owner) -> Option<usize> {
-        self.0.iter().rposition(|hold| hold.owner == owner)
+    fn owned(&self, lock: LockId, caller: &Caller) -> Option<HoldId> {
+        let holds = self.by_lock.get(&lock)?;
+        holds.iter().rev().copied().find(|id| {
+            caller.remembered.contains(id)
+                && self
+                    .holds
+                    .get(id)
+                    .is_some_and(|hold| hold.place == caller.place)
+        })
     }
 
-    /// The owner's hold, or else the newest of any owner.
+    fn newest(&self, lock: LockId) -> Option<HoldId> {
+        self.by_lock.get(&lock)?.last().copied()
+    }
+
+    /// The caller's hold of a Lock object, or else the newest of it.
     #[must_use]
-    pub fn of(&self, owner: Owner) -> Option<&Hold> {
-        self.position(owner)
-            .map_or_else(|| self.0.last(), |position| self.0.get(position))
+    pub fn of(&self, lock: LockId, caller: &Caller) -> Option<&Hold> {
+        let id = self.owned(lock, caller).or_else(|| self.newest(lock))?;
+        let hold = self.holds.get(&id)?;
+        (hold.condition != Condition::Released).then_some(hold)
     }
 
-    /// The hold that has this token.
+    /// A hold.
     #[must_use]
-    pub fn with_token(&self, token: &Token) -> Option<&Hold> {
-        self.0.iter().find(|hold| hold.token == *token)
+    pub fn get(&self, id: HoldId) -> Option<&Hold> {
+        self.holds.get(&id)
     }
 
-    fn with_token_mut(&mut self, token: &Token) -> Option<&mut Hold> {
-        self.0.iter_mut().find(|hold| hold.token == *token)
-    }
-
-    /// The owner wants to acquire.
+    /// The hold that has this token, or may have it after a transfer.
     #[must_use]
-    pub fn entry(&self, owner: Owner, reentrant: bool) -> Entry {
-        match self.position(owner).map(|position| &self.0[position]) {
-            // A cancelled task's release goes on while the task does.
-            Some(hold) if hold.ending => Entry::Fresh,
-            Some(hold) if reentrant && !(hold.lost && hold.told && hold.blocks.is_empty()) => {
-                Entry::Again(hold.token.clone())
+    pub fn with_token(&self, token: &Token) -> Option<(HoldId, &Hold)> {
+        let id = *self.by_token.get(token)?;
+        Some((id, self.holds.get(&id)?))
+    }
+
+    /// The fence of the hold whose token was presented last.
+    #[must_use]
+    pub fn presented(&self, lock: LockId) -> Option<i64> {
+        self.presented.get(&lock).copied()
+    }
+
+    /// A token was presented to a Lock object; its hold has this fence.
+    pub fn present(&mut self, lock: LockId, token: &Token, fence: Option<i64>) {
+        if self
+            .with_token(token)
+            .is_none_or(|(_, hold)| hold.lock != lock)
+        {
+            match fence {
+                Some(fence) => drop(self.presented.insert(lock, fence)),
+                None => drop(self.presented.remove(&lock)),
             }
-            _ => Entry::Fresh,
         }
     }
 
-    /// The database gave the owner the lock.
-    pub fn entered(
-        &mut self,
-        owner: Owner,
-        token: Token,
-        fence: Option<i64>,
-        deadline: Deadline,
-        lease: Lease,
-        block: bool,
-    ) {
-        self.0.retain(|hold| hold.owner != owner);
-        if self.0.len() >= Holds::MANY {
-            self.0.remove(0);
-        }
-        self.0.push(Hold {
-            token,
-            fence,
-            owner,
-            deadline,
-            lease,
-            count: 1,
-            blocks: if block { vec![None] } else { Vec::new() },
-            pending: None,
-            ending: false,
-            forfeited: false,
-            lost: false,
-            told: false,
-        });
-    }
-
-    /// The database confirmed and extended the owner's hold. `false` if it was
-    /// ended meanwhile by somebody with the token.
+    /// Those of these holds that are there.
     #[must_use]
-    pub fn entered_again(
-        &mut self,
-        token: &Token,
-        deadline: Deadline,
-        lease: Lease,
-        block: bool,
-    ) -> bool {
-        let Some(hold) = self.with_token_mut(token) else {
-            return false;
+    pub fn living(&self, ids: &[HoldId]) -> Vec<HoldId> {
+        let known = ids.iter().filter(|id| self.holds.contains_key(id));
+        known.copied().collect()
+    }
+
+    /// The caller wants to acquire.
+    pub fn entry(&mut self, lock: LockId, caller: &Caller, reentrant: bool) -> Entry {
+        let owned = self.owned(lock, caller).filter(|_| reentrant);
+        let Some((id, hold)) = owned.and_then(|id| Some((id, self.holds.get_mut(&id)?))) else {
+            return Entry::Fresh;
         };
-        hold.deadline = deadline;
-        hold.lease = lease;
-        hold.count += 1;
-        if block {
-            hold.blocks.push(None);
+        match hold.condition {
+            Condition::Held => Entry::Again {
+                hold: id,
+                token: hold.token.clone(),
+                lease: hold.lease,
+            },
+            Condition::Releasing | Condition::Released => Entry::Fresh,
+            Condition::Lost { reported: true, .. } if !hold.has_blocks() => Entry::Fresh,
+            Condition::Lost { reason, .. } => {
+                let reported = true;
+                hold.condition = Condition::Lost { reason, reported };
+                Entry::Lost(hold.token.clone(), reason)
+            }
         }
+    }
+
+    /// The owner, who runs at `place`, is told that it has the lock. `false` if the hold
+    /// it wanted to enter again has ended meanwhile.
+    #[must_use]
+    pub fn open(&mut self, grant: Grant, caller: &Caller) -> bool {
+        let level = Level {
+            id: grant.entered.level,
+            block: grant.block,
+            extended: grant.extended,
+        };
+        if grant.again {
+            let hold = self.holds.get_mut(&grant.entered.hold);
+            let Some(hold) = hold.filter(|hold| hold.condition == Condition::Held) else {
+                return false;
+            };
+            hold.deadline = grant.deadline;
+            hold.lease = grant.lease;
+            hold.levels.push(level);
+            return true;
+        }
+        // Those that this one replaces: lost and reported, or released.
+        while let Some(id) = self.owned(grant.lock, caller) {
+            if self.holds.get(&id).is_none_or(Hold::has_blocks) {
+                break;
+            }
+            self.remove(id);
+        }
+        let siblings = self.by_lock.entry(grant.lock).or_default();
+        siblings.push(grant.entered.hold);
+        if siblings.len() > Holds::MANY {
+            let oldest = siblings[0];
+            self.remove(oldest);
+        }
+        self.by_token
+            .insert(grant.token.clone(), grant.entered.hold);
+        let hold = Hold {
+            lock: grant.lock,
+            name: grant.name,
+            token: grant.token,
+            pending: None,
+            fence: grant.fence,
+            deadline: grant.deadline,
+            lease: grant.lease,
+            place: caller.place,
+            levels: vec![level],
+            condition: Condition::Held,
+        };
+        self.holds.insert(grant.entered.hold, hold);
         true
     }
 
-    /// The innermost block of this token's hold extends it, under this number.
-    pub fn extending(&mut self, token: &Token, number: u64) {
-        let hold = self.with_token_mut(token);
-        if let Some(block) = hold.and_then(|hold| hold.blocks.last_mut()) {
-            *block = Some(number);
-        }
-    }
-
-    /// The numbers of the blocks that extend the hold of this token, or else of
-    /// this owner.
-    #[must_use]
-    pub fn extenders(&self, owner: Owner, token: Option<&Token>) -> Vec<u64> {
-        let hold = match token {
-            Some(token) => self.with_token(token),
-            None => self.of(owner),
+    fn remove(&mut self, id: HoldId) {
+        let Some(hold) = self.holds.remove(&id) else {
+            return;
         };
-        let blocks = hold.map_or(&[][..], |hold| &hold.blocks);
-        blocks.iter().copied().flatten().collect()
-    }
-
-    /// The innermost block of the owner's hold extends it no longer.
-    pub fn stop_extending(&mut self, owner: Owner) {
-        let hold = self.0.iter_mut().rfind(|hold| hold.owner == owner);
-        if let Some(block) = hold.and_then(|hold| hold.blocks.last_mut()) {
-            *block = None;
+        self.by_token.remove(&hold.token);
+        if let Some(pending) = &hold.pending {
+            self.by_token.remove(pending);
+        }
+        if let Some(siblings) = self.by_lock.get_mut(&hold.lock) {
+            siblings.retain(|other| *other != id);
+            if siblings.is_empty() {
+                self.by_lock.remove(&hold.lock);
+            }
         }
     }
 
-    /// The hold that the block with this number extends, unless it is lost or
-    /// being released.
+    /// A Lock object is gone: nobody asks for its holds any more, except for those that
+    /// are extended until somebody releases them. Tells whether there are any.
+    pub fn forget(&mut self, lock: LockId) -> bool {
+        self.presented.remove(&lock);
+        let ids = self.by_lock.get(&lock).cloned().unwrap_or_default();
+        for id in &ids {
+            let extended = self.holds.get(id).is_some_and(|hold| {
+                let held = hold.condition == Condition::Held;
+                held && hold.levels.iter().any(|level| level.extended)
+            });
+            if !extended {
+                self.remove(*id);
+            }
+        }
+        !ids.is_empty()
+    }
+
+    /// The block that the end of a `with lock` belongs to: the caller's innermost, or else
+    /// the oldest that is open.
     #[must_use]
-    pub fn extended_by(&self, number: u64) -> Option<&Hold> {
-        self.0
-            .iter()
-            .find(|hold| !hold.ending && !hold.lost && hold.blocks.contains(&Some(number)))
+    pub fn block(&self, lock: LockId, caller: &Caller) -> Option<Entered> {
+        let entered = |id: HoldId, level: &Level| Entered {
+            hold: id,
+            level: level.id,
+        };
+        if let Some(id) = self.owned(lock, caller) {
+            let mut levels = self.holds.get(&id)?.levels.iter().rev();
+            if let Some(level) = levels.find(|level| level.block) {
+                return Some(entered(id, level));
+            }
+        }
+        self.by_lock.get(&lock)?.iter().find_map(|id| {
+            let mut levels = self.holds.get(id)?.levels.iter();
+            Some(entered(*id, levels.find(|level| level.block)?))
+        })
     }
 
-    /// An acquire found the hold of this token gone, and says so.
-    pub fn told(&mut self, token: &Token) {
-        if let Some(hold) = self.with_token_mut(token) {
-            hold.lost = true;
-            hold.told = true;
+    /// A block ends. Its level is gone afterwards.
+    #[must_use]
+    pub fn leave(&mut self, entered: Entered, now: Moment) -> Ending {
+        let id = entered.hold;
+        let Some(hold) = self.holds.get_mut(&id) else {
+            return Ending::Nothing;
+        };
+        let levels = hold.levels.len();
+        hold.levels.retain(|level| level.id != entered.level);
+        if hold.levels.len() == levels {
+            // A release() inside the block has taken its level off.
+            return Ending::Done;
+        }
+        let (token, lease, last) = (hold.token.clone(), hold.lease, hold.levels.is_empty());
+        let held = !hold.deadline.passed(now);
+        let ending = match hold.condition {
+            Condition::Held | Condition::Releasing if last => Ending::Release {
+                hold: None,
+                token,
+                lease: Some(lease),
+                held,
+                own: true,
+            },
+            Condition::Held if !held => Ending::Confirm {
+                hold: id,
+                token,
+                lease,
+            },
+            Condition::Held | Condition::Releasing => Ending::Done,
+            Condition::Released => Ending::Lost {
+                token,
+                lease,
+                reason: Loss::Released,
+                owed: false,
+            },
+            Condition::Lost { reason, .. } => Ending::Lost {
+                token,
+                lease,
+                reason,
+                owed: last && matches!(reason, Loss::Unreachable | Loss::Expired),
+            },
+        };
+        if last {
+            self.remove(id);
+        }
+        ending
+    }
+
+    /// Somebody calls `release()`, with a token or for what the Lock object holds.
+    #[must_use]
+    pub fn release(
+        &mut self,
+        lock: Option<LockId>,
+        caller: &Caller,
+        token: Option<&Token>,
+        now: Moment,
+    ) -> Ending {
+        let owned = lock.and_then(|lock| self.owned(lock, caller));
+        let target = match token {
+            Some(token) => self.by_token.get(token).copied(),
+            None => owned.or_else(|| self.newest(lock?)),
+        };
+        let Some((id, hold)) = target.and_then(|id| Some((id, self.holds.get_mut(&id)?))) else {
+            return token.map_or(Ending::Nothing, |token| Ending::Release {
+                hold: None,
+                token: token.clone(),
+                lease: None,
+                held: false,
+                own: false,
+            });
+        };
+        let (given, lease) = (token, hold.lease);
+        let token = token.unwrap_or(&hold.token).clone();
+        let inner = owned == Some(id) && hold.levels.len() > 1;
+        let held = !hold.deadline.passed(now);
+        match hold.condition {
+            Condition::Held if inner => {
+                hold.take_off();
+                if held {
+                    return Ending::Done;
+                }
+                Ending::Confirm {
+                    hold: id,
+                    token,
+                    lease,
+                }
+            }
+            Condition::Held | Condition::Releasing => {
+                hold.condition = Condition::Releasing;
+                Ending::Release {
+                    hold: Some(id),
+                    token,
+                    lease: Some(lease),
+                    held,
+                    own: given.is_none() || owned == Some(id),
+                }
+            }
+            Condition::Released => {
+                self.remove(id);
+                Ending::Done
+            }
+            Condition::Lost { reason, .. } => {
+                let last = !inner;
+                if inner {
+                    hold.take_off();
+                } else if !hold.has_blocks() {
+                    self.remove(id);
+                }
+                Ending::Lost {
+                    token,
+                    lease,
+                    reason,
+                    owed: last && matches!(reason, Loss::Unreachable | Loss::Expired),
+                }
+            }
         }
     }
 
-    /// The lease of this token's hold was extended.
-    pub fn extended(&mut self, token: &Token, deadline: Deadline) {
-        if let Some(hold) = self.with_token_mut(token) {
+    /// The database has ended a hold for `release()`. Its owner is to hear of it if it is
+    /// in a block, or if somebody else (not `own`) has done it.
+    pub fn released(&mut self, id: HoldId, own: bool) -> Option<Reported> {
+        let stays = self.holds.get(&id)?.has_blocks() || !own;
+        if stays {
+            return self.lost(id, Loss::Released);
+        }
+        self.remove(id);
+        None
+    }
+
+    /// A release that was owed has been done, or was not needed any more.
+    pub fn settled(&mut self, token: &Token) -> Option<Reported> {
+        let id = *self.by_token.get(token)?;
+        let hold = self.holds.get_mut(&id)?;
+        if hold.condition != Condition::Releasing {
+            return None;
+        }
+        if hold.has_blocks() {
+            return self.lost(id, Loss::Released);
+        }
+        hold.condition = Condition::Released;
+        None
+    }
+
+    /// The database said for `release()` that a hold was gone before. The caller is told
+    /// so; the hold stays for blocks that are open.
+    pub fn not_released(&mut self, id: HoldId, reason: Loss) -> Option<Reported> {
+        if self.holds.get(&id)?.has_blocks() {
+            return self.lost(id, reason);
+        }
+        self.remove(id);
+        None
+    }
+
+    /// A hold is gone. Tells it once.
+    pub fn lost(&mut self, id: HoldId, reason: Loss) -> Option<Reported> {
+        let hold = self.holds.get_mut(&id)?;
+        if matches!(hold.condition, Condition::Lost { .. }) {
+            return None;
+        }
+        let reported = false;
+        hold.condition = Condition::Lost { reason, reported };
+        Some(Reported {
+            name: hold.name.clone(),
+            fence: hold.fence,
+            reason,
+            levels: hold.levels.iter().map(|level| level.id).collect(),
+        })
+    }
+
+    /// An acquire of the owner has said that the hold is lost.
+    pub fn reported(&mut self, id: HoldId) {
+        if let Some(hold) = self.holds.get_mut(&id) {
+            if let Condition::Lost { reported, .. } = &mut hold.condition {
+                *reported = true;
+            }
+        }
+    }
+
+    /// A level that is to be extended automatically, or watched, and its hold: `None` if
+    /// there is nothing to do for it any more.
+    #[must_use]
+    pub fn watched(&self, entered: Entered) -> Option<(&Hold, bool)> {
+        let hold = self.holds.get(&entered.hold)?;
+        let level = hold.levels.iter().find(|level| level.id == entered.level)?;
+        (hold.condition == Condition::Held).then_some((hold, level.extended))
+    }
+
+    /// A level is extended automatically no longer.
+    pub fn stop_extending(&mut self, entered: Entered) {
+        let hold = self.holds.get_mut(&entered.hold);
+        let levels = hold.map_or(&mut [][..], |hold| &mut hold.levels);
+        if let Some(level) = levels.iter_mut().find(|level| level.id == entered.level) {
+            level.extended = false;
+        }
+    }
+
+    /// The lease of a hold was extended.
+    pub fn extended(&mut self, id: HoldId, deadline: Deadline) {
+        if let Some(hold) = self.holds.get_mut(&id) {
             hold.deadline = deadline;
-        }
-    }
-
-    /// The database said that this token has no hold (any more).
-    pub fn lost(&mut self, token: &Token) {
-        if let Some(hold) = self.with_token_mut(token) {
-            hold.lost = true;
-        }
-    }
-
-    /// The lease of this token's hold is over for want of an extension.
-    pub fn forfeited(&mut self, token: &Token) {
-        if let Some(hold) = self.with_token_mut(token) {
-            hold.lost = true;
-            hold.forfeited = true;
         }
     }
 
     /// The hold of `old` is about to have another token, or (`None`) is not.
     pub fn transferring(&mut self, old: &Token, new: Option<Token>) {
-        if let Some(hold) = self.with_token_mut(old) {
-            hold.pending = new;
+        let Some(id) = self.by_token.get(old).copied() else {
+            return;
+        };
+        let Some(hold) = self.holds.get_mut(&id) else {
+            return;
+        };
+        if let Some(before) = std::mem::replace(&mut hold.pending, new.clone()) {
+            self.by_token.remove(&before);
+        }
+        if let Some(new) = new {
+            self.by_token.insert(new, id);
         }
     }
 
     /// The hold of `old` has the token `new` now.
-    pub fn transferred(&mut self, old: &Token, new: Token) {
-        if let Some(hold) = self.with_token_mut(old) {
-            hold.token = new;
-            hold.pending = None;
-        }
-    }
-
-    /// The lease to renew this token's hold by at once: a block wants it extended,
-    /// and that is late already.
-    #[must_use]
-    pub fn overdue(&self, token: &Token, now: Instant) -> Option<Lease> {
-        let hold = self.with_token(token)?;
-        let extended = hold.blocks.iter().any(Option::is_some);
-        let late = hold.deadline.remaining(now) < hold.lease.seconds() * 0.6;
-        (extended && late).then_some(hold.lease)
-    }
-
-    /// Somebody wants to release: with a token, or what the Lock object holds.
-    /// `block` is the end of a `with` block.
-    #[must_use]
-    pub fn ending(
-        &mut self,
-        owner: Owner,
-        token: Option<&Token>,
-        block: bool,
-        now: Instant,
-    ) -> Ending {
-        let found = match token {
-            Some(token) => self.with_token(token),
-            None => self.of(owner),
+    pub fn transferred(&mut self, old: &Token, new: &Token) {
+        let Some(id) = self.by_token.remove(old) else {
+            return;
         };
-        match (found, token) {
-            (None, None) => Ending::Nothing,
-            (None, Some(token)) => Ending::Release(token.clone()),
-            (Some(hold), _) if hold.owner != owner || hold.count == 1 => {
-                let token = hold.token.clone();
-                if let Some(hold) = self.with_token_mut(&token) {
-                    hold.ending = true;
-                }
-                Ending::Release(token)
+        if let Some(hold) = self.holds.get_mut(&id) {
+            if let Some(pending) = hold.pending.take() {
+                self.by_token.remove(&pending);
             }
-            (Some(hold), _) if hold.expired(now) => Ending::Confirm(hold.token.clone()),
-            (Some(hold), _) => {
-                let token = hold.token.clone();
-                self.left(&token, block);
-                Ending::Inner
-            }
+            hold.token = new.clone();
+            self.by_token.insert(new.clone(), id);
         }
     }
 
-    /// The owner has left an inner level.
-    pub fn left(&mut self, token: &Token, block: bool) {
-        if let Some(hold) = self.with_token_mut(token) {
-            hold.count -= 1;
-            if block || hold.blocks.len() > hold.count as usize {
-                hold.blocks.pop();
-            }
-        }
-    }
-
-    /// The release of this token's hold has failed; it can be tried again.
-    pub fn not_ended(&mut self, token: &Token) {
-        if let Some(hold) = self.with_token_mut(token) {
-            hold.ending = false;
-        }
-    }
-
-    /// The database has ended the hold of this token, or said that it was gone.
-    pub fn ended(&mut self, token: &Token) {
-        self.0.retain(|hold| hold.token != *token);
+    /// Whether a Lock object holds something, as far as it knows.
+    #[must_use]
+    pub fn holds_any(&self, lock: LockId) -> bool {
+        let ids = self.by_lock.get(&lock).map_or(&[][..], Vec::as_slice);
+        let mut holds = ids.iter().filter_map(|id| self.holds.get(id));
+        holds.any(|hold| hold.condition != Condition::Released)
     }
 
     /// Whether nothing is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-    use std::collections::HashMap;
-    use std::time::Duration;
-
-    /// What an owner may do, and what the database answers.
-    #[derive(Clone, Debug)]
-    enum Step {
-        Acquire {
-            owner: u64,
-            block: bool,
-            works: bool,
-        },
-        Release {
-            owner: u64,
-            with_token_of: Option<u64>,
-            block: bool,
-            works: bool,
-        },
-        Extend {
-            owner: u64,
-            works: bool,
-        },
-        Transfer {
-            owner: u64,
-        },
-        Pass {
-            millis: u64,
-        },
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let owner = 0..3u64;
-        let step = prop_oneof![
-            4 => (owner.clone(), any::<bool>(), prop::bool::weighted(0.8))
-                .prop_map(|(owner, block, works)| Step::Acquire { owner, block, works }),
-            4 => (owner.clone(), prop::option::weighted(0.3, owner.clone()), any::<bool>(),
-                  prop::bool::weighted(0.8))
-                .prop_map(|(owner, with_token_of, block, works)| Step::Release {
-                    owner, with_token_of, block, works
-                }),
-            1 => (owner.clone(), any::<bool>())
-                .prop_map(|(owner, works)| Step::Extend { owner, works }),
-            1 => owner.prop_map(|owner| Step::Transfer { owner }),
-            1 => (0..1500u64).prop_map(|millis| Step::Pass { millis }),
-        ];
-        prop::collection::vec(step, 1..60)
-    }
-
-    /// The model: a plain count for each owner, and what we know of its hold.
-    #[derive(Clone, Debug)]
-    struct Model {
-        token: Token,
-        count: u32,
-        until: Instant,
-        lost: bool,
-        told: bool,
-    }
-
-    const LEASE: Lease = Lease::SECOND;
-
-    fn owner(number: u64) -> Owner {
-        Owner::current(Some(number), None)
-    }
-
-    proptest! {
-        #[test]
-        fn holds_follow_the_model(steps in steps(), reentrant: bool) {
-            let mut holds = Holds::default();
-            let mut model: HashMap<u64, Model> = HashMap::new();
-            let mut newest: Vec<u64> = Vec::new();
-            let mut now = Instant::now();
-            let lease = Duration::from_secs(1);
-            for step in steps {
-                match step {
-                    Step::Pass { millis } => now += Duration::from_millis(millis),
-                    Step::Acquire { owner: who, block, works } => {
-                        let deadline = Deadline::new(now, 1.0);
-                        match holds.entry(owner(who), reentrant) {
-                            Entry::Fresh => {
-                                // Never while a hold of one's own may be alive.
-                                if reentrant {
-                                    prop_assert!(model.get(&who).is_none_or(|own| own.told));
-                                }
-                                if works {
-                                    let token = Token::random();
-                                    holds.entered(owner(who), token.clone(), Some(1), deadline, LEASE, block);
-                                    newest.retain(|other| *other != who);
-                                    newest.push(who);
-                                    let until = now + lease;
-                                    model.insert(who, Model { token, count: 1, until, lost: false, told: false });
-                                }
-                            }
-                            Entry::Again(token) => {
-                                prop_assert!(reentrant);
-                                let own = model.get_mut(&who).unwrap();
-                                prop_assert_eq!(&token, &own.token);
-                                if works && !own.lost {
-                                    prop_assert!(holds.entered_again(&token, deadline, LEASE, block));
-                                    own.count += 1;
-                                    own.until = now + lease;
-                                } else {
-                                    holds.told(&token);
-                                    own.lost = true;
-                                    own.told = true;
-                                }
-                            }
-                        }
-                    }
-                    Step::Release { owner: who, with_token_of, block, works } => {
-                        let given = with_token_of.and_then(|other| model.get(&other)).map(|own| own.token.clone());
-                        let holder = match (&given, with_token_of) {
-                            (Some(_), Some(other)) => Some(other),
-                            _ if model.contains_key(&who) => Some(who),
-                            _ => newest.last().copied(),
-                        };
-                        let ending = holds.ending(owner(who), given.as_ref(), block, now);
-                        let Some(holder) = holder else {
-                            prop_assert_eq!(ending, Ending::Nothing);
-                            continue;
-                        };
-                        let own = model.get_mut(&holder).unwrap();
-                        match ending {
-                            Ending::Nothing => prop_assert!(false, "there is a hold"),
-                            Ending::Inner => {
-                                prop_assert!(holder == who && own.count > 1);
-                                prop_assert!(!own.lost && now < own.until);
-                                own.count -= 1;
-                            }
-                            Ending::Confirm(token) => {
-                                prop_assert!(holder == who && own.count > 1);
-                                prop_assert!(own.lost || now >= own.until);
-                                holds.left(&token, block);
-                                own.count -= 1;
-                            }
-                            Ending::Release(token) => {
-                                prop_assert_eq!(&token, &own.token);
-                                prop_assert!(holder != who || own.count == 1);
-                                // A call that failed changes nothing and can be repeated.
-                                if works {
-                                    holds.ended(&token);
-                                    model.remove(&holder);
-                                    newest.retain(|other| *other != holder);
-                                } else {
-                                    holds.not_ended(&token);
-                                }
-                            }
-                        }
-                    }
-                    Step::Extend { owner: who, works } => {
-                        if let Some(own) = model.get_mut(&who) {
-                            if works {
-                                holds.extended(&own.token, Deadline::new(now, 1.0));
-                                own.until = now + lease;
-                            } else {
-                                holds.lost(&own.token);
-                                own.lost = true;
-                            }
-                        }
-                    }
-                    Step::Transfer { owner: who } => {
-                        if let Some(own) = model.get_mut(&who) {
-                            let new = Token::random();
-                            holds.transferred(&own.token, new.clone());
-                            own.token = new;
-                        }
-                    }
-                }
-                for who in 0..3 {
-                    let expected = model.get(&who).or_else(|| newest.last().map(|last| &model[last]));
-                    let seen = holds.of(owner(who));
-                    prop_assert_eq!(seen.map(|hold| &hold.token), expected.map(|own| &own.token));
-                    prop_assert_eq!(
-                        seen.map(|hold| hold.expired(now)),
-                        expected.map(|own| own.lost || now >= own.until)
-                    );
-                }
-                prop_assert_eq!(holds.is_empty(), model.is_empty());
-            }
-        }
-    }
-
-    #[test]
-    fn a_block_extends_until_it_is_left_or_the_hold_is_lost() {
-        let (who, token) = (owner(1), Token::random());
-        let now = Instant::now();
-        let deadline = Deadline::new(now, 1.0);
-        let mut holds = Holds::default();
-        holds.entered(who, token.clone(), None, deadline, LEASE, false);
-        assert!(holds.entered_again(&token, deadline, LEASE, true));
-        holds.extending(&token, 7);
-        assert!(holds.extended_by(7).is_some());
-        assert_eq!(holds.ending(who, None, true, now), Ending::Inner);
-        assert!(holds.extended_by(7).is_none());
-
-        assert!(holds.entered_again(&token, deadline, LEASE, true));
-        holds.extending(&token, 8);
-        let other = holds.ending(owner(2), Some(&token), false, now);
-        assert_eq!(other, Ending::Release(token.clone()));
-        assert!(holds.extended_by(8).is_none());
-
-        let mut holds = Holds::default();
-        holds.entered(who, token.clone(), None, deadline, LEASE, true);
-        holds.extending(&token, 9);
-        assert!(holds.extended_by(9).is_some());
-        holds.forfeited(&token);
-        assert!(holds.extended_by(9).is_none());
-        assert!(holds.of(who).unwrap().expired(now));
-    }
-
-    #[test]
-    fn a_hold_is_overdue_only_if_a_block_extends_it() {
-        let (who, token) = (owner(1), Token::random());
-        let now = Instant::now();
-        let deadline = Deadline::new(now, LEASE.seconds());
-        let late = now + Duration::from_secs_f64(LEASE.seconds() * 0.5);
-        let mut holds = Holds::default();
-        assert_eq!(holds.overdue(&token, late), None);
-        holds.entered(who, token.clone(), None, deadline, LEASE, true);
-        assert_eq!(holds.overdue(&token, late), None);
-        holds.extending(&token, 1);
-        assert_eq!(holds.overdue(&token, now), None);
-        assert_eq!(holds.overdue(&token, late), Some(LEASE));
-        holds.stop_extending(who);
-        assert_eq!(holds.overdue(&token, late), None);
-    }
-
-    #[test]
-    fn owners_that_never_release_are_forgotten_in_the_end() {
-        let mut holds = Holds::default();
-        let deadline = Deadline::new(Instant::now(), 1.0);
-        for number in 0..Holds::MANY as u64 + 5 {
-            holds.entered(owner(number), Token::random(), None, deadline, LEASE, false);
-        }
-        assert_eq!(holds.0.len(), Holds::MANY);
+        self.holds.is_empty()
     }
 }

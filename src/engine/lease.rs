@@ -1,7 +1,8 @@
 //! How long a hold lasts: the lease that the server grants, and the deadline
 //! that the client believes in.
 
-use std::time::{Duration, Instant};
+use super::Moment;
+use std::time::Duration;
 
 /// A lease: the holder's `maxtime`.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,30 +41,30 @@ impl Lease {
 }
 
 /// The instant up to which a hold is certainly still held, on this machine's
-/// monotonic clock.
+/// clock that also runs while it is suspended (see [`Moment`]).
 ///
 /// It is counted from before the request was sent. The server began the lease
 /// later, so the deadline passes before the lease does.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Deadline(Instant);
+pub struct Deadline(Moment);
 
 impl Deadline {
     /// What is left of a lease, `seconds`, that was granted after `sent`.
     #[must_use]
-    pub fn new(sent: Instant, seconds: f64) -> Deadline {
+    pub fn new(sent: Moment, seconds: f64) -> Deadline {
         let clamped = seconds.clamp(0.0, Lease::MAX_SECONDS);
         Deadline(sent + Duration::from_secs_f64(clamped))
     }
 
     /// The time left, in seconds; never negative.
     #[must_use]
-    pub fn remaining(self, now: Instant) -> f64 {
-        self.0.saturating_duration_since(now).as_secs_f64()
+    pub fn remaining(self, now: Moment) -> f64 {
+        self.0.since(now).as_secs_f64()
     }
 
     /// Whether the deadline has passed.
     #[must_use]
-    pub fn passed(self, now: Instant) -> bool {
+    pub fn passed(self, now: Moment) -> bool {
         self.0 <= now
     }
 }
@@ -83,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_deadline_counts_from_the_request() {
-        let sent = Instant::now();
+        let sent = Moment::now();
         let deadline = Deadline::new(sent, 2.0);
         assert!((deadline.remaining(sent) - 2.0).abs() < 1e-9);
         assert!(!deadline.passed(sent));

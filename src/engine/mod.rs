@@ -1,15 +1,23 @@
-//! What a lock is: names, tokens, leases, owners, holds. No SQL and no Python.
+//! What a lock is: names, tokens, leases, owners, holds, queues. No SQL and no Python.
 
+mod hint;
 mod hold;
 mod lease;
+mod moment;
 mod name;
 mod owner;
+mod queue;
 mod token;
-mod trace;
+mod unresolved;
 
-pub use hold::{Ending, Entry, Hold, Holds};
+pub use hint::{Hint, Hints};
+pub use hold::{
+    Condition, Ending, Entered, Entry, Grant, Hold, HoldId, Holds, LevelId, LockId, Loss, Reported,
+};
 pub use lease::{Deadline, Lease};
+pub use moment::Moment;
 pub use name::Name;
-pub use owner::Owner;
+pub use owner::{Caller, Place};
+pub use queue::{Line, Outcome, Plan, Seen, TICKET_BITS};
 pub use token::Token;
-pub use trace::{Trace, Traces};
+pub use unresolved::{Attempt, Unresolved};

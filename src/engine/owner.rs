@@ -1,26 +1,41 @@
-//! Who holds a lock inside a process.
+//! Who holds a lock inside a process: a unit of work.
 
+use super::HoldId;
+use std::sync::Arc;
 use std::thread::ThreadId;
 
-/// The execution context that acquired a hold.
+/// Where code runs: a thread of a process, in a task or greenlet of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Owner {
+pub struct Place {
     process: u32,
     thread: ThreadId,
     task: Option<u64>,
     greenlet: Option<u64>,
 }
 
-impl Owner {
-    /// The calling thread of this process, in the given asyncio task and
+impl Place {
+    /// The calling thread of this process, in the given asyncio or trio task and
     /// greenlet: numbers that are never used twice.
     #[must_use]
-    pub fn current(task: Option<u64>, greenlet: Option<u64>) -> Owner {
-        Owner {
+    pub fn current(task: Option<u64>, greenlet: Option<u64>) -> Place {
+        Place {
             process: std::process::id(),
             thread: std::thread::current().id(),
             task,
             greenlet,
         }
     }
+}
+
+/// A caller: where it runs, and the holds that its context remembers.
+///
+/// A hold is remembered by the `contextvars` context it was taken in, and so by each
+/// copy that is made of that context later. A thread of a pool runs each unit of work
+/// in a context of its own, so its next one remembers nothing of this one's.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Where it runs.
+    pub place: Place,
+    /// What its context remembers.
+    pub remembered: Arc<[HoldId]>,
 }

@@ -6,7 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// 128 bytes from the operating system's random source, as 256 lower-case hex digits.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Token(Arc<str>);
 
 impl Token {

@@ -2,10 +2,12 @@
 //! thread that waits for them.
 
 use super::errors::exception;
-use crate::acquisition::{self, Step};
-use crate::error::Result;
+use super::events;
+use super::owner;
+use crate::engine::{Entered, Name};
+use crate::error::{Error, Result};
+use crate::service::{self, Locks, Request, Step, Wait, Wakeup};
 use crate::store::Patience;
-use crate::waiting::Bell;
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -21,8 +23,10 @@ pub enum Value {
     None,
     /// A token.
     Text(String),
-    /// Not yet: again in so many seconds, or when the bell rings.
+    /// Not yet: again in so many seconds, or when woken.
     Later(f64),
+    /// The lock is there to be accepted.
+    Granted,
 }
 
 /// What lies in an inbox, with the number it was asked under.
@@ -56,10 +60,10 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// The bell of one who waits.
-    pub fn bell(&self, number: u64) -> Bell {
+    /// How a coroutine that waits is woken.
+    pub fn wakeup(&self, number: u64) -> Wakeup {
         let core = self.core.clone();
-        Bell::Call(Box::new(move || core.put(Mail::Rang(number))))
+        Wakeup::Call(Box::new(move || core.put(Mail::Rang(number))))
     }
 
     /// Where an answer goes to.
@@ -113,6 +117,7 @@ impl Inbox {
                         Value::None => none(),
                         Value::Text(text) => text.into_py_any(py)?,
                         Value::Later(seconds) => seconds.into_py_any(py)?,
+                        Value::Granted => true.into_py_any(py)?,
                     };
                     (number, true, none(), value)
                 }
@@ -125,35 +130,93 @@ impl Inbox {
 
 /// A coroutine's attempt to acquire.
 #[pyclass(name = "_Acquisition", module = "score.distlock", frozen)]
-pub struct Acquisition(Arc<acquisition::Acquisition>);
+pub struct Acquisition {
+    core: Arc<service::Acquisition>,
+    lock: Option<Arc<service::Lock>>,
+    request: Request,
+    on_lost: Option<(Py<PyAny>, Py<PyAny>)>,
+    accepted: Mutex<Option<Entered>>,
+}
 
 impl Acquisition {
-    /// Nothing happens before the first step.
-    pub fn new(acquisition: acquisition::Acquisition) -> Acquisition {
-        Acquisition(Arc::new(acquisition))
+    /// Nothing happens before the first step. `lock` is `None` if only the token counts.
+    pub fn new(
+        locks: Arc<Locks>,
+        lock: Option<Arc<service::Lock>>,
+        name: Name,
+        request: Request,
+        wait: Wait,
+        wakeup: Wakeup,
+        on_lost: Option<(Py<PyAny>, Py<PyAny>)>,
+    ) -> PyResult<Acquisition> {
+        if request.extended || on_lost.is_some() {
+            Python::attach(events::attend)?;
+        }
+        let core = service::Acquisition::new(locks, name, request.clone(), wait, wakeup);
+        Ok(Acquisition {
+            core: Arc::new(core),
+            lock,
+            request,
+            on_lost,
+            accepted: Mutex::default(),
+        })
     }
 }
 
 #[pymethods]
 impl Acquisition {
-    /// Goes on; the answer is the token, or after how many seconds to go on again.
-    fn step(&self, inbox: &Inbox, number: u64) {
-        let (this, answer) = (self.0.clone(), inbox.answer(number));
-        self.0.locks().submit(Box::new(move || {
-            let timeout = this.locks().store().timeout();
-            let step = this.step(Patience::new(timeout, &|| Ok(())));
+    /// Goes on. For how many seconds to sleep, if that is known at once; otherwise the answer
+    /// says so, or is `True` if the lock was granted.
+    fn step(&self, inbox: &Inbox, number: u64) -> Option<f64> {
+        let seconds = |until: Instant| {
+            until
+                .saturating_duration_since(Instant::now())
+                .as_secs_f64()
+        };
+        if let Some(until) = self.core.sleeps() {
+            return Some(seconds(until));
+        }
+        let (core, answer) = (self.core.clone(), inbox.answer(number));
+        self.core.locks().submit(Box::new(move || {
+            let check = || match core.is_given_up() {
+                true => Err(Error::Interrupted),
+                false => Ok(()),
+            };
+            let patience = Patience::new(core.locks().store().timeout(), &check);
+            let step = core.step(patience);
             answer(step.map(|step| match step {
-                Step::Acquired(token) => Value::Text(token.as_str().to_owned()),
-                Step::Sleep(until) => {
-                    let pause = until.saturating_duration_since(Instant::now());
-                    Value::Later(pause.as_secs_f64())
-                }
+                Step::Granted => Value::Granted,
+                Step::Sleep(until) => Value::Later(seconds(until)),
             }));
         }));
+        None
     }
 
-    /// The coroutine was cancelled.
+    /// The coroutine takes the lock that was granted: the token and the level. `None` if the
+    /// answer came too late, and the wait goes on.
+    fn accept(&self, py: Python<'_>) -> PyResult<Option<(String, (u64, u64))>> {
+        let caller = self.request.owner.as_ref().map(|(_, caller)| caller);
+        let on_lost = self.on_lost.as_ref();
+        let on_lost = on_lost
+            .map(|(callback, lock)| events::on_lost(callback.clone_ref(py), lock.clone_ref(py)));
+        let accepted = self.core.accept(caller, on_lost);
+        let Some((entered, token)) = accepted.map_err(|error| exception(py, error))? else {
+            return Ok(None);
+        };
+        if self.lock.is_some() {
+            *self.accepted.lock().unwrap_or_else(PoisonError::into_inner) = Some(entered);
+            owner::remember(py, entered.hold)?;
+        }
+        let level = (entered.hold.number(), entered.level.number());
+        Ok(Some((token.as_str().to_owned(), level)))
+    }
+
+    /// The coroutine was cancelled, at whatever moment.
     fn give_up(&self) {
-        self.0.give_up();
+        let accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
+        match (*accepted, &self.lock) {
+            (Some(entered), Some(lock)) => self.core.locks().abandon(lock, entered),
+            _ => self.core.give_up(),
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Calling the core: without the GIL, and with an ear for signals.
 
 use super::errors::exception;
+use super::events;
 use crate::error::{Error, Result};
 use crate::store::Patience;
 use pyo3::intern;
@@ -66,6 +67,7 @@ fn run<T: Send>(
             patience
         })
     });
+    let delivered = events::deliver_all(py);
     // In a child that a signal handler forked nothing of the call counts.
     let result = if forked.load(Relaxed) {
         Err(Error::Forked)
@@ -74,6 +76,6 @@ fn run<T: Send>(
     };
     match raised.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
-        None => result.map_err(|error| exception(py, error)),
+        None => delivered.and(result.map_err(|error| exception(py, error))),
     }
 }

@@ -3,6 +3,7 @@
 use crate::error::Error;
 use pyo3::exceptions::{PyKeyboardInterrupt, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
 /// The exception for an error. The classes live in `_errors.py`.
 pub fn exception(py: Python<'_>, error: Error) -> PyErr {
@@ -21,8 +22,10 @@ fn try_exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
     let text = error.to_string();
     let value = match error {
         Error::Held(name) => class("CouldNotAcquireLock")?.call1((name.as_str(),))?,
-        Error::Expired(name, token) => {
-            class("LockExpired")?.call1((name.as_str(), token.as_str()))?
+        Error::Expired(name, token, reason) => {
+            let options = PyDict::new(py);
+            options.set_item("reason", reason.as_str())?;
+            class("LockExpired")?.call((name.as_str(), token.as_str()), Some(&options))?
         }
         Error::NotAToken(name, token) => class("LockExpired")?.call1((name.as_str(), token))?,
         Error::TokenRequired(_) => return Ok(PyValueError::new_err(text)),

@@ -1,22 +1,21 @@
 //! `Lock`.
 
+use super::acquire::{Entering, Timeout, enter, leave};
 use super::aio::{Acquisition, Inbox, Value};
 use super::arguments;
-use super::call::{call, call_patiently};
+use super::call::call;
 use super::errors::exception;
+use super::hold::{Hold, entered};
 use super::module::ConfiguredDistlockModule;
 use super::owner;
-use crate::acquisition::{self, Wait, thread_bell};
-use crate::engine::{Lease, Name, Owner, Token};
+use crate::engine::{Caller, Lease, Name, Token};
 use crate::error::Error;
-use crate::extending::OnLost;
-use crate::locks::{self, Entering};
+use crate::service::{self, Locks, Request, Wait};
 use crate::store::{Patience, sql};
 use crate::zone;
 use pyo3::prelude::*;
-use pyo3::types::{PyCFunction, PyDict};
+use pyo3::types::PyCFunction;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// A named mutex. :meth:`ConfiguredDistlockModule.get` gives you one.
 ///
@@ -34,7 +33,7 @@ use std::time::Duration;
 #[pyclass(module = "score.distlock", weakref, frozen)]
 pub struct Lock {
     conf: Py<ConfiguredDistlockModule>,
-    core: Arc<locks::Lock>,
+    core: Arc<service::Lock>,
 }
 
 impl Lock {
@@ -42,11 +41,22 @@ impl Lock {
     pub fn create(conf: Py<ConfiguredDistlockModule>, name: Name) -> Lock {
         Lock {
             conf,
-            core: Arc::new(locks::Lock::new(name)),
+            core: Arc::new(service::Lock::new(name)),
         }
     }
 
-    fn locks(&self) -> &Arc<locks::Locks> {
+    /// The core of the object.
+    pub fn core(&self) -> &Arc<service::Lock> {
+        &self.core
+    }
+
+    /// The configured module.
+    pub fn module(&self) -> &ConfiguredDistlockModule {
+        self.conf.get()
+    }
+
+    /// The locks it is one of.
+    pub fn locks(&self) -> &Arc<Locks> {
         self.conf.get().locks()
     }
 
@@ -54,53 +64,13 @@ impl Lock {
         arguments::token(self.core.name(), token)
     }
 
-    fn entering(&self, py: Python<'_>, block: bool, maxtime: Option<f64>) -> PyResult<Entering> {
-        Ok(Entering {
-            owner: owner::current(py)?,
-            block,
-            lease: maxtime.and_then(Lease::from_seconds),
-        })
-    }
-
-    /// Acquires, and waits for it if `timeout` is not zero; `None` is for ever.
-    fn enter(
-        &self,
-        py: Python<'_>,
-        block: bool,
-        timeout: Option<Duration>,
-        maxtime: Option<f64>,
-    ) -> PyResult<Result<Token, Error>> {
-        let entering = self.entering(py, block, maxtime)?;
-        let wait = Wait::new(timeout);
-        let limit = self.conf.get().timeout();
-        let refused = |result| match result {
-            Ok(token) => Ok(Ok(token)),
-            Err(error @ Error::Held(_)) => Ok(Err(error)),
-            Err(error) => Err(error),
-        };
-        if wait == Wait::No {
-            return call(py, limit, |patience| {
-                refused(self.locks().acquire(&self.core, entering, patience))
-            });
+    fn entering(&self, timeout: Timeout) -> Entering {
+        Entering {
+            timeout: timeout.or(self.conf.get().defaults().0),
+            extended: self.conf.get().defaults().1,
+            block: false,
+            lease: None,
         }
-        call_patiently(py, limit, |patience| {
-            let acquisition = acquisition::Acquisition::new(
-                self.locks().clone(),
-                self.core.clone(),
-                entering,
-                wait,
-                thread_bell(),
-            );
-            refused(Arc::new(acquisition).run(patience))
-        })
-    }
-
-    fn leave(&self, py: Python<'_>, token: Option<&Token>, block: bool) -> PyResult<()> {
-        let owner = owner::current(py)?;
-        call(py, self.conf.get().timeout(), |patience| {
-            self.locks()
-                .release(&self.core, owner, token, block, patience)
-        })
     }
 }
 
@@ -117,7 +87,7 @@ impl Lock {
         let token = this.token_argument(token)?;
         let token = this
             .core
-            .token_or(owner::current(py)?, token)
+            .token_or(&owner::current(py)?, token)
             .map_err(|error| exception(py, error))?;
         let parameters = (
             this.name(),
@@ -125,16 +95,20 @@ impl Lock {
             this.locks().lease().seconds(),
             zone::offset(),
         );
-        let (core, proof) = (this.core.clone(), token.clone());
+        let (core, proof, locks) = (this.core.clone(), token.clone(), this.locks().clone());
         let seen = PyCFunction::new_closure(py, None, None, move |arguments, _| {
             let fence: Option<i64> = arguments.get_item(1)?.extract()?;
-            core.seen(&proof, fence);
+            locks.seen(&core, &proof, fence);
             PyResult::Ok(())
         })?;
-        let (core, proof) = (this.core.clone(), token.clone());
-        let lost = PyCFunction::new_closure(py, None, None, move |_, _| {
-            core.lost(&proof);
-            PyResult::Ok(())
+        // What the caller's connection says is not believed without asking the database.
+        let (core, proof, locks) = (this.core.clone(), token.clone(), this.locks().clone());
+        let timeout = this.conf.get().timeout();
+        let lost = PyCFunction::new_closure(py, None, None, move |arguments, _| {
+            let lost = call(arguments.py(), timeout, |patience| {
+                locks.is_lost(&core, &proof, patience)
+            })?;
+            PyResult::Ok(lost.is_some())
         })?;
         py.import("score.distlock._guard")?.getattr(class)?.call1((
             lock,
@@ -147,21 +121,17 @@ impl Lock {
         ))
     }
 
-    fn autoextend(&self, token: &Token, on_lost: Option<OnLost>) {
-        self.locks().autoextend(&self.core, token, on_lost);
-    }
-
     /// Has a worker do something on behalf of the calling owner.
     fn submit(
         &self,
         py: Python<'_>,
         inbox: &Inbox,
         number: u64,
-        work: impl FnOnce(&Arc<locks::Locks>, &locks::Lock, Owner, Patience<'_>) -> Result<Value, Error>
+        work: impl FnOnce(&Arc<Locks>, &service::Lock, &Caller, Patience<'_>) -> Result<Value, Error>
         + Send
         + 'static,
     ) -> PyResult<()> {
-        let owner = owner::current(py)?;
+        let caller = owner::current(py)?;
         let (locks, core, timeout) = (
             self.locks().clone(),
             self.core.clone(),
@@ -170,63 +140,10 @@ impl Lock {
         let answer = inbox.answer(number);
         self.locks().submit(Box::new(move || {
             let patience = Patience::new(timeout, &|| Ok(()));
-            answer(work(&locks, &core, owner, patience));
+            answer(work(&locks, &core, &caller, patience));
         }));
         Ok(())
     }
-}
-
-/// A timeout as a Python argument.
-#[derive(Clone, Copy)]
-pub struct Timeout(Option<Duration>);
-
-impl Timeout {
-    /// Not to wait.
-    pub const ZERO: Timeout = Timeout(Some(Duration::ZERO));
-
-    /// As Python counts it.
-    pub fn seconds(self) -> Option<f64> {
-        self.0.map(|timeout| timeout.as_secs_f64())
-    }
-}
-
-impl<'a, 'py> FromPyObject<'a, 'py> for Timeout {
-    type Error = PyErr;
-
-    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Timeout> {
-        let timeout: Option<f64> = value
-            .py()
-            .import("score.distlock._config")?
-            .call_method1("timeout", (value,))?
-            .extract()?;
-        Ok(Timeout(timeout.map(seconds)))
-    }
-}
-
-/// `_config.py` lets nothing through that is no time.
-fn seconds(number: f64) -> Duration {
-    Duration::try_from_secs_f64(number).unwrap_or(Duration::MAX)
-}
-
-/// Calls `on_lost(lock)` in a thread of its own, from one that Python does not know.
-fn caller(lock: &Bound<'_, PyAny>, on_lost: Py<PyAny>) -> OnLost {
-    let lock = lock.clone().unbind();
-    Box::new(move || {
-        let started = Python::try_attach(|py| {
-            let arguments = PyDict::new(py);
-            arguments.set_item("target", on_lost)?;
-            arguments.set_item("args", (lock,))?;
-            arguments.set_item("name", "distlock-on-lost")?;
-            arguments.set_item("daemon", true)?;
-            py.import("threading")?
-                .call_method("Thread", (), Some(&arguments))?
-                .call_method0("start")
-                .map(drop)
-        });
-        if let Some(Err(error)) = started {
-            log::warn!("on_lost could not be called: {error}");
-        }
-    })
 }
 
 #[pymethods]
@@ -251,10 +168,10 @@ impl Lock {
     /// The token of the hold that was acquired through this object, or ``None``.
     #[getter]
     fn token(&self, py: Python<'_>) -> PyResult<Option<String>> {
-        let owner = owner::current(py)?;
+        let caller = owner::current(py)?;
         Ok(self
             .core
-            .token(owner)
+            .token(&caller)
             .map(|token| token.as_str().to_owned()))
     }
 
@@ -265,7 +182,7 @@ impl Lock {
     /// acquired it is the number of that hold.
     #[getter]
     fn fence(&self, py: Python<'_>) -> PyResult<Option<i64>> {
-        Ok(self.core.fence(owner::current(py)?))
+        Ok(self.core.fence(&owner::current(py)?))
     }
 
     /// For how many seconds the lock is certainly still held; 0 if it is not.
@@ -274,38 +191,38 @@ impl Lock {
     /// before the lease in the database does.
     #[getter]
     fn remaining(&self, py: Python<'_>) -> PyResult<f64> {
-        Ok(self.core.remaining(owner::current(py)?))
+        Ok(self.core.remaining(&owner::current(py)?))
     }
 
     /// Whether there was a hold that is lost, or may be: :attr:`remaining` has come to 0.
     #[getter]
     fn expired(&self, py: Python<'_>) -> PyResult<bool> {
-        Ok(self.core.expired(owner::current(py)?))
+        Ok(self.core.expired(&owner::current(py)?))
     }
 
     /// Acquires the lock, or enters it once more if the caller is its owner.
     ///
     /// :param timeout: how long to wait if somebody else holds the lock: seconds as a number, a
     ///     score interval such as ``'10s'``, a :class:`~datetime.timedelta`, or ``None`` for ever.
-    ///     0 does not wait.
+    ///     0 does not wait. By default (``'default'``) the configured ``timeout``.
     /// :returns: the token of the hold, 256 hexadecimal digits.
     /// :raises CouldNotAcquireLock: if somebody else holds the lock, after `timeout`.
     /// :raises LockExpired: if the caller believed to hold it but has lost it.
     /// :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``.
-    #[pyo3(signature = (*, timeout=Timeout::ZERO), text_signature = "($self, *, timeout=0)")]
+    #[pyo3(signature = (*, timeout=Timeout::Configured), text_signature = "($self, *, timeout='default')")]
     pub fn acquire(&self, py: Python<'_>, timeout: Timeout) -> PyResult<String> {
-        match self.enter(py, false, timeout.0, None)? {
-            Ok(token) => Ok(token.as_str().to_owned()),
+        match enter(py, self, self.entering(timeout), None)? {
+            Ok((_, token)) => Ok(token.as_str().to_owned()),
             Err(error) => Err(exception(py, error)),
         }
     }
 
-    /// As :meth:`acquire`, but returns ``None`` if somebody else holds the lock.
+    /// As :meth:`acquire` without waiting, but returns ``None`` if somebody else holds the lock.
     ///
     /// :returns: the token of the hold, or ``None``.
     pub fn try_acquiring(&self, py: Python<'_>) -> PyResult<Option<String>> {
-        let acquired = self.enter(py, false, Some(Duration::ZERO), None)?;
-        Ok(acquired.ok().map(|token| token.as_str().to_owned()))
+        let acquired = enter(py, self, self.entering(Timeout::ZERO), None)?;
+        Ok(acquired.ok().map(|(_, token)| token.as_str().to_owned()))
     }
 
     /// Gives the hold another ``maxtime`` from now.
@@ -316,9 +233,9 @@ impl Lock {
     #[pyo3(signature = (token=None))]
     pub fn extend(&self, py: Python<'_>, token: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         let token = self.token_argument(token)?;
-        let owner = owner::current(py)?;
+        let caller = owner::current(py)?;
         call(py, self.conf.get().timeout(), |patience| {
-            self.locks().extend(&self.core, owner, token, patience)
+            self.locks().extend(&self.core, &caller, token, patience)
         })
     }
 
@@ -338,9 +255,15 @@ impl Lock {
         token: Option<&Bound<'_, PyAny>>,
         ignore_expired: bool,
     ) -> PyResult<()> {
-        let result = self
-            .token_argument(token)
-            .and_then(|token| self.leave(py, token.as_ref(), false));
+        let result = self.token_argument(token).and_then(|token| {
+            let caller = owner::current(py)?;
+            let ending = self
+                .locks()
+                .begin_release(&self.core, &caller, token.as_ref());
+            call(py, self.conf.get().timeout(), |patience| {
+                self.locks().finish(self.core.name(), ending, patience)
+            })
+        });
         match result {
             Err(error) if ignore_expired => {
                 let expired = py
@@ -369,10 +292,10 @@ impl Lock {
     #[pyo3(signature = (token=None))]
     pub fn transfer(&self, py: Python<'_>, token: Option<&Bound<'_, PyAny>>) -> PyResult<String> {
         let token = self.token_argument(token)?;
-        let owner = owner::current(py)?;
+        let caller = owner::current(py)?;
         call(py, self.conf.get().timeout(), |patience| {
             self.locks()
-                .transfer(&self.core, owner, token, patience)
+                .transfer(&self.core, &caller, token, patience)
                 .map(|token| token.as_str().to_owned())
         })
     }
@@ -410,13 +333,6 @@ impl Lock {
         Lock::make_guard(slf, "AsyncGuard", lock, connection, token)
     }
 
-    /// The innermost block of the owner's hold extends it no longer.
-    fn _stop_extending(&self, py: Python<'_>) -> PyResult<()> {
-        let owner = owner::current(py)?;
-        self.core.stop_extending(owner);
-        Ok(())
-    }
-
     /// Acquires for a ``with`` block, with options.
     ///
     /// .. code-block:: python
@@ -424,75 +340,79 @@ impl Lock {
     ///     with conf.get('mylock').hold(timeout=10, autoextend=True) as lock:
     ///         do_something_that_takes_long()
     ///
+    /// What is left out is as configured.
+    ///
     /// :param timeout: how long to wait if somebody else holds the lock; see :meth:`acquire`.
     /// :param autoextend: whether to extend the hold, in the background, for as long as the block
     ///     runs: after every third of the lease.
     /// :param maxtime: a lease other than the module's ``maxtime``, for this hold.
-    /// :param on_lost: called with the Lock, once and in a thread of its own, if ``autoextend``
-    ///     could not keep the hold. The end of the block raises :class:`LockExpired` then.
+    /// :param on_lost: called with the Lock, once and in a thread of its own, if the hold is lost:
+    ///     it could not be extended in time, its lease is over, or somebody else released it. The
+    ///     end of the block raises :class:`LockExpired` then.
     /// :returns: a context manager that returns this Lock.
-    #[pyo3(signature = (timeout=Timeout::ZERO, autoextend=false, maxtime=None, on_lost=None), text_signature = "($self, timeout=0, autoextend=False, maxtime=None, on_lost=None)")]
-    fn hold<'py>(
-        slf: &Bound<'py, Self>,
-        timeout: Timeout,
-        autoextend: bool,
-        maxtime: Option<Bound<'py, PyAny>>,
-        on_lost: Option<Bound<'py, PyAny>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        slf.py()
-            .import("score.distlock._hold")?
-            .getattr("Hold")?
-            .call1((slf, timeout.seconds(), autoextend, maxtime, on_lost))
-    }
-
-    /// The beginning of a block; all is checked already.
-    fn _enter(
+    #[pyo3(signature = (timeout=Timeout::Configured, autoextend=None, maxtime=None, on_lost=None), text_signature = "($self, timeout='default', autoextend=None, maxtime=None, on_lost=None)")]
+    fn hold(
         slf: &Bound<'_, Self>,
-        timeout: Option<f64>,
-        autoextend: bool,
-        maxtime: Option<f64>,
-        on_lost: Option<Py<PyAny>>,
-    ) -> PyResult<()> {
-        let py = slf.py();
-        let this = slf.get();
-        let token = this
-            .enter(py, true, timeout.map(seconds), maxtime)?
-            .map_err(|error| exception(py, error))?;
-        if autoextend {
-            this.autoextend(&token, on_lost.map(|on_lost| caller(slf.as_any(), on_lost)));
-        }
-        Ok(())
-    }
-
-    /// The end of a block.
-    fn _leave(&self, py: Python<'_>) -> PyResult<()> {
-        self.leave(py, None, true)
-    }
-
-    /// The same for a coroutine; `lock` is what `on_lost` is called with.
-    fn _autoextend(&self, token: &str, lock: &Bound<'_, PyAny>, on_lost: Option<Py<PyAny>>) {
-        if let Some(token) = Token::parse(token) {
-            self.autoextend(&token, on_lost.map(|on_lost| caller(lock, on_lost)));
-        }
+        timeout: Timeout,
+        autoextend: Option<bool>,
+        maxtime: Option<&Bound<'_, PyAny>>,
+        on_lost: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Hold> {
+        let options = slf.py().import("score.distlock._hold")?;
+        let lease: Option<f64> = options.call_method1("lease", (maxtime,))?.extract()?;
+        options.call_method1("callback", (on_lost,))?;
+        let defaults = slf.get().conf.get().defaults();
+        let entering = Entering {
+            timeout: timeout.or(defaults.0),
+            extended: autoextend.unwrap_or(defaults.1),
+            block: true,
+            lease: lease.and_then(Lease::from_seconds),
+        };
+        let on_lost = on_lost.map(|on_lost| on_lost.clone().unbind());
+        Ok(Hold::new(slf.clone().unbind(), entering, on_lost))
     }
 
     /// Begins to acquire for a coroutine; `bell` is put into the inbox when it is to go on.
+    /// `on_lost` is called with `lock`.
+    #[pyo3(signature = (inbox, bell, timeout, block, autoextend, maxtime, on_lost, lock))]
+    #[allow(clippy::too_many_arguments)] // one caller
     fn _begin(
         &self,
         py: Python<'_>,
         inbox: &Inbox,
         bell: u64,
-        timeout: Option<f64>,
+        timeout: Timeout,
         block: bool,
+        autoextend: Option<bool>,
         maxtime: Option<f64>,
+        on_lost: Option<Py<PyAny>>,
+        lock: Py<PyAny>,
     ) -> PyResult<Acquisition> {
-        Ok(Acquisition::new(acquisition::Acquisition::new(
+        let defaults = self.conf.get().defaults();
+        let request = Request {
+            owner: Some((self.core.id(), owner::current(py)?)),
+            block,
+            extended: autoextend.unwrap_or(defaults.1),
+            lease: maxtime.and_then(Lease::from_seconds),
+        };
+        Acquisition::new(
             self.locks().clone(),
-            self.core.clone(),
-            self.entering(py, block, maxtime)?,
-            Wait::new(timeout.map(seconds)),
-            inbox.bell(bell),
-        )))
+            Some(self.core.clone()),
+            self.core.name().clone(),
+            request,
+            Wait::new(timeout.or(defaults.0)),
+            inbox.wakeup(bell),
+            on_lost.map(|on_lost| (on_lost, lock)),
+        )
+    }
+
+    /// Which of these levels, each as two numbers, the caller opened last; 0 if none.
+    fn _pick(&self, py: Python<'_>, levels: Vec<(u64, u64)>) -> PyResult<usize> {
+        let remembered = owner::current(py)?.remembered;
+        let own = levels
+            .iter()
+            .rposition(|level| remembered.contains(&entered(*level).hold));
+        Ok(own.unwrap_or(0))
     }
 
     /// Extends for a coroutine: the answer goes into the inbox.
@@ -504,27 +424,49 @@ impl Lock {
         token: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let token = self.token_argument(token)?;
-        self.submit(py, inbox, number, move |locks, lock, owner, patience| {
+        self.submit(py, inbox, number, move |locks, lock, caller, patience| {
             locks
-                .extend(lock, owner, token, patience)
+                .extend(lock, caller, token, patience)
                 .map(|()| Value::None)
         })
     }
 
-    /// Releases for a coroutine.
+    /// Releases for a coroutine. It begins at once, and goes on if nobody waits for it.
     fn _release(
         &self,
         py: Python<'_>,
         inbox: &Inbox,
         number: u64,
         token: Option<&Bound<'_, PyAny>>,
-        block: bool,
     ) -> PyResult<()> {
         let token = self.token_argument(token)?;
-        self.submit(py, inbox, number, move |locks, lock, owner, patience| {
-            locks
-                .release(lock, owner, token.as_ref(), block, patience)
-                .map(|()| Value::None)
+        let caller = owner::current(py)?;
+        let ending = self
+            .locks()
+            .begin_release(&self.core, &caller, token.as_ref());
+        self.submit(py, inbox, number, move |locks, lock, _, patience| {
+            let finished = locks.finish(lock.name(), ending, patience);
+            finished.map(|()| Value::None)
+        })
+    }
+
+    /// Ends a block of a coroutine, likewise: the one that opened this level, or that of
+    /// the caller.
+    fn _leave(
+        &self,
+        py: Python<'_>,
+        inbox: &Inbox,
+        number: u64,
+        level: Option<(u64, u64)>,
+    ) -> PyResult<()> {
+        let level = match level {
+            Some(level) => Some(entered(level)),
+            None => self.core.block(&owner::current(py)?),
+        };
+        let ending = self.locks().begin_exit(&self.core, level);
+        self.submit(py, inbox, number, move |locks, lock, _, patience| {
+            let finished = locks.finish(lock.name(), ending, patience);
+            finished.map(|()| Value::None)
         })
     }
 
@@ -537,16 +479,21 @@ impl Lock {
         token: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let token = self.token_argument(token)?;
-        self.submit(py, inbox, number, move |locks, lock, owner, patience| {
+        self.submit(py, inbox, number, move |locks, lock, caller, patience| {
             locks
-                .transfer(lock, owner, token, patience)
+                .transfer(lock, caller, token, patience)
                 .map(|token| Value::Text(token.as_str().to_owned()))
         })
     }
 
     fn __enter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {
-        let (timeout, autoextend) = slf.get().conf.get().block_defaults();
-        Lock::_enter(slf, timeout, autoextend, None, None)?;
+        let py = slf.py();
+        let this = slf.get();
+        let entering = Entering {
+            block: true,
+            ..this.entering(Timeout::Configured)
+        };
+        enter(py, this, entering, None)?.map_err(|error| exception(py, error))?;
         Ok(slf.clone())
     }
 
@@ -560,35 +507,11 @@ impl Lock {
     ) -> PyResult<()> {
         // Python itself makes the body's exception the context of ours.
         let _ = (exc_type, exc, traceback);
-        self.leave(py, None, true)
+        leave(py, self, self.core.block(&owner::current(py)?))
     }
 
     fn __repr__(&self) -> String {
         let state = if self.core.is_held() { "held" } else { "free" };
         format!("<score.distlock.Lock {:?} {state}>", self.name())
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        Python::attach(|py| {
-            self.conf.get().buried(py, self.core.name());
-            if self.core.is_held() {
-                // Nothing is released: the token may be out. Nobody can be told
-                // if even logging fails, for instance at the interpreter's end.
-                let _ = py.import("logging").and_then(|logging| {
-                    logging
-                        .call_method1("getLogger", ("score.distlock",))?
-                        .call_method1(
-                            "debug",
-                            (
-                                "the Lock object of %r is gone; its hold lasts until \
-                                 somebody releases it with its token, or it expires",
-                                self.name(),
-                            ),
-                        )
-                });
-            }
-        });
     }
 }

@@ -4,10 +4,13 @@
 // Python's interfaces want.
 #![allow(clippy::doc_markdown, clippy::unused_self)]
 
+mod acquire;
 mod aio;
 mod arguments;
 mod call;
 mod errors;
+mod events;
+mod hold;
 mod lock;
 mod module;
 mod owner;
@@ -20,6 +23,8 @@ mod _distlock {
     #[allow(clippy::wildcard_imports)]
     use pyo3::prelude::*;
 
+    #[pymodule_export]
+    use super::hold::{Hold, Levels};
     #[pymodule_export]
     use super::lock::Lock;
     #[pymodule_export]
@@ -34,6 +39,8 @@ mod _distlock {
 
     #[pymodule_export]
     use super::aio::{Acquisition, Inbox};
+    #[pymodule_export]
+    use super::events::{_deliver, _deliver_all};
 
     /// The statements that acquire and release a lock in steady use, for the benchmarks.
     #[pyfunction]
@@ -45,6 +52,12 @@ mod _distlock {
     #[pymodule_init]
     fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         let py = module.py();
+        super::events::install();
+        // Their classes are Python's; they are to be had here too.
+        let errors = py.import("score.distlock._errors")?;
+        for name in ["CouldNotAcquireLock", "LockExpired"] {
+            module.add(name, errors.getattr(name)?)?;
+        }
         // Python writes the pre-release of Cargo's 1.0.0-dev.0 as 1.0.0.dev0.
         let version = env!("CARGO_PKG_VERSION").replace("-dev.", ".dev");
         module.add("__version__", version)?;

@@ -1,20 +1,25 @@
 //! `ConfiguredDistlockModule` and `init`.
 
+use super::acquire::{Entering, Timeout, acquire, enter};
+use super::aio::{Acquisition, Inbox};
 use super::arguments;
 use super::call::call;
 use super::errors::exception;
-use super::lock::{Lock, Timeout};
+use super::hold::Levels;
+use super::lock::Lock;
 use crate::engine::{Lease, Name};
 use crate::error::Error;
-use crate::locks::Locks;
+use crate::service::{Locks, Request, Wait};
 use crate::store::{Settings, Store, Url, sql};
 use crate::zone;
+use pyo3::IntoPyObjectExt;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyWeakrefReference};
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The configured module: the locks of one database.
 ///
@@ -38,7 +43,7 @@ use std::time::Duration;
 pub struct ConfiguredDistlockModule {
     locks: Arc<Locks>,
     maxtime: f64,
-    timeout: Option<f64>,
+    timeout: Option<Duration>,
     autoextend: bool,
     url: String,
     engine: Mutex<Option<Py<PyAny>>>,
@@ -47,6 +52,8 @@ pub struct ConfiguredDistlockModule {
     /// The living Lock objects. Only touched with the GIL held, so no fork can
     /// find it locked.
     alive: Mutex<HashMap<Name, Py<PyWeakrefReference>>>,
+    /// From how many entries on to look for the dead.
+    many: AtomicUsize,
 }
 
 impl ConfiguredDistlockModule {
@@ -60,8 +67,8 @@ impl ConfiguredDistlockModule {
         self.locks.store().timeout()
     }
 
-    /// `timeout` and `autoextend` of a plain `with` block.
-    pub fn block_defaults(&self) -> (Option<f64>, bool) {
+    /// The configured `timeout` and `autoextend`.
+    pub fn defaults(&self) -> (Option<Duration>, bool) {
         (self.timeout, self.autoextend)
     }
 
@@ -69,28 +76,35 @@ impl ConfiguredDistlockModule {
         self.alive.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A Lock object has died: its entry goes, unless a new one has taken it.
-    pub fn buried(&self, py: Python<'_>, name: &Name) {
+    /// Takes out the entries of Lock objects that are gone, whenever there are twice as many
+    /// entries as were left the last time.
+    fn forget_the_dead(&self, py: Python<'_>) {
         let mut alive = self.alive();
-        if let Some(reference) = alive.get(name) {
-            if reference.bind(py).upgrade().is_none() {
-                let dead = alive.remove(name);
-                drop(alive);
-                drop(dead);
-            }
+        if alive.len() < self.many.load(Relaxed) {
+            return;
         }
+        let is_dead = |reference: &Py<PyWeakrefReference>| reference.bind(py).upgrade().is_none();
+        let dead: Vec<_> = alive
+            .extract_if(|_, reference| is_dead(reference))
+            .collect();
+        self.many.store((2 * alive.len()).max(1000), Relaxed);
+        drop(alive);
+        // Not under the mutex.
+        drop(dead);
     }
-}
 
-/// A timeout that may be left out; `None` in Python is for ever.
-#[derive(Clone, Copy)]
-pub struct Given(Option<Timeout>);
-
-impl<'a, 'py> FromPyObject<'a, 'py> for Given {
-    type Error = PyErr;
-
-    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Given> {
-        Ok(Given(Some(value.extract()?)))
+    /// Acquires a hold that knows no owner.
+    fn token(
+        &self,
+        py: Python<'_>,
+        name: &Bound<'_, PyAny>,
+        timeout: Timeout,
+    ) -> PyResult<Result<String, Error>> {
+        let name = arguments::name(name)?;
+        let request = Request::default();
+        let timeout = timeout.or(self.timeout);
+        let acquired = acquire(py, &self.locks, &name, &request, timeout, || None)?;
+        Ok(acquired.map(|(_, token)| token.as_str().to_owned()))
     }
 }
 
@@ -176,13 +190,14 @@ impl ConfiguredDistlockModule {
         Ok(ConfiguredDistlockModule {
             locks: Arc::new(Locks::new(Store::new(parsed, settings), lease, reentrant)),
             maxtime,
-            timeout: timeout.seconds(),
+            timeout: timeout.or(Some(Duration::ZERO)),
             autoextend,
             url,
             engine: Mutex::new(given.map(Bound::unbind)),
             engine_options: engine_options.unbind(),
             aio: Mutex::new(None),
             alive: Mutex::default(),
+            many: AtomicUsize::new(1000),
         })
     }
 
@@ -220,11 +235,6 @@ impl ConfiguredDistlockModule {
     }
 
     #[getter]
-    fn _block_defaults(&self) -> (Option<f64>, bool) {
-        self.block_defaults()
-    }
-
-    #[getter]
     fn _module<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyModule>> {
         py.import("score.distlock")
     }
@@ -248,6 +258,7 @@ impl ConfiguredDistlockModule {
         if let Some(lock) = known {
             return Ok(lock.cast_into()?);
         }
+        slf.get().forget_the_dead(py);
         // Making the object may run the garbage collector and with it other
         // code of Python; hence not under the mutex, and look again.
         let made = Bound::new(py, Lock::create(slf.clone().unbind(), name.clone()))?;
@@ -273,15 +284,15 @@ impl ConfiguredDistlockModule {
     /// :returns: the token of the hold, 256 hexadecimal digits.
     /// :raises CouldNotAcquireLock: if somebody else holds it, after `timeout`.
     /// :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``.
-    #[pyo3(signature = (name, *, timeout=Timeout::ZERO), text_signature = "($self, name, *, timeout=0)")]
-    fn acquire<'py>(
-        slf: &Bound<'py, Self>,
-        name: &Bound<'py, PyAny>,
+    #[pyo3(signature = (name, *, timeout=Timeout::Configured), text_signature = "($self, name, *, timeout='default')")]
+    fn acquire(
+        &self,
+        py: Python<'_>,
+        name: &Bound<'_, PyAny>,
         timeout: Timeout,
     ) -> PyResult<String> {
-        ConfiguredDistlockModule::get(slf, name)?
-            .get()
-            .acquire(slf.py(), timeout)
+        self.token(py, name, timeout)?
+            .map_err(|error| exception(py, error))
     }
 
     /// Acquires several locks: all of them, or none.
@@ -300,17 +311,39 @@ impl ConfiguredDistlockModule {
     /// :returns: a :class:`dict` from name to token. As a context manager it releases all of
     ///     them at the end of the block; otherwise its ``release()`` does.
     /// :raises CouldNotAcquireLock: if somebody else holds one of them, after `timeout`.
-    #[pyo3(signature = (names, *, timeout=Timeout::ZERO, autoextend=false), text_signature = "($self, names, *, timeout=0, autoextend=False)")]
+    #[pyo3(signature = (names, *, timeout=Timeout::Configured, autoextend=None), text_signature = "($self, names, *, timeout='default', autoextend=None)")]
     fn acquire_all<'py>(
         slf: &Bound<'py, Self>,
         names: &Bound<'py, PyAny>,
         timeout: Timeout,
-        autoextend: bool,
+        autoextend: Option<bool>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        slf.py()
-            .import("score.distlock._all")?
-            .getattr("acquire_all")?
-            .call1((slf, names, timeout.seconds(), autoextend))
+        let py = slf.py();
+        let all = py.import("score.distlock._all")?;
+        let names: Vec<Bound<'py, PyAny>> = all.getattr("ordered")?.call1((names,))?.extract()?;
+        let this = slf.get();
+        let autoextend = autoextend.unwrap_or(this.autoextend);
+        let until = timeout
+            .or(this.timeout)
+            .map(|timeout| (Instant::now(), timeout));
+        let levels = Levels::new(this.locks.clone());
+        let mut locks = Vec::new();
+        for name in names {
+            let lock = ConfiguredDistlockModule::get(slf, &name)?;
+            let entering = Entering {
+                timeout: until.map(|(begun, timeout)| timeout.saturating_sub(begun.elapsed())),
+                // What is held already stays alive while the others are waited for.
+                extended: true,
+                block: true,
+                lease: None,
+            };
+            let (level, token) =
+                enter(py, lock.get(), entering, None)?.map_err(|error| exception(py, error))?;
+            levels.push(lock.get().core().clone(), level);
+            locks.push((lock, token.as_str().to_owned()));
+        }
+        let levels = Bound::new(py, levels)?;
+        all.getattr("Holds")?.call1((levels, locks, autoextend))
     }
 
     /// Decorates a function, method or coroutine function that is to run under a lock.
@@ -330,20 +363,21 @@ impl ConfiguredDistlockModule {
     /// :returns: the decorator.
     /// :raises ValueError: if a field is no argument of the function.
     /// :raises TypeError: if what is decorated is a generator function or no function.
-    #[pyo3(signature = (name, *, timeout=Given(None), autoextend=None, maxtime=None, on_lost=None), text_signature = "($self, name, *, timeout=..., autoextend=..., maxtime=None, on_lost=None)")]
+    #[pyo3(signature = (name, *, timeout=Timeout::Configured, autoextend=None, maxtime=None, on_lost=None), text_signature = "($self, name, *, timeout='default', autoextend=None, maxtime=None, on_lost=None)")]
     fn locked<'py>(
         slf: &Bound<'py, Self>,
         name: &Bound<'py, PyAny>,
-        timeout: Given,
+        timeout: Timeout,
         autoextend: Option<bool>,
         maxtime: Option<Bound<'py, PyAny>>,
         on_lost: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let this = slf.get();
-        let timeout = timeout.0.map_or(this.timeout, Timeout::seconds);
-        let autoextend = autoextend.unwrap_or(this.autoextend);
-        slf.py()
-            .import("score.distlock._locked")?
+        let py = slf.py();
+        let timeout = match timeout {
+            Timeout::Configured => "default".into_py_any(py)?,
+            Timeout::Given(timeout) => timeout.map(|time| time.as_secs_f64()).into_py_any(py)?,
+        };
+        py.import("score.distlock._locked")?
             .getattr("locked")?
             .call1((slf, name, timeout, autoextend, maxtime, on_lost))
     }
@@ -373,13 +407,38 @@ impl ConfiguredDistlockModule {
     ///
     /// :param name: the name of the lock.
     /// :returns: the token of the hold, or ``None``.
-    fn try_acquiring<'py>(
-        slf: &Bound<'py, Self>,
-        name: &Bound<'py, PyAny>,
-    ) -> PyResult<Option<String>> {
-        ConfiguredDistlockModule::get(slf, name)?
-            .get()
-            .try_acquiring(slf.py())
+    fn try_acquiring(&self, py: Python<'_>, name: &Bound<'_, PyAny>) -> PyResult<Option<String>> {
+        Ok(self.token(py, name, Timeout::ZERO)?.ok())
+    }
+
+    /// Begins to acquire for a coroutine a hold that knows no owner.
+    fn _begin(
+        &self,
+        name: &Bound<'_, PyAny>,
+        inbox: &Inbox,
+        bell: u64,
+        timeout: Timeout,
+    ) -> PyResult<Acquisition> {
+        Acquisition::new(
+            self.locks.clone(),
+            None,
+            arguments::name(name)?,
+            Request::default(),
+            Wait::new(timeout.or(self.timeout)),
+            inbox.wakeup(bell),
+            None,
+        )
+    }
+
+    /// The configured ``autoextend``.
+    #[getter]
+    fn _autoextend(&self) -> bool {
+        self.autoextend
+    }
+
+    /// For levels that a coroutine enters.
+    fn _levels(&self) -> Levels {
+        Levels::new(self.locks.clone())
     }
 
     /// Gives a hold another ``maxtime`` from now.

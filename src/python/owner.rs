@@ -1,15 +1,20 @@
-//! Who calls: the running asyncio task and the current greenlet, if any.
+//! Who calls: the running asyncio or trio task, the current greenlet, and the holds that
+//! the context remembers.
 
-use crate::engine::Owner;
+use crate::engine::{Caller, HoldId, Place};
+use crate::service::registry;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// Numbers for tasks and greenlets that are never used again, unlike `id()`.
 static NUMBERS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static NEXT: AtomicU64 = AtomicU64::new(1);
+/// The numbers of the holds that were taken in this context or in one it was copied from.
+static REMEMBERED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
 fn number(object: &Bound<'_, PyAny>) -> PyResult<u64> {
     let py = object.py();
@@ -49,27 +54,88 @@ fn modules(py: Python<'_>) -> PyResult<&Bound<'_, PyDict>> {
     modules.map(|modules| modules.bind(py))
 }
 
-/// The execution context that calls.
-pub fn current(py: Python<'_>) -> PyResult<Owner> {
-    let modules = modules(py)?;
-    let mut task = None;
+/// The asyncio or trio task that runs on this thread.
+fn task(modules: &Bound<'_, PyDict>) -> PyResult<Option<u64>> {
+    let py = modules.py();
     if let Some(events) = imported(modules, intern!(py, "asyncio.events"))? {
         let running = events.call_method0(intern!(py, "_get_running_loop"))?;
         if !running.is_none() {
             let asyncio = py.import(intern!(py, "asyncio"))?;
             let current = asyncio.call_method1(intern!(py, "current_task"), (running,))?;
             if !current.is_none() {
-                task = Some(number(&current)?);
+                return number(&current).map(Some);
             }
         }
     }
-    let mut greenlet = None;
-    if let Some(module) = imported(modules, intern!(py, "greenlet"))? {
-        let current = module.call_method0(intern!(py, "getcurrent"))?;
-        // The first greenlet of a thread is the thread itself.
-        if !current.getattr(intern!(py, "parent"))?.is_none() {
-            greenlet = Some(number(&current)?);
+    if let Some(trio) = imported(modules, intern!(py, "trio.lowlevel"))? {
+        // An error says that no trio task runs here.
+        if let Ok(current) = trio.call_method0(intern!(py, "current_task")) {
+            return number(&current).map(Some);
         }
     }
-    Ok(Owner::current(task, greenlet))
+    Ok(None)
+}
+
+/// The greenlet that runs on this thread, unless it is the thread's first, which is the
+/// thread itself.
+fn greenlet(modules: &Bound<'_, PyDict>) -> PyResult<Option<u64>> {
+    let py = modules.py();
+    let Some(module) = imported(modules, intern!(py, "greenlet"))? else {
+        return Ok(None);
+    };
+    let current = module.call_method0(intern!(py, "getcurrent"))?;
+    if current.getattr(intern!(py, "parent"))?.is_none() {
+        return Ok(None);
+    }
+    if let Some(threadpool) = imported(modules, intern!(py, "gevent.threadpool"))? {
+        // It runs one function after the other for different greenlets, in one context, so
+        // nothing tells whose this call is: it is nobody's who called before.
+        let worker = threadpool.getattr(intern!(py, "_WorkerGreenlet"));
+        if worker.is_ok_and(|worker| current.is_instance(&worker).unwrap_or(false)) {
+            return Ok(Some(NEXT.fetch_add(1, Relaxed)));
+        }
+    }
+    number(&current).map(Some)
+}
+
+fn variable(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
+    let variable = REMEMBERED.get_or_try_init(py, || {
+        py.import("contextvars")?
+            .getattr("ContextVar")?
+            .call1(("score.distlock.holds",))
+            .map(Bound::unbind)
+    });
+    variable.map(|variable| variable.bind(py))
+}
+
+fn remembered(py: Python<'_>) -> PyResult<Vec<HoldId>> {
+    let known = variable(py)?.call_method1(intern!(py, "get"), (py.None(),))?;
+    if known.is_none() {
+        return Ok(Vec::new());
+    }
+    let numbers: Vec<u64> = known.extract()?;
+    Ok(numbers.into_iter().map(HoldId::from_number).collect())
+}
+
+/// The caller.
+pub fn current(py: Python<'_>) -> PyResult<Caller> {
+    let modules = modules(py)?;
+    let place = Place::current(task(modules)?, greenlet(modules)?);
+    let remembered = Arc::from(remembered(py)?);
+    Ok(Caller { place, remembered })
+}
+
+/// The context remembers one more hold, and forgets those that are no more.
+pub fn remember(py: Python<'_>, hold: HoldId) -> PyResult<()> {
+    let known = remembered(py)?;
+    if known.contains(&hold) {
+        return Ok(());
+    }
+    let mut living = registry(std::process::id()).with(|holds| holds.living(&known));
+    living.push(hold);
+    let numbers = living.into_iter().map(HoldId::number);
+    let numbers = PyTuple::new(py, numbers.collect::<Vec<_>>())?;
+    variable(py)?
+        .call_method1(intern!(py, "set"), (numbers,))
+        .map(drop)
 }

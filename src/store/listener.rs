@@ -5,6 +5,7 @@ use super::failure::Failure;
 use super::patience::Patience;
 use super::sql::LISTEN_KEY;
 use super::statements::Store;
+use crate::engine::TICKET_BITS;
 use rand::RngExt;
 use std::time::{Duration, Instant};
 
@@ -52,12 +53,9 @@ impl From<Failure> for Deaf {
 impl Listener {
     /// How long a notification to oneself may take.
     const PROOF: Duration = Duration::from_secs(1);
-    /// The bits of a ticket that its listener numbers itself.
-    pub const TICKET_BITS: u32 = 24;
-
     /// Opens a listening connection and proves it.
     pub fn open(store: &Store, patience: Patience) -> Result<Listener, Deaf> {
-        let number = rand::rng().random_range(1..1_i64 << (63 - Listener::TICKET_BITS));
+        let number = rand::rng().random_range(1..1_i64 << (63 - TICKET_BITS));
         let mut connection = store.connect(patience)?;
         connection.batch(&format!("LISTEN score_distlock_{number:x}"), patience)?;
         let proof = format!("proof {}", rand::rng().random::<u64>());

@@ -22,5 +22,5 @@ pub use listener::{Call, Deaf, Listener};
 pub use patience::{Check, Patience};
 pub use pool::Settings;
 pub use schema::schema_sql;
-pub use statements::{Answer, Candidate, Doubt, Look, Queue, Released, Store, Turn};
+pub use statements::{Answer, Candidate, Look, Queue, Released, Renewed, Store, Turn};
 pub use url::Url;

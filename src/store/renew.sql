@@ -1,17 +1,19 @@
--- Gives many holds a new lease that begins now; tells which, by position.
+-- Gives many holds a new lease that begins now; tells by position which are there, and
+-- which of these were extended.
 --
 -- $1 names, $2 tokens, $3 leases in seconds, $4 the host's offset from UTC in
 -- seconds.
 --
 -- Guarantees:
--- * As extend.sql for each of them, but it waits for no row: what is locked by
---   somebody at this moment is left out, and is then extended by itself. So two
---   processes that renew many can never wait for each other.
+-- * As extend.sql for each of them, but it waits for no row: what another transaction has
+--   locked at this moment is there, but not extended. So no hold waits for another's row,
+--   and two processes that renew many never wait for each other.
+-- * No row comes back for a token that has no hold.
 WITH wanted AS MATERIALIZED (
     SELECT * FROM unnest($1, $2, $3) WITH ORDINALITY AS wanted (name, token, seconds, position)
 ), clock AS MATERIALIZED (
     SELECT clock_timestamp() AS instant
-), held AS MATERIALIZED (
+), present AS MATERIALIZED (
     SELECT lock.id, wanted.seconds, wanted.position
       FROM wanted
       JOIN _score_distlock AS lock ON lock.name = wanted.name AND lock.token = wanted.token
@@ -20,13 +22,25 @@ WITH wanted AS MATERIALIZED (
              ELSE updated + make_interval(secs => greatest(lease, seconds))
                >= (clock_timestamp() AT TIME ZONE 'UTC') + make_interval(secs => {zone})
            END
+), held AS MATERIALIZED (
+    SELECT lock.id, present.seconds, present.position
+      FROM present
+      JOIN wanted ON wanted.position = present.position
+      JOIN _score_distlock AS lock ON lock.id = present.id AND lock.token = wanted.token
+     WHERE CASE
+             WHEN touched = updated THEN expires > clock_timestamp()
+             ELSE updated + make_interval(secs => greatest(lease, present.seconds))
+               >= (clock_timestamp() AT TIME ZONE 'UTC') + make_interval(secs => {zone})
+           END
        FOR NO KEY UPDATE OF lock SKIP LOCKED
+), renewed AS (
+    UPDATE _score_distlock AS lock
+       SET updated = {local},
+           touched = {local},
+           expires = instant + make_interval(secs => seconds),
+           lease = seconds
+      FROM held, clock
+     WHERE lock.id = held.id
+ RETURNING held.position
 )
-UPDATE _score_distlock AS lock
-   SET updated = {local},
-       touched = {local},
-       expires = instant + make_interval(secs => seconds),
-       lease = seconds
-  FROM held, clock
- WHERE lock.id = held.id
-RETURNING held.position
+SELECT position, position IN (SELECT position FROM renewed) AS extended FROM present

@@ -41,7 +41,7 @@ impl Row {
             // data_exception
             sqlstate: "22000".to_owned(),
             // The statement was executed.
-            unsure: true,
+            unknown: true,
             message: format!("the server's answer is not understood: column {name}: {reason}"),
         })
     }

@@ -89,7 +89,7 @@ pub fn ensure(connection: &mut Connection, patience: Patience) -> Result<(), Fai
                 let sql = schema_sql(state.schema.as_deref(), Some(&state.role));
                 return Err(Failure::Stopped(Error::Sql {
                     sqlstate: "42501".to_owned(),
-                    unsure: false,
+                    unknown: false,
                     message: format!(
                         "the table _score_distlock is missing or not up to date, and the user \
                          {:?} may not change that ({}). An administrator must run:\n\n{sql}",

@@ -118,7 +118,7 @@ statements! {
     7 CHECK = "check.sql" (lease 0, zone 0) [];
     8 GUARD = "guard.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
     9 WAIT = "wait.sql" (lease 3, zone 4)
-        [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, INT8, INT8_ARRAY];
+        [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, INT8, INT8_ARRAY, BOOL];
     10 LEAVE = "leave.sql" (lease 3, zone 4) [TEXT, INT8, FLOAT8, FLOAT8];
     11 LISTEN_KEY = "listen.sql" (lease 0, zone 0) [INT8];
     12 PROVE = "prove.sql" (lease 0, zone 0) [INT8, TEXT];
@@ -127,9 +127,10 @@ statements! {
         [TEXT, TEXT, FLOAT8, FLOAT8];
     18 RELEASE_CALLING = "release_calling.sql" (lease 3, zone 4)
         [TEXT, TEXT, FLOAT8, FLOAT8];
-    15 TAKE = "take.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8];
+    15 TAKE = "take.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, BOOL];
     19 TAKE_BUSY = "take_busy.sql" (lease 3, zone 4)
-        [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8];
+        [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, BOOL];
+    20 HELD = "held.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
     14 PROBE = "probe.sql" (lease 3, zone 2) [TEXT, FLOAT8, FLOAT8];
     13 RENEW = "renew.sql" (lease 0, zone 4) [TEXT_ARRAY, TEXT_ARRAY, FLOAT8_ARRAY, FLOAT8];
 }
@@ -163,6 +164,7 @@ mod tests {
             &RELEASE_AWAITED,
             &RELEASE_CALLING,
             &TAKE_BUSY,
+            &HELD,
         ]
     }
 

@@ -11,7 +11,7 @@ use super::row::Row;
 use super::schema;
 use super::sql::{self, Statement};
 use super::url::Url;
-use crate::engine::{Deadline, Lease, Name, Token};
+use crate::engine::{Deadline, Lease, Loss, Moment, Name, Token};
 use crate::error::{Error, Result};
 use crate::zone;
 use rand::RngExt;
@@ -25,10 +25,10 @@ pub enum Answer {
     /// The lock is held, with this fencing number, until this deadline.
     Acquired(i64, Deadline),
     /// Somebody else has it. If an answer was lost on the way, that may be a statement
-    /// of this call (`unsure`).
+    /// of this call (`unknown`).
     Held {
         /// The token may turn out to be that of a hold.
-        unsure: bool,
+        unknown: bool,
     },
 }
 
@@ -57,8 +57,15 @@ pub enum Released {
 /// What a waiter came to.
 #[derive(Debug)]
 pub enum Turn {
-    /// The lock is held, with this fencing number, until this deadline.
-    Acquired(i64, Deadline),
+    /// The lock is held.
+    Acquired {
+        /// The fencing number.
+        fence: i64,
+        /// Until when.
+        deadline: Deadline,
+        /// The ticket is in the queue, at its end.
+        queued: bool,
+    },
     /// Not yet.
     Later(Queue),
 }
@@ -82,14 +89,14 @@ pub struct Queue {
     /// All tickets.
     pub tickets: Vec<i64>,
     /// An answer was lost: its statement may have taken the lock, or may yet.
-    pub unsure: bool,
+    pub unknown: bool,
 }
 
 impl Queue {
     /// Nothing was seen of it.
-    fn unseen(unsure: bool) -> Queue {
+    fn unseen(unknown: bool) -> Queue {
         Queue {
-            unsure,
+            unknown,
             ..Queue::default()
         }
     }
@@ -108,17 +115,19 @@ pub struct Candidate<'a> {
     pub ticket: i64,
     /// An earlier one, or 0.
     pub previous: i64,
+    /// Others of the process wait: the ticket is to go to the queue's end.
+    pub more: bool,
 }
 
-/// What a releaser knows beforehand.
-#[derive(Clone, Copy, Debug)]
-pub struct Doubt {
-    /// Its own deadline has not passed.
-    pub held: bool,
-    /// It has tried before, and the answer was lost.
-    pub again: bool,
-    /// Others are likely to wait for the lock.
-    pub awaited: bool,
+/// What came of the attempt to renew a hold along with others.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Renewed {
+    /// It is extended until this deadline.
+    Until(Deadline),
+    /// It is there, but another transaction has locked its row.
+    Locked,
+    /// The token has no hold.
+    Gone,
 }
 
 /// The table of locks of one database.
@@ -145,7 +154,7 @@ struct Outcome {
     rows: Vec<Row>,
     /// How many rows the statement changed or returned.
     affected: u64,
-    sent: Instant,
+    sent: Moment,
     repeated: bool,
 }
 
@@ -153,7 +162,7 @@ struct Outcome {
 pub(super) fn refused(refusal: Refusal) -> Error {
     let said = refusal.message;
     Error::Sql {
-        unsure: false,
+        unknown: false,
         message: match refusal.sqlstate.as_str() {
             "42P01" => format!(
                 "{said}; the table is missing: score.distlock.init() creates it, \
@@ -171,8 +180,8 @@ pub(super) fn refused(refusal: Refusal) -> Error {
 fn unless_locked(answer: Result<Outcome>) -> Result<std::result::Result<Outcome, Queue>> {
     match answer {
         Err(Error::Sql {
-            sqlstate, unsure, ..
-        }) if sqlstate == "55P03" => Ok(Err(Queue::unseen(unsure))),
+            sqlstate, unknown, ..
+        }) if sqlstate == "55P03" => Ok(Err(Queue::unseen(unknown))),
         answer => answer.map(Ok),
     }
 }
@@ -182,7 +191,7 @@ fn only(rows: &[Row]) -> Result<&Row> {
     rows.first().ok_or_else(|| Error::Sql {
         sqlstate: "02000".to_owned(),
         // It was executed.
-        unsure: true,
+        unknown: true,
         message: "the statement brought no row".to_owned(),
     })
 }
@@ -255,10 +264,10 @@ impl Store {
         loop {
             let prepare = !self.pooler.load(Relaxed);
             let mut taken = false;
-            let mut sent = Instant::now();
+            let mut sent = Moment::now();
             let outcome = self.pool.take(patience).and_then(|mut connection| {
                 taken = true;
-                sent = Instant::now();
+                sent = Moment::now();
                 if prepare {
                     connection.query(statement, parameters, patience)
                 } else {
@@ -335,7 +344,7 @@ impl Store {
             &zone::offset(),
             &holder,
         ];
-        let mut unsure = false;
+        let mut unknown = false;
         if likely {
             let answer = self.execute(&sql::RETAKE, &parameters, patience)?;
             if let Some(row) = answer.rows.first() {
@@ -343,14 +352,14 @@ impl Store {
                 self.sweep_if_nothing_else_does(lease, patience)?;
                 return Ok(Answer::Acquired(row.get("fence")?, deadline));
             }
-            unsure = answer.repeated;
+            unknown = answer.repeated;
         }
         let mut tries = 0;
         loop {
             tries += 1;
             let answer = self
                 .execute(&sql::ACQUIRE, &parameters, patience)
-                .map_err(|error| error.after(unsure))?;
+                .map_err(|error| error.after(unknown))?;
             let row = only(&answer.rows)?;
             if let Some(fence) = row.get("fence")? {
                 let deadline = Deadline::new(answer.sent, lease.seconds());
@@ -364,13 +373,13 @@ impl Store {
                     Deadline::new(answer.sent, remaining),
                 ));
             }
-            unsure |= answer.repeated;
+            unknown |= answer.repeated;
             // Nobody holds it, but its row was locked: by another taker who is
             // about to commit, by a guard, or by 0.2.5 cleaning up.
             let busy = row.get::<Option<bool>>("held")? != Some(true);
             if !busy || tries == Store::TRIES_WHILE_BUSY || patience.over() {
                 self.sweep_now_and_then(lease, patience)?;
-                return Ok(Answer::Held { unsure });
+                return Ok(Answer::Held { unknown });
             }
             let limit = Duration::from_millis(1 << tries);
             patience.pause(limit.mul_f64(rand::rng().random_range(0.5..1.0)))?;
@@ -382,27 +391,32 @@ impl Store {
     pub fn take(&self, waiter: Candidate, patience: Patience) -> Result<Turn> {
         let lease = waiter.lease.seconds();
         let holder = self.holder(patience.process);
-        let parameters: [Parameter; 6] = [
+        let parameters: [Parameter; 7] = [
             &waiter.name.as_str(),
             &waiter.token.as_str(),
             &lease,
             &zone::offset(),
             &holder,
             &waiter.ticket,
+            &waiter.more,
         ];
         let mut answer = self.execute(&sql::TAKE, &parameters, patience)?;
-        let mut unsure = answer.repeated;
+        let mut unknown = answer.repeated;
         if answer.rows.is_empty() {
             let busy = self.execute(&sql::TAKE_BUSY, &parameters, patience);
-            answer = match unless_locked(busy.map_err(|error| error.after(unsure)))? {
+            answer = match unless_locked(busy.map_err(|error| error.after(unknown)))? {
                 Ok(answer) => answer,
                 Err(unseen) => return Ok(Turn::Later(unseen)),
             };
-            unsure |= answer.repeated;
+            unknown |= answer.repeated;
         }
         Ok(match answer.rows.first() {
-            Some(row) => Turn::Acquired(row.get("fence")?, Deadline::new(answer.sent, lease)),
-            None => Turn::Later(Queue::unseen(unsure)),
+            Some(row) => Turn::Acquired {
+                fence: row.get("fence")?,
+                deadline: Deadline::new(answer.sent, lease),
+                queued: waiter.more,
+            },
+            None => Turn::Later(Queue::unseen(unknown)),
         })
     }
 
@@ -420,6 +434,7 @@ impl Store {
                 &waiter.ticket,
                 &waiter.previous,
                 &known,
+                &waiter.more,
             ],
             patience,
         );
@@ -429,17 +444,21 @@ impl Store {
         };
         let row = only(&answer.rows)?;
         if let Some(fence) = row.get::<Option<i64>>("fence")? {
-            let deadline = Deadline::new(answer.sent, waiter.lease.seconds());
-            return Ok(Turn::Acquired(fence, deadline));
+            return Ok(Turn::Acquired {
+                fence,
+                deadline: Deadline::new(answer.sent, waiter.lease.seconds()),
+                queued: waiter.more,
+            });
         }
         let remaining = row.get::<Option<f64>>("remaining")?.unwrap_or_default();
-        if row.get::<Option<bool>>("mine")? == Some(true) {
-            return Ok(Turn::Acquired(
-                row.get::<Option<i64>>("seen_fence")?.unwrap_or_default(),
-                Deadline::new(answer.sent, remaining),
-            ));
-        }
         let tickets: Vec<i64> = row.get::<Option<_>>("waiters")?.unwrap_or_default();
+        if row.get::<Option<bool>>("mine")? == Some(true) {
+            return Ok(Turn::Acquired {
+                fence: row.get::<Option<i64>>("seen_fence")?.unwrap_or_default(),
+                deadline: Deadline::new(answer.sent, remaining),
+                queued: tickets.contains(&waiter.ticket),
+            });
+        }
         Ok(Turn::Later(Queue {
             queued: tickets.contains(&waiter.ticket),
             live: row.get::<Option<bool>>("live")? == Some(true),
@@ -448,7 +467,7 @@ impl Store {
             remaining,
             ahead: u32::try_from(row.get::<i64>("ahead")?).unwrap_or(u32::MAX),
             tickets,
-            unsure: answer.repeated,
+            unknown: answer.repeated,
         }))
     }
 
@@ -462,13 +481,12 @@ impl Store {
         .map(drop)
     }
 
-    /// Extends many holds; tells for each the new deadline. `None` is no bad
-    /// news: the row may just have been locked by somebody.
+    /// Extends many holds in one statement, which waits for no row.
     pub fn renew(
         &self,
         holds: &[(Name, Token, Lease)],
         patience: Patience,
-    ) -> Result<Vec<Option<Deadline>>> {
+    ) -> Result<Vec<Renewed>> {
         let names: Vec<&str> = holds.iter().map(|(name, _, _)| name.as_str()).collect();
         let tokens: Vec<&str> = holds.iter().map(|(_, token, _)| token.as_str()).collect();
         let leases: Vec<f64> = holds.iter().map(|(_, _, lease)| lease.seconds()).collect();
@@ -477,15 +495,61 @@ impl Store {
             &[&names, &tokens, &leases, &zone::offset()],
             patience,
         )?;
-        let mut deadlines = vec![None; holds.len()];
+        let mut renewed = vec![Renewed::Gone; holds.len()];
         for row in &answer.rows {
             // Positions count from 1.
             let position = usize::try_from(row.get::<i64>("position")?).unwrap_or_default();
-            if let Some(lease) = leases.get(position.wrapping_sub(1)) {
-                deadlines[position - 1] = Some(Deadline::new(answer.sent, *lease));
+            let position = position.wrapping_sub(1);
+            if let Some(lease) = leases.get(position) {
+                renewed[position] = if row.get("extended")? {
+                    Renewed::Until(Deadline::new(answer.sent, *lease))
+                } else {
+                    Renewed::Locked
+                };
             }
         }
-        Ok(deadlines)
+        Ok(renewed)
+    }
+
+    /// Whether the token has a hold. It reads and writes nothing.
+    pub fn is_held(
+        &self,
+        name: &Name,
+        token: &Token,
+        lease: Lease,
+        patience: Patience,
+    ) -> Result<bool> {
+        let answer = self.execute(
+            &sql::HELD,
+            &[
+                &name.as_str(),
+                &token.as_str(),
+                &lease.seconds(),
+                &zone::offset(),
+            ],
+            patience,
+        )?;
+        Ok(!answer.rows.is_empty())
+    }
+
+    /// Why a hold that should stand is not there.
+    pub fn why_lost(&self, name: &Name, token: &Token, patience: Patience) -> Loss {
+        let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
+        match self.execute(&sql::RELEASED, &parameters, patience) {
+            Ok(answer) if !answer.rows.is_empty() => Loss::Released,
+            // It is only about the words of an exception.
+            _ => Loss::Unknown,
+        }
+    }
+
+    /// How many connections there may be at once.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        let settings = &self.pool.settings;
+        let most = settings
+            .overflow
+            .map_or(64, |overflow| settings.size + overflow);
+        most.clamp(1, 256)
     }
 
     /// A connection that is not in the pool.
@@ -550,51 +614,53 @@ impl Store {
     }
 
     /// Ends the hold.
-    ///
-    /// If the caller's own deadline has not passed (`held`), a hold that is not found
-    /// after an answer was lost was ended by ourselves.
     pub fn release(
         &self,
         name: &Name,
         token: &Token,
         lease: Lease,
-        doubt: Doubt,
+        awaited: bool,
         patience: Patience,
     ) -> Result<Released> {
-        let mut unsure = doubt.again;
+        self.release_again(name, token, lease, (false, false, awaited), patience)
+    }
+
+    /// Ends the hold, perhaps once more.
+    ///
+    /// If the caller's own deadline has not passed (`held`), a hold that is not found
+    /// after an answer was lost was ended by ourselves; so it may be if an earlier call has
+    /// tried (`again`). `awaited`: others are likely to wait for the lock.
+    pub fn release_again(
+        &self,
+        name: &Name,
+        token: &Token,
+        lease: Lease,
+        (held, again, awaited): (bool, bool, bool),
+        patience: Patience,
+    ) -> Result<Released> {
+        let mut unknown = again;
         let mut released = Released::Lost;
-        if doubt.awaited {
-            released = self.call(
-                &sql::RELEASE_CALLING,
-                name,
-                token,
-                lease,
-                &mut unsure,
-                patience,
-            )?;
+        let calling = |statement: &Statement, unknown: &mut bool| {
+            self.call(statement, name, token, lease, unknown, patience)
+        };
+        if awaited {
+            released = calling(&sql::RELEASE_CALLING, &mut unknown)?;
         } else {
             let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
             let answer = self
                 .execute(&sql::RELEASE, &parameters, patience)
-                .map_err(|error| error.after(unsure))?;
-            unsure |= answer.repeated;
+                .map_err(|error| error.after(unknown))?;
+            unknown |= answer.repeated;
             if answer.affected == 1 {
                 released = Released::Quietly;
             }
         }
         if released == Released::Lost {
-            released = self.call(
-                &sql::RELEASE_AWAITED,
-                name,
-                token,
-                lease,
-                &mut unsure,
-                patience,
-            )?;
+            released = calling(&sql::RELEASE_AWAITED, &mut unknown)?;
         }
-        if released == Released::Lost && unsure {
+        if released == Released::Lost && unknown {
             let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
-            let ended = doubt.held
+            let ended = held
                 || !self
                     .execute(&sql::RELEASED, &parameters, patience)
                     .map_err(|error| error.after(true))?
@@ -618,7 +684,7 @@ impl Store {
         name: &Name,
         token: &Token,
         lease: Lease,
-        unsure: &mut bool,
+        unknown: &mut bool,
         patience: Patience,
     ) -> Result<Released> {
         let parameters: [Parameter; 4] = [
@@ -629,8 +695,8 @@ impl Store {
         ];
         let answer = self
             .execute(statement, &parameters, patience)
-            .map_err(|error| error.after(*unsure))?;
-        *unsure |= answer.repeated;
+            .map_err(|error| error.after(*unknown))?;
+        *unknown |= answer.repeated;
         let Some(row) = answer.rows.first() else {
             return Ok(Released::Lost);
         };

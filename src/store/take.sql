@@ -2,7 +2,7 @@
 --
 -- $1 name, $2 the token to take it with, $3 lease in seconds, $4 the host's
 -- offset from UTC in seconds, $5 the holder's name for people, $6 the waiter's
--- ticket.
+-- ticket, $7 whether more of its process wait: the ticket then goes to the queue's end.
 --
 -- Guarantees:
 -- * Taking is as in retake.sql, whose remarks apply here too.
@@ -10,7 +10,7 @@
 --   at this moment: take_busy.sql waits for it, and wait.sql finds out.
 UPDATE _score_distlock
    SET {taking_now},
-       waiters = nullif(waiters[2:], '{}')
+       waiters = CASE WHEN $7 THEN waiters[2:] || $6 ELSE nullif(waiters[2:], '{}') END
  WHERE id = (
     SELECT id
       FROM _score_distlock

@@ -3,7 +3,7 @@
 --
 -- $1 name, $2 the token to take it with, $3 lease in seconds, $4 the host's
 -- offset from UTC in seconds, $5 the holder's name for people, $6 the waiter's
--- ticket.
+-- ticket, $7 whether more of its process wait: the ticket then goes to the queue's end.
 --
 -- Guarantees:
 -- * Taking is as in acquire.sql and wait.sql. No row comes back if anything is
@@ -31,7 +31,7 @@ WITH entry AS MATERIALIZED (
 )
 UPDATE _score_distlock AS lock
    SET {taking},
-       waiters = nullif(waiters[2:], '{}')
+       waiters = CASE WHEN $7 THEN waiters[2:] || $6 ELSE nullif(waiters[2:], '{}') END
   FROM free
  WHERE lock.id = free.id
 RETURNING lock.fence

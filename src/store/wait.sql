@@ -4,7 +4,8 @@
 -- $1 name, $2 the token to take it with, $3 lease in seconds, $4 the host's
 -- offset from UTC in seconds, $5 the holder's name for people, $6 the waiter's
 -- ticket, $7 an earlier ticket of the same waiter or 0, $8 the queue as last
--- seen, without this waiter.
+-- seen, without this waiter, $9 whether more of its process wait: if the lock is taken,
+-- the ticket goes to the queue's end.
 --
 -- Guarantees:
 -- * Taking is as in acquire.sql: one taker, a fence in the order of commits, no
@@ -37,7 +38,10 @@ WITH free AS MATERIALIZED (
 ), taken AS (
     UPDATE _score_distlock AS lock
        SET {taking},
-           waiters = nullif(array_remove(array_remove(waiters, $6), $7), '{}')
+           waiters = CASE
+             WHEN $9 THEN array_remove(array_remove(waiters, $6), $7) || $6
+             ELSE nullif(array_remove(array_remove(waiters, $6), $7), '{}')
+           END
       FROM free
      WHERE lock.id = free.id
  RETURNING lock.fence
@@ -52,7 +56,7 @@ WITH free AS MATERIALIZED (
            (name, token, acquired, updated, touched, expires, lease, fence, holder, waiters)
     SELECT $1, $2, {local}, {local}, {local},
            instant + make_interval(secs => $3), $3,
-           nextval('_score_distlock_fence_seq'), $5, nullif($8, '{}')
+           nextval('_score_distlock_fence_seq'), $5, CASE WHEN $9 THEN $8 || $6 ELSE nullif($8, '{}') END
       FROM missing
         ON CONFLICT (name) DO NOTHING
  RETURNING fence

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from ._errors import LockExpired
 
 if TYPE_CHECKING:
-    from . import ConfiguredDistlockModule, Lock
+    from . import Lock
+    from ._distlock import _Levels
 
 
 def ordered(names: Iterable[str]) -> list[str]:
@@ -36,23 +36,84 @@ class Pace:
         return None if self._until is None else max(0.0, self._until - time.monotonic())
 
 
+_Result = TypeVar("_Result")
+
+
+def _reading(method: Callable[..., _Result]) -> Callable[..., _Result]:
+    """A method of :class:`dict` after which somebody may know a token."""
+
+    def read(self: Tokens, *args: Any, **kwargs: Any) -> _Result:
+        self._read()
+        return method(self, *args, **kwargs)
+
+    read.__name__ = method.__name__
+    read.__doc__ = method.__doc__
+    return read
+
+
+class Tokens(dict[str, str]):
+    """Tokens by name, of holds that end with this object until somebody has read one.
+
+    An interrupt may come between the moment at which the holds are there and the moment at
+    which their ``with`` block begins. This object is dropped then, and the holds with it. Who
+    has read a token has to release it, outside of a block.
+    """
+
+    _levels: _Levels | None = None
+    _in_block = False
+
+    def _read(self) -> None:
+        if self._levels is not None and not self._in_block:
+            self._levels.keep()
+
+    __getitem__ = _reading(dict.__getitem__)
+    get = _reading(dict.get)  # type: ignore[assignment]
+    items = _reading(dict.items)  # type: ignore[assignment]
+    values = _reading(dict.values)  # type: ignore[assignment]
+    pop = _reading(dict.pop)  # type: ignore[assignment]
+    popitem = _reading(dict.popitem)
+    setdefault = _reading(dict.setdefault)  # type: ignore[assignment]
+    copy = _reading(dict.copy)
+    __or__ = _reading(dict.__or__)  # type: ignore[assignment]
+    __ror__ = _reading(dict.__ror__)  # type: ignore[assignment]
+    __eq__ = _reading(dict.__eq__)  # type: ignore[assignment]
+    __repr__ = _reading(dict.__repr__)
+    __hash__ = None  # type: ignore[assignment]
+
+    def __iter__(self) -> Iterator[str]:
+        # Also what makes dict() and ** ask the methods above instead of copying at once.
+        self._read()
+        return super().__iter__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._read()
+        return dict, (dict(self),)
+
+
 @final
-class Holds(dict[str, str]):
+class Holds(Tokens):
     """The tokens of several holds, by name. Leaving it as a context manager releases them."""
 
     __module__ = "score.distlock"
 
-    def __init__(self, locks: list[Lock], tokens: dict[str, str]) -> None:
-        super().__init__(tokens)
-        self._locks = locks
+    def __init__(self, levels: _Levels, locks: list[tuple[Lock, str]], autoextend: bool) -> None:
+        super().__init__({lock.name: token for lock, token in locks})
+        self._levels: _Levels = levels
+        for lock, token in locks:
+            if lock.expired:
+                raise LockExpired(lock.name, token, reason="expired")
+        if not autoextend:
+            levels.stop_extending()
+            for lock, _ in locks:
+                if lock.remaining < 0.9 * lock.conf.maxtime:
+                    lock.extend()
 
     def release(self) -> None:
         """Releases all of them, also if the release of one fails; raises what failed first."""
-        with contextlib.ExitStack() as stack:
-            for lock in self._locks:
-                stack.callback(lock._leave)
+        self._levels.release()
 
     def __enter__(self) -> Holds:
+        self._in_block = True
         return self
 
     def __exit__(
@@ -61,33 +122,4 @@ class Holds(dict[str, str]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.release()
-
-
-def _entered(conf: ConfiguredDistlockModule, names: list[str], pace: Pace) -> Iterator[Lock]:
-    for name in names:
-        lock = conf.get(name)
-        # What is held already stays alive while the others are waited for.
-        lock._enter(pace.left(), True, None, None)
-        yield lock
-
-
-def acquire_all(
-    conf: ConfiguredDistlockModule, names: Iterable[str], timeout: float | None, autoextend: bool
-) -> Holds:
-    """Acquires all of the locks, or none."""
-    wanted = ordered(names)
-    locks: list[Lock] = []
-    with contextlib.ExitStack() as stack:
-        for lock in _entered(conf, wanted, Pace(timeout)):
-            stack.callback(lock._leave)
-            locks.append(lock)
-        for lock in locks:
-            if lock.expired:
-                raise LockExpired(lock.name, str(lock.token))
-            if not autoextend:
-                lock._stop_extending()
-                if lock.remaining < 0.9 * conf.maxtime:
-                    lock.extend()
-        stack.pop_all()
-    return Holds(locks, {lock.name: str(lock.token) for lock in locks})
+        self._levels.release()

@@ -5,12 +5,17 @@ from typing import Any, final
 from typing_extensions import Self
 
 from . import ConfiguredDistlockModule as ConfiguredDistlockModule
+from . import CouldNotAcquireLock as CouldNotAcquireLock
+from . import Hold as Hold
 from . import Lock as Lock
+from . import LockExpired as LockExpired
 from . import __version__ as __version__
 from . import init as init
 
 def _schema(schema: str | None = None, role: str | None = None) -> str: ...
 def _statements() -> tuple[str, str]: ...
+def _deliver() -> None: ...
+def _deliver_all() -> None: ...
 
 @final
 class _Inbox:
@@ -20,15 +25,30 @@ class _Inbox:
 
 @final
 class _Acquisition:
-    def step(self, inbox: _Inbox, number: int) -> None: ...
+    def step(self, inbox: _Inbox, number: int) -> float | None: ...
+    def accept(self) -> tuple[str, tuple[int, int]] | None: ...
     def give_up(self) -> None: ...
+
+@final
+class _Levels:
+    def add(self, lock: Lock, level: tuple[int, int]) -> None: ...
+    def keep(self) -> None: ...
+    def stop_extending(self) -> None: ...
+    def release(self) -> None: ...
+    def leave(self, inbox: _Inbox, number: int) -> None: ...
 
 __all__ = [
     "ConfiguredDistlockModule",
+    "CouldNotAcquireLock",
+    "Hold",
     "Lock",
+    "LockExpired",
     "_Acquisition",
     "_Inbox",
+    "_Levels",
     "__version__",
+    "_deliver",
+    "_deliver_all",
     "_schema",
     "_statements",
     "init",

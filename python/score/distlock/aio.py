@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
 
 from . import _config
-from ._all import Pace, ordered
+from ._all import Pace, Tokens, ordered
 from ._distlock import _Acquisition, _Inbox
 from ._errors import CouldNotAcquireLock, LockExpired
 from ._hold import callback, lease
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ("AsyncHold", "AsyncHolds", "AsyncLock", "AsyncModule")
 
 _Time = float | str | timedelta | None
+#: The numbers of a hold and of a level of it.
+_Level = tuple[int, int]
 
 
 class _Channel:
@@ -70,17 +72,54 @@ class _Channel:
                 else:
                     what.set_exception(error)
 
-    async def ask(self, start: Callable[[_Inbox, int], None]) -> Any:
-        """Starts something and waits for its answer."""
+    async def ask(self, start: Callable[[_Inbox, int], Any]) -> Any:
+        """Starts something and waits for its answer, unless that is there at once."""
         loop = self._loop()
         assert loop is not None
         future: asyncio.Future[Any] = loop.create_future()
         number = self.expect(future)
         try:
-            start(self.inbox, number)
-            return await future
+            answer = start(self.inbox, number)
+            return await future if answer is None else answer
         finally:
             self.forget(number)
+
+
+class _Acquiring:
+    """A coroutine's attempt to acquire."""
+
+    def __init__(self, begin: Callable[[_Inbox, int], _Acquisition]) -> None:
+        self._begin = begin
+
+    async def run(self) -> tuple[str, _Level]:
+        """Waits for the lock; the token and the level that was entered."""
+        channel = _channel()
+        loop = asyncio.get_running_loop()
+        woken = asyncio.Event()
+        number = channel.expect(woken)
+        acquisition: _Acquisition | None = None
+        try:
+            acquisition = self._begin(channel.inbox, number)
+            while True:
+                woken.clear()
+                pause = await channel.ask(acquisition.step)
+                if pause is True:
+                    accepted = acquisition.accept()
+                    if accepted is not None:
+                        return accepted
+                    continue
+                timer = loop.call_later(pause, woken.set)
+                try:
+                    await woken.wait()
+                finally:
+                    timer.cancel()
+        except BaseException:
+            # Also if the lock was acquired while the task was being cancelled.
+            if acquisition is not None:
+                acquisition.give_up()
+            raise
+        finally:
+            channel.forget(number)
 
 
 #: What `on_lost` has started and is still running.
@@ -106,16 +145,13 @@ class AsyncModule:
     __module__ = "score.distlock.aio"
 
     def __init__(self, conf: ConfiguredDistlockModule) -> None:
-        self._conf = weakref.ref(conf)
+        self._conf = conf
         self._alive: weakref.WeakValueDictionary[str, AsyncLock] = weakref.WeakValueDictionary()
 
     @property
     def conf(self) -> ConfiguredDistlockModule:
         """The configured module."""
-        conf = self._conf()
-        if conf is None:
-            raise ReferenceError("the configured module of these locks is gone")
-        return conf
+        return self._conf
 
     def get(self, name: str) -> AsyncLock:
         """The lock of this name: the same object for as long as somebody keeps it.
@@ -128,13 +164,19 @@ class AsyncModule:
             lock = self._alive.setdefault(name, lock)
         return lock
 
-    async def acquire(self, name: str, *, timeout: _Time = 0) -> str:
+    async def acquire(self, name: str, *, timeout: _Time = "default") -> str:
         """As :meth:`~score.distlock.ConfiguredDistlockModule.acquire`."""
-        return await self.get(name).acquire(timeout=timeout)
+        conf = self._conf
+        acquiring = _Acquiring(lambda inbox, bell: conf._begin(name, inbox, bell, timeout))
+        token, _ = await acquiring.run()
+        return token
 
     async def try_acquiring(self, name: str) -> str | None:
         """As :meth:`~score.distlock.ConfiguredDistlockModule.try_acquiring`."""
-        return await self.get(name).try_acquiring()
+        try:
+            return await self.acquire(name, timeout=0)
+        except CouldNotAcquireLock:
+            return None
 
     async def extend(self, name: str, token: str | bytes | None = None) -> None:
         """As :meth:`~score.distlock.ConfiguredDistlockModule.extend`."""
@@ -149,7 +191,11 @@ class AsyncModule:
         return await self.get(name).transfer(token)
 
     def acquire_all(
-        self, names: Iterable[str], *, timeout: _Time = 0, autoextend: bool = False
+        self,
+        names: Iterable[str],
+        *,
+        timeout: _Time = "default",
+        autoextend: bool | None = None,
     ) -> AsyncHolds:
         """As :meth:`~score.distlock.ConfiguredDistlockModule.acquire_all`.
 
@@ -160,7 +206,9 @@ class AsyncModule:
             async with conf.aio.acquire_all(['from', 'to'], timeout=10) as tokens:
                 await do_something_with_both()
         """
-        return AsyncHolds(self, ordered(names), _config.timeout(timeout), autoextend)
+        if timeout != "default":
+            timeout = _config.timeout(timeout)
+        return AsyncHolds(self, ordered(names), timeout, autoextend)
 
 
 @final
@@ -217,38 +265,21 @@ class AsyncLock:
         """See :attr:`~score.distlock.Lock.expired`."""
         return self._lock.expired
 
-    async def _acquire(self, timeout: float | None, block: bool, maxtime: float | None) -> str:
-        channel = _channel()
-        loop = asyncio.get_running_loop()
-        bell = asyncio.Event()
-        number = channel.expect(bell)
-        acquisition: _Acquisition | None = None
-        try:
-            acquisition = self._lock._begin(channel.inbox, number, timeout, block, maxtime)
-            while True:
-                bell.clear()
-                token = await channel.ask(acquisition.step)
-                if isinstance(token, str):
-                    return token
-                timer = loop.call_later(token, bell.set)
-                try:
-                    await bell.wait()
-                finally:
-                    timer.cancel()
-        except BaseException:
-            # Also if the lock was acquired while the task was being cancelled.
-            if acquisition is not None:
-                acquisition.give_up()
-            raise
-        finally:
-            channel.forget(number)
-
     async def _enter(
-        self, timeout: float | None, autoextend: bool, maxtime: float | None, on_lost: Any
-    ) -> None:
-        token = await self._acquire(timeout, True, maxtime)
-        if autoextend:
-            self._lock._autoextend(token, self, on_lost and self._in_loop(on_lost))
+        self,
+        timeout: _Time,
+        block: bool,
+        autoextend: bool | None = None,
+        maxtime: float | None = None,
+        on_lost: Any = None,
+    ) -> tuple[str, _Level]:
+        lock = self._lock
+        callback = on_lost and self._in_loop(on_lost)
+        return await _Acquiring(
+            lambda inbox, bell: lock._begin(
+                inbox, bell, timeout, block, autoextend, maxtime, callback, self
+            )
+        ).run()
 
     def _in_loop(self, on_lost: Callable[[AsyncLock], object]) -> Callable[[AsyncLock], None]:
         """Has a callback run where the coroutine does."""
@@ -268,11 +299,11 @@ class AsyncLock:
 
         return schedule
 
-    async def _leave(self) -> None:
+    async def _leave(self, level: _Level | None) -> None:
         lock = self._lock
-        await _channel().ask(lambda inbox, number: lock._release(inbox, number, None, True))
+        await _channel().ask(lambda inbox, number: lock._leave(inbox, number, level))
 
-    async def acquire(self, *, timeout: _Time = 0) -> str:
+    async def acquire(self, *, timeout: _Time = "default") -> str:
         """Acquires the lock, or enters it once more if the task is its owner.
 
         If the task is cancelled meanwhile, neither a hold nor a place in the queue is left.
@@ -282,12 +313,13 @@ class AsyncLock:
         :returns: the token of the hold, 256 hexadecimal digits.
         :raises CouldNotAcquireLock: if somebody else holds the lock, after `timeout`.
         """
-        return await self._acquire(_config.timeout(timeout), False, None)
+        token, _ = await self._enter(timeout, False)
+        return token
 
     async def try_acquiring(self) -> str | None:
         """As :meth:`acquire` without waiting, but returns ``None`` if somebody else holds it."""
         try:
-            return await self._acquire(0.0, False, None)
+            return await self.acquire(timeout=0)
         except CouldNotAcquireLock:
             return None
 
@@ -303,7 +335,7 @@ class AsyncLock:
         """
         lock = self._lock
         try:
-            await _channel().ask(lambda inbox, number: lock._release(inbox, number, token, False))
+            await _channel().ask(lambda inbox, number: lock._release(inbox, number, token))
         except LockExpired:
             if not ignore_expired:
                 raise
@@ -319,8 +351,8 @@ class AsyncLock:
 
     def hold(
         self,
-        timeout: _Time = 0,
-        autoextend: bool = False,
+        timeout: _Time = "default",
+        autoextend: bool | None = None,
         maxtime: _Time = None,
         on_lost: Callable[[AsyncLock], object] | None = None,
     ) -> AsyncHold:
@@ -330,7 +362,9 @@ class AsyncLock:
 
         :param on_lost: called with this object in the event loop; it may be a coroutine function.
         """
-        return AsyncHold(self, _config.timeout(timeout), autoextend, maxtime, on_lost)
+        if timeout != "default":
+            timeout = _config.timeout(timeout)
+        return AsyncHold(self, timeout, autoextend, lease(maxtime), callback(on_lost))
 
     def guard(self, connection: Any, *, token: str | bytes | None = None) -> AsyncGuard:
         """Guards a transaction of the caller's own on the same database.
@@ -343,8 +377,7 @@ class AsyncLock:
         return self._lock._async_guard(self, connection, token)
 
     async def __aenter__(self) -> AsyncLock:
-        timeout, autoextend = self.conf._block_defaults
-        await self._enter(timeout, autoextend, None, None)
+        await self._enter("default", True)
         return self
 
     async def __aexit__(
@@ -353,28 +386,33 @@ class AsyncLock:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._leave()
+        await self._leave(None)
 
 
 @final
 class AsyncHold:
-    """What :meth:`~score.distlock.aio.AsyncLock.hold` returns: an asynchronous context manager."""
+    """What :meth:`~score.distlock.aio.AsyncLock.hold` returns: an asynchronous context manager.
+
+    It can be used again.
+    """
 
     __module__ = "score.distlock.aio"
 
     def __init__(
         self,
         lock: AsyncLock,
-        timeout: float | None,
-        autoextend: bool,
-        maxtime: object,
+        timeout: _Time,
+        autoextend: bool | None,
+        maxtime: float | None,
         on_lost: Callable[[AsyncLock], object] | None,
     ) -> None:
         self._lock = lock
-        self._options = (timeout, autoextend, lease(maxtime), callback(on_lost))
+        self._options = (timeout, True, autoextend, maxtime, on_lost)
+        self._levels: list[_Level] = []
 
     async def __aenter__(self) -> AsyncLock:
-        await self._lock._enter(*self._options)
+        _, level = await self._lock._enter(*self._options)
+        self._levels.append(level)
         return self._lock
 
     async def __aexit__(
@@ -383,45 +421,52 @@ class AsyncHold:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._lock._leave()
+        levels = self._levels
+        level = levels.pop(self._lock._lock._pick(levels)) if levels else None
+        await self._lock._leave(level)
 
 
 @final
-class AsyncHolds(dict[str, str]):
+class AsyncHolds(Tokens):
     """The tokens of several holds, by name, once it was awaited or entered."""
 
     __module__ = "score.distlock.aio"
 
     def __init__(
-        self, module: AsyncModule, names: list[str], timeout: float | None, autoextend: bool
+        self, module: AsyncModule, names: list[str], timeout: _Time, autoextend: bool | None
     ) -> None:
         super().__init__()
         self._module = module
         self._names = names
         self._timeout = timeout
-        self._autoextend = autoextend
-        self._locks: list[AsyncLock] = []
+        self._autoextend = module.conf._autoextend if autoextend is None else autoextend
 
     async def _acquire(self) -> AsyncHolds:
-        pace = Pace(self._timeout)
-        async with contextlib.AsyncExitStack() as stack:
-            locks = []
-            for name in self._names:
-                lock = self._module.get(name)
-                # What is held already stays alive while the others are waited for.
-                await lock._enter(pace.left(), True, None, None)
-                stack.push_async_callback(lock._leave)
-                locks.append(lock)
+        if self._levels is not None:
+            return self
+        pace = Pace(self._timeout) if not isinstance(self._timeout, str) else None
+        levels = self._module.conf._levels()
+        tokens = {}
+        locks = []
+        for name in self._names:
+            lock = self._module.get(name)
+            # What is held already stays alive while the others are waited for. If one is
+            # refused, `levels` leaves the others as it is dropped.
+            timeout = self._timeout if pace is None else pace.left()
+            token, level = await lock._enter(timeout, True, True)
+            levels.add(lock._lock, level)
+            tokens[name] = token
+            locks.append(lock)
+        for lock in locks:
+            if lock.expired:
+                raise LockExpired(lock.name, tokens[lock.name], reason="expired")
+        if not self._autoextend:
+            levels.stop_extending()
             for lock in locks:
-                if lock.expired:
-                    raise LockExpired(lock.name, str(lock.token))
-                if not self._autoextend:
-                    lock._lock._stop_extending()
-                    if lock.remaining < 0.9 * lock.conf.maxtime:
-                        await lock.extend()
-                self[lock.name] = str(lock.token)
-            stack.pop_all()
-        self._locks = locks
+                if lock.remaining < 0.9 * lock.conf.maxtime:
+                    await lock.extend()
+        self.update(tokens)
+        self._levels = levels
         return self
 
     def __await__(self) -> Any:
@@ -429,11 +474,12 @@ class AsyncHolds(dict[str, str]):
 
     async def release(self) -> None:
         """Releases all of them, also if the release of one fails; raises what failed first."""
-        async with contextlib.AsyncExitStack() as stack:
-            for lock in self._locks:
-                stack.push_async_callback(lock._leave)
+        levels, self._levels = self._levels, None
+        if levels is not None:
+            await _channel().ask(levels.leave)
 
     async def __aenter__(self) -> AsyncHolds:
+        self._in_block = True
         return await self._acquire()
 
     async def __aexit__(
@@ -442,4 +488,5 @@ class AsyncHolds(dict[str, str]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self._in_block = False
         await self.release()

@@ -1,4 +1,4 @@
-//! Threads for what nobody waits for, or cannot wait for on its own thread.
+//! Threads for what cannot be waited for on the caller's own thread: an event loop's.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -9,7 +9,7 @@ use std::time::Duration;
 pub type Job = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
-struct Desk {
+struct Queue {
     jobs: VecDeque<Job>,
     threads: usize,
     idle: usize,
@@ -19,68 +19,66 @@ struct Desk {
 /// has been nothing for a while.
 #[derive(Default)]
 pub struct Workers {
-    desk: Mutex<Desk>,
+    queue: Mutex<Queue>,
     arrived: Condvar,
 }
 
-/// As many as may work at once.
-const MOST: usize = 8;
 /// How long one stays without work.
-const PATIENCE: Duration = Duration::from_secs(10);
+const QUIET: Duration = Duration::from_secs(10);
 
 impl Workers {
-    fn desk(&self) -> MutexGuard<'_, Desk> {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
         // No step on it can fail half-way.
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the job done soon, by one of the threads; by the caller's own if
+    /// Has the job done soon by one of at most `most` threads; by the caller's own if
     /// there cannot be any.
-    pub fn submit(self: &Arc<Workers>, job: Job) {
-        let mut desk = self.desk();
-        desk.jobs.push_back(job);
-        if desk.jobs.len() > desk.idle && desk.threads < MOST {
-            desk.threads += 1;
-            drop(desk);
+    pub fn submit(self: &Arc<Workers>, most: usize, job: Job) {
+        let mut queue = self.queue();
+        queue.jobs.push_back(job);
+        if queue.jobs.len() > queue.idle && queue.threads < most {
+            queue.threads += 1;
+            drop(queue);
             let workers = self.clone();
             let started = thread::Builder::new()
                 .name("distlock-work".to_owned())
                 .spawn(move || workers.work());
             if started.is_err() {
-                let mut desk = self.desk();
-                desk.threads -= 1;
-                if desk.threads == 0 {
-                    while let Some(job) = desk.jobs.pop_front() {
-                        drop(desk);
+                let mut queue = self.queue();
+                queue.threads -= 1;
+                if queue.threads == 0 {
+                    while let Some(job) = queue.jobs.pop_front() {
+                        drop(queue);
                         job();
-                        desk = self.desk();
+                        queue = self.queue();
                     }
                 }
             }
             return;
         }
-        drop(desk);
+        drop(queue);
         self.arrived.notify_one();
     }
 
     fn work(&self) {
-        let mut desk = self.desk();
+        let mut queue = self.queue();
         loop {
-            if let Some(job) = desk.jobs.pop_front() {
-                drop(desk);
+            if let Some(job) = queue.jobs.pop_front() {
+                drop(queue);
                 job();
-                desk = self.desk();
+                queue = self.queue();
                 continue;
             }
-            desk.idle += 1;
+            queue.idle += 1;
             let (woken, waited) = self
                 .arrived
-                .wait_timeout(desk, PATIENCE)
+                .wait_timeout(queue, QUIET)
                 .unwrap_or_else(PoisonError::into_inner);
-            desk = woken;
-            desk.idle -= 1;
-            if waited.timed_out() && desk.jobs.is_empty() {
-                desk.threads -= 1;
+            queue = woken;
+            queue.idle -= 1;
+            if waited.timed_out() && queue.jobs.is_empty() {
+                queue.threads -= 1;
                 return;
             }
         }
@@ -98,7 +96,7 @@ mod tests {
         let (sender, receiver) = channel();
         for number in 0..100 {
             let sender = sender.clone();
-            workers.submit(Box::new(move || sender.send(number).unwrap()));
+            workers.submit(8, Box::new(move || sender.send(number).unwrap()));
         }
         let mut done: Vec<i32> = receiver.iter().take(100).collect();
         done.sort_unstable();

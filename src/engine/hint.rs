@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 /// What a lock was like when it was seen last.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Trace {
+pub enum Hint {
     /// Released, and nobody waited for it.
     Free,
     /// Held by somebody else.
@@ -15,30 +15,30 @@ pub enum Trace {
     Awaited,
 }
 
-/// The traces of the locks used most recently.
+/// The hints of the locks used most recently.
 #[derive(Debug, Default)]
-pub struct Traces(HashMap<Name, Trace>);
+pub struct Hints(HashMap<Name, Hint>);
 
-impl Traces {
+impl Hints {
     /// So many names are remembered at most. When there are more, all are forgotten,
     /// which costs each of them one statement that does too much.
     const MANY: usize = 4096;
 
     /// What is known of a lock.
     #[must_use]
-    pub fn of(&self, name: &Name) -> Option<Trace> {
+    pub fn of(&self, name: &Name) -> Option<Hint> {
         self.0.get(name).copied()
     }
 
     /// Remembers what a lock is like now; `None` if that will tell nothing.
-    pub fn leave(&mut self, name: &Name, trace: Option<Trace>) {
-        match (trace, self.0.get_mut(name)) {
-            (Some(trace), Some(known)) => *known = trace,
-            (Some(trace), None) => {
-                if self.0.len() >= Traces::MANY {
+    pub fn remember(&mut self, name: &Name, hint: Option<Hint>) {
+        match (hint, self.0.get_mut(name)) {
+            (Some(hint), Some(known)) => *known = hint,
+            (Some(hint), None) => {
+                if self.0.len() >= Hints::MANY {
                     self.0.clear();
                 }
-                self.0.insert(name.clone(), trace);
+                self.0.insert(name.clone(), hint);
             }
             (None, Some(_)) => {
                 self.0.remove(name);
@@ -54,12 +54,12 @@ mod tests {
 
     #[test]
     fn the_memory_is_bounded() {
-        let mut traces = Traces::default();
-        for number in 0..2 * Traces::MANY {
+        let mut hints = Hints::default();
+        for number in 0..2 * Hints::MANY {
             let name = Name::new(&number.to_string()).unwrap();
-            traces.leave(&name, Some(Trace::Free));
-            assert_eq!(traces.of(&name), Some(Trace::Free));
+            hints.remember(&name, Some(Hint::Free));
+            assert_eq!(hints.of(&name), Some(Hint::Free));
         }
-        assert!(traces.0.len() <= Traces::MANY);
+        assert!(hints.0.len() <= Hints::MANY);
     }
 }

@@ -1,0 +1,47 @@
+"""Delivers what the core has to tell: log records, and losses of holds.
+
+The core's own threads never call Python. A daemon thread of Python's takes their events
+from a queue, for as long as the process lives.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ._distlock import _deliver, _deliver_all
+
+_logger = logging.getLogger("score.distlock")
+
+
+def log(level: int, message: str) -> None:
+    """Logs a record of the core."""
+    _logger.log(level, "%s", message)
+
+
+def lost(callback: Callable[[Any], object], lock: Any) -> None:
+    """Calls ``on_lost(lock)`` in a thread of its own."""
+    with contextlib.suppress(RuntimeError):  # the interpreter is ending
+        threading.Thread(
+            target=callback, args=(lock,), name="distlock-on-lost", daemon=True
+        ).start()
+
+
+def _attend() -> None:
+    while True:
+        try:
+            _deliver()
+        except Exception:
+            _logger.exception("an event could not be delivered")
+
+
+def start() -> None:
+    """Starts the thread. A forked child starts its own when it needs one."""
+    threading.Thread(target=_attend, name="distlock-events", daemon=True).start()
+
+
+atexit.register(_deliver_all)

@@ -1,0 +1,41 @@
+//! The clock that deadlines are judged by.
+
+use std::ops::Add;
+use std::time::Duration;
+
+/// An instant on the clock that never steps and that goes on while the machine is
+/// suspended, as the database's clock does. `std::time::Instant` stops then on Linux.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Moment(Duration);
+
+impl Moment {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
+    /// macOS counts the time asleep in its monotonic clock.
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
+
+    /// The present.
+    #[must_use]
+    pub fn now() -> Moment {
+        let time = rustix::time::clock_gettime(Moment::CLOCK);
+        // Neither is negative: the clock begins at the machine's start.
+        let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
+        let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or_default();
+        Moment(Duration::new(seconds, nanoseconds))
+    }
+
+    /// The time that has passed since `earlier`; zero if that is later.
+    #[must_use]
+    pub fn since(self, earlier: Moment) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+impl Add<Duration> for Moment {
+    type Output = Moment;
+
+    fn add(self, time: Duration) -> Moment {
+        Moment(self.0.saturating_add(time))
+    }
+}

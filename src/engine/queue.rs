@@ -1,0 +1,425 @@
+//! The waiters of one process for one lock, in the order in which they came: a state
+//! machine without I/O. It is told what happened and tells who has to do what.
+//!
+//! The process has one entry in the database's queue, its *ticket*, however many of its
+//! own wait. The first of them that is able to run, the *leader*, acts for it:
+//!
+//! | ticket     | event                             | next                                  |
+//! |------------|-----------------------------------|---------------------------------------|
+//! | none       | the leader plans                  | in flight: enter the queue            |
+//! | in flight  | found in the queue                | queued, the leader sleeps until `due` |
+//! | in flight  | the row was locked                | backoff, then in flight again         |
+//! | queued     | called, or `due` has come         | in flight: take the lock              |
+//! | in flight  | acquired                          | the next one leads; the statement has |
+//! |            |                                   | put the ticket to the queue's end     |
+//! | any        | the leader gives up               | the next one leads, the ticket stays  |
+//! | any        | the last one leaves               | none: the ticket is to leave          |
+//!
+//! A leader that was woken and does not come, because the event loop it runs in is busy
+//! with something else, is *stalled*: the next one leads until it comes.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// The bits of a ticket that its listener numbers itself.
+pub const TICKET_BITS: u32 = 24;
+
+/// What a waiter has to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Plan {
+    /// Sleep until then, or until it is woken.
+    Sleep(Option<Instant>),
+    /// Take the lock or enter the queue in the database.
+    Ask {
+        /// The process's ticket.
+        ticket: i64,
+        /// An earlier one, or 0.
+        previous: i64,
+        /// The others in the queue, as last seen.
+        known: Vec<i64>,
+        /// It was called: the lock must be free, and the ticket the first.
+        called: bool,
+        /// Others of the process wait: the ticket goes to the end if the lock is taken.
+        more: bool,
+    },
+    /// Take the lock if it is free: notifications do not come through.
+    Try,
+}
+
+/// What the leader saw of the queue in the database.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The ticket is in it.
+    pub queued: bool,
+    /// Nobody holds the lock, and nobody comes first, but the row was locked.
+    pub busy: bool,
+    /// When to look again if nobody calls.
+    pub due: Instant,
+    /// All tickets.
+    pub tickets: Vec<i64>,
+}
+
+/// How a waiter's wait ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Outcome {
+    /// It has acquired the lock.
+    Acquired {
+        /// For so long.
+        lease: Duration,
+        /// Whether its statement has put the ticket to the queue's end, or out of it; `None`
+        /// if it did not ask through the queue.
+        queued: Option<bool>,
+    },
+    /// It waits no longer.
+    GaveUp,
+}
+
+#[derive(Debug)]
+struct Waiter<W> {
+    wakeup: W,
+    /// It was woken, and sleeps no longer.
+    woken: bool,
+    /// Since when it could have planned what to do, as the leader.
+    expected: Option<Instant>,
+    stalled: bool,
+}
+
+/// The waiters for one lock; `W` is how one of them is woken.
+#[derive(Debug)]
+pub struct Line<W> {
+    /// By number, which is the order in which they came.
+    waiters: BTreeMap<u64, Waiter<W>>,
+    ticket: i64,
+    previous: i64,
+    queued: bool,
+    called: bool,
+    /// The process was told that it is next, should the first not come: when to look then.
+    next: Option<Instant>,
+    in_flight: Option<u64>,
+    /// The row was locked when it was the process's turn: when to ask again.
+    again: Option<Instant>,
+    due: Instant,
+    /// How often in a row the queue could not be entered, or the lock not be had.
+    tries: u32,
+    /// How often in a row the row was locked when it was the process's turn.
+    busy: i32,
+    /// The tickets in the database's queue, as last seen.
+    known: Vec<i64>,
+    /// The hold that was seen last: its fence and when it was to expire.
+    pub seen: Option<(Option<i64>, Instant)>,
+}
+
+impl<W: Clone> Line<W> {
+    /// Nobody waits yet.
+    #[must_use]
+    pub fn new(now: Instant) -> Line<W> {
+        Line {
+            waiters: BTreeMap::new(),
+            ticket: 0,
+            previous: 0,
+            queued: false,
+            called: false,
+            next: None,
+            in_flight: None,
+            again: None,
+            due: now,
+            tries: 0,
+            busy: 0,
+            known: Vec::new(),
+            seen: None,
+        }
+    }
+
+    /// How many wait.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.waiters.len()
+    }
+
+    /// Whether nobody waits.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.waiters.is_empty()
+    }
+
+    /// The ticket, 0 if there is none.
+    #[must_use]
+    pub fn ticket(&self) -> i64 {
+        self.ticket
+    }
+
+    /// How often in a row the lock could not be had.
+    #[must_use]
+    pub fn tries(&self) -> u32 {
+        self.tries
+    }
+
+    /// How often in a row the row was locked when it was the process's turn.
+    #[must_use]
+    pub fn busy(&self) -> i32 {
+        self.busy
+    }
+
+    /// One more waits; numbers only grow.
+    pub fn join(&mut self, number: u64, wakeup: W, now: Instant) {
+        let leads = self.leader().is_none();
+        let waiter = Waiter {
+            wakeup,
+            woken: false,
+            expected: leads.then_some(now),
+            stalled: false,
+        };
+        self.waiters.insert(number, waiter);
+    }
+
+    /// Who acts: the one whose statement is under way, or the first that is not stalled.
+    fn leader(&self) -> Option<u64> {
+        self.in_flight.or_else(|| {
+            let mut able = self.waiters.iter().filter(|(_, waiter)| !waiter.stalled);
+            able.next().map(|(number, _)| *number)
+        })
+    }
+
+    /// Wakes the leader, if there is one that sleeps.
+    #[must_use]
+    pub fn wake(&mut self, now: Instant) -> Option<W> {
+        let leader = self.leader()?;
+        let in_flight = self.in_flight == Some(leader);
+        let waiter = self.waiters.get_mut(&leader)?;
+        waiter.woken = true;
+        if !in_flight {
+            waiter.expected.get_or_insert(now);
+        }
+        Some(waiter.wakeup.clone())
+    }
+
+    /// Whether a waiter was woken, or is gone, and sleeps no longer.
+    pub fn sleeps_no_longer(&mut self, number: u64) -> bool {
+        self.waiters
+            .get_mut(&number)
+            .is_none_or(|waiter| std::mem::take(&mut waiter.woken))
+    }
+
+    /// Whether a waiter, which is able to run, acts for the line now.
+    pub fn leads(&mut self, number: u64) -> bool {
+        if let Some(waiter) = self.waiters.get_mut(&number) {
+            waiter.stalled = false;
+        }
+        let leads = self.leader() == Some(number);
+        if let Some(waiter) = self.waiters.get_mut(&number).filter(|_| !leads) {
+            waiter.expected = None;
+        }
+        leads
+    }
+
+    /// The lock may just have become free.
+    pub fn look_at_once(&mut self, now: Instant) {
+        self.due = now;
+        self.again = None;
+    }
+
+    /// What a waiter has to do now. `listener` is the number that the tickets of this
+    /// process begin with, while notifications come through.
+    pub fn plan(
+        &mut self,
+        number: u64,
+        now: Instant,
+        listener: Option<i64>,
+        fresh_ticket: impl FnOnce() -> i64,
+    ) -> Plan {
+        let Some(waiter) = self.waiters.get_mut(&number) else {
+            return Plan::Sleep(None);
+        };
+        waiter.stalled = false;
+        waiter.expected = None;
+        if self.leader() != Some(number) || self.in_flight.is_some() {
+            return Plan::Sleep(None);
+        }
+        let sleep = |line: &mut Line<W>, until: Instant| {
+            if let Some(waiter) = line.waiters.get_mut(&number) {
+                waiter.expected = Some(until);
+            }
+            Plan::Sleep(Some(until))
+        };
+        let Some(listener) = listener else {
+            if !self.called && now < self.due {
+                return sleep(self, self.due);
+            }
+            self.called = false;
+            self.in_flight = Some(number);
+            return Plan::Try;
+        };
+        if let Some(again) = self.again {
+            if now < again {
+                return sleep(self, again);
+            }
+        } else if self.queued_at(listener) {
+            if !self.called && now < self.due {
+                return sleep(self, self.due);
+            }
+        } else {
+            if self.tries > 1 && now < self.due {
+                return sleep(self, self.due);
+            }
+            if self.ticket >> TICKET_BITS != listener {
+                self.previous = self.ticket;
+                self.ticket = listener << TICKET_BITS | fresh_ticket();
+                self.queued = false;
+            }
+        }
+        // Before the statement is sent: a call that comes meanwhile is a new one.
+        let called = std::mem::take(&mut self.called) && self.queued;
+        self.next = None;
+        self.again = None;
+        self.in_flight = Some(number);
+        let (ticket, previous) = (self.ticket, self.previous);
+        let others = self.known.iter().copied();
+        Plan::Ask {
+            ticket,
+            previous,
+            known: others
+                .filter(|other| ![ticket, previous].contains(other))
+                .collect(),
+            called,
+            more: self.waiters.len() > 1,
+        }
+    }
+
+    fn queued_at(&self, listener: i64) -> bool {
+        self.queued && self.ticket >> TICKET_BITS == listener
+    }
+
+    fn landed(&mut self, number: u64) {
+        if self.in_flight == Some(number) {
+            self.in_flight = None;
+        }
+    }
+
+    /// The waiter asked, and found this.
+    pub fn found(&mut self, number: u64, seen: Seen, now: Instant, again: Duration) {
+        self.landed(number);
+        if !self.waiters.contains_key(&number) {
+            return;
+        }
+        self.queued = seen.queued;
+        self.due = seen.due;
+        if !seen.queued {
+            // The row was locked by somebody: again in a moment.
+            self.tries = self.tries.max(1) + 1;
+            return;
+        }
+        self.tries = 0;
+        if let Some(next) = self.next.take() {
+            self.due = self.due.min(next);
+        }
+        self.again = None;
+        if seen.busy {
+            // Others enter or leave the queue, or a guard is longer under way.
+            self.busy = (self.busy + 1).min(50);
+            self.again = Some(now + again);
+        } else {
+            self.busy = 0;
+        }
+        self.known = seen.tickets;
+    }
+
+    /// The waiter tried without the queue, in vain: again at `due`.
+    pub fn refused(&mut self, number: u64, due: Instant) {
+        self.landed(number);
+        self.tries = 1;
+        self.due = due;
+    }
+
+    /// The waiter's statement failed.
+    pub fn failed(&mut self, number: u64) {
+        self.landed(number);
+    }
+
+    /// Whether the leader has tried without the queue, in vain.
+    #[must_use]
+    pub fn was_refused(&self) -> bool {
+        self.tries > 0
+    }
+
+    /// A waiter's wait has ended. The ticket, if it may be in the database's queue with
+    /// nobody left who waits.
+    pub fn left(
+        &mut self,
+        number: u64,
+        outcome: Outcome,
+        now: Instant,
+        poll: Duration,
+    ) -> Option<i64> {
+        let led = self.leader() == Some(number);
+        self.landed(number);
+        self.waiters.remove(&number)?;
+        match outcome {
+            Outcome::Acquired { lease, queued } => {
+                self.queued = queued == Some(true);
+                self.again = None;
+                self.busy = 0;
+                self.tries = 0;
+                self.seen = None;
+                self.called = false;
+                self.known.retain(|ticket| *ticket != self.ticket);
+                self.due = match queued {
+                    Some(true) => {
+                        self.known.push(self.ticket);
+                        // Nobody need look before the lease is over.
+                        now + lease + Duration::from_millis(2)
+                    }
+                    // Whoever has come meanwhile enters the queue at once.
+                    Some(false) => now,
+                    None => now + poll,
+                };
+                if queued.is_some() {
+                    self.previous = 0;
+                }
+                if queued == Some(false) {
+                    self.ticket = 0;
+                }
+            }
+            // Another one may have to do at once what it was about to do.
+            Outcome::GaveUp if led => self.due = self.due.min(now + poll),
+            Outcome::GaveUp => {}
+        }
+        (self.waiters.is_empty() && self.ticket != 0).then_some(self.ticket)
+    }
+
+    /// The ticket was called: the lock is free, and it is its turn.
+    pub fn call(&mut self) {
+        self.called = true;
+    }
+
+    /// The ticket is next, should the first not come by then.
+    pub fn call_next(&mut self, due: Instant) {
+        self.due = self.due.min(due);
+        self.next = Some(due);
+    }
+
+    /// Notifications come through no longer: ask at that time.
+    pub fn poll_at(&mut self, due: Instant) {
+        self.due = self.due.min(due);
+    }
+
+    /// Passes by a leader that should have come `limit` ago. Tells whom to wake instead.
+    pub fn pass_by(&mut self, now: Instant, limit: Duration) -> Option<W> {
+        let leader = self.leader().filter(|_| self.in_flight.is_none())?;
+        let waiter = self.waiters.get_mut(&leader)?;
+        let expected = waiter.expected?;
+        if now <= expected + limit {
+            return None;
+        }
+        waiter.stalled = true;
+        if self.leader().is_none() {
+            // All are stalled: whoever comes first, in their order.
+            for waiter in self.waiters.values_mut() {
+                waiter.stalled = false;
+                waiter.expected = Some(now);
+            }
+        } else {
+            self.due = self.due.min(now);
+        }
+        self.wake(now)
+    }
+}

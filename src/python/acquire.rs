@@ -1,0 +1,153 @@
+//! Acquiring and leaving on the calling thread, and how long to wait for that.
+
+use super::call::{call, call_patiently};
+use super::errors::exception;
+use super::events;
+use super::lock::Lock;
+use super::owner;
+use crate::engine::{Entered, Lease, Name, Token};
+use crate::error::Error;
+use crate::service::{Acquisition, Locks, OnLost, Request, Wait, thread_wakeup};
+use pyo3::prelude::*;
+use pyo3::types::PyString;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A timeout as a Python argument.
+#[derive(Clone, Copy, Debug)]
+pub enum Timeout {
+    /// As the module is configured: `'default'`.
+    Configured,
+    /// So long; `None` is for ever.
+    Given(Option<Duration>),
+}
+
+impl Timeout {
+    /// Not to wait.
+    pub const ZERO: Timeout = Timeout::Given(Some(Duration::ZERO));
+
+    /// The time, where `configured` is the default.
+    pub fn or(self, configured: Option<Duration>) -> Option<Duration> {
+        match self {
+            Timeout::Configured => configured,
+            Timeout::Given(timeout) => timeout,
+        }
+    }
+}
+
+impl<'a, 'py> FromPyObject<'a, 'py> for Timeout {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<Timeout> {
+        if let Ok(text) = value.cast::<PyString>() {
+            if text.to_string_lossy() == "default" {
+                return Ok(Timeout::Configured);
+            }
+        }
+        let timeout: Option<f64> = value
+            .py()
+            .import("score.distlock._config")?
+            .call_method1("timeout", (value,))?
+            .extract()?;
+        // `_config.py` lets nothing through that is no time.
+        let duration = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        Ok(Timeout::Given(timeout.map(duration)))
+    }
+}
+
+/// How a lock is to be entered.
+#[derive(Clone, Copy, Debug)]
+pub struct Entering {
+    /// For how long to wait; `None` is for ever.
+    pub timeout: Option<Duration>,
+    /// Whether the hold is extended automatically.
+    pub extended: bool,
+    /// Whether it is the beginning of a block.
+    pub block: bool,
+    /// Another lease than `maxtime`.
+    pub lease: Option<Lease>,
+}
+
+/// Acquires the lock of a name. `Err` within `Ok` is a refusal.
+pub fn acquire(
+    py: Python<'_>,
+    locks: &Arc<Locks>,
+    name: &Name,
+    request: &Request,
+    timeout: Option<Duration>,
+    on_lost: impl Fn() -> Option<OnLost>,
+) -> PyResult<Result<(Entered, Token), Error>> {
+    let limit = locks.store().timeout();
+    let acquisition = Acquisition::new(
+        locks.clone(),
+        name.clone(),
+        request.clone(),
+        Wait::new(timeout),
+        thread_wakeup(),
+    );
+    loop {
+        let wait = |patience: crate::store::Patience<'_>| match acquisition.wait_for(patience) {
+            Ok(()) => Ok(None),
+            Err(error @ Error::Held(_)) => Ok(Some(error)),
+            Err(error) => Err(error),
+        };
+        let refused = if timeout == Some(Duration::ZERO) {
+            call(py, limit, wait)?
+        } else {
+            call_patiently(py, limit, wait)?
+        };
+        if let Some(error) = refused {
+            return Ok(Err(error));
+        }
+        // With the GIL, at the last moment: from here on no Python code runs before the
+        // caller has its answer.
+        let caller = request.owner.as_ref().map(|(_, caller)| caller);
+        match acquisition.accept(caller, on_lost()) {
+            Ok(Some(accepted)) => return Ok(Ok(accepted)),
+            Ok(None) => {}
+            Err(error) => return Err(exception(py, error)),
+        }
+    }
+}
+
+/// Enters a lock on the calling thread.
+pub fn enter(
+    py: Python<'_>,
+    lock: &Lock,
+    entering: Entering,
+    on_lost: Option<(&Py<PyAny>, &Py<PyAny>)>,
+) -> PyResult<Result<(Entered, Token), Error>> {
+    let request = Request {
+        owner: Some((lock.core().id(), owner::current(py)?)),
+        block: entering.block,
+        extended: entering.extended,
+        lease: entering.lease,
+    };
+    if entering.extended || on_lost.is_some() {
+        events::attend(py)?;
+    }
+    let callback = || {
+        on_lost.map(|(callback, lock)| events::on_lost(callback.clone_ref(py), lock.clone_ref(py)))
+    };
+    let name = lock.core().name();
+    let entered = acquire(py, lock.locks(), name, &request, entering.timeout, callback)?;
+    if let Ok((entered, _)) = &entered {
+        remember(py, lock, *entered)?;
+    }
+    Ok(entered)
+}
+
+/// The context remembers what was entered; if it cannot, nothing was.
+pub fn remember(py: Python<'_>, lock: &Lock, entered: Entered) -> PyResult<()> {
+    owner::remember(py, entered.hold).inspect_err(|_| {
+        lock.locks().abandon(lock.core(), entered);
+    })
+}
+
+/// Leaves a level on the calling thread.
+pub fn leave(py: Python<'_>, lock: &Lock, level: Option<Entered>) -> PyResult<()> {
+    let ending = lock.locks().begin_exit(lock.core(), level);
+    call(py, lock.module().timeout(), |patience| {
+        lock.locks().finish(lock.core().name(), ending, patience)
+    })
+}

@@ -1,0 +1,167 @@
+//! What threads that Python does not know have to tell it: log records, and losses of holds.
+//!
+//! They never call Python themselves: at the interpreter's end that would abort the
+//! process, and a destructor may run while an exception is under way. A thread of Python's
+//! own takes the events from here, see `_events.py`; so does each call when it returns.
+
+use crate::process::ProcessLocal;
+use crate::service::OnLost;
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use pyo3::exceptions::PyException;
+use pyo3::intern;
+use pyo3::prelude::*;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+enum Event {
+    Log(Level, String),
+    Lost {
+        callback: Py<PyAny>,
+        lock: Py<PyAny>,
+    },
+}
+
+#[derive(Default)]
+struct Events {
+    queue: Mutex<VecDeque<Event>>,
+    arrived: Condvar,
+    waiting: AtomicUsize,
+    attended: AtomicBool,
+}
+
+static EVENTS: LazyLock<ProcessLocal<Events>> = LazyLock::new(ProcessLocal::default);
+
+impl Events {
+    /// More than these are dropped: somebody logs in a loop that nobody reads.
+    const MOST: usize = 10_000;
+
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Event>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, event: Event) {
+        let mut queue = self.queue();
+        if queue.len() < Events::MOST || matches!(event, Event::Lost { .. }) {
+            queue.push_back(event);
+            self.waiting.store(queue.len(), SeqCst);
+        }
+        drop(queue);
+        self.arrived.notify_one();
+    }
+
+    fn take(&self) -> Option<Event> {
+        let mut queue = self.queue();
+        let event = queue.pop_front();
+        self.waiting.store(queue.len(), SeqCst);
+        event
+    }
+
+    /// Waits for an event, for at most a second.
+    fn wait(&self) -> Option<Event> {
+        let mut queue = self.queue();
+        if queue.is_empty() {
+            let waited = self.arrived.wait_timeout(queue, Duration::from_secs(1));
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let event = queue.pop_front();
+        self.waiting.store(queue.len(), SeqCst);
+        event
+    }
+}
+
+struct Bridge;
+
+impl Log for Bridge {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target().starts_with("_distlock")
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if self.enabled(record.metadata()) {
+            EVENTS
+                .get()
+                .put(Event::Log(record.level(), record.args().to_string()));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Has the records of the core kept for Python's `logging`.
+pub fn install() {
+    if log::set_logger(&Bridge).is_ok() {
+        log::set_max_level(LevelFilter::Debug);
+    }
+}
+
+/// Has `callback(lock)` called in a thread of its own when a hold is lost.
+pub fn on_lost(callback: Py<PyAny>, lock: Py<PyAny>) -> OnLost {
+    Box::new(move || EVENTS.get().put(Event::Lost { callback, lock }))
+}
+
+/// Starts the thread that takes the events, once in each process.
+pub fn attend(py: Python<'_>) -> PyResult<()> {
+    if EVENTS.get().attended.swap(true, SeqCst) {
+        return Ok(());
+    }
+    let started = py
+        .import("score.distlock._events")?
+        .call_method0(intern!(py, "start"));
+    if started.is_err() {
+        EVENTS.get().attended.store(false, SeqCst);
+    }
+    started.map(drop)
+}
+
+fn deliver(py: Python<'_>, event: Event) -> PyResult<()> {
+    let events = py.import(intern!(py, "score.distlock._events"))?;
+    match event {
+        Event::Log(level, message) => {
+            let level = match level {
+                Level::Error => 40,
+                Level::Warn => 30,
+                Level::Info => 20,
+                Level::Debug | Level::Trace => 10,
+            };
+            events.call_method1(intern!(py, "log"), (level, message))?;
+        }
+        Event::Lost { callback, lock } => {
+            events.call_method1(intern!(py, "lost"), (callback, lock))?;
+        }
+    }
+    Ok(())
+}
+
+/// Delivers what has arrived. An error of a handler is nobody's here; what interrupts it,
+/// such as Ctrl-C, is the caller's.
+pub fn deliver_all(py: Python<'_>) -> PyResult<()> {
+    let events = EVENTS.get();
+    // Not more than were there: a handler may use locks itself.
+    for _ in 0..events.waiting.load(SeqCst) {
+        let Some(event) = events.take() else {
+            return Ok(());
+        };
+        match deliver(py, event) {
+            Err(error) if error.is_instance_of::<PyException>(py) => {
+                error.write_unraisable(py, None);
+            }
+            delivered => delivered?,
+        }
+    }
+    Ok(())
+}
+
+/// Delivers one event, or waits for it; the work of the thread that takes them.
+#[pyfunction]
+pub fn _deliver(py: Python<'_>) -> PyResult<()> {
+    let event = py.detach(|| EVENTS.get().wait());
+    event.map_or(Ok(()), |event| deliver(py, event))
+}
+
+/// Delivers what has arrived.
+#[pyfunction]
+pub fn _deliver_all(py: Python<'_>) -> PyResult<()> {
+    deliver_all(py)
+}

@@ -1,0 +1,184 @@
+//! Context managers of holds: `Lock.hold()`, and the levels of `acquire_all`.
+//!
+//! They are written in Rust so that no signal handler can raise between the moment at
+//! which a hold is there and the moment at which its end is armed.
+
+use super::acquire::{Entering, enter, leave};
+use super::aio::{Inbox, Value};
+use super::call::call;
+use super::errors::exception;
+use super::lock::Lock;
+use super::owner;
+use crate::engine::{Ending, Entered, HoldId, LevelId};
+use crate::error::Error;
+use crate::service::{self, Locks};
+use crate::store::Patience;
+use pyo3::prelude::*;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A level from its two numbers.
+pub fn entered((hold, level): (u64, u64)) -> Entered {
+    Entered {
+        hold: HoldId::from_number(hold),
+        level: LevelId::from_number(level),
+    }
+}
+
+/// What :meth:`Lock.hold` returns: a context manager that acquires a lock with options. It
+/// can be used again.
+#[pyclass(module = "score.distlock", frozen)]
+pub struct Hold {
+    lock: Py<Lock>,
+    entering: Entering,
+    on_lost: Option<Py<PyAny>>,
+    /// What is open; touched with the GIL only.
+    levels: Mutex<Vec<Entered>>,
+}
+
+impl Hold {
+    pub fn new(lock: Py<Lock>, entering: Entering, on_lost: Option<Py<PyAny>>) -> Hold {
+        Hold {
+            lock,
+            entering,
+            on_lost,
+            levels: Mutex::default(),
+        }
+    }
+
+    fn levels(&self) -> MutexGuard<'_, Vec<Entered>> {
+        self.levels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl Hold {
+    fn __enter__(&self, py: Python<'_>) -> PyResult<Py<Lock>> {
+        let any = self.lock.clone_ref(py).into_any();
+        let on_lost = self.on_lost.as_ref().map(|on_lost| (on_lost, &any));
+        let (level, _) = enter(py, self.lock.get(), self.entering, on_lost)?
+            .map_err(|error| exception(py, error))?;
+        self.levels().push(level);
+        Ok(self.lock.clone_ref(py))
+    }
+
+    #[pyo3(signature = (exc_type=None, exc=None, traceback=None))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        exc_type: Option<&Bound<'_, PyAny>>,
+        exc: Option<&Bound<'_, PyAny>>,
+        traceback: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        // Python itself makes the body's exception the context of ours.
+        let _ = (exc_type, exc, traceback);
+        let remembered = owner::current(py)?.remembered;
+        let level = {
+            let mut levels = self.levels();
+            let own = levels
+                .iter()
+                .rposition(|level| remembered.contains(&level.hold));
+            (!levels.is_empty()).then(|| levels.remove(own.unwrap_or(0)))
+        };
+        leave(py, self.lock.get(), level)
+    }
+}
+
+/// Several levels that are left together. Whoever drops it leaves them too, in the
+/// background, unless somebody has seen a token.
+#[pyclass(name = "_Levels", module = "score.distlock", frozen)]
+pub struct Levels {
+    locks: Arc<Locks>,
+    levels: Mutex<Vec<(Arc<service::Lock>, Entered)>>,
+    kept: Mutex<bool>,
+}
+
+impl Levels {
+    pub fn new(locks: Arc<Locks>) -> Levels {
+        Levels {
+            locks,
+            levels: Mutex::default(),
+            kept: Mutex::new(false),
+        }
+    }
+
+    pub fn push(&self, lock: Arc<service::Lock>, level: Entered) {
+        let mut levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
+        levels.push((lock, level));
+    }
+
+    fn endings(&self) -> Vec<(Arc<service::Lock>, Ending)> {
+        let mut levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
+        let levels = std::mem::take(&mut *levels).into_iter().rev();
+        levels
+            .map(|(lock, level)| {
+                let ending = self.locks.begin_exit(&lock, Some(level));
+                (lock, ending)
+            })
+            .collect()
+    }
+
+    /// Also if one fails; the error that came first.
+    fn finish(
+        locks: &Arc<Locks>,
+        endings: Vec<(Arc<service::Lock>, Ending)>,
+        patience: Patience<'_>,
+    ) -> Result<(), Error> {
+        let mut first = Ok(());
+        for (lock, ending) in endings {
+            let ended = locks.finish(lock.name(), ending, patience);
+            first = first.and(ended);
+        }
+        first
+    }
+}
+
+impl Drop for Levels {
+    fn drop(&mut self) {
+        if *self.kept.get_mut().unwrap_or_else(PoisonError::into_inner) {
+            return;
+        }
+        let levels = self.levels.get_mut();
+        let levels = std::mem::take(levels.unwrap_or_else(PoisonError::into_inner));
+        for (lock, level) in levels {
+            self.locks.abandon(&lock, level);
+        }
+    }
+}
+
+#[pymethods]
+impl Levels {
+    /// Adds one that a coroutine has entered.
+    fn add(&self, lock: &Bound<'_, Lock>, level: (u64, u64)) {
+        self.push(lock.get().core().clone(), entered(level));
+    }
+
+    /// Somebody has seen a token: dropping this leaves nothing any more.
+    fn keep(&self) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
+    /// None of them is extended automatically any longer.
+    fn stop_extending(&self) {
+        let levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, level) in levels.iter() {
+            self.locks.stop_extending(*level);
+        }
+    }
+
+    /// Leaves all of them, also if one fails; raises what failed first.
+    fn release(&self, py: Python<'_>) -> PyResult<()> {
+        let endings = self.endings();
+        call(py, self.locks.store().timeout(), |patience| {
+            Levels::finish(&self.locks, endings, patience)
+        })
+    }
+
+    /// The same for a coroutine.
+    fn leave(&self, inbox: &Inbox, number: u64) {
+        let (endings, answer, locks) = (self.endings(), inbox.answer(number), self.locks.clone());
+        self.locks.submit(Box::new(move || {
+            let patience = Patience::new(locks.store().timeout(), &|| Ok(()));
+            answer(Levels::finish(&locks, endings, patience).map(|()| Value::None));
+        }));
+    }
+}

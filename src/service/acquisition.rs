@@ -1,0 +1,514 @@
+//! Acquiring a lock, a step at a time, so that a thread can do it as well as a coroutine
+//! that must not block: whoever drives it calls [`Acquisition::step`] whenever it is due or
+//! it was woken, and [`Acquisition::accept`] when the lock was granted.
+//!
+//! | state   | step                         | accept                | give up               |
+//! |---------|------------------------------|-----------------------|-----------------------|
+//! | Asking  | asks: Granted, or Asking     |                       | Over                  |
+//! | Granted | nothing                      | in time: Over, held   | Over, a release owed  |
+//! |         |                              | late: Asking          |                       |
+//! | Over    | an error                     |                       | nothing               |
+
+use super::locked;
+use super::locks::{Asked, Locks, Request};
+use super::registry::OnLost;
+use super::waiters::{Waiter, Wakeup};
+use crate::engine::{
+    Attempt, Caller, Entered, Entry, Grant, Hint, Loss, Moment, Name, Outcome, Plan, Token,
+};
+use crate::error::{Error, Result};
+use crate::store::{Candidate, Patience, Queue, Turn};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+/// For how long to wait.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Wait {
+    /// Up to an instant, which may have passed: then not at all.
+    Until(Instant),
+    /// For ever.
+    Forever,
+}
+
+impl Wait {
+    /// From a timeout; `None` is for ever.
+    #[must_use]
+    pub fn new(timeout: Option<Duration>) -> Wait {
+        timeout
+            .and_then(|timeout| Instant::now().checked_add(timeout))
+            .map_or(Wait::Forever, Wait::Until)
+    }
+
+    fn over(self) -> bool {
+        match self {
+            Wait::Until(until) => Instant::now() >= until,
+            Wait::Forever => false,
+        }
+    }
+
+    /// When to look again: at `due`, but not after the end.
+    fn limit(self, due: Option<Instant>) -> Instant {
+        // In an hour, if nothing is going to happen.
+        let due = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+        match self {
+            Wait::Until(until) => until.min(due),
+            Wait::Forever => due,
+        }
+    }
+}
+
+/// What a step came to.
+#[derive(Debug, PartialEq)]
+pub enum Step {
+    /// The lock was granted: [`Acquisition::accept`] it.
+    Granted,
+    /// Again at this instant, or when woken.
+    Sleep(Instant),
+}
+
+enum State {
+    Asking,
+    Granted(Grant),
+    Over,
+}
+
+struct Progress {
+    state: State,
+    waiter: Option<Arc<Waiter>>,
+    /// A statement with this token may have taken the lock.
+    unknown: bool,
+    /// It was granted, but the answer came too late.
+    late: bool,
+}
+
+/// One attempt to acquire a lock.
+pub struct Acquisition {
+    locks: Arc<Locks>,
+    name: Name,
+    request: Request,
+    wait: Wait,
+    wakeup: Arc<Wakeup>,
+    /// Whose attempt it is. A child forked meanwhile has nothing to do with it.
+    process: u32,
+    given_up: AtomicBool,
+    /// The token to take it with.
+    token: Mutex<Token>,
+    progress: Mutex<Progress>,
+}
+
+/// Whoever drops it without having accepted leaves neither a hold nor a place in the line.
+impl Drop for Acquisition {
+    fn drop(&mut self) {
+        if !self.is_the_parents() {
+            self.end(&mut locked(&self.progress));
+            if self.is_given_up() {
+                self.locks.landed(&self.name, &locked(&self.token));
+            }
+        }
+    }
+}
+
+impl Acquisition {
+    /// Nothing happens before the first step.
+    #[must_use]
+    pub fn new(
+        locks: Arc<Locks>,
+        name: Name,
+        request: Request,
+        wait: Wait,
+        wakeup: Wakeup,
+    ) -> Acquisition {
+        Acquisition {
+            locks,
+            name,
+            request,
+            wait,
+            wakeup: Arc::new(wakeup),
+            process: std::process::id(),
+            given_up: AtomicBool::new(false),
+            token: Mutex::new(Token::random()),
+            progress: Mutex::new(Progress {
+                state: State::Asking,
+                waiter: None,
+                unknown: false,
+                late: false,
+            }),
+        }
+    }
+
+    /// The locks it is about.
+    #[must_use]
+    pub fn locks(&self) -> &Arc<Locks> {
+        &self.locks
+    }
+
+    /// Whether nobody wants the lock any more.
+    #[must_use]
+    pub fn is_given_up(&self) -> bool {
+        self.given_up.load(SeqCst)
+    }
+
+    /// Goes on as far as possible without sleeping. Only one thread at a time calls this.
+    pub fn step(&self, patience: Patience) -> Result<Step> {
+        if self.is_the_parents() {
+            return Err(Error::Forked);
+        }
+        let mut progress = locked(&self.progress);
+        let step = match progress.state {
+            State::Granted(_) => return Ok(Step::Granted),
+            State::Over => Err(Error::Interrupted),
+            State::Asking => self.advance(&mut progress, patience),
+        };
+        match step {
+            Ok(_) if self.is_given_up() => {
+                self.end(&mut progress);
+                Err(Error::Interrupted)
+            }
+            // The line and what is owed are the parent's.
+            Err(Error::Forked) => Err(Error::Forked),
+            Err(error) => {
+                progress.unknown |= error.outcome_unknown();
+                self.end(&mut progress);
+                Err(error)
+            }
+            step => step,
+        }
+    }
+
+    /// The same, if that needs nothing of the database: a waiter that is not its turn.
+    pub fn sleeps(&self) -> Option<Instant> {
+        let progress = locked(&self.progress);
+        let waiter = progress.waiter.as_ref()?;
+        if self.wait.over() {
+            return None;
+        }
+        let leads = self.locks.waiters().leads(waiter);
+        (!leads).then(|| self.wait.limit(None))
+    }
+
+    fn refused(&self, progress: &Progress) -> Error {
+        if progress.late {
+            let token = locked(&self.token).clone();
+            return Error::Expired(self.name.clone(), token, Loss::Expired);
+        }
+        Error::Held(self.name.clone())
+    }
+
+    fn advance(&self, progress: &mut Progress, patience: Patience) -> Result<Step> {
+        let granted = self.grant(progress, patience)?;
+        Ok(match granted {
+            Ok(grant) => {
+                progress.unknown = false;
+                progress.state = State::Granted(grant);
+                Step::Granted
+            }
+            Err(due) => Step::Sleep(self.wait.limit(due)),
+        })
+    }
+
+    /// What was granted, or when to go on.
+    fn grant(
+        &self,
+        progress: &mut Progress,
+        patience: Patience,
+    ) -> Result<std::result::Result<Grant, Option<Instant>>> {
+        match self.locks.entry(&self.request, patience) {
+            Entry::Fresh => {}
+            Entry::Lost(token, reason) => {
+                return Err(Error::Expired(self.name.clone(), token, reason));
+            }
+            Entry::Again { hold, token, lease } => {
+                let hold = (hold, &token, lease);
+                let confirmed = self
+                    .locks
+                    .confirm(&self.name, hold, &self.request, patience);
+                return confirmed.map(Ok);
+            }
+        }
+        let waiters = self.locks.waiters();
+        let waiter = match progress.waiter.clone() {
+            Some(waiter) => waiter,
+            None => {
+                // Others of this process that wait come first.
+                if self.wait.over() || !waiters.await_lock(&self.name) {
+                    let mut granted = self.ask(progress, patience)?;
+                    if granted.is_none() && self.settle(patience)? {
+                        granted = self.ask(progress, patience)?;
+                    }
+                    if let Some(grant) = granted {
+                        return Ok(Ok(grant));
+                    }
+                }
+                if self.wait.over() {
+                    return Err(self.refused(progress));
+                }
+                let waiter = waiters.join(&self.name, self.wakeup.clone());
+                if waiters.listen_soon() {
+                    self.locks.attend_waiters();
+                }
+                progress.waiter.insert(waiter).clone()
+            }
+        };
+        let mut settled = false;
+        loop {
+            if self.is_given_up() {
+                return Err(Error::Interrupted);
+            }
+            let granted = match waiters.plan(&waiter) {
+                Plan::Sleep(_) if self.wait.over() => return Err(self.refused(progress)),
+                Plan::Sleep(due) => return Ok(Err(due)),
+                Plan::Try => self.try_deaf(progress, &waiter, patience)?,
+                plan => self.take_or_queue(progress, &waiter, plan, patience)?,
+            };
+            if let Some(grant) = granted {
+                progress.waiter = None;
+                return Ok(Ok(grant));
+            }
+            if !std::mem::replace(&mut settled, true) && self.settle(patience)? {
+                waiters.look_at_once(&waiter);
+            } else if self.wait.over() {
+                return Err(self.refused(progress));
+            }
+        }
+    }
+
+    /// Asks without the queue.
+    fn ask(&self, progress: &mut Progress, patience: Patience) -> Result<Option<Grant>> {
+        let token = locked(&self.token).clone();
+        let fresh = !progress.unknown;
+        let asked = self
+            .locks
+            .ask(&self.name, &token, fresh, &self.request, patience)?;
+        Ok(match asked {
+            Asked::Granted(grant) => Some(grant),
+            Asked::Refused { unknown } => {
+                progress.unknown |= unknown;
+                None
+            }
+        })
+    }
+
+    /// Ends the hold of an attempt of this process that nobody wants any more, if there
+    /// is one. `true` if the lock may be free by that.
+    fn settle(&self, patience: Patience) -> Result<bool> {
+        let settled = self.locks.settle(&self.name, patience)?;
+        if settled {
+            self.locks.hint(patience, &self.name, None);
+        }
+        Ok(settled)
+    }
+
+    /// Asks where notifications do not come through.
+    fn try_deaf(
+        &self,
+        progress: &mut Progress,
+        waiter: &Arc<Waiter>,
+        patience: Patience,
+    ) -> Result<Option<Grant>> {
+        let waiters = self.locks.waiters();
+        let asked = self.ask(progress, patience);
+        match &asked {
+            Err(Error::Forked) => {}
+            Err(_) => waiters.failed(waiter),
+            Ok(Some(grant)) => self.acquired(waiter, grant, None),
+            Ok(None) => {
+                if waiters.refused(waiter) {
+                    self.locks.attend_waiters();
+                }
+            }
+        }
+        asked
+    }
+
+    /// Takes the lock if it is the process's turn, or enters the queue in the database.
+    fn take_or_queue(
+        &self,
+        progress: &mut Progress,
+        waiter: &Arc<Waiter>,
+        plan: Plan,
+        patience: Patience,
+    ) -> Result<Option<Grant>> {
+        let Plan::Ask {
+            ticket,
+            previous,
+            known,
+            called,
+            more,
+        } = plan
+        else {
+            return Ok(None);
+        };
+        let token = locked(&self.token).clone();
+        let (waiters, store) = (self.locks.waiters(), self.locks.store());
+        let candidate = Candidate {
+            name: &self.name,
+            token: &token,
+            lease: self.request.lease.unwrap_or(self.locks.lease()),
+            ticket,
+            previous,
+            more,
+        };
+        let mut turn = Ok(Turn::Later(Queue::default()));
+        if called {
+            turn = store.take(candidate, patience);
+        }
+        if let Ok(Turn::Later(queue)) = &turn {
+            progress.unknown |= queue.unknown;
+            turn = store.wait(candidate, &known, patience);
+        }
+        let granted = match turn {
+            Ok(Turn::Acquired {
+                fence,
+                deadline,
+                queued,
+            }) => {
+                let granted = (Some(fence), deadline);
+                let grant = self.locks.grant(&self.name, &token, granted, &self.request);
+                self.acquired(waiter, &grant, Some(queued));
+                Some(grant)
+            }
+            Ok(Turn::Later(queue)) => {
+                progress.unknown |= queue.unknown;
+                waiters.found(waiter, queue);
+                None
+            }
+            Err(Error::Forked) => return Err(Error::Forked),
+            Err(error) => {
+                waiters.failed(waiter);
+                return Err(error);
+            }
+        };
+        // Where one waits, others often do: whoever releases in this process had better
+        // expect it.
+        self.locks.hint(patience, &self.name, Some(Hint::Awaited));
+        Ok(granted)
+    }
+
+    fn acquired(&self, waiter: &Arc<Waiter>, grant: &Grant, queued: Option<bool>) {
+        let lease = Duration::from_secs_f64(grant.lease.seconds());
+        let outcome = Outcome::Acquired { lease, queued };
+        if let Some(ticket) = self.locks.waiters().left(waiter, outcome) {
+            self.locks.leave_queue(&self.name, ticket);
+        }
+    }
+
+    /// The owner, who is `caller`, is told that it has the lock: from now on it has to
+    /// release it. `None` if the answer came too late for that and the wait goes on; the
+    /// hold was given back.
+    pub fn accept(
+        &self,
+        caller: Option<&Caller>,
+        on_lost: Option<OnLost>,
+    ) -> Result<Option<(Entered, Token)>> {
+        if self.is_the_parents() {
+            return Err(Error::Forked);
+        }
+        let mut progress = locked(&self.progress);
+        let State::Granted(grant) = &progress.state else {
+            return Err(Error::Interrupted);
+        };
+        let grant = grant.clone();
+        if self.is_given_up() {
+            self.end(&mut progress);
+            return Err(Error::Interrupted);
+        }
+        if self.locks.open(&grant, caller, on_lost, self.process) {
+            progress.state = State::Over;
+            return Ok(Some((grant.entered, grant.token)));
+        }
+        if grant.again {
+            progress.state = State::Over;
+            let late = grant.deadline.passed(Moment::now());
+            let reason = if late { Loss::Expired } else { Loss::Released };
+            return Err(Error::Expired(grant.name, grant.token, reason));
+        }
+        self.end(&mut progress);
+        progress.late = true;
+        if self.wait.over() {
+            return Err(self.refused(&progress));
+        }
+        *locked(&self.token) = Token::random();
+        progress.state = State::Asking;
+        Ok(None)
+    }
+
+    fn is_the_parents(&self) -> bool {
+        std::process::id() != self.process
+    }
+
+    /// Nobody wants the lock from this attempt any more: leaves neither a hold nor a place
+    /// in the line. Sends nothing itself.
+    fn end(&self, progress: &mut Progress) {
+        if let Some(waiter) = progress.waiter.take() {
+            if let Some(ticket) = self.locks.waiters().left(&waiter, Outcome::GaveUp) {
+                self.locks.leave_queue(&self.name, ticket);
+            }
+        }
+        let token = locked(&self.token).clone();
+        let lease = self.request.lease.unwrap_or(self.locks.lease());
+        let unknown = std::mem::take(&mut progress.unknown);
+        match std::mem::replace(&mut progress.state, State::Over) {
+            State::Granted(grant) if !grant.again => {
+                self.locks.owe(&self.name, &token, Attempt::Release, lease);
+            }
+            State::Asking if unknown => {
+                self.locks.owe(&self.name, &token, Attempt::Acquire, lease);
+            }
+            State::Asking | State::Granted(_) if self.is_given_up() => {
+                self.locks.landed(&self.name, &token);
+            }
+            State::Asking | State::Granted(_) | State::Over => {}
+        }
+    }
+
+    /// Nobody wants the lock any more, also if a step is under way, whose statement is then
+    /// given up. Does not block. Whoever asks for the lock from now on waits for the outcome.
+    pub fn give_up(&self) {
+        if self.is_the_parents() {
+            return;
+        }
+        let token = locked(&self.token).clone();
+        let lease = self.request.lease.unwrap_or(self.locks.lease());
+        // Before the step can see that it was given up, and end.
+        self.locks
+            .begin(&self.name, &token, Attempt::Acquire, lease);
+        self.given_up.store(true, SeqCst);
+        // Otherwise the thread that is in the step ends it, or whoever drops it last.
+        if let Ok(mut progress) = self.progress.try_lock() {
+            match progress.state {
+                State::Over => self.locks.landed(&self.name, &token),
+                _ => self.end(&mut progress),
+            }
+        }
+    }
+
+    /// Steps and sleeps on the calling thread until the lock is granted.
+    pub fn wait_for(&self, patience: Patience) -> Result<()> {
+        let timeout = self.locks.store().timeout();
+        loop {
+            let Step::Sleep(until) = self.step(patience.renewed(timeout))? else {
+                return Ok(());
+            };
+            let waiter = locked(&self.progress).waiter.clone();
+            let now = Instant::now();
+            let left = until.saturating_duration_since(now);
+            let slice = patience.renewed(left).slice();
+            if let (Some(waiter), Some(slice)) = (waiter, slice) {
+                self.locks.waiters().sleep(&waiter, now + slice);
+            }
+            if let Err(error) = patience.check() {
+                if !self.is_the_parents() {
+                    self.end(&mut locked(&self.progress));
+                }
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// How a thread is woken.
+#[must_use]
+pub fn thread_wakeup() -> Wakeup {
+    Wakeup::Thread(Condvar::new())
+}

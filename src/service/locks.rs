@@ -1,0 +1,795 @@
+//! The operations on locks: asks the engine what to do, has the store do it,
+//! tells the engine the outcome.
+
+use super::locked;
+use super::owed::Owed;
+use super::registry::{OnLost, Registry, registry};
+use super::renewal::Renewal;
+use super::waiters::Waiters;
+use super::workers::{Job, Workers};
+use crate::engine::{
+    Attempt, Caller, Deadline, Ending, Entered, Entry, Grant, Hint, Hints, Hold, HoldId, Lease,
+    LevelId, LockId, Loss, Moment, Name, Token,
+};
+use crate::error::{Error, Result};
+use crate::process::ProcessLocal;
+use crate::store::{Answer, Look, Patience, Released, Store};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+/// A Lock object.
+#[derive(Debug)]
+pub struct Lock {
+    id: LockId,
+    name: Name,
+}
+
+/// The locks of one configuration.
+pub struct Locks {
+    store: Store,
+    lease: Lease,
+    reentrant: bool,
+    owed: ProcessLocal<Owed>,
+    hints: ProcessLocal<Mutex<Hints>>,
+    waiters: ProcessLocal<Waiters>,
+    renewal: ProcessLocal<Renewal>,
+    workers: ProcessLocal<Workers>,
+}
+
+/// How a lock is to be acquired.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// Who wants it through which Lock object. Nobody: only the token counts.
+    pub owner: Option<(LockId, Caller)>,
+    /// It is the beginning of a block.
+    pub block: bool,
+    /// It is extended automatically.
+    pub extended: bool,
+    /// Another lease than `maxtime`.
+    pub lease: Option<Lease>,
+}
+
+/// What the database said to an attempt to acquire.
+#[derive(Debug)]
+pub(super) enum Asked {
+    /// It has the lock.
+    Granted(Grant),
+    /// Somebody else has it. With `unknown`, an answer was lost: the token may turn out to
+    /// be that of a hold.
+    Refused { unknown: bool },
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let process = std::process::id();
+        if registry(process).with(|holds| holds.forget(self.id)) {
+            // Nothing is released: the token may be out.
+            log::debug!(
+                "the Lock object of {} is gone; its hold lasts until somebody releases it \
+                 with its token, or it expires",
+                self.name
+            );
+        }
+    }
+}
+
+impl Lock {
+    /// A lock that nobody holds through this object.
+    #[must_use]
+    pub fn new(name: Name) -> Lock {
+        Lock {
+            id: LockId::fresh(),
+            name,
+        }
+    }
+
+    /// Its identity.
+    #[must_use]
+    pub fn id(&self) -> LockId {
+        self.id
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    fn hold<T>(&self, caller: &Caller, look: impl FnOnce(&Hold) -> T) -> Option<T> {
+        registry(std::process::id()).with(|holds| holds.of(self.id, caller).map(look))
+    }
+
+    /// The token of the caller's hold, or else of the latest of this object.
+    #[must_use]
+    pub fn token(&self, caller: &Caller) -> Option<Token> {
+        self.hold(caller, |hold| hold.token.clone())
+    }
+
+    /// The fencing number of the same hold, or of the token that was presented last.
+    #[must_use]
+    pub fn fence(&self, caller: &Caller) -> Option<i64> {
+        self.hold(caller, |hold| hold.fence)
+            .unwrap_or_else(|| registry(std::process::id()).with(|holds| holds.presented(self.id)))
+    }
+
+    /// For how many seconds it is certainly held; 0 if it is not.
+    #[must_use]
+    pub fn remaining(&self, caller: &Caller) -> f64 {
+        let now = Moment::now();
+        let remaining = self.hold(caller, |hold| {
+            let left = hold.deadline.remaining(now);
+            if hold.expired(now) { 0.0 } else { left }
+        });
+        remaining.unwrap_or_default()
+    }
+
+    /// Whether there was a hold and it is lost, or may be.
+    #[must_use]
+    pub fn expired(&self, caller: &Caller) -> bool {
+        self.hold(caller, |hold| hold.expired(Moment::now()))
+            .unwrap_or_default()
+    }
+
+    /// Whether this object holds the lock, as far as it knows.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        registry(std::process::id()).with(|holds| holds.holds_any(self.id))
+    }
+
+    /// The token that was given, or that of the caller's hold.
+    pub fn token_or(&self, caller: &Caller, token: Option<Token>) -> Result<Token> {
+        token
+            .or_else(|| self.token(caller))
+            .ok_or_else(|| Error::TokenRequired(self.name.clone()))
+    }
+
+    /// The block that is open here, as a `with` on the object itself ends it.
+    #[must_use]
+    pub fn block(&self, caller: &Caller) -> Option<Entered> {
+        registry(std::process::id()).with(|holds| holds.block(self.id, caller))
+    }
+}
+
+impl Locks {
+    /// The locks in this store, with this lease.
+    #[must_use]
+    pub fn new(store: Store, lease: Lease, reentrant: bool) -> Locks {
+        Locks {
+            store,
+            lease,
+            reentrant,
+            owed: ProcessLocal::default(),
+            hints: ProcessLocal::default(),
+            waiters: ProcessLocal::default(),
+            renewal: ProcessLocal::default(),
+            workers: ProcessLocal::default(),
+        }
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The lease of holds acquired or extended here: `maxtime`.
+    #[must_use]
+    pub fn lease(&self) -> Lease {
+        self.lease
+    }
+
+    /// Who waits in this process.
+    pub(super) fn waiters(&self) -> Arc<Waiters> {
+        self.waiters.get()
+    }
+
+    /// Has a job done by another thread. More of them than connections would be in vain.
+    pub fn submit(&self, job: Job) {
+        self.workers.get().submit(self.store.connections(), job);
+    }
+
+    fn spawn(self: &Arc<Locks>, name: &str, work: impl FnOnce(&Locks) + Send + 'static) -> bool {
+        let locks = self.clone();
+        let started = thread::Builder::new()
+            .name(format!("distlock-{name}"))
+            .spawn(move || work(&locks));
+        if let Err(error) = &started {
+            log::warn!("the thread distlock-{name} could not be started: {error}");
+        }
+        started.is_ok()
+    }
+
+    /// Starts the thread that listens for waiters.
+    pub(super) fn attend_waiters(self: &Arc<Locks>) {
+        let waiters = self.waiters.get();
+        if !self.spawn("listen", move |locks| waiters.attend(&locks.store)) {
+            self.waiters.get().unattended();
+        }
+    }
+
+    /// Extends the hold of a level from now on until it is left, or watches it, and calls
+    /// `on_lost` if it is lost.
+    fn attend_hold(
+        self: &Arc<Locks>,
+        entered: Entered,
+        lease: Lease,
+        extended: bool,
+        on_lost: Option<OnLost>,
+    ) {
+        let watched = on_lost.is_some();
+        if let Some(on_lost) = on_lost {
+            registry(std::process::id()).call(entered.level, on_lost);
+        }
+        if !extended && !watched {
+            return;
+        }
+        if let Some(class) = self.renewal.get().add(entered, lease, extended) {
+            let attended = class.clone();
+            if !self.spawn("extend", move |locks| attended.attend(&locks.store)) {
+                class.unattended();
+            }
+        }
+    }
+
+    /// A level is extended automatically no longer.
+    pub fn stop_extending(&self, entered: Entered) {
+        registry(std::process::id()).with(|holds| holds.stop_extending(entered));
+    }
+
+    /// A hold with this token must not be: it is released in the background.
+    pub(super) fn owe(
+        self: &Arc<Locks>,
+        name: &Name,
+        token: &Token,
+        attempt: Attempt,
+        lease: Lease,
+    ) {
+        let owed = self.owed.get();
+        if owed.owe(name, token, attempt, lease) {
+            let attended = owed.clone();
+            if !self.spawn("settle", move |locks| attended.attend(&locks.store)) {
+                owed.unattended();
+            }
+        }
+    }
+
+    /// The statement of an attempt is under way that nobody is going to repeat.
+    pub(super) fn begin(&self, name: &Name, token: &Token, attempt: Attempt, lease: Lease) {
+        let owed = self.owed.get();
+        owed.with(|unresolved| unresolved.begin(name, token, attempt, lease));
+    }
+
+    /// The statement of an attempt is not under way any more.
+    pub(super) fn landed(&self, name: &Name, token: &Token) {
+        self.owed.get().landed(name, token);
+    }
+
+    /// Whether releases are owed for a name, and if so releases them. `true` if the lock may
+    /// be free by that.
+    pub(super) fn settle(&self, name: &Name, patience: Patience) -> Result<bool> {
+        let owed = self.owed.of(patience.process);
+        if owed.with(|unresolved| unresolved.is_empty()) {
+            return Ok(false);
+        }
+        owed.settle(&self.store, name, patience)
+    }
+
+    /// Remembers what a lock is like now.
+    pub(super) fn hint(&self, call: Patience, name: &Name, hint: Option<Hint>) {
+        locked(&self.hints.of(call.process)).remember(name, hint);
+    }
+
+    /// Whether the owner has the lock and enters it once more.
+    pub(super) fn entry(&self, request: &Request, call: Patience) -> Entry {
+        match &request.owner {
+            Some((lock, caller)) => {
+                registry(call.process).with(|holds| holds.entry(*lock, caller, self.reentrant))
+            }
+            None => Entry::Fresh,
+        }
+    }
+
+    /// What the database has granted, as its owner is going to have it.
+    pub(super) fn grant(
+        &self,
+        name: &Name,
+        token: &Token,
+        (fence, deadline): (Option<i64>, Deadline),
+        request: &Request,
+    ) -> Grant {
+        Grant {
+            entered: Entered {
+                hold: HoldId::fresh(),
+                level: LevelId::fresh(),
+            },
+            again: false,
+            // An object of nobody's, if nobody asks.
+            lock: request
+                .owner
+                .as_ref()
+                .map_or_else(LockId::fresh, |(lock, _)| *lock),
+            name: name.clone(),
+            token: token.clone(),
+            fence,
+            deadline,
+            lease: request.lease.unwrap_or(self.lease),
+            block: request.block,
+            extended: request.extended,
+        }
+    }
+
+    /// Asks the database for the lock, with the statement that suits what was seen of
+    /// it last. A token that is not `fresh` may be that of a hold already.
+    pub(super) fn ask(
+        &self,
+        name: &Name,
+        token: &Token,
+        fresh: bool,
+        request: &Request,
+        patience: Patience,
+    ) -> Result<Asked> {
+        let lease = request.lease.unwrap_or(self.lease);
+        let hint = locked(&self.hints.of(patience.process)).of(name);
+        let likely = match hint {
+            _ if !fresh => false,
+            Some(Hint::Free) => true,
+            // Who was refused just now is likely to be refused again.
+            Some(Hint::Held) => match self.store.look(name, lease, patience)? {
+                Look::Held => return Ok(Asked::Refused { unknown: false }),
+                Look::Free => true,
+                Look::Missing => false,
+            },
+            Some(Hint::Awaited) | None => false,
+        };
+        let answer = self.store.acquire(name, token, lease, likely, patience)?;
+        let hint = match answer {
+            Answer::Held { .. } => Some(Hint::Held),
+            // They still wait, so the release had better expect it.
+            Answer::Acquired(..) => hint.filter(|hint| *hint == Hint::Awaited),
+        };
+        self.hint(patience, name, hint);
+        Ok(match answer {
+            Answer::Acquired(fence, deadline) => {
+                Asked::Granted(self.grant(name, token, (Some(fence), deadline), request))
+            }
+            Answer::Held { unknown } => Asked::Refused { unknown },
+        })
+    }
+
+    /// Confirms and extends the hold that the owner wants to enter once more. `None` if it
+    /// was released meanwhile and is to be taken anew.
+    pub(super) fn confirm(
+        &self,
+        name: &Name,
+        (hold, token, lease): (HoldId, &Token, Lease),
+        request: &Request,
+        patience: Patience,
+    ) -> Result<Grant> {
+        // A block within may want a longer lease, but does not shorten it.
+        let lease = request.lease.map_or(lease, |wanted| wanted.max(lease));
+        match self.extend_hold(hold, name, token, lease, patience)? {
+            Some((token, deadline)) => Ok(Grant {
+                entered: Entered {
+                    hold,
+                    level: LevelId::fresh(),
+                },
+                again: true,
+                lease,
+                ..self.grant(name, &token, (None, deadline), request)
+            }),
+            None => {
+                let registry = registry(patience.process);
+                let (token, reason) = self.lose(&registry, hold, name, token, patience);
+                registry.with(|holds| holds.reported(hold));
+                Err(Error::Expired(name.clone(), token, reason))
+            }
+        }
+    }
+
+    /// Extends a hold of this process under the token that it has, though that may be
+    /// changing. `None` if the database has it under none of them.
+    fn extend_hold(
+        &self,
+        hold: HoldId,
+        name: &Name,
+        token: &Token,
+        lease: Lease,
+        patience: Patience,
+    ) -> Result<Option<(Token, Deadline)>> {
+        let registry = registry(patience.process);
+        let mut candidates = vec![token.clone()];
+        let mut tried = 0;
+        loop {
+            while let Some(token) = candidates.get(tried).cloned() {
+                tried += 1;
+                if let Some((_, deadline)) = self.store.extend(name, &token, lease, patience)? {
+                    registry.with(|holds| holds.extended(hold, deadline));
+                    return Ok(Some((token, deadline)));
+                }
+            }
+            // Another thread transfers it: then it has one of these by now.
+            registry.with(|holds| {
+                if let Some(hold) = holds.get(hold) {
+                    let others = [Some(&hold.token), hold.pending.as_ref()];
+                    for other in others.into_iter().flatten() {
+                        if !candidates.contains(other) {
+                            candidates.push(other.clone());
+                        }
+                    }
+                }
+            });
+            if tried == candidates.len() {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// The database does not have a hold: tells everybody, and why.
+    fn lose(
+        &self,
+        registry: &Registry,
+        hold: HoldId,
+        name: &Name,
+        token: &Token,
+        patience: Patience,
+    ) -> (Token, Loss) {
+        let known = registry.with(|holds| {
+            let hold = holds.get(hold)?;
+            Some((hold.token.clone(), hold.deadline))
+        });
+        let (token, reason) = match known {
+            Some((token, deadline)) => {
+                let reason = self.why_lost(name, &token, Some(deadline), patience);
+                (token, reason)
+            }
+            None => (token.clone(), Loss::Released),
+        };
+        registry.report(|holds| holds.lost(hold, reason));
+        (token, reason)
+    }
+
+    fn why_lost(
+        &self,
+        name: &Name,
+        token: &Token,
+        deadline: Option<Deadline>,
+        patience: Patience,
+    ) -> Loss {
+        if deadline.is_some_and(|deadline| deadline.passed(Moment::now())) {
+            return Loss::Expired;
+        }
+        self.store.why_lost(name, token, patience)
+    }
+
+    /// The owner is told that it has the lock. The last moment: it is held here or not at all.
+    ///
+    /// `false` if it is too late for that: the caller gives the hold back.
+    pub(super) fn open(
+        self: &Arc<Locks>,
+        grant: &Grant,
+        owner: Option<&Caller>,
+        on_lost: Option<OnLost>,
+        process: u32,
+    ) -> bool {
+        if grant.deadline.passed(Moment::now()) {
+            return false;
+        }
+        let Some(caller) = owner else {
+            return true;
+        };
+        if !registry(process).with(|holds| holds.open(grant.clone(), caller)) {
+            return false;
+        }
+        self.attend_hold(grant.entered, grant.lease, grant.extended, on_lost);
+        true
+    }
+
+    /// The token that the hold of `token` has: another one, if a transfer that
+    /// seemed to fail has succeeded.
+    fn resolve(&self, name: &Name, token: &Token, patience: Patience) -> Result<Token> {
+        let owed = self.owed.of(patience.process);
+        let Some(new) = owed.with(|unresolved| unresolved.transfer(token)) else {
+            return Ok(token.clone());
+        };
+        let answer = self
+            .store
+            .transfer(name, token, &new, self.lease, patience)?;
+        owed.with(|unresolved| unresolved.transferred(token));
+        let registry = registry(patience.process);
+        if answer.is_none() {
+            registry.with(|holds| holds.transferring(token, None));
+            return Ok(token.clone());
+        }
+        registry.with(|holds| holds.transferred(token, &new));
+        Ok(new)
+    }
+
+    /// Gives the hold a new lease.
+    pub fn extend(
+        &self,
+        lock: &Lock,
+        caller: &Caller,
+        token: Option<Token>,
+        patience: Patience,
+    ) -> Result<()> {
+        let token = lock.token_or(caller, token)?;
+        let token = self.resolve(&lock.name, &token, patience)?;
+        let registry = registry(patience.process);
+        let known = registry.with(|holds| {
+            let (id, hold) = holds.with_token(&token)?;
+            // A token that was voided by a transfer is another matter than its hold.
+            (hold.token == token).then_some((id, hold.lease))
+        });
+        let Some((hold, lease)) = known else {
+            let extended = self
+                .store
+                .extend(&lock.name, &token, self.lease, patience)?;
+            let Some((fence, deadline)) = extended else {
+                let reason = self.why_lost(&lock.name, &token, None, patience);
+                return Err(Error::Expired(lock.name.clone(), token, reason));
+            };
+            registry.with(|holds| holds.present(lock.id, &token, fence));
+            return Locks::in_time(&lock.name, token, deadline);
+        };
+        match self.extend_hold(hold, &lock.name, &token, lease, patience)? {
+            Some((token, deadline)) => Locks::in_time(&lock.name, token, deadline),
+            None => {
+                let (token, reason) = self.lose(&registry, hold, &lock.name, &token, patience);
+                Err(Error::Expired(lock.name.clone(), token, reason))
+            }
+        }
+    }
+
+    /// An answer that comes after the deadline is no good news any more.
+    fn in_time(name: &Name, token: Token, deadline: Deadline) -> Result<()> {
+        if deadline.passed(Moment::now()) {
+            return Err(Error::Expired(name.clone(), token, Loss::Expired));
+        }
+        Ok(())
+    }
+
+    /// A guard has seen the hold of this token in the database.
+    pub fn seen(&self, lock: &Lock, token: &Token, fence: Option<i64>) {
+        registry(std::process::id()).with(|holds| holds.present(lock.id, token, fence));
+    }
+
+    /// Asks the database whether the hold of a token is lost.
+    pub fn is_lost(&self, lock: &Lock, token: &Token, patience: Patience) -> Result<Option<Loss>> {
+        if self
+            .store
+            .is_held(&lock.name, token, self.lease, patience)?
+        {
+            return Ok(None);
+        }
+        let registry = registry(patience.process);
+        let hold = registry.with(|holds| {
+            let (id, hold) = holds.with_token(token)?;
+            (hold.token == *token && hold.pending.is_none()).then_some(id)
+        });
+        Ok(Some(match hold {
+            Some(hold) => self.lose(&registry, hold, &lock.name, token, patience).1,
+            None => self.why_lost(&lock.name, token, None, patience),
+        }))
+    }
+
+    /// A block begins to end: its level is gone. [`Locks::finish`] does the rest.
+    pub fn begin_exit(&self, lock: &Lock, entered: Option<Entered>) -> Ending {
+        let registry = registry(std::process::id());
+        let Some(entered) = entered else {
+            return Ending::Nothing;
+        };
+        let ending = registry.with(|holds| holds.leave(entered, Moment::now()));
+        registry.forget(entered.level);
+        if let Ending::Release { token, lease, .. } = &ending {
+            // Recorded before it happens: whoever wants the lock meanwhile waits for it.
+            let lease = lease.unwrap_or(self.lease);
+            self.begin(&lock.name, token, Attempt::Release, lease);
+        }
+        ending
+    }
+
+    /// A level is left by nobody in particular: what it takes is done in the background.
+    pub fn abandon(self: &Arc<Locks>, lock: &Lock, entered: Entered) {
+        match self.begin_exit(lock, Some(entered)) {
+            Ending::Release { token, lease, .. } => {
+                let lease = lease.unwrap_or(self.lease);
+                self.owe(&lock.name, &token, Attempt::Release, lease);
+            }
+            Ending::Lost {
+                token,
+                lease,
+                owed: true,
+                ..
+            } => self.owe(&lock.name, &token, Attempt::Release, lease),
+            _ => {}
+        }
+    }
+
+    /// A `release()` begins.
+    pub fn begin_release(&self, lock: &Lock, caller: &Caller, token: Option<&Token>) -> Ending {
+        registry(std::process::id())
+            .with(|holds| holds.release(Some(lock.id), caller, token, Moment::now()))
+    }
+
+    /// Does what the end of a block, or a release, needs done in the database.
+    pub fn finish(
+        self: &Arc<Locks>,
+        name: &Name,
+        ending: Ending,
+        patience: Patience,
+    ) -> Result<()> {
+        match ending {
+            Ending::Done => Ok(()),
+            Ending::Nothing => Err(Error::TokenRequired(name.clone())),
+            Ending::Confirm { hold, token, lease } => {
+                if self
+                    .extend_hold(hold, name, &token, lease, patience)?
+                    .is_some()
+                {
+                    return Ok(());
+                }
+                let registry = registry(patience.process);
+                let (token, reason) = self.lose(&registry, hold, name, &token, patience);
+                Err(Error::Expired(name.clone(), token, reason))
+            }
+            Ending::Lost {
+                token,
+                lease,
+                reason,
+                owed,
+            } => {
+                if owed {
+                    self.owe(name, &token, Attempt::Release, lease);
+                }
+                Err(Error::Expired(name.clone(), token, reason))
+            }
+            Ending::Release {
+                hold,
+                token,
+                lease,
+                held,
+                own,
+            } => self.release(name, hold, &token, (lease, held, own), patience),
+        }
+    }
+
+    fn release(
+        self: &Arc<Locks>,
+        name: &Name,
+        hold: Option<HoldId>,
+        token: &Token,
+        (lease, held, own): (Option<Lease>, bool, bool),
+        patience: Patience,
+    ) -> Result<()> {
+        let registry = registry(patience.process);
+        let known = lease.is_some();
+        let lease = lease.unwrap_or(self.lease);
+        let owed = self.owed.of(patience.process);
+        let before = owed.with(|unresolved| unresolved.may_be_released(name, token));
+        if before == Some(true) {
+            // In the background, for a caller that was told of a failure.
+            owed.resolved(name, token);
+            if let Some(hold) = hold {
+                registry.report(|holds| holds.released(hold, own));
+            }
+            return Ok(());
+        }
+        let awaited = locked(&self.hints.of(patience.process)).of(name) == Some(Hint::Awaited);
+        let attempt = |token: &Token| {
+            self.store.release_again(
+                name,
+                token,
+                lease,
+                (held, before.is_some(), awaited),
+                patience,
+            )
+        };
+        let released = self.resolve(name, token, patience).and_then(|token| {
+            let released = attempt(&token)?;
+            Ok((token, released))
+        });
+        let (current, released) = match released {
+            Ok(released) => released,
+            Err(error) => {
+                // In a child that was forked meanwhile it is the parent's business.
+                if !matches!(error, Error::Forked) && (known || error.outcome_unknown()) {
+                    self.owe(name, token, Attempt::Release, lease);
+                }
+                return Err(error);
+            }
+        };
+        owed.resolved(name, token);
+        let hint = match released {
+            Released::Quietly => Some(Hint::Free),
+            Released::Calling => Some(Hint::Awaited),
+            Released::Lost => None,
+        };
+        self.hint(patience, name, hint);
+        if released != Released::Lost {
+            if let Some(hold) = hold {
+                registry.report(|holds| holds.released(hold, own));
+            }
+            return Ok(());
+        }
+        let reason = match held {
+            false if known => Loss::Expired,
+            _ => self.why_lost(name, &current, None, patience),
+        };
+        if let Some(hold) = hold {
+            registry.report(|holds| holds.not_released(hold, reason));
+        }
+        Err(Error::Expired(name.clone(), current, reason))
+    }
+
+    /// Takes the process out of the database's queue.
+    pub(super) fn leave_queue(self: &Arc<Locks>, name: &Name, ticket: i64) {
+        let (locks, name) = (self.clone(), name.clone());
+        self.submit(Box::new(move || {
+            let patience = Patience::new(std::time::Duration::from_secs(2), &|| Ok(()));
+            if let Err(error) = locks.store.leave(&name, ticket, locks.lease, patience) {
+                // Those behind wait for half a second in vain.
+                log::debug!("leaving the queue of lock {name}: {error}");
+            }
+        }));
+    }
+
+    /// Gives the hold a new token and voids the old one.
+    pub fn transfer(
+        &self,
+        lock: &Lock,
+        caller: &Caller,
+        token: Option<Token>,
+        patience: Patience,
+    ) -> Result<Token> {
+        let old = lock.token_or(caller, token)?;
+        let owed = self.owed.of(patience.process);
+        let registry = registry(patience.process);
+        let unknown = owed.with(|unresolved| unresolved.transfer(&old));
+        let new = unknown.unwrap_or_else(Token::random);
+        // Before the statement is sent: whoever extends the hold meanwhile may meet
+        // either token.
+        let (hold, lease) = registry.with(|holds| {
+            holds.transferring(&old, Some(new.clone()));
+            let known = holds.with_token(&old);
+            known.map_or((None, self.lease), |(id, hold)| (Some(id), hold.lease))
+        });
+        match self
+            .store
+            .transfer(&lock.name, &old, &new, self.lease, patience)
+        {
+            Ok(Some((fence, deadline))) => {
+                owed.with(|unresolved| unresolved.transferred(&old));
+                registry.with(|holds| {
+                    holds.transferred(&old, &new);
+                    holds.present(lock.id, &new, fence);
+                });
+                Locks::in_time(&lock.name, new.clone(), deadline)?;
+                Ok(new)
+            }
+            Ok(None) => {
+                registry.with(|holds| holds.transferring(&old, None));
+                let current = hold.filter(|hold| {
+                    registry.with(|holds| holds.get(*hold).is_some_and(|hold| hold.token == old))
+                });
+                let reason = match current {
+                    Some(hold) => self.lose(&registry, hold, &lock.name, &old, patience).1,
+                    None => self.why_lost(&lock.name, &old, None, patience),
+                };
+                Err(Error::Expired(lock.name.clone(), old, reason))
+            }
+            Err(error) => {
+                if error.outcome_unknown() {
+                    owed.with(|unresolved| unresolved.transferring(&old, &new, lease));
+                } else {
+                    registry.with(|holds| holds.transferring(&old, None));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Removes the rows that nobody holds.
+    pub fn vacuum(&self, patience: Patience) -> Result<()> {
+        self.store.vacuum(self.lease, patience)
+    }
+}

@@ -1,0 +1,22 @@
+//! The locks at work: engine and store brought together, and the threads that they need.
+
+mod acquisition;
+mod locks;
+mod owed;
+mod registry;
+mod renewal;
+mod waiters;
+mod workers;
+
+pub use acquisition::{Acquisition, Step, Wait, thread_wakeup};
+pub use locks::{Lock, Locks, Request};
+pub use registry::{OnLost, registry};
+pub use waiters::Wakeup;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// No step under the mutexes of this module can fail half-way, so a panic elsewhere
+/// spoils nothing.
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,66 @@
+//! What the Lock objects of this process believe in, whichever configuration they are of.
+
+use super::locked;
+use crate::engine::{Holds, LevelId, Reported};
+use crate::process::ProcessLocal;
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex};
+
+/// Tells an owner that its hold is lost. It is called on any thread and must not block.
+pub type OnLost = Box<dyn FnOnce() + Send>;
+
+/// The holds of one process, and who wants to hear that one is lost.
+#[derive(Default)]
+pub struct Registry {
+    holds: Mutex<Holds>,
+    callbacks: Mutex<HashMap<LevelId, OnLost>>,
+}
+
+static REGISTRY: LazyLock<ProcessLocal<Registry>> = LazyLock::new(ProcessLocal::default);
+
+/// The registry of a process: the calling one, or, in a child that was forked in the
+/// middle of a call, one that nobody looks into.
+#[must_use]
+pub fn registry(process: u32) -> Arc<Registry> {
+    REGISTRY.of(process)
+}
+
+impl Registry {
+    /// Works on the holds.
+    pub fn with<T>(&self, work: impl FnOnce(&mut Holds) -> T) -> T {
+        work(&mut locked(&self.holds))
+    }
+
+    /// The owner of a level wants to hear of a loss.
+    pub(super) fn call(&self, level: LevelId, on_lost: OnLost) {
+        locked(&self.callbacks).insert(level, on_lost);
+    }
+
+    /// A level has been left: nobody wants to hear of it any more.
+    pub(super) fn forget(&self, level: LevelId) {
+        // Dropped outside of the mutex.
+        let callback = locked(&self.callbacks).remove(&level);
+        drop(callback);
+    }
+
+    /// Changes the holds, and tells everybody concerned if one is lost by that.
+    pub(super) fn report(&self, change: impl FnOnce(&mut Holds) -> Option<Reported>) {
+        let Some(reported) = self.with(change) else {
+            return;
+        };
+        let fence = reported
+            .fence
+            .map_or("none".to_owned(), |fence| fence.to_string());
+        log::warn!(
+            "the hold of lock {} (fence {fence}) is lost: {}",
+            reported.name,
+            reported.reason.as_str()
+        );
+        for level in reported.levels {
+            let callback = locked(&self.callbacks).remove(&level);
+            if let Some(callback) = callback {
+                callback();
+            }
+        }
+    }
+}

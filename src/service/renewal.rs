@@ -1,0 +1,243 @@
+//! Keeping holds alive: a thread that renews each after a third of its lease, many in
+//! one statement. Leases of very different lengths have a thread each, so that what a
+//! long one can wait for does not cost a short one its hold.
+
+use super::locked;
+use super::registry::registry;
+use crate::engine::{Condition, Deadline, Entered, HoldId, Lease, Loss, Moment, Name, Token};
+use crate::store::{Patience, Renewed, Store};
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A hold that is to be renewed now.
+struct Due {
+    hold: HoldId,
+    /// The levels that want it.
+    levels: Vec<Entered>,
+    name: Name,
+    token: Token,
+    pending: Option<Token>,
+    lease: Lease,
+    deadline: Deadline,
+}
+
+#[derive(Default)]
+struct State {
+    /// When to look after each level.
+    entries: HashMap<Entered, Instant>,
+    attended: bool,
+    /// Until when the thread sleeps.
+    asleep: Option<Instant>,
+}
+
+/// The holds with leases of one order of magnitude.
+#[derive(Default)]
+pub struct Class {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+/// The holds of one process that are extended automatically, or watched.
+#[derive(Default)]
+pub struct Renewal(Mutex<HashMap<i32, Arc<Class>>>);
+
+/// How long a thread stays when there is nothing to extend.
+const QUIET: Duration = Duration::from_secs(10);
+
+fn part(lease: Lease, divisor: f64) -> Duration {
+    Duration::from_secs_f64(lease.seconds() / divisor)
+}
+
+impl Renewal {
+    /// A level wants its hold extended, or, if not `extended`, wants to hear when it
+    /// expires. Tells the class if a thread has to be started that calls [`Class::attend`].
+    pub fn add(&self, entered: Entered, lease: Lease, extended: bool) -> Option<Arc<Class>> {
+        // One class for each power of four.
+        #[allow(clippy::cast_possible_truncation)] // the logarithm of a lease is small
+        let magnitude = (lease.seconds().max(1e-3).log2() / 2.0).floor() as i32;
+        let class = locked(&self.0).entry(magnitude).or_default().clone();
+        let first = Instant::now() + part(lease, if extended { 3.0 } else { 1.0 });
+        class.add(entered, first).then_some(class)
+    }
+}
+
+impl Class {
+    fn add(&self, entered: Entered, first: Instant) -> bool {
+        let mut state = locked(&self.state);
+        let sooner = state.asleep.is_some_and(|until| first < until);
+        state.entries.insert(entered, first);
+        let start = !std::mem::replace(&mut state.attended, true);
+        drop(state);
+        if sooner {
+            self.changed.notify_one();
+        }
+        start
+    }
+
+    /// No thread could be started.
+    pub fn unattended(&self) {
+        locked(&self.state).attended = false;
+    }
+
+    /// Extends for as long as there is something to extend.
+    pub fn attend(&self, store: &Store) {
+        let process = std::process::id();
+        loop {
+            let mut state = locked(&self.state);
+            let next = state.entries.values().min().copied();
+            let until = next.unwrap_or_else(|| Instant::now() + QUIET);
+            let left = until.saturating_duration_since(Instant::now());
+            if !left.is_zero() {
+                state.asleep = Some(until);
+                let (mut state, waited) = self
+                    .changed
+                    .wait_timeout(state, left)
+                    .unwrap_or_else(PoisonError::into_inner);
+                state.asleep = None;
+                if waited.timed_out() && state.entries.is_empty() {
+                    state.attended = false;
+                    return;
+                }
+                continue;
+            }
+            let due = Class::due(&mut state, process);
+            drop(state);
+            if !due.is_empty() {
+                self.renew(store, due, process);
+            }
+        }
+    }
+
+    /// The holds to renew now, with those that are nearly due. Levels that have been left,
+    /// and holds that are lost, are forgotten; those that are only watched are looked after.
+    fn due(state: &mut State, process: u32) -> Vec<Due> {
+        let (now, moment) = (Instant::now(), Moment::now());
+        let mut due: HashMap<HoldId, Due> = HashMap::new();
+        let mut expired = Vec::new();
+        let registry = registry(process);
+        registry.with(|holds| {
+            state.entries.retain(|entered, next| {
+                let Some((hold, extended)) = holds.watched(*entered) else {
+                    return false;
+                };
+                if !extended {
+                    let left = Duration::from_secs_f64(hold.deadline.remaining(moment));
+                    *next = now + left.max(Duration::from_millis(1));
+                    if left.is_zero() {
+                        expired.push(entered.hold);
+                    }
+                    return !left.is_zero();
+                }
+                if *next <= now + part(hold.lease, 15.0) {
+                    let due = due.entry(entered.hold).or_insert_with(|| Due {
+                        hold: entered.hold,
+                        levels: Vec::new(),
+                        name: hold.name.clone(),
+                        token: hold.token.clone(),
+                        pending: hold.pending.clone(),
+                        lease: hold.lease,
+                        deadline: hold.deadline,
+                    });
+                    due.levels.push(*entered);
+                }
+                true
+            });
+        });
+        for hold in expired {
+            registry.report(|holds| holds.lost(hold, Loss::Expired));
+        }
+        due.into_values().collect()
+    }
+
+    fn renew(&self, store: &Store, due: Vec<Due>, process: u32) {
+        // Half of what is left: then there is time for a second attempt.
+        let now = Moment::now();
+        let left = due.iter().map(|due| due.deadline.remaining(now));
+        let left = left.fold(f64::INFINITY, f64::min);
+        let limit = Duration::from_secs_f64((left / 2.0).clamp(0.02, 5.0));
+        let mut wanted: Vec<(Name, Token, Lease)> = Vec::new();
+        for due in &due {
+            // Whichever token the hold has, while a transfer is under way.
+            for token in [Some(&due.token), due.pending.as_ref()]
+                .into_iter()
+                .flatten()
+            {
+                wanted.push((due.name.clone(), token.clone(), due.lease));
+            }
+        }
+        let answer = store.renew(&wanted, Patience::new(limit, &|| Ok(())));
+        let mut answers = answer.as_deref().unwrap_or_default().iter().copied();
+        for due in due {
+            let mut renewed = answers.next();
+            if due.pending.is_some() {
+                let other = answers.next();
+                if renewed == Some(Renewed::Gone) {
+                    renewed = other;
+                }
+            }
+            let next = match (&answer, renewed) {
+                (Err(error), _) => {
+                    let error = error.to_string();
+                    Class::failed(&due, &error, process)
+                }
+                (Ok(_), Some(Renewed::Until(deadline))) => {
+                    registry(process).with(|holds| holds.extended(due.hold, deadline));
+                    Some(part(due.lease, 3.0))
+                }
+                (Ok(_), Some(Renewed::Locked)) => {
+                    let error = "its row is locked by another transaction";
+                    Class::failed(&due, error, process)
+                }
+                (Ok(_), Some(Renewed::Gone) | None) => Class::gone(store, &due, process),
+            };
+            let mut state = locked(&self.state);
+            for level in &due.levels {
+                match next {
+                    Some(pause) => state.entries.insert(*level, Instant::now() + pause),
+                    None => state.entries.remove(level),
+                };
+            }
+        }
+    }
+
+    /// A hold could not be extended. When to try again, if there is time.
+    fn failed(due: &Due, error: &str, process: u32) -> Option<Duration> {
+        let left = due.deadline.remaining(Moment::now());
+        log::info!(
+            "the hold of lock {} could not be extended yet: {error}",
+            due.name
+        );
+        if left <= 0.0 {
+            registry(process).report(|holds| holds.lost(due.hold, Loss::Unreachable));
+            return None;
+        }
+        let pause = part(due.lease, 15.0).clamp(Duration::from_millis(20), Duration::from_secs(1));
+        Some(pause.min(Duration::from_secs_f64(left)))
+    }
+
+    /// The database does not have a hold. It is lost, unless it has another token by now.
+    fn gone(store: &Store, due: &Due, process: u32) -> Option<Duration> {
+        let registry = registry(process);
+        let changing = registry.with(|holds| {
+            let hold = holds.get(due.hold);
+            hold.is_some_and(|hold| hold.token != due.token || hold.pending != due.pending)
+                || due.pending.is_some() && hold.is_some_and(|hold| !hold.expired(Moment::now()))
+        });
+        if changing {
+            return Some(Duration::from_millis(5));
+        }
+        let reason = if due.deadline.passed(Moment::now()) {
+            Loss::Expired
+        } else {
+            let patience = Patience::new(Duration::from_secs(1), &|| Ok(()));
+            store.why_lost(&due.name, &due.token, patience)
+        };
+        registry.report(|holds| {
+            // Not if a release() has begun since: then it was that which ended it.
+            let held = holds.get(due.hold)?.condition == Condition::Held;
+            held.then(|| holds.lost(due.hold, reason)).flatten()
+        });
+        None
+    }
+}

@@ -1,0 +1,446 @@
+//! The waiters of one process: wakes them, and runs the thread that listens for them.
+//! What each has to do is decided by its [`Line`].
+
+use super::locked;
+use crate::engine::{Lease, Line, Name, Outcome, Plan, Seen, TICKET_BITS};
+use crate::store::{Call, Deaf, Failure, Listener, Patience, Queue, Store};
+use rand::RngExt;
+use std::cell::Cell;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How a waiter is woken.
+pub enum Wakeup {
+    /// A thread sleeps.
+    Thread(Condvar),
+    /// Something else is told. It may not call back.
+    Call(Box<dyn Fn() + Send + Sync>),
+}
+
+impl Wakeup {
+    fn wake(&self) {
+        match self {
+            Wakeup::Thread(condvar) => condvar.notify_one(),
+            Wakeup::Call(call) => call(),
+        }
+    }
+}
+
+/// One that waits.
+pub struct Waiter {
+    number: u64,
+    name: Name,
+    wakeup: Arc<Wakeup>,
+}
+
+#[derive(Default)]
+struct State {
+    lines: HashMap<Name, Line<Arc<Wakeup>>>,
+    /// Which line a ticket is of.
+    tickets: HashMap<i64, Name>,
+    /// The number of the listener, while notifications come through.
+    listening: Option<i64>,
+    /// A thread listens, or tries to.
+    attended: bool,
+    last_ticket: i64,
+    numbers: u64,
+    /// Since when nobody waits.
+    quiet: Option<Instant>,
+    /// When it was looked for leaders that do not come.
+    looked: Option<Instant>,
+}
+
+/// The waiters of one process for the locks of one configuration.
+#[derive(Default)]
+pub struct Waiters {
+    state: Mutex<State>,
+    /// For the thread that listens, while it cannot.
+    somebody: Condvar,
+}
+
+/// A free lock is left to the first in the queue for so long; see `wait.sql`.
+const TURN: Duration = Duration::from_millis(500);
+/// How often, at most and at least, a lock is asked for that nobody would be notified of.
+const POLL: std::ops::Range<f64> = 0.4..0.7;
+/// How often the queue is looked after, in seconds: an administrator may have emptied it.
+const LOOK: f64 = 2.0;
+/// How often the listening connection is asked for a sign of life, and how long
+/// that may take before waiters look for themselves.
+const PING: Duration = Duration::from_millis(300);
+/// The listening connection is closed when nobody has waited for so long.
+const QUIET: Duration = Duration::from_secs(30);
+/// How long one attempt to listen, or a sign of life, may take.
+const OPENING: Duration = Duration::from_secs(5);
+
+fn jitter(seconds: std::ops::Range<f64>) -> Duration {
+    Duration::from_secs_f64(rand::rng().random_range(seconds))
+}
+
+impl Waiters {
+    /// Whether somebody waits for a lock.
+    pub fn await_lock(&self, name: &Name) -> bool {
+        locked(&self.state).lines.contains_key(name)
+    }
+
+    /// Joins the end of the line.
+    pub fn join(&self, name: &Name, wakeup: Arc<Wakeup>) -> Arc<Waiter> {
+        let mut state = locked(&self.state);
+        state.numbers += 1;
+        let number = state.numbers;
+        let now = Instant::now();
+        let line = state.lines.entry(name.clone());
+        let line = line.or_insert_with(|| Line::new(now));
+        line.join(number, wakeup.clone(), now);
+        state.quiet = None;
+        Arc::new(Waiter {
+            number,
+            name: name.clone(),
+            wakeup,
+        })
+    }
+
+    /// Whether the waiter acts for its line now; the others only sleep.
+    pub fn leads(&self, waiter: &Waiter) -> bool {
+        self.at_line(waiter, |line| line.leads(waiter.number))
+            .unwrap_or(true)
+    }
+
+    /// The lock may just have become free.
+    pub fn look_at_once(&self, waiter: &Waiter) {
+        self.at_line(waiter, |line| line.look_at_once(Instant::now()));
+    }
+
+    /// What the waiter has to do now.
+    pub fn plan(&self, waiter: &Waiter) -> Plan {
+        let mut guard = locked(&self.state);
+        let state = &mut *guard;
+        let Some(line) = state.lines.get_mut(&waiter.name) else {
+            return Plan::Sleep(None);
+        };
+        let now = Instant::now();
+        let mut last = state.last_ticket;
+        let before = line.ticket();
+        let plan = line.plan(waiter.number, now, state.listening, || {
+            last = (last + 1) % (1 << TICKET_BITS);
+            last
+        });
+        state.last_ticket = last;
+        let ticket = line.ticket();
+        if ticket != before {
+            state.tickets.remove(&before);
+            state.tickets.insert(ticket, waiter.name.clone());
+        }
+        // Somebody else leads, and may have to come before this one.
+        let leader = matches!(plan, Plan::Sleep(None)).then(|| line.wake(now));
+        drop(guard);
+        if let Some(leader) = leader.flatten() {
+            if !Arc::ptr_eq(&leader, &waiter.wakeup) {
+                leader.wake();
+            }
+        }
+        plan
+    }
+
+    fn at_line<T>(
+        &self,
+        waiter: &Waiter,
+        work: impl FnOnce(&mut Line<Arc<Wakeup>>) -> T,
+    ) -> Option<T> {
+        let mut state = locked(&self.state);
+        state.lines.get_mut(&waiter.name).map(work)
+    }
+
+    /// The waiter asked, and found this.
+    pub fn found(&self, waiter: &Waiter, queue: Queue) {
+        let now = Instant::now();
+        self.at_line(waiter, |line| {
+            let busy = !queue.live && queue.ahead == 0;
+            let due = if queue.queued {
+                now + Waiters::pause(line, &queue, now)
+            } else {
+                now + jitter(0.01..0.05)
+            };
+            let limit = (0.002 * 1.5_f64.powi(line.busy())).min(0.3);
+            let seen = Seen {
+                queued: queue.queued,
+                busy,
+                due,
+                tickets: queue.tickets,
+            };
+            line.found(waiter.number, seen, now, jitter(limit / 2.0..limit));
+        });
+    }
+
+    /// For how long one that is in the queue need not ask again.
+    fn pause(line: &mut Line<Arc<Wakeup>>, queue: &Queue, now: Instant) -> Duration {
+        let turn = TURN * queue.ahead.min(1000);
+        let left = Duration::from_secs_f64(queue.remaining.clamp(0.0, Lease::MAX_SECONDS));
+        if !queue.live {
+            // Nobody holds it: it is the turn of those before, or the row is locked.
+            let since = Duration::from_secs_f64((-queue.remaining).clamp(0.0, 1e6));
+            return turn.saturating_sub(since) + jitter(0.001..0.004);
+        }
+        let poll = jitter(POLL);
+        if queue.foreign {
+            // Its end is announced to nobody.
+            return (left + turn).min(poll * (queue.ahead + 1)) + Duration::from_millis(1);
+        }
+        let processes: HashSet<i64> = queue
+            .tickets
+            .iter()
+            .map(|ticket| ticket >> TICKET_BITS)
+            .collect();
+        // In all, one statement a second, or fewer, however many wait.
+        #[allow(clippy::cast_precision_loss)] // far from 2⁵²
+        let look = jitter(0.8..1.2).mul_f64(LOOK.max(processes.len() as f64));
+        let expires = now + left;
+        let extended = line
+            .seen
+            .replace((queue.fence, expires))
+            .is_some_and(|(fence, before)| {
+                fence == queue.fence && expires > before + Duration::from_millis(5)
+            });
+        if queue.ahead > 1 {
+            return look;
+        }
+        // The holder extends, so it lives and is going to announce its end.
+        let least = Duration::from_secs(u64::from(extended) * u64::from(1 + queue.ahead));
+        (left + turn + Duration::from_millis(2))
+            .max(least)
+            .min(look)
+    }
+
+    /// The waiter tried without the queue, in vain. `true` if a thread has to be
+    /// started that calls [`Waiters::attend`].
+    pub fn refused(&self, waiter: &Waiter) -> bool {
+        self.at_line(waiter, |line| {
+            // Soon for the first time: the listener may just be getting ready.
+            let pause = if line.was_refused() {
+                jitter(POLL)
+            } else {
+                jitter(0.05..0.1)
+            };
+            line.refused(waiter.number, Instant::now() + pause);
+        });
+        self.listen_soon()
+    }
+
+    /// Somebody is going to wait. `true` as above.
+    pub fn listen_soon(&self) -> bool {
+        self.somebody.notify_one();
+        !std::mem::replace(&mut locked(&self.state).attended, true)
+    }
+
+    /// The waiter's statement failed.
+    pub fn failed(&self, waiter: &Waiter) {
+        self.at_line(waiter, |line| line.failed(waiter.number));
+    }
+
+    /// The waiter's wait has ended. Tells the ticket, if it may be in the database's queue
+    /// with nobody left who waits.
+    pub fn left(&self, waiter: &Waiter, outcome: Outcome) -> Option<i64> {
+        let mut guard = locked(&self.state);
+        let state = &mut *guard;
+        let line = state.lines.get_mut(&waiter.name)?;
+        let now = Instant::now();
+        let poll = match outcome {
+            Outcome::Acquired { .. } => jitter(POLL),
+            Outcome::GaveUp => Duration::ZERO,
+        };
+        let before = line.ticket();
+        let ticket = line.left(waiter.number, outcome, now, poll);
+        let mut next = None;
+        if before != line.ticket() || line.is_empty() {
+            state.tickets.remove(&before);
+        }
+        if line.is_empty() {
+            state.lines.remove(&waiter.name);
+            if state.lines.is_empty() {
+                state.quiet = Some(now);
+            }
+        } else {
+            next = line.wake(now);
+        }
+        drop(guard);
+        if let Some(next) = next {
+            next.wake();
+        }
+        ticket
+    }
+
+    /// Sleeps until woken, but not beyond `until`.
+    pub fn sleep(&self, waiter: &Waiter, until: Instant) {
+        let Wakeup::Thread(condvar) = &*waiter.wakeup else {
+            return;
+        };
+        let mut state = locked(&self.state);
+        loop {
+            let line = state.lines.get_mut(&waiter.name);
+            if line.is_none_or(|line| line.sleeps_no_longer(waiter.number)) {
+                return;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            state = condvar
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    fn call(&self, calls: &[Call]) {
+        let mut woken: Vec<Arc<Wakeup>> = Vec::new();
+        let mut guard = locked(&self.state);
+        let state = &mut *guard;
+        let now = Instant::now();
+        for call in calls {
+            let (Call::Turn(ticket) | Call::Next(ticket)) = *call;
+            let name = state.tickets.get(&ticket);
+            let Some(line) = name.and_then(|name| state.lines.get_mut(name)) else {
+                continue;
+            };
+            match call {
+                Call::Turn(_) => line.call(),
+                // A little later than the first one's turn ends.
+                Call::Next(_) => line.call_next(now + TURN.mul_f64(1.04)),
+            }
+            woken.extend(line.wake(now));
+        }
+        // Those who wake up need the state.
+        drop(guard);
+        for wakeup in woken {
+            wakeup.wake();
+        }
+    }
+
+    /// Passes by those who do not come though it is their turn.
+    fn pass_by(&self) {
+        let now = Instant::now();
+        let mut state = locked(&self.state);
+        if state.looked.is_some_and(|before| now < before + PING / 2) {
+            return;
+        }
+        state.looked = Some(now);
+        let lines = state.lines.values_mut();
+        let woken: Vec<_> = lines
+            .filter_map(|line| line.pass_by(now, TURN.mul_f64(1.1)))
+            .collect();
+        drop(state);
+        for wakeup in woken {
+            wakeup.wake();
+        }
+    }
+
+    fn set_listening(&self, listener: Option<i64>) {
+        let now = Instant::now();
+        let mut state = locked(&self.state);
+        state.listening = listener;
+        let mut woken = Vec::new();
+        for line in state.lines.values_mut() {
+            if listener.is_none() {
+                line.poll_at(now + jitter(0.0..0.1));
+            }
+            woken.extend(line.wake(now));
+        }
+        drop(state);
+        for wakeup in woken {
+            wakeup.wake();
+        }
+    }
+
+    /// Whether to go on listening: somebody waits, or did so not long ago.
+    fn wanted(&self) -> bool {
+        let mut state = locked(&self.state);
+        let wanted = state.quiet.is_none_or(|since| since.elapsed() < QUIET);
+        if !wanted {
+            state.attended = false;
+            state.listening = None;
+        }
+        wanted
+    }
+
+    /// Nobody could be found to listen.
+    pub fn unattended(&self) {
+        locked(&self.state).attended = false;
+    }
+
+    /// Listens for as long as somebody waits. The work of a thread of its own.
+    pub fn attend(&self, store: &Store) {
+        let mut pause = Duration::from_millis(50);
+        loop {
+            match Listener::open(store, Patience::new(OPENING, &|| Ok(()))) {
+                Ok(mut listener) => {
+                    self.set_listening(Some(listener.number()));
+                    while self.wanted() && self.listen(&mut listener) {}
+                    pause = Duration::from_millis(50);
+                }
+                Err(Deaf::Pooler) => {
+                    log::info!("notifications do not come through: waiters poll");
+                    pause = Duration::from_secs(300);
+                }
+                Err(Deaf::Unreachable(failure)) => {
+                    log::debug!("no listening connection: {failure:?}");
+                    pause = (pause * 2).min(Duration::from_secs(2));
+                }
+            }
+            self.set_listening(None);
+            let until = Instant::now() + pause;
+            loop {
+                if !self.wanted() {
+                    return;
+                }
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    break;
+                }
+                self.pass_by();
+                let state = locked(&self.state);
+                drop(self.somebody.wait_timeout(state, left.min(PING)));
+            }
+        }
+    }
+
+    /// Asks the server for a sign of life. If that takes longer than it should, the
+    /// waiters look for themselves in the mean time: the server may just be slow.
+    fn ping(&self, listener: &mut Listener) -> Result<(), Failure> {
+        let (started, number) = (Instant::now(), listener.number());
+        let late = Cell::new(false);
+        let check = || {
+            if !late.get() && started.elapsed() > PING {
+                late.set(true);
+                self.set_listening(None);
+            }
+            Ok(())
+        };
+        listener.ping(Patience::new(OPENING, &check))?;
+        if late.get() {
+            self.set_listening(Some(number));
+        }
+        Ok(())
+    }
+
+    /// Passes on what is heard; `false` if the connection is lost.
+    fn listen(&self, listener: &mut Listener) -> bool {
+        let heard = listener.hear(PING);
+        let heard = heard.and_then(|calls| {
+            if calls.is_empty() && locked(&self.state).quiet.is_none() {
+                self.ping(listener)?;
+            }
+            Ok(calls)
+        });
+        match heard {
+            Ok(calls) => {
+                self.call(&calls);
+                self.pass_by();
+                true
+            }
+            Err(failure) => {
+                log::debug!("the listening connection is lost: {failure:?}");
+                false
+            }
+        }
+    }
+}
