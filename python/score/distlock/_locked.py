@@ -109,7 +109,7 @@ def _is(kind: Callable[[Any], bool], function: Any) -> bool:
     """Whether a function, or what a partial or callable object calls, is of a kind."""
     while isinstance(function, functools.partial):
         function = function.func
-    return kind(function) or kind(getattr(type(function), "__call__", None))
+    return kind(function) or kind(type(function).__call__)
 
 
 def _is_coroutine_function(function: Any) -> bool:
