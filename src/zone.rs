@@ -70,9 +70,19 @@ fn zone(name: Option<&OsStr>) -> TimeZone {
             .find_map(|folder| file(&Path::new(folder).join(name))),
     };
     named
-        .or_else(|| TimeZone::posix(name).ok())
-        .or_else(|| TimeZone::posix(&format!("{}{SUMMER}", name.trim_end_matches(','))).ok())
+        .or_else(|| rule(name))
+        .or_else(|| rule(&format!("{}{SUMMER}", name.trim_end_matches(','))))
+        // Of what goes wrong later on, the beginning counts.
+        .or_else(|| {
+            name.char_indices()
+                .rev()
+                .find_map(|(end, _)| rule(&name[..end]))
+        })
         .unwrap_or(TimeZone::UTC)
+}
+
+fn rule(text: &str) -> Option<TimeZone> {
+    TimeZone::posix(text).ok()
 }
 
 fn file(path: &Path) -> Option<TimeZone> {
@@ -113,12 +123,24 @@ mod tests {
         "No/Such_Zone",
         "nonsense",
         "/no/such/file",
+        "AB3",
+        "ABC",
+        "<A>3",
+        "XXX-24:59:59",
+        "localtime",
+        "PST8PDT7,",
+        "xxx-3yyy",
+        "XXX5:30",
+        "UTC-5:30",
+        "../../../etc/localtime",
+        "::Europe/Vienna",
     ];
 
     /// What the C library says, through `date`.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[test]
     fn every_tz_means_what_it_means_to_the_c_library() {
+        let mut wrong = std::collections::BTreeSet::new();
         for name in VALUES {
             for step in 0..53 {
                 let second = 1_767_225_600 + step * 7 * 86_400;
@@ -133,9 +155,12 @@ mod tests {
                 let sign = if text.starts_with('-') { -1 } else { 1 };
                 let moment = Timestamp::from_second(second).unwrap();
                 let ours = zone(Some(OsStr::new(name))).to_offset(moment).seconds();
-                assert_eq!(ours, sign * size, "{name:?} at {second}");
+                if ours != sign * size {
+                    wrong.insert(*name);
+                }
             }
         }
+        assert!(wrong.is_empty(), "{wrong:?}");
     }
 
     #[test]

@@ -125,7 +125,7 @@ def test_intervals_have_fractions_and_are_sums(maxtime: str, seconds: float) -> 
     "maxtime", ["", " ", ".", "s", ".s", "1.5.5s", "1 parsec", "1s 1", "1s, 2s", "-1s", "1m -1s"]
 )
 def test_what_is_no_interval(maxtime: str) -> None:
-    with pytest.raises(ConfigurationError, match="maxtime: .* allowed are a score interval"):
+    with pytest.raises(ConfigurationError, match=r"maxtime: .* allowed are a score interval"):
         ConfiguredDistlockModule(URL, maxtime)
 
 

@@ -131,10 +131,16 @@ impl Lock {
             core.seen(&proof, fence);
             PyResult::Ok(())
         })?;
-        let (core, proof) = (this.core.clone(), token.clone());
-        let lost = PyCFunction::new_closure(py, None, None, move |_, _| {
-            core.lost(&proof);
-            PyResult::Ok(())
+        let (core, proof, locks) = (this.core.clone(), token.clone(), this.locks().clone());
+        let (owner, timeout) = (owner::current(py)?, this.conf.get().timeout());
+        let lost = PyCFunction::new_closure(py, None, None, move |arguments, _| {
+            call(arguments.py(), timeout, |patience| {
+                match locks.extend(&core, owner, Some(proof.clone()), patience) {
+                    Ok(()) => Ok(false),
+                    Err(Error::Expired(..)) => Ok(true),
+                    Err(error) => Err(error),
+                }
+            })
         })?;
         py.import("score.distlock._guard")?.getattr(class)?.call1((
             lock,

@@ -69,7 +69,7 @@ class LockExpired(DistlockError):
 
     @property
     def reason(self) -> Reason:
-        """Why: ``expired``, ``released``, ``unreachable`` (for too long to extend) or ``unknown``."""
+        """Why: ``expired``, ``released``, ``unreachable`` (for too long) or ``unknown``."""
         return self._reason
 
     def __str__(self) -> str:
