@@ -18,6 +18,7 @@ import sqlalchemy
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 import score.distlock
+import score.distlock.aio
 from score.distlock import CouldNotAcquireLock, DatabaseUnavailable, LockExpired
 
 from .support.line import threads, waiting

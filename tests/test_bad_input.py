@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 import score.distlock
-from score.distlock import ConfiguredDistlockModule, DatabaseError, DatabaseUnavailable, LockExpired
+from score.distlock import (
+    ConfiguredDistlockModule,
+    DatabaseError,
+    DatabaseUnavailable,
+    LockExpired,
+    _config,
+)
 from score.init import ConfigurationError
 
 from .server_free import URL, free_port
@@ -87,6 +93,39 @@ def test_maxtime_is_an_interval(maxtime: Any) -> None:
     with pytest.raises(
         TypeError, match="maxtime must be a number of seconds, a str or a timedelta"
     ):
+        ConfiguredDistlockModule(URL, maxtime)
+
+
+@pytest.mark.parametrize(
+    ("maxtime", "seconds"),
+    [
+        ("1.5s", 1.5),
+        ("0.5 min", 30),
+        (".5s", 0.5),
+        ("2.S", 2),
+        (" 1 minute 30 seconds ", 90),
+        ("1h30m", 5400),
+        ("1m 1.5 s 250ms", 61.75),
+        ("500ms", 0.5),
+        ("2 hours", 7200),
+        ("0", 0),
+        ("1e1", 10),
+        ("0.25", 0.25),
+    ],
+)
+def test_intervals_have_fractions_and_are_sums(maxtime: str, seconds: float) -> None:
+    assert ConfiguredDistlockModule(URL, maxtime).maxtime == seconds
+    configured = ("maxtime", "timeout", "sqlalchemy.pool_recycle")
+    read = _config.read({"sqlalchemy.url": URL, **dict.fromkeys(configured, maxtime)})
+    assert [read[key] for key in ("maxtime", "timeout", "pool_recycle")] == [seconds] * 3
+    assert _config.timeout(maxtime) == seconds
+
+
+@pytest.mark.parametrize(
+    "maxtime", ["", " ", ".", "s", ".s", "1.5.5s", "1 parsec", "1s 1", "1s, 2s", "-1s", "1m -1s"]
+)
+def test_what_is_no_interval(maxtime: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"maxtime: .* allowed are a score interval"):
         ConfiguredDistlockModule(URL, maxtime)
 
 

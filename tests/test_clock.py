@@ -57,6 +57,43 @@ def test_naive_timestamps_are_in_the_hosts_zone(url: str, db: Db) -> None:
     assert abs(difference[0]) < 60
 
 
+@pytest.mark.parametrize(
+    "zone",
+    [
+        "",
+        ":",
+        "UTC",
+        "Europe/Vienna",
+        ":Asia/Kolkata",
+        "/usr/share/zoneinfo/America/New_York",
+        "Australia/Lord_Howe",
+        "EST5EDT",
+        "AEST-10AEDT",
+        "AEST-10AEDT,",
+        "PST8PDT7",
+        "NZST-12NZDT-13:30",
+        "IST-2IDT,M3.4.4/26,M10.5.0",
+        "<-02>2<-01>,M3.5.0/-1,M10.5.0/0",
+        "AEST-10AEDT,M10.1.0,M4.1.0/3",
+        "XXX-5:30:15YYY,J60/0,J300/23:59:59",
+        "<+0330>-3:30",
+        "No/Such_Zone",
+        "/no/such/file",
+    ],
+)
+def test_the_zone_is_the_c_librarys(url: str, db: Db, zone: str) -> None:
+    """Which 0.2.5 reads and writes its timestamps in: whatever TZ is, and is not."""
+    code = ACQUIRE + "import time; print(time.localtime().tm_gmtoff)"
+    offset = int(python(code, url, "1m", TZ=zone).split()[1])
+    query = (
+        "SELECT extract(epoch FROM updated - (now() AT TIME ZONE 'UTC'))::float8"
+        "  FROM _score_distlock"
+    )
+    found = db.execute(query).fetchone()
+    assert found is not None
+    assert found[0] == pytest.approx(offset, abs=10)
+
+
 def test_the_clock_of_the_host_has_no_say(url: str, db: Db) -> None:
     """As if the holder's host were an hour behind, which its naive timestamps show."""
     conf = score.distlock.init({"sqlalchemy.url": url, "maxtime": "1m"})

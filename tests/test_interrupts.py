@@ -23,8 +23,10 @@ __all__ = ("black_hole", "own_url", "proxy")
 
 Conf = score.distlock.ConfiguredDistlockModule
 
+# A run that a script started in the background ignores SIGINT, and so would its children.
 BLOCKED = """
-import sys, threading, score.distlock
+import signal, sys, threading, score.distlock
+signal.signal(signal.SIGINT, signal.default_int_handler)
 conf = score.distlock.ConfiguredDistlockModule(sys.argv[1], '1m', pool_timeout='1h')
 counted = 0
 def count():

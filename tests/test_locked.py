@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import contextlib
 import functools
+import gc
 import inspect
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -149,3 +154,176 @@ def test_mistakes(conf: Conf) -> None:
         conf.locked("name")(1)  # type: ignore[type-var]
     with pytest.raises(TypeError, match=r"write @conf.locked\('name'\)"):
         conf.locked(function)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("error")
+def test_coroutine_functions_in_disguise(conf: Conf) -> None:
+    """Whatever it looks like, the body runs under the lock."""
+
+    async def plain(number: int = 3) -> bool:
+        await asyncio.sleep(0)
+        assert number == 3
+        return held(conf, "name")
+
+    class Called:
+        async def __call__(self) -> bool:
+            return await plain()
+
+    @functools.wraps(plain)
+    def traced(*args: int) -> Any:
+        return plain(*args)
+
+    for function in (
+        plain,
+        functools.partial(plain, 3),
+        Called(),
+        functools.partial(Called()),
+        traced,
+        functools.partial(traced),
+    ):
+        locked: Any = conf.locked("name")(function)
+
+        async def main(locked: Any = locked) -> Any:
+            return await locked()
+
+        assert asyncio.run(main()), function
+        assert asyncio.run(locked()), function
+        assert not held(conf, "name")
+
+
+def test_a_wrapper_that_runs_its_coroutine_itself_stays_synchronous(conf: Conf) -> None:
+    async def main() -> bool:
+        return held(conf, "name")
+
+    @conf.locked("name")
+    @functools.wraps(main)
+    def command() -> Any:
+        return asyncio.run(main())
+
+    assert command() is True
+
+
+async def acoroutine() -> None:
+    pytest.fail("it ran without the lock")
+
+
+def agenerator() -> Iterator[int]:
+    yield pytest.fail("it ran without the lock")
+
+
+async def aasyncgenerator() -> AsyncIterator[int]:
+    yield pytest.fail("it ran without the lock")
+
+
+class Awaitable:
+    def __await__(self) -> Any:
+        return acoroutine().__await__()
+
+
+def disguised(function: Callable[[], Any]) -> Callable[[], Any]:
+    """A function of which nothing tells what it returns."""
+
+    def call() -> Any:
+        return function()
+
+    return call
+
+
+UNFINISHED: dict[str, Callable[[], Any]] = {
+    "an awaitable": disguised(acoroutine),
+    "an awaitable (of a class)": Awaitable,
+    "an awaitable (in a partial)": functools.partial(disguised(acoroutine)),
+    "a future": disguised(concurrent.futures.Future),
+    "a generator": disguised(agenerator),
+    "a generator (an expression)": lambda: (pytest.fail("it ran") for _ in "a"),
+    "a generator (an asynchronous one)": disguised(aasyncgenerator),
+    "a context manager": contextlib.contextmanager(agenerator),
+    "a context manager (an asynchronous one)": contextlib.asynccontextmanager(aasyncgenerator),
+    "a map object": lambda: map(pytest.fail, "a"),
+    "a filter object": lambda: filter(pytest.fail, "a"),
+    "a starmap object": lambda: itertools.starmap(pytest.fail, "a"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", UNFINISHED)
+def test_unfinished_results_are_refused(conf: Conf, kind: str) -> None:
+    """Their work would be done after the lock was released."""
+    function = disguised(UNFINISHED[kind])
+    message = "returns " + kind.partition(" (")[0]
+    with pytest.raises(TypeError, match=message):
+        conf.locked("name")(function)()
+
+    async def main() -> None:
+        async def indirect() -> Any:
+            return function()
+
+        with pytest.raises(TypeError, match=message):
+            await conf.locked("name")(indirect)()
+        with pytest.raises(TypeError, match=message):
+            conf.locked("name")(function)()
+
+    asyncio.run(main())
+    gc.collect()
+    assert not held(conf, "name")
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_task_is_cancelled_and_a_finished_future_is_a_result(conf: Conf) -> None:
+    async def main() -> None:
+        tasks = []
+
+        @conf.locked("name")
+        async def start() -> Any:
+            tasks.append(asyncio.ensure_future(acoroutine()))
+            return tasks[0]
+
+        with pytest.raises(TypeError, match="returns a future"):
+            await start()
+        await asyncio.sleep(0)
+        assert tasks[0].cancelled()
+
+        done = asyncio.get_running_loop().create_future()
+        done.set_result(7)
+        assert conf.locked("name")(lambda: done)() is done
+
+    asyncio.run(main())
+
+
+def test_a_signature_is_only_needed_for_fields(conf: Conf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.10 knows none of print's."""
+
+    def unknown(function: object) -> None:
+        raise ValueError("no signature found")
+
+    monkeypatch.setattr(inspect, "signature", unknown)
+    conf.locked("name")(print)()
+    with pytest.raises(ValueError, match="does not know the arguments of print"):
+        conf.locked("{sep}")(print)
+
+
+def test_malformed_names(conf: Conf) -> None:
+    def function(order: int, width: int = 3) -> bool:
+        return held(conf, "  7")
+
+    assert conf.locked("{order:{width}}")(function)(7)
+    for name, message in (
+        ("{order:{wdith}}", "field 'wdith', which is no argument"),
+        ("{order:{}}", "field without a name"),
+        ("{order!x}", "not well-formed"),
+        ("{order.}", "not well-formed"),
+        ("{order[}", "not well-formed|expected '}'"),
+        ("{order:{width:{order}}}", "not well-formed: Max string recursion"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            conf.locked(name)(function)
+
+
+def test_partial_generators(conf: Conf) -> None:
+    class Called:
+        def __call__(self) -> Iterator[int]:
+            yield 1
+
+    for function in (functools.partial(agenerator), Called(), functools.partial(Called())):
+        with pytest.raises(TypeError, match="generator function"):
+            conf.locked("name")(function)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from typing import Any
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -159,6 +160,33 @@ def test_the_printed_schema_works_any_number_of_times(url: str, db: Db, before: 
         db.execute(printed)
     assert set(columns(db)) >= ADDED
     assert score.distlock.ConfiguredDistlockModule(url, 1).acquire("ready")
+
+
+@pytest.mark.parametrize("schema", [None, "My Locks"])
+def test_a_grant_is_all_that_a_role_needs(url: str, db: Db, schema: str | None) -> None:
+    """The use of the schema too, which not everybody has."""
+    role = db.info.dbname + " $grant$ 'user' \\"
+    name = sql.Identifier(role)
+    where = sql.Identifier(schema or "locks")
+    db.execute(sql.SQL("CREATE ROLE {} LOGIN").format(name))
+    try:
+        db.execute(sql.SQL("CREATE SCHEMA {}").format(where))
+        db.execute(sql.SQL("SET search_path TO {}").format(where))
+        arguments = ["--grant", role, *(["--schema", schema] if schema else [])]
+        program = [sys.executable, "-m", "score.distlock", "schema", *arguments]
+        printed = subprocess.run(program, capture_output=True, check=True, cwd=PROJECT).stdout
+        for _ in range(2):
+            db.execute(printed)
+        options = sql.SQL("ALTER ROLE {} SET search_path TO {}").format(name, where)
+        db.execute(options)
+        conf = score.distlock.init(
+            {"sqlalchemy.url": url.replace("postgres@", quote(role, safe="") + "@")}
+        )
+        with conf.get("granted"):
+            pass
+    finally:
+        db.execute(sql.SQL("DROP OWNED BY {}").format(name))
+        db.execute(sql.SQL("DROP ROLE {}").format(name))
 
 
 def test_the_search_path_is_honoured(url: str, db: Db) -> None:

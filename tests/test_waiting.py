@@ -521,8 +521,10 @@ def test_the_queue_outlives_a_deleted_row(original: str, url: str, conf: Conf, d
     assert order == list(range(5))
 
 
+# The handler, as a run that a script started in the background ignores SIGINT.
 INTERRUPTED = """
-import sys, threading, score.distlock
+import signal, sys, threading, score.distlock
+signal.signal(signal.SIGINT, signal.default_int_handler)
 conf = score.distlock.ConfiguredDistlockModule(sys.argv[1], '1h')
 print('waiting', flush=True)
 try:

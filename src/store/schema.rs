@@ -23,6 +23,11 @@ pub fn schema_sql(schema: Option<&str>, role: Option<&str>) -> String {
     }
     sql.push_str(SCHEMA);
     if let Some(role) = role.map(quote) {
+        // Tables can only be seen by those who may use their schema.
+        sql.push_str(&match schema {
+            Some(schema) => format!("GRANT USAGE ON SCHEMA {} TO {role};\n", quote(schema)),
+            None => GRANT_USAGE.replace("{role}", &literal(&role)),
+        });
         let _ = write!(
             sql,
             "GRANT SELECT, INSERT, UPDATE, DELETE ON _score_distlock TO {role};\n\
@@ -30,6 +35,22 @@ pub fn schema_sql(schema: Option<&str>, role: Option<&str>) -> String {
         );
     }
     sql
+}
+
+/// Which schema the table is in, is known once it is there.
+const GRANT_USAGE: &str = "\
+DO $grant$ BEGIN
+    EXECUTE format('GRANT USAGE ON SCHEMA %s TO %s',
+        (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = '_score_distlock'::regclass),
+        {role});
+END $grant$;
+";
+
+fn literal(text: &str) -> String {
+    // With E it is the same whatever standard_conforming_strings says. No
+    // dollar, as the text is between dollars.
+    let text = text.replace('\\', "\\\\").replace('\'', "''");
+    format!("E'{}'", text.replace('$', "\\x24"))
 }
 
 fn quote(identifier: &str) -> String {
@@ -134,6 +155,13 @@ mod tests {
         let sql = schema_sql(Some("s"), Some("we\"b"));
         assert!(sql.starts_with("SET search_path TO \"s\";"));
         assert!(sql.contains("TO \"we\"\"b\";"));
+        assert!(sql.contains("GRANT USAGE ON SCHEMA \"s\" TO \"we\"\"b\";"));
         assert!(!schema_sql(None, None).contains("GRANT"));
+    }
+
+    #[test]
+    fn without_a_schema_that_of_the_table_is_granted() {
+        let sql = schema_sql(None, Some("o'n\\e$"));
+        assert!(sql.contains("E'\"o''n\\\\e\\x24\"');"), "{sql}");
     }
 }

@@ -7,13 +7,20 @@
 """
 
 from ._distlock import ConfiguredDistlockModule, Lock, __version__, init
-from ._errors import CouldNotAcquireLock, DatabaseError, DatabaseUnavailable, LockExpired
+from ._errors import (
+    CouldNotAcquireLock,
+    DatabaseError,
+    DatabaseUnavailable,
+    DistlockError,
+    LockExpired,
+)
 
 __all__ = (
     "ConfiguredDistlockModule",
     "CouldNotAcquireLock",
     "DatabaseError",
     "DatabaseUnavailable",
+    "DistlockError",
     "Lock",
     "LockExpired",
     "__version__",

@@ -13,6 +13,7 @@ from ._distlock import _Acquisition, _Inbox, _Levels
 from ._errors import CouldNotAcquireLock as CouldNotAcquireLock
 from ._errors import DatabaseError as DatabaseError
 from ._errors import DatabaseUnavailable as DatabaseUnavailable
+from ._errors import DistlockError as DistlockError
 from ._errors import LockExpired as LockExpired
 from ._guard import AsyncGuard, Guard
 from .aio import AsyncLock, AsyncModule
@@ -22,6 +23,7 @@ __all__ = (
     "CouldNotAcquireLock",
     "DatabaseError",
     "DatabaseUnavailable",
+    "DistlockError",
     "Lock",
     "LockExpired",
     "__version__",

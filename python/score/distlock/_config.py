@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -19,6 +20,25 @@ def refuse(message: str) -> NoReturn:
     raise ConfigurationError("score.distlock", message)
 
 
+#: A number and its unit; several of them are added.
+_PART = re.compile(r"(\d+\.?\d*|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE)
+
+
+def _parsed(text: str) -> float:
+    """A score interval; other than score.init's own these may have fractions and be sums."""
+    rest = text.strip()
+    if not rest:
+        raise ValueError
+    seconds = 0.0
+    while rest:
+        part = _PART.match(rest)
+        if part is None:
+            raise ValueError
+        seconds += float(part[1]) * float(parse_time_interval("1" + part[2]))
+        rest = rest[part.end() :]
+    return seconds
+
+
 def interval(value: object, key: str) -> float:
     """A time interval in seconds, from a score interval (``'500ms'``), a number or a timedelta."""
     allowed = "allowed are a score interval such as '1m', '500ms' or '2 hours', or seconds"
@@ -31,7 +51,7 @@ def interval(value: object, key: str) -> float:
             seconds = float(value)
         except ValueError:
             try:
-                seconds = float(parse_time_interval(value.strip()))
+                seconds = _parsed(value)
             except Exception:
                 refuse(f"{key}: {value!r} is not a time interval; {allowed}")
     else:

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
+Reason = Literal["expired", "released", "unreachable", "unknown"]
+
+_REASONS = {
+    "expired": "its lease has expired",
+    "released": "it was released",
+    "unreachable": "the database could not be reached in time to extend it",
+    "unknown": "it has expired, was released, or the token is wrong",
+}
+
 
 def _shortened(token: str) -> str:
     """Enough of a token to tell it from others, too little to use it."""
     return f"{token[:8]}…" if len(token) > 8 else "…"
 
 
-class CouldNotAcquireLock(Exception):
+class DistlockError(Exception):
+    """The base class of all exceptions of :mod:`score.distlock`."""
+
+    __module__ = "score.distlock"
+
+
+class CouldNotAcquireLock(DistlockError):
     """The lock is held by somebody else. ``args`` is ``(name,)``."""
 
     __module__ = "score.distlock"
@@ -25,17 +42,20 @@ class CouldNotAcquireLock(Exception):
         return f"the lock {self.name!r} is held by somebody else"
 
 
-class LockExpired(Exception):
+class LockExpired(DistlockError):
     """The token is not, or no longer, that of the lock's hold. ``args`` is ``(name, token)``.
 
-    It was released, it has expired, or it was never right. Printing the
-    exception shows the beginning of the token only.
+    It was released, it has expired, or it was never right; :attr:`reason` tells which, if it
+    is known. Printing the exception shows the beginning of the token only.
     """
 
     __module__ = "score.distlock"
 
-    def __init__(self, name: str, token: str) -> None:
+    def __init__(self, name: str, token: str, *, reason: Reason = "unknown") -> None:
+        if reason not in get_args(Reason):
+            raise ValueError(f"reason must be one of {', '.join(get_args(Reason))}, not {reason!r}")
         super().__init__(name, token)
+        self._reason: Reason = reason  # in __dict__, which pickle and copy keep
 
     @property
     def name(self) -> str:
@@ -47,17 +67,23 @@ class LockExpired(Exception):
         """The token that was presented."""
         return str(self.args[1])
 
+    @property
+    def reason(self) -> Reason:
+        """Why: ``expired``, ``released``, ``unreachable`` (for too long) or ``unknown``."""
+        return self._reason
+
     def __str__(self) -> str:
         return (
             f"the hold of lock {self.name!r} with token {_shortened(self.token)} is lost: "
-            "it has expired, was released, or the token is wrong"
+            f"{_REASONS[self.reason]}"
         )
 
     def __repr__(self) -> str:
-        return f"LockExpired({self.name!r}, {_shortened(self.token)!r})"
+        reason = "" if self.reason == "unknown" else f", reason={self.reason!r}"
+        return f"LockExpired({self.name!r}, {_shortened(self.token)!r}{reason})"
 
 
-class DatabaseError(Exception):
+class DatabaseError(DistlockError):
     """PostgreSQL refused a statement. ``args`` is ``(message, sqlstate)``."""
 
     __module__ = "score.distlock"
@@ -88,3 +114,9 @@ class DatabaseUnavailable(DatabaseError, ConnectionError):
     """
 
     __module__ = "score.distlock"
+
+    def __init__(self, message: str, sqlstate: str | None = None) -> None:
+        super().__init__(message, sqlstate)
+        # Being an OSError it has taken the two for an errno and its text.
+        self.errno = None
+        self.strerror = None

@@ -1,14 +1,23 @@
-"""Guarding the caller's own transaction, over whatever driver it uses."""
+"""Guarding the caller's own transaction, over whatever driver it uses.
+
+Nothing is trusted that the caller may have configured: cursors are of the
+driver's plain kind, rows are tuples, and a pipeline is synchronized before an
+answer is believed. That such a connection does not see the hold proves
+nothing; whether the hold is lost the locks' own connection is asked.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
 
 from ._errors import LockExpired
+from ._sqlalchemy import NO_TABLE, is_undefined_table, parameterized, statement
 
 if TYPE_CHECKING:
     from . import Lock
@@ -28,30 +37,27 @@ _AUTOCOMMIT = (
     "guard needs an open transaction, but this connection commits every statement by itself "
     "(autocommit): begin a transaction first"
 )
-_IN_TRANSACTION = "SELECT txid_current_if_assigned()"
+_IN_TRANSACTION = "SELECT pg_catalog.txid_current_if_assigned()"
+
+_UNSEEN = (
+    "the hold of lock {!r} is alive, but this connection does not see it: it is a connection to "
+    "another database, or has another search_path, or its transaction has a snapshot (REPEATABLE "
+    "READ, SERIALIZABLE) that is older than the acquisition"
+)
 
 
-def _with_percent(sql: str, parameters: tuple[object, ...]) -> tuple[str, tuple[object, ...]]:
-    """For drivers that count by position, where a parameter may occur several times."""
-    ordered: list[object] = []
-    pieces = sql.split("$")
-    text = pieces[0]
-    for piece in pieces[1:]:
-        if parameters and piece[:1].isdigit():
-            ordered.append(parameters[int(piece[0]) - 1])
-            text += "%s" + piece[1:]
-        else:
-            text += "$" + piece
-    return text, tuple(ordered)
+def _with_percent(sql: str, parameters: tuple[object, ...]) -> tuple[Any, ...]:
+    """For drivers that count by position: what to execute with."""
+    if not parameters:
+        return (sql,)
+    text, numbers = parameterized(sql, lambda number: "%s", lambda text: text.replace("%", "%%"))
+    return text, tuple(parameters[number - 1] for number in numbers)
 
 
-def _with_names(sql: str, parameters: tuple[object, ...]) -> tuple[Any, dict[str, object]]:
-    """For SQLAlchemy."""
-    from sqlalchemy import text
-
-    for number in range(len(parameters), 0, -1):
-        sql = sql.replace(f"${number}", f":p{number}")
-    return text(sql), {f"p{number}": value for number, value in enumerate(parameters, 1)}
+def _is_a(connection: Any, module: str, name: str) -> bool:
+    """Whether it is a driver's connection: then somebody has imported the driver."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(connection, kind)
 
 
 def _first(row: Any) -> Any:
@@ -60,30 +66,66 @@ def _first(row: Any) -> Any:
     return (next(iter(row.values())) if isinstance(row, dict) else row[0],)
 
 
-def _execute(connection: Any, sql: str, parameters: tuple[object, ...]) -> Any:
+@contextlib.contextmanager
+def _cursor(connection: Any) -> Iterator[Any]:
+    """A cursor of the plain kind."""
+    if _is_a(connection, "psycopg", "Connection"):
+        import psycopg
+
+        with contextlib.ExitStack() as stack:
+            if connection.pgconn.pipeline_status != psycopg.pq.PipelineStatus.OFF:
+                # Nested, it synchronizes on entering and on leaving.
+                stack.enter_context(connection.pipeline())
+            yield stack.enter_context(
+                psycopg.Cursor(connection, row_factory=psycopg.rows.tuple_row)
+            )
+    elif _is_a(connection, "psycopg2.extensions", "connection"):
+        import psycopg2.extensions
+
+        with connection.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
+            yield cursor
+    else:  # Django, or one that behaves alike
+        with connection.cursor() as cursor:
+            yield cursor
+
+
+@contextlib.asynccontextmanager
+async def _async_cursor(connection: Any) -> AsyncIterator[Any]:
+    if _is_a(connection, "psycopg", "AsyncConnection"):
+        import psycopg
+
+        async with contextlib.AsyncExitStack() as stack:
+            if connection.pgconn.pipeline_status != psycopg.pq.PipelineStatus.OFF:
+                await stack.enter_async_context(connection.pipeline())
+            yield await stack.enter_async_context(
+                psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row)
+            )
+    else:
+        async with connection.cursor() as cursor:
+            yield cursor
+
+
+def _execute(connection: Any, sql: str, parameters: tuple[object, ...] = ()) -> Any:
     """Executes a statement with ``$n`` parameters; returns the first column in a tuple."""
     if hasattr(connection, "cursor"):  # psycopg 2 and 3, Django
-        text, ordered = _with_percent(sql, parameters)
-        with connection.cursor() as cursor:
-            cursor.execute(text, ordered) if ordered else cursor.execute(text)
-            return _first(cursor.fetchone() if cursor.description else None)
-    statement, named = _with_names(sql, parameters)
-    result = connection.execute(statement, named)
-    return _first(result.first() if result.returns_rows else None)
+        with _cursor(connection) as cursor:
+            cursor.execute(*_with_percent(sql, parameters))
+            return _first(cursor.fetchone())
+    made, named, options = statement(sql, parameters)
+    return _first(connection.execute(made, named, **options).first())
 
 
-async def _execute_async(connection: Any, sql: str, parameters: tuple[object, ...]) -> Any:
+async def _execute_async(connection: Any, sql: str, parameters: tuple[object, ...] = ()) -> Any:
     """The same for asynchronous drivers."""
     if hasattr(connection, "fetchrow"):  # asyncpg
-        return _first(await connection.fetchrow(sql, *parameters))
+        plain = sys.modules["asyncpg"].Record
+        return _first(await connection.fetchrow(sql, *parameters, record_class=plain))
     if hasattr(connection, "cursor"):  # psycopg 3
-        text, ordered = _with_percent(sql, parameters)
-        async with connection.cursor() as cursor:
-            await (cursor.execute(text, ordered) if ordered else cursor.execute(text))
-            return _first(await cursor.fetchone() if cursor.description else None)
-    statement, named = _with_names(sql, parameters)
-    result = await connection.execute(statement, named)
-    return _first(result.first() if result.returns_rows else None)
+        async with _async_cursor(connection) as cursor:
+            await cursor.execute(*_with_percent(sql, parameters))
+            return _first(await cursor.fetchone())
+    made, named, options = statement(sql, parameters)
+    return _first((await connection.execute(made, named, **options)).first())
 
 
 def _is_async(connection: Any) -> bool:
@@ -93,8 +135,40 @@ def _is_async(connection: Any) -> bool:
     )
 
 
+class _Guarding:
+    """What both guards know, and what they conclude from the answers."""
+
+    def __init__(
+        self,
+        lock: Any,
+        connection: Any,
+        token: str,
+        sql: str,
+        parameters: tuple[object, ...],
+        seen: Callable[[str, int | None], None],
+        lost: Callable[[], bool],
+    ) -> None:
+        self._lock = lock
+        self._connection = connection
+        self._token = token
+        self._sql = sql
+        self._parameters = parameters
+        self._seen = seen
+        self._lost = lost
+
+    def _refused(self, lost: bool) -> Exception:
+        if lost:
+            return LockExpired(self._lock.name, self._token)
+        return RuntimeError(_UNSEEN.format(self._lock.name))
+
+    def _confirmed(self, found: Any, number: Any) -> None:
+        if number[0] is None:
+            raise RuntimeError(_AUTOCOMMIT)
+        self._seen(self._token, None if found[0] is None else int(found[0]))
+
+
 @final
-class Guard:
+class Guard(_Guarding):
     """What :meth:`Lock.guard` returns: a context manager for a part of a transaction.
 
     Entering it confirms the hold inside the transaction; leaving it does
@@ -111,35 +185,39 @@ class Guard:
         sql: str,
         parameters: tuple[object, ...],
         seen: Callable[[str, int | None], None],
-        lost: Callable[[str], None],
+        lost: Callable[[], bool],
     ) -> None:
         usable = hasattr(connection, "cursor") or hasattr(connection, "execute")
-        if not usable or _is_async(connection):
+        if not usable or _is_async(connection) or getattr(connection, "async_", False) == 1:
             raise TypeError(
                 "connection must be one of psycopg 2, psycopg 3, Django, or SQLAlchemy "
                 f"(Connection or Session), and not asynchronous; this is a "
                 f"{type(connection).__module__}.{type(connection).__name__}"
             )
-        self._lock = lock
-        self._connection = connection
-        self._token = token
-        self._sql = sql
-        self._parameters = parameters
-        self._seen = seen
-        self._lost = lost
+        super().__init__(lock, connection, token, sql, parameters, seen, lost)
 
     def __enter__(self) -> Lock:
-        found = _execute(self._connection, self._sql, self._parameters)
+        try:
+            found = _execute(self._connection, self._sql, self._parameters)
+        except Exception as error:
+            if is_undefined_table(error):
+                raise RuntimeError(NO_TABLE) from error
+            raise
         if found is None:
-            with contextlib.suppress(Exception):
-                _execute(self._connection, _ABORT, ())
-            self._lost(self._token)
-            raise LockExpired(self._lock.name, self._token)
-        (number,) = _execute(self._connection, _IN_TRANSACTION, ())
-        if number is None:
-            raise RuntimeError(_AUTOCOMMIT)
-        self._seen(self._token, found[0])
-        return self._lock
+            lost = True  # or not known: then nothing may be committed either
+            try:
+                lost = self._lost()
+            finally:
+                if lost:
+                    self._abort()
+            raise self._refused(lost)
+        self._confirmed(found, _execute(self._connection, _IN_TRANSACTION))
+        lock: Lock = self._lock
+        return lock
+
+    def _abort(self) -> None:
+        with contextlib.suppress(Exception):
+            _execute(self._connection, _ABORT)
 
     def __exit__(
         self,
@@ -151,7 +229,7 @@ class Guard:
 
 
 @final
-class AsyncGuard:
+class AsyncGuard(_Guarding):
     """What :meth:`AsyncLock.guard` returns: the same for asynchronous connections."""
 
     __module__ = "score.distlock.aio"
@@ -164,33 +242,38 @@ class AsyncGuard:
         sql: str,
         parameters: tuple[object, ...],
         seen: Callable[[str, int | None], None],
-        lost: Callable[[str], None],
+        lost: Callable[[], bool],
     ) -> None:
         if not _is_async(connection):
             raise TypeError(
                 "connection must be one of asyncpg, or an asynchronous one of psycopg 3 or "
                 f"SQLAlchemy; this is a {type(connection).__module__}.{type(connection).__name__}"
             )
-        self._lock = lock
-        self._connection = connection
-        self._token = token
-        self._sql = sql
-        self._parameters = parameters
-        self._seen = seen
-        self._lost = lost
+        super().__init__(lock, connection, token, sql, parameters, seen, lost)
 
     async def __aenter__(self) -> AsyncLock:
-        found = await _execute_async(self._connection, self._sql, self._parameters)
+        try:
+            found = await _execute_async(self._connection, self._sql, self._parameters)
+        except Exception as error:
+            if is_undefined_table(error):
+                raise RuntimeError(NO_TABLE) from error
+            raise
         if found is None:
-            with contextlib.suppress(Exception):
-                await _execute_async(self._connection, _ABORT, ())
-            self._lost(self._token)
-            raise LockExpired(self._lock.name, self._token)
-        (number,) = await _execute_async(self._connection, _IN_TRANSACTION, ())
-        if number is None:
-            raise RuntimeError(_AUTOCOMMIT)
-        self._seen(self._token, found[0])
-        return self._lock
+            lost = True  # or not known: then nothing may be committed either
+            try:
+                # It waits for the database, which the event loop must not.
+                lost = await asyncio.get_running_loop().run_in_executor(None, self._lost)
+            finally:
+                if lost:
+                    await self._abort()
+            raise self._refused(lost)
+        self._confirmed(found, await _execute_async(self._connection, _IN_TRANSACTION))
+        lock: AsyncLock = self._lock
+        return lock
+
+    async def _abort(self) -> None:
+        with contextlib.suppress(Exception):
+            await _execute_async(self._connection, _ABORT)
 
     async def __aexit__(
         self,

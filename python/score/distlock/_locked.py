@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import contextlib
 import functools
 import inspect
+import itertools
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any
 
 from ._hold import callback, lease
@@ -13,11 +17,36 @@ from ._hold import callback, lease
 if TYPE_CHECKING:
     from . import ConfiguredDistlockModule
 
+_Future = (asyncio.Future, concurrent.futures.Future)
+_ContextManager = (
+    contextlib._GeneratorContextManager,
+    contextlib._AsyncGeneratorContextManager,
+)
+_Lazy = (map, filter, itertools.starmap)
 
-def _fields(name: str) -> set[str]:
-    """The arguments that a name with fields needs: ``order`` for ``'{order.id}'``."""
-    found = set()
-    for _, field, _, _ in string.Formatter().parse(name):
+
+class _Anything:
+    """Stands for any argument, to try a name out."""
+
+    def __getattr__(self, attribute: str) -> _Anything:
+        return self
+
+    def __getitem__(self, key: object) -> _Anything:
+        return self
+
+    def __format__(self, spec: str) -> str:
+        return ""
+
+
+class _Arguments(dict[str, _Anything]):
+    """Has every argument, and notes which were asked for."""
+
+    def __missing__(self, key: str) -> _Anything:
+        return self.setdefault(key, _Anything())
+
+
+def _refuse_unnamed(name: str, part: str) -> None:
+    for _, field, spec, _ in string.Formatter().parse(part):
         if field is None:
             continue
         argument = field.partition(".")[0].partition("[")[0]
@@ -26,20 +55,44 @@ def _fields(name: str) -> set[str]:
                 f"the name {name!r} has a field without a name; "
                 "name the argument it stands for, as in 'order-{order_id}'"
             )
-        found.add(argument)
-    return found
+        _refuse_unnamed(name, spec or "")
 
 
-def _check(name: str, signature: inspect.Signature) -> None:
+def _fields(name: str) -> frozenset[str]:
+    """The arguments that a name with fields needs: ``order`` for ``'{order.id}'``."""
+    _refuse_unnamed(name, name)
+    arguments = _Arguments()
+    try:
+        name.format_map(arguments)
+    except ValueError as error:
+        raise ValueError(f"the name {name!r} is not well-formed: {error}") from None
+    return frozenset(arguments)
+
+
+def _label(function: Any) -> str:
+    """What to call a function in messages; a partial object has no name of its own."""
+    return getattr(function, "__qualname__", None) or f"this {type(function).__name__} object"
+
+
+def _signature(name: str, fields: frozenset[str], function: Any) -> inspect.Signature:
+    """The function's signature, which has all that the name needs."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:
+        raise ValueError(
+            f"the name {name!r} has fields, but Python does not know the arguments of "
+            f"{_label(function)}: wrap it into a function of your own"
+        ) from None
     parameters = signature.parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return
-    for field in sorted(_fields(name)):
+        return signature
+    for field in sorted(fields):
         if field not in signature.parameters:
             raise ValueError(
                 f"the name {name!r} has the field {field!r}, which is no argument of the "
                 f"function; allowed are {', '.join(signature.parameters) or 'none'}"
             )
+    return signature
 
 
 def _named(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> str:
@@ -50,6 +103,68 @@ def _named(name: str, signature: inspect.Signature, args: Any, kwargs: Any) -> s
         if parameter.kind is parameter.VAR_KEYWORD:
             arguments = {**arguments.get(parameter.name, {}), **arguments}
     return name.format(**arguments)
+
+
+def _is(kind: Callable[[Any], bool], function: Any) -> bool:
+    """Whether a function, or what a partial or callable object calls, is of a kind."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return kind(function) or kind(type(function).__call__)
+
+
+def _is_coroutine_function(function: Any) -> bool:
+    # asyncio's own test knows marks from before inspect.markcoroutinefunction.
+    marked = getattr(function, "_is_coroutine", None) is not None
+    return marked or _is(inspect.iscoroutinefunction, function)
+
+
+def _may_be_coroutine_function(function: Any) -> bool:
+    """A wrapper of a coroutine function: it may return the coroutine, or run it itself."""
+    while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
+        partial = isinstance(function, functools.partial)
+        function = function.func if partial else function.__wrapped__
+        if _is_coroutine_function(function):
+            return True
+    return False
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _refuse_unfinished(function: Any, result: Any) -> None:
+    """Refuses a result whose work is still to be done: after the release it is not protected.
+
+    It looks at the result, as no look at a function tells what it will return.
+    """
+    work = result.gen if isinstance(result, _ContextManager) else result
+    advice = "use `with conf.get(name)` around the work itself"
+    if isinstance(result, _Future):
+        if result.done():
+            return
+        result.cancel()
+        kind = "a future, whose work may run after the lock was released"
+    elif isinstance(result, _ContextManager):
+        kind = "a context manager, whose block runs after the lock was released"
+        advice = "use `with conf.get(name)` inside it"
+    elif inspect.isawaitable(result):
+        kind = "an awaitable, which runs after the lock was released"
+        advice = "lock the coroutine function itself, or use `async with conf.aio.get(name)`"
+    elif isinstance(result, Generator) or inspect.isasyncgen(result):
+        kind = "a generator, whose body runs after the lock was released"
+        advice = "use `with conf.get(name)` inside it"
+    elif isinstance(result, _Lazy):
+        kind = f"a {type(result).__name__} object, which computes after the lock was released"
+        advice = "return a list"
+    else:
+        return
+    if isinstance(work, (Coroutine, Generator)):
+        work.close()
+    raise TypeError(f"{_label(function)} is locked, but returns {kind}; {advice}")
 
 
 def locked(
@@ -79,33 +194,54 @@ def locked(
             raise TypeError(f"put @{type(function).__name__} above @conf.locked, not below")
         if not callable(function) or inspect.isclass(function):
             raise TypeError(f"only functions can be locked, not {type(function).__name__}")
-        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        if _is(inspect.isgeneratorfunction, function) or _is(inspect.isasyncgenfunction, function):
             raise TypeError(
-                f"{function.__qualname__} is a generator function, whose body runs after its call "
+                f"{_label(function)} is a generator function, whose body runs after its call "
                 "has returned; use `with conf.get(name)` inside it"
             )
-        signature = inspect.signature(function)
-        _check(name, signature)
+        signature = _signature(name, fields, function) if fields else None
 
         def the_name(args: Any, kwargs: Any) -> str:
-            if not fields:
-                return name.format()
-            return _named(name, signature, args, kwargs)
+            return _named(name, signature, args, kwargs) if signature else name.format()
 
-        if inspect.iscoroutinefunction(function):
+        def run(*args: Any, **kwargs: Any) -> Any:
+            with conf.get(the_name(args, kwargs)).hold(**options):
+                result = function(*args, **kwargs)
+                _refuse_unfinished(function, result)
+                return result
 
-            @functools.wraps(function)
-            async def run(*args: Any, **kwargs: Any) -> Any:
-                async with conf.aio.get(the_name(args, kwargs)).hold(**options):
-                    return await function(*args, **kwargs)
+        async def run_async(*args: Any, **kwargs: Any) -> Any:
+            async with conf.aio.get(the_name(args, kwargs)).hold(**options):
+                result = function(*args, **kwargs)
+                if inspect.isawaitable(result):
+                    result = await result
+                # A second awaitable is the caller's to await, after the release.
+                _refuse_unfinished(function, result)
+                return result
 
-        else:
+        def run_either(*args: Any, **kwargs: Any) -> Any:
+            if _in_event_loop():
+                return run_async(*args, **kwargs)
+            held = the_name(args, kwargs)
+            with conf.get(held).hold(**options):
+                result = function(*args, **kwargs)
+                if not inspect.iscoroutine(result):
+                    _refuse_unfinished(function, result)
+                    return result
+            # It has not begun, and does so under the lock.
+            return finish(held, result)
 
-            @functools.wraps(function)
-            def run(*args: Any, **kwargs: Any) -> Any:
-                with conf.get(the_name(args, kwargs)).hold(**options):
-                    return function(*args, **kwargs)
+        async def finish(held: str, coroutine: Coroutine[Any, Any, Any]) -> Any:
+            with contextlib.closing(coroutine):
+                async with conf.aio.get(held).hold(**options):
+                    result = await coroutine
+                    _refuse_unfinished(function, result)
+                    return result
 
-        return run
+        if _is_coroutine_function(function):
+            return functools.wraps(function)(run_async)
+        if _may_be_coroutine_function(function):
+            return functools.wraps(function)(run_either)
+        return functools.wraps(function)(run)
 
     return decorate

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+import inspect
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
+
+#: Only a parameter has a first group.
+_QUOTED_OR_PARAMETER = re.compile(r"""'[^']*'|"[^"]*"|\$(\d+)""")
 
 
 def url_of(engine: object) -> str:
@@ -45,13 +50,76 @@ def create(url: str, options: Mapping[str, Any]) -> Any:
     return sqlalchemy.create_engine(url, **options)
 
 
+def parameterized(
+    sql: str, mark: Callable[[int], str], escaped: Callable[[str], str]
+) -> tuple[str, list[int]]:
+    """Replaces the ``$n`` of a statement, but not in quotes; tells which, in their order.
+
+    What a driver takes for a parameter of its own is `escaped`, also in quotes.
+    """
+    numbers: list[int] = []
+    text, end = "", 0
+    for match in _QUOTED_OR_PARAMETER.finditer(sql):
+        if match[1]:
+            text += escaped(sql[end : match.start()]) + mark(int(match[1]))
+            numbers.append(int(match[1]))
+            end = match.end()
+    return text + escaped(sql[end:]), numbers
+
+
+def statement(
+    sql: str, parameters: tuple[object, ...]
+) -> tuple[Any, dict[str, object], dict[str, Any]]:
+    """A statement with ``$n`` parameters for SQLAlchemy, and the options to execute it with.
+
+    They go before those of connections and engines. SQLAlchemy 1.3 knows none.
+    """
+    import sqlalchemy
+
+    text, numbers = parameterized(
+        sql, lambda number: f":p{number}", lambda text: text.replace(":", "\\:")
+    )
+    named = {f"p{number}": parameters[number - 1] for number in numbers}
+    options = {"execution_options": {"stream_results": False, "yield_per": None}}
+    return (
+        sqlalchemy.text(text),
+        named,
+        {} if sqlalchemy.__version__.startswith("1.3.") else options,
+    )
+
+
+def is_undefined_table(error: BaseException | None) -> bool:
+    """Whether PostgreSQL said so, through whatever driver and what is around it."""
+    while error is not None:
+        code = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+        if code:
+            return bool(code == "42P01")
+        error = getattr(error, "orig", None) or error.__cause__
+    return False
+
+
+#: For a connection that has no such table.
+NO_TABLE = (
+    "there is no table _score_distlock where this connection looks for it: it is a connection "
+    "to another database than the locks', or has another search_path"
+)
+
+
 def vacuum(session: Any, sql: str, lease: float, zone: float) -> None:
     """Runs the vacuum in the caller's own transaction, without committing it."""
-    if not hasattr(session, "execute") or hasattr(session, "cursor"):
+    if (
+        not hasattr(session, "execute")
+        or hasattr(session, "cursor")
+        or inspect.iscoroutinefunction(session.execute)
+    ):
         raise TypeError(
-            f"session must be a SQLAlchemy Session or Connection, not {type(session).__name__}"
+            "session must be a SQLAlchemy Session or Connection, and not asynchronous, "
+            f"not {type(session).__name__}"
         )
-    from sqlalchemy import text
-
-    statement = text(sql.replace("$1", ":lease").replace("$2", ":zone"))
-    session.execute(statement, {"lease": lease, "zone": zone})
+    made, named, options = statement(sql, (lease, zone))
+    try:
+        session.execute(made, named, **options)
+    except Exception as error:
+        if is_undefined_table(error):
+            raise RuntimeError(NO_TABLE) from error
+        raise

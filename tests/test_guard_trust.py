@@ -1,0 +1,369 @@
+"""A guard trusts the caller's connection with nothing, and marks no hold as lost for its sake."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]
+import psycopg
+import psycopg2
+import psycopg2.extras
+import pytest
+import sqlalchemy
+from psycopg import rows
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
+
+import score.distlock
+from score.distlock import DatabaseUnavailable, LockExpired, _guard, _sqlalchemy
+
+from .conftest import fresh_database
+from .support.server import Server
+
+Conf = score.distlock.ConfiguredDistlockModule
+Db = psycopg.Connection[Any]
+
+
+@dataclass
+class Row:
+    fence: int | None = None
+    txid_current_if_assigned: int | None = None
+
+
+class Refusing(psycopg.Cursor[Any]):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        raise AssertionError("the caller's own cursor was used")
+
+
+PSYCOPG: dict[str, dict[str, Any]] = {
+    "dict_row": {"row_factory": rows.dict_row},
+    "namedtuple_row": {"row_factory": rows.namedtuple_row},
+    "scalar_row": {"row_factory": rows.scalar_row},
+    "class_row": {"row_factory": rows.class_row(Row)},
+    "args_row": {"row_factory": rows.args_row(lambda *columns: list(columns))},
+    "kwargs_row": {"row_factory": rows.kwargs_row(lambda **columns: columns)},
+    "RawCursor": {"cursor_factory": psycopg.RawCursor},
+    "ClientCursor": {"cursor_factory": psycopg.ClientCursor},
+    "ServerCursor": {"cursor_factory": psycopg.ServerCursor},
+    "Refusing": {"cursor_factory": Refusing},
+    "prepared": {"prepare_threshold": 0},
+    "never prepared": {"prepare_threshold": None},
+}
+PSYCOPG2: dict[str, Any] = {
+    factory.__name__: factory
+    for factory in (
+        psycopg2.extras.DictCursor,
+        psycopg2.extras.RealDictCursor,
+        psycopg2.extras.NamedTupleCursor,
+        psycopg2.extras.LoggingCursor,
+    )
+}
+
+
+def connect(url: str, kind: str) -> Any:
+    """A connection that is configured in an unusual way; the kind says which."""
+    driver, _, option = kind.partition(" ")
+    if driver == "psycopg":
+        return psycopg.connect(url, **PSYCOPG[option])
+    if driver == "psycopg2":
+        if option == "LoggingCursor":
+            made = psycopg2.connect(url, connection_factory=psycopg2.extras.LoggingConnection)
+            made.initialize(io.StringIO())
+            return made
+        return psycopg2.connect(url, cursor_factory=PSYCOPG2[option])
+    engine = sqlalchemy.create_engine(
+        url.replace("postgresql:", f"postgresql+{option.partition(' ')[0]}:"),
+        poolclass=sqlalchemy.pool.NullPool,
+        execution_options={"stream_results": True},
+    )
+    return Session(engine) if driver == "session" else engine.connect()
+
+
+KINDS = [
+    *(f"psycopg {option}" for option in PSYCOPG),
+    *(f"psycopg2 {option}" for option in PSYCOPG2),
+    "sqlalchemy psycopg",
+    "sqlalchemy psycopg2",
+    "session psycopg",
+]
+
+
+def execute(connection: Any, statement: str) -> None:
+    """Executes what gives no rows."""
+    if hasattr(connection, "cursor"):
+        psycopg3 = isinstance(connection, psycopg.Connection)
+        with psycopg.Cursor(connection) if psycopg3 else connection.cursor() as cursor:
+            cursor.execute(statement)
+    else:
+        options = {"stream_results": False}
+        connection.execute(sqlalchemy.text(statement), execution_options=options)
+
+
+@contextlib.contextmanager
+def connected(url: str, kind: str) -> Iterator[Any]:
+    connection = connect(url, kind)
+    with contextlib.closing(connection):
+        yield connection
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unusual_connection_is_guarded(conf: Conf, url: str, kind: str) -> None:
+    for _ in range(7):  # psycopg prepares what comes often
+        with conf.get("name") as lock, connected(url, kind) as connection:
+            with lock.guard(connection):
+                lock.release(lock.token)
+                assert conf.try_acquiring("name") is None, "guarded"
+            connection.commit()
+            lock.acquire()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lost_hold_is_lost_on_an_unusual_connection(
+    conf: Conf, url: str, db: Db, kind: str
+) -> None:
+    db.execute("CREATE TABLE work (done text)")
+    lock = conf.get("name")
+    token = lock.acquire()
+    db.execute("DELETE FROM _score_distlock")
+    with connected(url, kind) as connection:
+        execute(connection, "INSERT INTO work VALUES ('late')")
+        with pytest.raises(LockExpired), lock.guard(connection, token=token):
+            pytest.fail("the guard let a late holder in")
+        with contextlib.suppress(Exception):
+            connection.commit()
+    assert db.execute("SELECT * FROM work").fetchall() == []
+    assert lock.expired
+
+
+def test_pipelines(conf: Conf, url: str, db: Db) -> None:
+    """Results arrive late there, and without a transaction every synchronization commits."""
+    db.execute("CREATE TABLE work (done text)")
+    lock = conf.get("name")
+    with lock, psycopg.connect(url) as connection:
+        with connection.pipeline():
+            connection.execute("INSERT INTO work VALUES ('guarded')")
+            with lock.guard(connection):
+                lock.release(lock.token)
+                assert conf.try_acquiring("name") is None
+            connection.commit()
+        lock.acquire()
+        assert not lock.expired
+        db.execute("DELETE FROM _score_distlock")
+        with connection.pipeline():
+            connection.execute("INSERT INTO work VALUES ('late')")
+            with pytest.raises(LockExpired), lock.guard(connection):
+                pytest.fail("the guard let a late holder in")
+            with contextlib.suppress(Exception):
+                connection.commit()
+        with contextlib.suppress(LockExpired):
+            lock.release()
+        lock.acquire()
+        connection.rollback()
+        connection.autocommit = True
+        with (
+            connection.pipeline(),
+            pytest.raises(RuntimeError, match="autocommit"),
+            lock.guard(connection),
+        ):
+            pytest.fail("there was nothing to guard")
+    assert db.execute("SELECT * FROM work").fetchall() == [("guarded",)]
+
+
+@pytest.fixture
+def elsewhere(admin_url: str) -> Iterator[str]:
+    """Another database, with locks of its own."""
+    with fresh_database(admin_url) as url:
+        score.distlock.init({"sqlalchemy.url": url})
+        yield url
+
+
+def is_unharmed(conf: Conf, lock: Any, connection: Any) -> None:
+    """A guard fails, and neither the hold nor the caller's transaction takes harm."""
+    token = lock.token
+    message = "is alive, but this connection does not see it"
+    with pytest.raises(RuntimeError, match=message), lock.guard(connection):
+        pytest.fail("the guard saw what is not there")
+    assert connection.execute("SELECT 'still alive'").fetchone() == ("still alive",)
+    assert lock.remaining > 0
+    assert not lock.expired
+    lock.extend(token)
+
+
+def test_another_database(conf: Conf, elsewhere: str) -> None:
+    with conf.get("name") as lock, psycopg.connect(elsewhere) as connection:
+        is_unharmed(conf, lock, connection)
+
+
+def test_another_search_path(conf: Conf, url: str, db: Db) -> None:
+    db.execute("CREATE SCHEMA other")
+    db.execute("CREATE TABLE other._score_distlock (LIKE _score_distlock)")
+    with conf.get("name") as lock, psycopg.connect(url) as connection:
+        connection.execute("SET LOCAL search_path TO other")
+        is_unharmed(conf, lock, connection)
+
+
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_an_old_snapshot(conf: Conf, url: str, level: str) -> None:
+    with psycopg.connect(url) as connection:
+        connection.execute(f"SET TRANSACTION ISOLATION LEVEL {level}".encode())
+        connection.execute("SELECT count(*) FROM _score_distlock")
+        with conf.get("name") as lock:
+            is_unharmed(conf, lock, connection)
+
+
+def test_no_table(conf: Conf, url: str, db: Db) -> None:
+    db.execute("CREATE SCHEMA other")
+    with conf.get("name") as lock:
+        for kind in ("psycopg dict_row", "psycopg2 DictCursor", "session psycopg"):
+            with connected(url, kind) as connection:
+                execute(connection, "SET LOCAL search_path TO other")
+                with (
+                    pytest.raises(RuntimeError, match="there is no table") as raised,
+                    lock.guard(connection),
+                ):
+                    pytest.fail("there is nothing to see")
+                assert raised.value.__cause__ is not None
+        assert not lock.expired
+        lock.extend()
+
+
+def test_what_is_not_known_is_not_committed(conf: Conf, url: str, db: Db) -> None:
+    """The hold is not seen, and the locks' own connection does not answer."""
+    db.execute("CREATE TABLE work (done text)")
+
+    def lost() -> bool:
+        raise DatabaseUnavailable("gone")
+
+    lock = conf.get("name")
+    lock.acquire()
+    with psycopg.connect(url) as connection:
+        connection.execute("INSERT INTO work VALUES ('perhaps late')")
+        guard = _guard.Guard(
+            lock, connection, "0", "SELECT 1 WHERE $1 = 'other'", ("name",), print, lost
+        )
+        with pytest.raises(DatabaseUnavailable), guard:
+            pytest.fail("the guard saw what is not there")
+        connection.commit()
+    assert db.execute("SELECT * FROM work").fetchall() == []
+
+
+STRANGE = "SELECT 7, '$1 100% :p1 %s' AS \"$2 100% :x %(y)s\" WHERE $1 = '$1' OR $1 = $2"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_statements_may_have_strange_names_in_them(conf: Conf, url: str, kind: str) -> None:
+    """Such as a schema's."""
+    with connected(url, kind) as connection:
+        assert _guard._execute(connection, STRANGE, ("a", "a")) == (7,)
+        assert _guard._execute(connection, STRANGE, ("a", "b")) is None
+
+
+ASYNC: dict[str, dict[str, Any]] = {
+    option: options for option, options in PSYCOPG.items() if "cursor_factory" not in options
+} | {
+    "AsyncRawCursor": {"cursor_factory": psycopg.AsyncRawCursor},
+    "AsyncClientCursor": {"cursor_factory": psycopg.AsyncClientCursor},
+    "AsyncServerCursor": {"cursor_factory": psycopg.AsyncServerCursor},
+    "pipeline": {},
+}
+
+
+class OwnRecord(asyncpg.Record):  # type: ignore[misc]
+    def __getitem__(self, key: object) -> Any:
+        raise AssertionError("the caller's own record was used")
+
+
+async def open_async(stack: contextlib.AsyncExitStack, url: str, server: Server, kind: str) -> Any:
+    if kind == "asyncpg":
+        database = url.partition("?")[0].rpartition("/")[2]
+        connection = await asyncpg.connect(
+            host=str(server.folder),
+            port=server.port,
+            user="postgres",
+            database=database,
+            record_class=OwnRecord,
+        )
+        stack.push_async_callback(connection.close)
+        await stack.enter_async_context(connection.transaction())
+        return connection
+    if kind in ("sqlalchemy", "session"):
+        engine = create_async_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+        stack.push_async_callback(engine.dispose)
+        if kind == "session":
+            return await stack.enter_async_context(AsyncSession(engine))
+        return await stack.enter_async_context(engine.connect())
+    made = await psycopg.AsyncConnection.connect(url, **ASYNC[kind])
+    await stack.enter_async_context(made)
+    if kind == "pipeline":
+        await stack.enter_async_context(made.pipeline())
+    return made
+
+
+@pytest.mark.parametrize("kind", [*ASYNC, "asyncpg", "sqlalchemy", "session"])
+def test_unusual_asynchronous_connections(
+    server: Server, server_url: str, admin_url: str, kind: str
+) -> None:
+    conf = score.distlock.init({"sqlalchemy.url": server_url})
+
+    async def main(elsewhere: str) -> None:
+        lock = conf.aio.get("name")
+        async with lock:
+            async with contextlib.AsyncExitStack() as stack:
+                connection = await open_async(stack, server_url, server, kind)
+                async with lock.guard(connection):
+                    await lock.release(lock.token)
+                    assert await conf.aio.try_acquiring("name") is None, "guarded"
+            await lock.acquire()
+            async with contextlib.AsyncExitStack() as stack:
+                connection = await open_async(stack, elsewhere, server, kind)
+                with pytest.raises(RuntimeError, match="does not see it"):
+                    async with lock.guard(connection):
+                        pytest.fail("it is not there")
+                await _guard._execute_async(connection, "SELECT 'still alive'")
+            assert not lock.expired
+            with psycopg.connect(server_url) as db:
+                db.execute("DELETE FROM _score_distlock")
+            with contextlib.suppress(Exception):
+                async with contextlib.AsyncExitStack() as stack:
+                    connection = await open_async(stack, server_url, server, kind)
+                    with pytest.raises(LockExpired):
+                        async with lock.guard(connection):
+                            pytest.fail("it is lost")
+                    with pytest.raises(Exception, match="abort"):
+                        await _guard._execute_async(connection, "SELECT 'still alive'")
+            assert lock.expired
+            with contextlib.suppress(LockExpired):
+                await lock.release()
+            await lock.acquire()
+
+    with fresh_database(server.url()) as elsewhere:
+        score.distlock.init({"sqlalchemy.url": elsewhere})
+        asyncio.run(main(elsewhere))
+
+
+def test_vacuum_in_a_session(conf: Conf, url: str, db: Db) -> None:
+    db.execute("CREATE SCHEMA other")
+    for kind in ("session psycopg", "sqlalchemy psycopg2"):
+        conf.release("name", conf.acquire("name"))
+        with connected(url, kind) as session:
+            conf.vacuum(session)
+            session.commit()
+        assert db.execute("SELECT * FROM _score_distlock").fetchall() == []
+        with connected(url, kind) as session:
+            execute(session, "SET LOCAL search_path TO other")
+            with pytest.raises(RuntimeError, match="there is no table") as raised:
+                conf.vacuum(session)
+            assert raised.value.__cause__ is not None
+    engine = create_async_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+    with pytest.raises(TypeError, match="not asynchronous"):
+        conf.vacuum(AsyncSession(engine))
+
+
+def test_vacuums_statement_may_have_strange_names_in_it(url: str) -> None:
+    with connected(url, "sqlalchemy psycopg") as session:
+        _sqlalchemy.vacuum(session, STRANGE.replace("= '$1'", "< 3"), 1.0, 2.0)
