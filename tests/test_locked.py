@@ -11,6 +11,7 @@ import inspect
 import itertools
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -201,6 +202,24 @@ def test_a_wrapper_that_runs_its_coroutine_itself_stays_synchronous(conf: Conf) 
         return asyncio.run(main())
 
     assert command() is True
+
+
+def test_objects_that_pretend(conf: Conf) -> None:
+    class Proxy:
+        @property
+        def __wrapped__(self) -> Any:
+            return self
+
+        def __call__(self) -> bool:
+            return held(conf, "name")
+
+    for function, result in ((Proxy(), True), (mock.Mock(return_value=7), 7)):
+        assert conf.locked("name")(function)() == result
+    marked = mock.Mock(side_effect=lambda: asyncio.sleep(0, held(conf, "name")))
+    marked._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine", None)
+    asynchronous = mock.AsyncMock(side_effect=lambda: held(conf, "name"))
+    for coroutine_function in (marked, asynchronous):
+        assert asyncio.run(conf.locked("name")(coroutine_function)()) is True
 
 
 async def acoroutine() -> None:

@@ -24,10 +24,11 @@ pub fn schema_sql(schema: Option<&str>, role: Option<&str>) -> String {
     sql.push_str(SCHEMA);
     if let Some(role) = role.map(quote) {
         // Tables can only be seen by those who may use their schema.
-        sql.push_str(&match schema {
-            Some(schema) => format!("GRANT USAGE ON SCHEMA {} TO {role};\n", quote(schema)),
-            None => GRANT_USAGE.replace("{role}", &literal(&role)),
-        });
+        if let Some(schema) = schema.map(quote) {
+            let _ = writeln!(sql, "GRANT USAGE ON SCHEMA {schema} TO {role};");
+        } else {
+            sql.push_str(&GRANT_USAGE.replace("{role}", &literal(&role)));
+        }
         let _ = write!(
             sql,
             "GRANT SELECT, INSERT, UPDATE, DELETE ON _score_distlock TO {role};\n\

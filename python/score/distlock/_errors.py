@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
-
-Reason = Literal["expired", "released", "unreachable", "unknown"]
-
 _REASONS = {
     "expired": "its lease has expired",
     "released": "it was released",
@@ -51,11 +47,11 @@ class LockExpired(DistlockError):
 
     __module__ = "score.distlock"
 
-    def __init__(self, name: str, token: str, *, reason: Reason = "unknown") -> None:
-        if reason not in get_args(Reason):
-            raise ValueError(f"reason must be one of {', '.join(get_args(Reason))}, not {reason!r}")
+    def __init__(self, name: str, token: str, *, reason: str = "unknown") -> None:
+        if reason not in _REASONS:
+            raise ValueError(f"reason must be one of {', '.join(_REASONS)}, not {reason!r}")
         super().__init__(name, token)
-        self._reason: Reason = reason  # in __dict__, which pickle and copy keep
+        self._reason = reason  # in __dict__, which pickle and copy keep
 
     @property
     def name(self) -> str:
@@ -68,7 +64,7 @@ class LockExpired(DistlockError):
         return str(self.args[1])
 
     @property
-    def reason(self) -> Reason:
+    def reason(self) -> str:
         """Why: ``expired``, ``released``, ``unreachable`` (for too long) or ``unknown``."""
         return self._reason
 

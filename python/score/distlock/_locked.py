@@ -113,18 +113,21 @@ def _is(kind: Callable[[Any], bool], function: Any) -> bool:
 
 
 def _is_coroutine_function(function: Any) -> bool:
-    # asyncio's own test knows marks from before inspect.markcoroutinefunction.
-    marked = getattr(function, "_is_coroutine", None) is not None
+    # asyncio's own mark is older than inspect.markcoroutinefunction.
+    mark = getattr(asyncio.coroutines, "_is_coroutine", function)
+    marked = getattr(function, "_is_coroutine", None) is mark
     return marked or _is(inspect.iscoroutinefunction, function)
 
 
 def _may_be_coroutine_function(function: Any) -> bool:
     """A wrapper of a coroutine function: it may return the coroutine, or run it itself."""
-    while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
-        partial = isinstance(function, functools.partial)
-        function = function.func if partial else function.__wrapped__
+    seen: list[Any] = []
+    while function is not None and not any(function is other for other in seen):
         if _is_coroutine_function(function):
             return True
+        seen.append(function)
+        partial = isinstance(function, functools.partial)
+        function = function.func if partial else getattr(function, "__wrapped__", None)
     return False
 
 
