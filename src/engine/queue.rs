@@ -142,6 +142,12 @@ impl<W: Clone> Line<W> {
         self.waiters.is_empty()
     }
 
+    /// Whether the ticket is in the database's queue.
+    #[must_use]
+    pub fn is_queued(&self) -> bool {
+        self.queued
+    }
+
     /// The ticket, 0 if there is none.
     #[must_use]
     pub fn ticket(&self) -> i64 {

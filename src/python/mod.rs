@@ -49,6 +49,14 @@ mod _distlock {
         (&sql::RETAKE.text, &sql::RELEASE.text)
     }
 
+    /// How many of this process wait for a lock, and how many tickets they have.
+    #[pyfunction]
+    fn _waiting(name: &str) -> (usize, usize) {
+        let name = crate::engine::Name::new(name);
+        let registry = crate::service::registry(std::process::id());
+        name.map_or((0, 0), |name| registry.waiting(&name))
+    }
+
     #[pymodule_init]
     fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         let py = module.py();

@@ -1,10 +1,11 @@
 //! What the Lock objects of this process believe in, whichever configuration they are of.
 
 use super::locked;
-use crate::engine::{Holds, LevelId, Reported};
+use super::waiters::Waiters;
+use crate::engine::{Holds, LevelId, Name, Reported};
 use crate::process::ProcessLocal;
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex};
+use std::sync::{Arc, LazyLock, Mutex, Weak};
 
 /// Tells an owner that its hold is lost. It is called on any thread and must not block.
 pub type OnLost = Box<dyn FnOnce() + Send>;
@@ -14,6 +15,8 @@ pub type OnLost = Box<dyn FnOnce() + Send>;
 pub struct Registry {
     holds: Mutex<Holds>,
     callbacks: Mutex<HashMap<LevelId, OnLost>>,
+    /// The waiters of each configuration.
+    waiters: Mutex<Vec<Weak<Waiters>>>,
 }
 
 static REGISTRY: LazyLock<ProcessLocal<Registry>> = LazyLock::new(ProcessLocal::default);
@@ -29,6 +32,27 @@ impl Registry {
     /// Works on the holds.
     pub fn with<T>(&self, work: impl FnOnce(&mut Holds) -> T) -> T {
         work(&mut locked(&self.holds))
+    }
+
+    /// Somebody waits for locks of one more configuration.
+    pub(super) fn add(&self, waiters: &Arc<Waiters>) {
+        let mut all = locked(&self.waiters);
+        all.retain(|waiters| waiters.strong_count() > 0);
+        all.push(Arc::downgrade(waiters));
+    }
+
+    /// How many of this process wait for a lock, and how many tickets they have in the
+    /// queues of databases.
+    #[must_use]
+    pub fn waiting(&self, name: &Name) -> (usize, usize) {
+        let all: Vec<_> = locked(&self.waiters)
+            .iter()
+            .filter_map(Weak::upgrade)
+            .collect();
+        let counts = all.iter().map(|waiters| waiters.count(name));
+        counts.fold((0, 0), |(waiters, tickets), (more, queued)| {
+            (waiters + more, tickets + usize::from(queued))
+        })
     }
 
     /// The owner of a level wants to hear of a loss.

@@ -2,6 +2,7 @@
 //! What each has to do is decided by its [`Line`].
 
 use super::locked;
+use super::registry::registry;
 use crate::engine::{Lease, Line, Name, Outcome, Plan, Seen, TICKET_BITS};
 use crate::store::{Call, Deaf, Failure, Listener, Patience, Queue, Store};
 use rand::RngExt;
@@ -45,6 +46,8 @@ struct State {
     attended: bool,
     last_ticket: i64,
     numbers: u64,
+    /// The registry knows of these waiters.
+    registered: bool,
     /// Since when nobody waits.
     quiet: Option<Instant>,
     /// When it was looked for leaders that do not come.
@@ -78,14 +81,24 @@ fn jitter(seconds: std::ops::Range<f64>) -> Duration {
 }
 
 impl Waiters {
+    /// How many wait for a lock, and whether they have a ticket in the database's queue.
+    pub fn count(&self, name: &Name) -> (usize, bool) {
+        let state = locked(&self.state);
+        let line = state.lines.get(name);
+        line.map_or((0, false), |line| (line.len(), line.is_queued()))
+    }
+
     /// Whether somebody waits for a lock.
     pub fn await_lock(&self, name: &Name) -> bool {
         locked(&self.state).lines.contains_key(name)
     }
 
     /// Joins the end of the line.
-    pub fn join(&self, name: &Name, wakeup: Arc<Wakeup>) -> Arc<Waiter> {
+    pub fn join(self: &Arc<Waiters>, name: &Name, wakeup: Arc<Wakeup>) -> Arc<Waiter> {
         let mut state = locked(&self.state);
+        if !std::mem::replace(&mut state.registered, true) {
+            registry(std::process::id()).add(self);
+        }
         state.numbers += 1;
         let number = state.numbers;
         let now = Instant::now();

@@ -9,6 +9,8 @@ from typing import Any
 
 import psycopg
 
+from score.distlock._distlock import _waiting
+
 Db = psycopg.Connection[Any]
 
 
@@ -21,16 +23,24 @@ def threads() -> int:
     return len(list(TASKS.iterdir())) if TASKS.is_dir() else 0
 
 
-def waiting(db: Db, name: str = "name") -> int:
-    """How many tickets are in the queue of a lock."""
+def tickets(db: Db, name: str = "name") -> int:
+    """How many tickets are in the queue of a lock: one for each process that waits."""
     query = "SELECT coalesce(cardinality(waiters), 0) FROM _score_distlock WHERE name = %s"
     row = db.execute(query, (name,)).fetchone()
     return int(row[0]) if row else 0
 
 
+def waiting(db: Db, name: str = "name") -> int:
+    """How many wait for a lock: those of this process, and one for each other one's ticket."""
+    waiters, own = _waiting(name)
+    return tickets(db, name) - own + waiters
+
+
 def wait_until_waiting(db: Db, count: int, name: str = "name") -> None:
-    """Returns when so many are in the queue; the test's own time limit ends it otherwise."""
-    while waiting(db, name) != count:
+    """Returns when so many wait, the first of each process in the queue; the test's own time
+    limit ends it otherwise.
+    """
+    while waiting(db, name) != count or (count and not tickets(db, name)):
         time.sleep(0.002)
 
 
