@@ -340,12 +340,31 @@ def come_first(db: Db, listener: int) -> int:
     return ticket
 
 
+def test_a_lock_may_be_named_like_a_listener(conf: Conf, db: Db) -> None:
+    """Names and listeners have advisory locks of their own, which never are the same."""
+    lock = conf.get("waited for")
+    lock.acquire()
+    with pytest.raises(CouldNotAcquireLock):
+        # This process listens from now on.
+        score.distlock.Lock(conf, "waited for").acquire(timeout=0.2)
+    sessions = db.execute("SELECT query FROM pg_stat_activity WHERE query LIKE '%score_distlock_%'")
+    listeners = {
+        int(number, 16)
+        for (query,) in sessions
+        for number in re.findall(r'LISTEN "?score_distlock_([0-9a-f]+)', query)
+    }
+    held = db.execute("SELECT classid, objid FROM pg_locks WHERE locktype = 'advisory'").fetchall()
+    assert held
+    for listener in listeners:
+        assert conf.acquire(str(listener))
+
+
 def live_listener(db: Db) -> int:
     """The number of a listener that is alive, as far as anybody can see, and never comes."""
     listener = 1234567
     db.execute(
         "SELECT pg_advisory_lock("
-        "hashtextextended(%s::text, '_score_distlock'::regclass::oid::bigint))",
+        "hashtextextended(%s::text, -'_score_distlock'::regclass::oid::bigint))",
         (listener,),
     )
     return listener
