@@ -340,23 +340,21 @@ def come_first(db: Db, listener: int) -> int:
     return ticket
 
 
-def test_a_lock_may_be_named_like_a_listener(conf: Conf, db: Db) -> None:
+def test_a_lock_may_be_named_like_a_listener(conf: Conf, other: Conf, db: Db) -> None:
     """Names and listeners have advisory locks of their own, which never are the same."""
-    lock = conf.get("waited for")
-    lock.acquire()
-    with pytest.raises(CouldNotAcquireLock):
-        # This process listens from now on.
-        score.distlock.Lock(conf, "waited for").acquire(timeout=0.2)
-    sessions = db.execute("SELECT query FROM pg_stat_activity WHERE query LIKE '%score_distlock_%'")
-    listeners = {
-        int(number, 16)
-        for (query,) in sessions
-        for number in re.findall(r'LISTEN "?score_distlock_([0-9a-f]+)', query)
-    }
-    held = db.execute("SELECT classid, objid FROM pg_locks WHERE locktype = 'advisory'").fetchall()
-    assert held
-    for listener in listeners:
-        assert conf.acquire(str(listener))
+    conf.acquire("name")
+
+    def wait() -> None:
+        with pytest.raises(CouldNotAcquireLock):
+            other.acquire("name", timeout=2)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    wait_until_waiting(db, 1)
+    row = db.execute("SELECT waiters[1] >> 24 FROM _score_distlock").fetchone()
+    assert row is not None
+    assert conf.acquire(str(row[0]))
+    waiter.join()
 
 
 def live_listener(db: Db) -> int:
