@@ -2,9 +2,9 @@
 //!
 //! For profilers: `valgrind --tool=callgrind` counts its instructions.
 
-use _distlock::engine::{Lease, Name, Owner};
+use _distlock::engine::{Caller, Lease, Name, Place};
 use _distlock::error::Error;
-use _distlock::locks::{Entering, Lock, Locks};
+use _distlock::service::{Acquisition, Lock, Locks, Request, Wait, thread_wakeup};
 use _distlock::store::{Patience, Settings, Store, Url};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,15 +20,28 @@ fn main() -> Result<(), Error> {
     let lease = Lease::from_seconds(60.0).ok_or_else(usage)?;
     let locks = Arc::new(Locks::new(store, lease, true));
     let lock = Lock::new(Name::new("cycle").ok_or_else(usage)?);
-    let entering = Entering {
-        owner: Owner::current(None, None),
-        block: false,
-        lease: None,
+    let mut caller = Caller {
+        place: Place::current(None, None),
+        remembered: Arc::from([]),
     };
     let patience = || Patience::new(Duration::from_secs(30), &|| Ok(()));
     for _ in 0..count {
-        locks.acquire(&lock, entering, patience())?;
-        locks.release(&lock, entering.owner, None, false, patience())?;
+        let request = Request {
+            owner: Some((lock.id(), caller.clone())),
+            ..Request::default()
+        };
+        let (locks_, name, wait) = (
+            locks.clone(),
+            lock.name().clone(),
+            Wait::new(Some(Duration::ZERO)),
+        );
+        let acquisition = Acquisition::new(locks_, name, request, wait, thread_wakeup());
+        acquisition.wait_for(patience())?;
+        if let Some((entered, _)) = acquisition.accept(Some(&caller), None)? {
+            caller.remembered = Arc::from([entered.hold]);
+        }
+        let ending = locks.begin_release(&lock, &caller, None);
+        locks.finish(lock.name(), ending, patience())?;
     }
     Ok(())
 }

@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import psycopg
+import psycopg.sql
 import pytest
 
 import score.distlock
@@ -170,3 +171,128 @@ def test_it_grows_with_every_acquisition(brief: Conf, db: Db, release: bool) -> 
         else:
             await_expiry(db, "name")
     assert fences == sorted(set(fences))
+
+
+def set_back(db: Db, sequence: str = "_score_distlock_fence_seq") -> None:
+    """What a restore or a switch-over to a logical replica does, which copies rows only."""
+    db.execute("SELECT setval(%s, 1, false)", (sequence,))
+
+
+@pytest.mark.parametrize("how", ["released here", "released elsewhere", "expired", "waited for"])
+def test_it_grows_when_the_sequence_was_set_back(url: str, db: Db, how: str) -> None:
+    conf = score.distlock.init(
+        {"sqlalchemy.url": url, "maxtime": "300ms" if how == "expired" else "1m"}
+    )
+    db.execute("SELECT setval('_score_distlock_fence_seq', 1000)")
+    lock = conf.get("name")
+    lock.acquire()
+    before = lock.fence
+    assert before == 1001
+    set_back(db)
+    other = lock
+    if how == "expired":
+        await_expiry(db, "name")
+        other = score.distlock.Lock(conf, "name")
+    elif how == "waited for":
+        other = score.distlock.init({"sqlalchemy.url": url}).get("name")
+        thread = threading.Thread(target=lambda: other.acquire(timeout=20))
+        thread.start()
+        while db.execute("SELECT waiters FROM _score_distlock").fetchone() == (None,):
+            pass
+        lock.release()
+        thread.join()
+    else:
+        lock.release()
+        if how == "released elsewhere":
+            other = score.distlock.init({"sqlalchemy.url": url}).get("name")
+    if how != "waited for":
+        other.acquire()
+    assert other.fence is not None
+    assert other.fence > before
+
+
+@pytest.mark.parametrize("deleted", [False, True], ids=["the row stays", "the row goes"])
+def test_it_grows_when_sessions_keep_numbers_in_store(url: str, db: Db, deleted: bool) -> None:
+    """`CACHE 20` hands every session twenty numbers at once."""
+    score.distlock.init({"sqlalchemy.url": url})
+    db.execute("ALTER SEQUENCE _score_distlock_fence_seq CACHE 20")
+    locks = [score.distlock.init({"sqlalchemy.url": url}).get("name") for _ in range(3)]
+    fences = []
+    for turn in range(12):
+        lock = locks[turn % 3]
+        lock.acquire()
+        assert lock.fence is not None
+        fences.append(lock.fence)
+        lock.release()
+        if deleted:
+            db.execute("DELETE FROM _score_distlock")
+    assert fences == sorted(set(fences))
+
+
+@pytest.mark.parametrize("cache", [1, 20])
+def test_an_id_sequence_that_was_set_back_is_repaired(url: str, db: Db, cache: int) -> None:
+    """After a restore that forgot the sequences, every new name would meet a taken `id`."""
+    conf = score.distlock.init({"sqlalchemy.url": url})
+    for number in range(50):
+        conf.acquire(f"before {number}")
+    fence = db.execute("SELECT max(fence) FROM _score_distlock").fetchone()
+    db.execute(psycopg.sql.SQL("ALTER SEQUENCE _score_distlock_id_seq CACHE {}").format(cache))
+    set_back(db, "_score_distlock_id_seq")
+    set_back(db)
+    conf = score.distlock.init({"sqlalchemy.url": url})
+    for number in range(50):
+        lock = conf.get(f"after {number}")
+        lock.acquire()
+        assert lock.fence is not None
+        assert fence is not None
+        assert lock.fence > fence[0]
+    assert conf.get("waited for").acquire(timeout=5)
+
+
+def test_the_repair_sets_no_sequence_back(url: str, db: Db) -> None:
+    """Many that find the sequences set back at once, and somebody who draws meanwhile."""
+    conf = score.distlock.init({"sqlalchemy.url": url})
+    for number in range(200):
+        conf.acquire(f"before {number}")
+    set_back(db, "_score_distlock_id_seq")
+    set_back(db)
+    failures: list[BaseException] = []
+    drawn: list[int] = []
+    done = threading.Event()
+
+    def draw() -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            while not done.is_set():
+                found = connection.execute("SELECT nextval('_score_distlock_id_seq')").fetchone()
+                assert found is not None
+                drawn.append(found[0])
+
+    def acquire(process: int) -> None:
+        try:
+            own = score.distlock.init({"sqlalchemy.url": url})
+            for number in range(20):
+                own.acquire(f"after {process} {number}")
+        except BaseException as error:
+            failures.append(error)
+
+    drawing = threading.Thread(target=draw)
+    drawing.start()
+    threads = [threading.Thread(target=acquire, args=(process,)) for process in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    done.set()
+    drawing.join()
+    assert failures == []
+    assert drawn == sorted(set(drawn))
+
+
+def test_another_unique_violation_is_told(url: str, db: Db) -> None:
+    """What is not ours to repair is an error as before."""
+    conf = score.distlock.init({"sqlalchemy.url": url})
+    db.execute("CREATE UNIQUE INDEX only_one ON _score_distlock ((1))")
+    conf.acquire("first")
+    with pytest.raises(score.distlock.DatabaseError, match="only_one") as caught:
+        conf.acquire("second")
+    assert caught.value.sqlstate == "23505"

@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import psycopg
@@ -31,11 +32,153 @@ def vienna(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TZ", ZONE)
 
 
-def test_a_mixed_fleet_has_no_two_holders(original: str, url: str, db: Db) -> None:
+def audit(db: Db) -> None:
+    """What the processes of a fleet write down about their holds."""
     db.execute(
         "CREATE TABLE holding (name text PRIMARY KEY, token text, since timestamptz, pid int)"
     )
     db.execute("CREATE TABLE handed (name text, token text, since timestamptz, giver text)")
+
+
+def soak(url: str, db: Db, pythons: dict[str, str], each: int, seconds: float) -> dict[str, Any]:
+    """Lets `each` processes of every implementation work for some time; tells what they did."""
+    audit(db)
+    # 0.2.5 does not cope with several processes that create its table at once.
+    score.distlock.init({"sqlalchemy.url": url})
+    script = str(SUPPORT / "fleet.py")
+    processes = [
+        (
+            name,
+            subprocess.Popen(
+                [python, script, url, name, str(seed), str(seconds)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "TZ": ZONE},
+            ),
+        )
+        for seed in range(each)
+        for name, python in pythons.items()
+    ]
+    did: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in pythons}
+    failed = []
+    for name, process in processes:
+        printed, errors = process.communicate()
+        if process.returncode:
+            failed.append((name, errors[-2000:]))
+            continue
+        counts, violations = json.loads(printed)
+        assert violations == [], name
+        did[name].update(counts)
+    assert failed == []
+    # Who was lucky enough to be chosen as the victim in a rollback does not hide it.
+    deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    assert db.execute(deadlocks).fetchone() == (0,)
+    return did
+
+
+#: How 0.2.5 acquires, in one transaction, as the server's log shows it.
+VACUUM = "DELETE FROM _score_distlock WHERE _score_distlock.updated < now() - interval '1 minute'"
+INSERT = (
+    "INSERT INTO _score_distlock (name, acquired, updated, token)"
+    " VALUES ('first', now(), now(), 'x')"
+)
+
+#: Takes the place of the trigger, and does nothing.
+NO_TRIGGER = """
+DROP TRIGGER score_distlock_one_vacuum_at_a_time ON _score_distlock;
+CREATE TRIGGER score_distlock_one_vacuum_at_a_time BEFORE DELETE ON _score_distlock
+    FOR EACH STATEMENT WHEN (false) EXECUTE FUNCTION suppress_redundant_updates_trigger();
+"""
+
+
+@pytest.mark.parametrize("protected", [True, False], ids=["one at a time", "the check itself"])
+def test_two_vacuums_of_0_2_5_go_one_after_the_other(url: str, db: Db, protected: bool) -> None:
+    """One deletes the row that the other is going to insert, and waits for one it has deleted."""
+    conf = score.distlock.init({"sqlalchemy.url": url, "maxtime": "1h"})
+    # The first and the last are on different pages, so they stay in this order.
+    tokens = {name: conf.acquire(name) for name in ("first", *map(str, range(100)), "last")}
+    if not protected:
+        db.execute(NO_TRIGGER)
+    conf.release("last", tokens["last"])
+    deadlocks: list[str] = []
+
+    def attempt(connection: Db, statement: str) -> None:
+        try:
+            connection.execute(statement.encode())
+            connection.commit()
+        except psycopg.errors.DeadlockDetected:
+            deadlocks.append(statement)
+            connection.rollback()
+        except psycopg.errors.UniqueViolation:  # refused, as among its own kind
+            connection.rollback()
+
+    with psycopg.connect(url) as one, psycopg.connect(url) as other:
+        one.execute(VACUUM.encode())
+        conf.release("first", tokens["first"])
+        thread = threading.Thread(target=attempt, args=(other, VACUUM))
+        thread.start()
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+        while db.execute(waiting).fetchone() == (0,):
+            pass
+        attempt(one, INSERT)
+        thread.join()
+    assert len(deadlocks) == (0 if protected else 1)
+
+
+def test_our_own_deletions_wait_for_no_vacuum_of_0_2_5(url: str, db: Db) -> None:
+    """They skip what is locked, so they need no turn; and a guard may keep a vacuum waiting."""
+    conf = score.distlock.init({"sqlalchemy.url": url, "maxtime": "1h"})
+    conf.release("a", conf.acquire("a"))
+    with psycopg.connect(url) as original:
+        original.execute(VACUUM.encode())
+        conf.release("b", conf.acquire("b"))
+        conf.vacuum()
+        assert db.execute("SELECT name FROM _score_distlock").fetchall() == [("a",)]
+
+
+def test_nobody_gets_code_into_the_condition(url: str, db: Db) -> None:
+    """Every name in it is the system's, whoever creates it and whoever deletes."""
+    db.execute("""
+        CREATE SCHEMA evil;
+        CREATE FUNCTION evil.boom() RETURNS bool LANGUAGE plpgsql AS
+            $$ BEGIN RAISE EXCEPTION 'evil'; END $$;
+        CREATE FUNCTION evil.current_query() RETURNS text LANGUAGE sql AS
+            'SELECT evil.boom()::text';
+        CREATE FUNCTION evil.pg_advisory_xact_lock(int, int) RETURNS void LANGUAGE sql AS
+            'SELECT evil.boom()';
+        CREATE FUNCTION evil.compare(text, text) RETURNS bool LANGUAGE sql AS 'SELECT evil.boom()';
+        CREATE OPERATOR evil.~~ (LEFTARG = text, RIGHTARG = text, FUNCTION = evil.compare);
+        CREATE DOMAIN evil.int4 AS pg_catalog.int4 CHECK (evil.boom());
+        SET search_path TO public, evil, pg_catalog;
+    """)
+    printed = subprocess.run(
+        [sys.executable, "-m", "score.distlock", "schema"], capture_output=True, check=True
+    )
+    db.execute(printed.stdout)
+    db.execute(INSERT.encode())
+    db.execute("UPDATE _score_distlock SET updated = '0001-01-01'")
+    with db.transaction():
+        db.execute(VACUUM.encode())
+        locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+        assert db.execute(locks).fetchone() == (1,)
+    assert db.execute("SELECT count(*) FROM _score_distlock").fetchone() == (0,)
+
+
+def test_no_process_of_0_2_5_dies_of_a_deadlock(original: str, url: str, db: Db) -> None:
+    """Its vacuums delete the rows that our releases leave behind, in whatever order.
+
+    DISTLOCK_SOAK_SECONDS makes it longer than a few seconds.
+    """
+    seconds = float(os.environ.get("DISTLOCK_SOAK_SECONDS", "8"))
+    did = soak(url, db, {"0.2.5": original, "1.0": sys.executable}, 4, seconds)
+    for name, counts in did.items():
+        assert counts["acquired"] > 0, name
+        assert counts["extended a token of the other"] > 0, name
+
+
+def test_a_mixed_fleet_has_no_two_holders(original: str, url: str, db: Db) -> None:
+    audit(db)
     # 0.2.5 does not cope with several processes that create its table at once.
     score.distlock.init({"sqlalchemy.url": url})
     pythons = {"0.2.5": original, "1.0": sys.executable}

@@ -340,12 +340,29 @@ def come_first(db: Db, listener: int) -> int:
     return ticket
 
 
+def test_a_lock_may_be_named_like_a_listener(conf: Conf, other: Conf, db: Db) -> None:
+    """Names and listeners have advisory locks of their own, which never are the same."""
+    conf.acquire("name")
+
+    def wait() -> None:
+        with pytest.raises(CouldNotAcquireLock):
+            other.acquire("name", timeout=2)
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    wait_until_waiting(db, 1)
+    row = db.execute("SELECT waiters[1] >> 24 FROM _score_distlock").fetchone()
+    assert row is not None
+    assert conf.acquire(str(row[0]))
+    waiter.join()
+
+
 def live_listener(db: Db) -> int:
     """The number of a listener that is alive, as far as anybody can see, and never comes."""
     listener = 1234567
     db.execute(
         "SELECT pg_advisory_lock("
-        "hashtextextended(%s::text, '_score_distlock'::regclass::oid::bigint))",
+        "hashtextextended(%s::text, -'_score_distlock'::regclass::oid::bigint))",
         (listener,),
     )
     return listener

@@ -10,6 +10,8 @@
 --   an advisory lock on the name which lasts until the commit, so numbers of
 --   one name are drawn in the order of their commits, even if score.distlock
 --   0.2.5 deletes the row in between.
+-- * What is taken is on disk before the answer, even where `synchronous_commit` is
+--   `off`. So it is wherever a crash that forgets the statement would let two hold it.
 -- * It never waits for a row: a guard (FOR KEY SHARE) or another taker makes
 --   it skip. Then no row comes back as taken although none is live: "busy".
 -- * A refused attempt writes nothing: no row version, no lock on a row, no
@@ -24,12 +26,12 @@ WITH free AS MATERIALIZED (
        AND CASE
              WHEN {live} THEN false
              WHEN {awaited} THEN false
-             ELSE pg_try_advisory_xact_lock({key})
+             ELSE pg_try_advisory_xact_lock({key}) AND {durable}
            END
        FOR UPDATE SKIP LOCKED
 ), taken AS (
     UPDATE _score_distlock AS lock
-       SET {taking}
+       SET {taking instant}
       FROM free
      WHERE lock.id = free.id
  RETURNING lock.fence
@@ -37,14 +39,14 @@ WITH free AS MATERIALIZED (
     SELECT clock_timestamp() AS instant
      WHERE CASE
              WHEN EXISTS (SELECT FROM _score_distlock WHERE name = $1) THEN false
-             ELSE pg_try_advisory_xact_lock({key})
+             ELSE pg_try_advisory_xact_lock({key}) AND {durable}
            END
 ), made AS (
     INSERT INTO _score_distlock
            (name, token, acquired, updated, touched, expires, lease, fence, holder)
-    SELECT $1, $2, {local}, {local}, {local},
+    SELECT $1, $2, {local instant}, {local instant}, {local instant},
            instant + make_interval(secs => $3), $3,
-           nextval('_score_distlock_fence_seq'), $5
+           {drawn}, $5
       FROM missing
         ON CONFLICT (name) DO NOTHING
  RETURNING fence

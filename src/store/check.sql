@@ -9,4 +9,7 @@ SELECT coalesce(
          WHERE attrelid = to_regclass('_score_distlock')
            AND attname IN ('touched', 'expires', 'lease', 'fence', 'holder', 'waiters')
            AND NOT attisdropped) = 6
-       AND to_regclass('_score_distlock_fence_seq') IS NOT NULL AS complete
+       AND to_regclass('_score_distlock_fence_seq') IS NOT NULL
+       AND EXISTS (SELECT FROM pg_trigger
+                    WHERE tgrelid = to_regclass('_score_distlock')
+                      AND tgname = 'score_distlock_one_vacuum_at_a_time') AS complete

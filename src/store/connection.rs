@@ -132,6 +132,7 @@ impl Connection {
                 // program_limit_exceeded: a value that the protocol has no room for.
                 sqlstate: "54000".to_owned(),
                 message: format!("the statement cannot be sent: {error}"),
+                ..Refusal::default()
             }));
         }
         let mut answer = Answer {

@@ -1,1 +1,1 @@
-pg_try_advisory_xact_lock_shared({listener})
+pg_try_advisory_xact_lock_shared({listener ticket})

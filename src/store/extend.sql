@@ -9,15 +9,16 @@
 -- * No key column changes: a guard (FOR KEY SHARE) does not hold it up.
 -- * The instant is read before the row is locked, so a statement that had to
 --   wait grants too little rather than too much.
+-- * On disk before the answer, like an acquisition.
 -- * Safe to repeat: the lease counts from the last time.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS instant)
 UPDATE _score_distlock
-   SET updated = {local},
-       touched = {local},
+   SET updated = {local instant},
+       touched = {local instant},
        expires = instant + make_interval(secs => $3),
        lease = $3
   FROM clock
  WHERE name = $1
    AND token = $2
-   AND {live}
+   AND CASE WHEN {live} THEN {durable} ELSE false END
 RETURNING fence

@@ -25,32 +25,37 @@ pub struct Refusal {
     pub sqlstate: String,
     /// Its words, with detail and hint.
     pub message: String,
+    /// The constraint that would be violated, if it is about one.
+    pub constraint: String,
 }
 
 impl Refusal {
     /// What an error or a notice says.
     pub(super) fn parse(mut fields: ErrorFields) -> Refusal {
         let mut sqlstate = String::new();
+        let mut constraint = String::new();
         let [mut message, mut detail, mut hint] = [const { None }; 3];
         // The fields are documented under "Error and Notice Message Fields".
         while let Ok(Some(field)) = fields.next() {
             let text = String::from_utf8_lossy(field.value_bytes()).into_owned();
             match field.type_() {
                 b'C' => sqlstate = text,
+                b'n' => constraint = text,
                 b'M' => message = Some(text),
                 b'D' => detail = Some(text),
                 b'H' => hint = Some(text),
                 _ => {}
             }
         }
-        Refusal::new(sqlstate, [message, detail, hint])
+        Refusal::new(sqlstate, [message, detail, hint], constraint)
     }
 
-    fn new(sqlstate: String, said: [Option<String>; 3]) -> Refusal {
+    fn new(sqlstate: String, said: [Option<String>; 3], constraint: String) -> Refusal {
         let said: Vec<String> = said.into_iter().flatten().collect();
         Refusal {
             sqlstate,
             message: said.join(". "),
+            constraint,
         }
     }
 }
@@ -82,7 +87,12 @@ impl From<&tokio_postgres::Error> for Failure {
         };
         let words = [Some(said.message()), said.detail(), said.hint()];
         let words = words.map(|text| text.map(str::to_owned));
-        Failure::from(Refusal::new(said.code().code().to_owned(), words))
+        let constraint = said.constraint().unwrap_or_default().to_owned();
+        Failure::from(Refusal::new(
+            said.code().code().to_owned(),
+            words,
+            constraint,
+        ))
     }
 }
 

@@ -4,4 +4,4 @@
 -- * The lock goes with the connection, so a process that is gone is known to be
 --   gone by whoever would otherwise leave it its turn.
 -- * No other session has it: listeners have numbers of their own.
-SELECT pg_try_advisory_lock({listener}) AS alone FROM (VALUES ($1 << 24)) AS own (ticket)
+SELECT pg_try_advisory_lock({listener ticket}) AS alone FROM (VALUES ($1 << 24)) AS own (ticket)

@@ -21,7 +21,7 @@ UPDATE _score_distlock
          WHEN touched = updated AND expires > clock_timestamp()
          THEN CASE
                 WHEN waiters IS NULL THEN true
-                ELSE NOT pg_try_advisory_xact_lock_shared({first})
+                ELSE NOT pg_try_advisory_xact_lock_shared({listener waiters[1]})
               END
               AND set_config('synchronous_commit', 'off', true) IS NOT NULL
          ELSE false

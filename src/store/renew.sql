@@ -32,11 +32,12 @@ WITH wanted AS MATERIALIZED (
              ELSE updated + make_interval(secs => greatest(lease, present.seconds))
                >= (clock_timestamp() AT TIME ZONE 'UTC') + make_interval(secs => {zone})
            END
+       AND {durable}
        FOR NO KEY UPDATE OF lock SKIP LOCKED
 ), renewed AS (
     UPDATE _score_distlock AS lock
-       SET updated = {local},
-           touched = {local},
+       SET updated = {local instant},
+           touched = {local instant},
            expires = instant + make_interval(secs => seconds),
            lease = seconds
       FROM held, clock

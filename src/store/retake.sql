@@ -13,14 +13,14 @@
 -- * `now()` is the instant at which the statement arrived, so the lease may be granted for
 --   too little, if somebody keeps the whole table locked, and never for too much.
 UPDATE _score_distlock
-   SET {taking_now}
+   SET {taking now()}
  WHERE id = (
     SELECT id
       FROM _score_distlock
      WHERE name = $1
        AND CASE
              WHEN touched = updated AND expires <= clock_timestamp() AND waiters IS NULL
-             THEN pg_try_advisory_xact_lock({key})
+             THEN pg_try_advisory_xact_lock({key}) AND {durable}
              ELSE false
            END
        FOR UPDATE SKIP LOCKED

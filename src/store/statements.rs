@@ -19,6 +19,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+/// How the name of the table's primary key begins; a number may follow. That of `name` is
+/// no error: the statements that insert expect it.
+const PRIMARY: &str = "_score_distlock_pkey";
+
 /// What an attempt to acquire came to.
 #[derive(Debug)]
 pub enum Answer {
@@ -259,6 +263,7 @@ impl Store {
             self.ensure_schema(patience)?;
         }
         let mut repeated = false;
+        let mut repairs = 0;
         let mut last = None;
         let mut pause = Duration::from_millis(5);
         loop {
@@ -295,6 +300,14 @@ impl Store {
                     // Serialization failure, deadlock: only where the database's
                     // default isolation is stricter than ours needs to be.
                     "40001" | "40P01" if !patience.over() => {}
+                    // An `id` that a row has already: the sequence was set back.
+                    "23505"
+                        if repairs < Store::REPAIRS && refusal.constraint.starts_with(PRIMARY) =>
+                    {
+                        repairs += 1;
+                        self.repair(patience)
+                            .map_err(|error| error.after(repeated))?;
+                    }
                     _ => return Err(refused(refusal).after(repeated)),
                 },
                 // Nothing answers at an address that never did: a mistake
@@ -320,6 +333,26 @@ impl Store {
                 patience.pause(pause.mul_f64(rand::rng().random_range(0.5..1.5)))?;
             }
             pause = (pause * 2).min(Duration::from_millis(500));
+        }
+    }
+
+    /// How often one call repairs the sequences: others may insert rows meanwhile.
+    const REPAIRS: u32 = 5;
+    /// How many numbers one statement of a repair draws at most, which takes it less than
+    /// half a second. What was drawn stays drawn, so a call that finds no time for all of
+    /// them leaves less to do for the next.
+    const NUMBERS_PER_REPAIR: i64 = 200_000;
+
+    /// Advances the sequences of a table that was restored, or switched over to, without
+    /// them. Every new name would meet a taken `id` until they have caught up, so whoever
+    /// is the first to meet one does this, and then repeats what it was about to do.
+    fn repair(&self, patience: Patience) -> Result<()> {
+        log::warn!("the sequences of _score_distlock were set back: advancing them");
+        loop {
+            let answer = self.execute(&sql::REPAIR, &[&Store::NUMBERS_PER_REPAIR], patience)?;
+            if only(&answer.rows)?.get::<bool>("done")? || patience.over() {
+                return Ok(());
+            }
         }
     }
 

@@ -9,7 +9,7 @@
 -- * No row comes back if anything is otherwise than expected, or if the row is locked
 --   at this moment: take_busy.sql waits for it, and wait.sql finds out.
 UPDATE _score_distlock
-   SET {taking_now},
+   SET {taking now()},
        waiters = CASE WHEN $7 THEN waiters[2:] || $6 ELSE nullif(waiters[2:], '{}') END
  WHERE id = (
     SELECT id
@@ -17,7 +17,7 @@ UPDATE _score_distlock
      WHERE name = $1
        AND CASE
              WHEN touched = updated AND expires <= clock_timestamp() AND waiters[1] = $6
-             THEN pg_try_advisory_xact_lock({key})
+             THEN pg_try_advisory_xact_lock({key}) AND {durable}
              ELSE false
            END
        FOR UPDATE SKIP LOCKED

@@ -26,11 +26,11 @@ WITH entry AS MATERIALIZED (
       FROM mine, _score_distlock AS lock
      WHERE lock.id = mine.id
        AND waiters[1] = $6
-       AND CASE WHEN {live} THEN false ELSE pg_try_advisory_xact_lock({key}) END
+       AND CASE WHEN {live} THEN false ELSE pg_try_advisory_xact_lock({key}) AND {durable} END
        FOR UPDATE OF lock SKIP LOCKED
 )
 UPDATE _score_distlock AS lock
-   SET {taking},
+   SET {taking instant},
        waiters = CASE WHEN $7 THEN waiters[2:] || $6 ELSE nullif(waiters[2:], '{}') END
   FROM free
  WHERE lock.id = free.id

@@ -7,11 +7,13 @@
 -- Guarantees:
 -- * One statement: there is no moment with two valid tokens, or with none.
 -- * The lease goes on as it was, and so does the fence.
+-- * On disk before the answer, like an acquisition: a crash that forgot it would bring
+--   the old token back to life.
 -- * Repeated after a lost answer it finds the new token and changes nothing.
 UPDATE _score_distlock
    SET token = $3,
        holder = $6
  WHERE name = $1
    AND token IN ($2, $3)
-   AND {live}
+   AND CASE WHEN {live} THEN {durable} ELSE false END
 RETURNING fence, {remaining} AS remaining

@@ -32,12 +32,12 @@ WITH free AS MATERIALIZED (
        AND CASE
              WHEN {live} THEN false
              WHEN clock_timestamp() < expires + {ahead} * interval '0.5 second' THEN false
-             ELSE pg_try_advisory_xact_lock({key})
+             ELSE pg_try_advisory_xact_lock({key}) AND {durable}
            END
        FOR UPDATE SKIP LOCKED
 ), taken AS (
     UPDATE _score_distlock AS lock
-       SET {taking},
+       SET {taking instant},
            waiters = CASE
              WHEN $9 THEN array_remove(array_remove(waiters, $6), $7) || $6
              ELSE nullif(array_remove(array_remove(waiters, $6), $7), '{}')
@@ -49,14 +49,14 @@ WITH free AS MATERIALIZED (
     SELECT clock_timestamp() AS instant
      WHERE CASE
              WHEN EXISTS (SELECT FROM _score_distlock WHERE name = $1) THEN false
-             ELSE pg_try_advisory_xact_lock({key})
+             ELSE pg_try_advisory_xact_lock({key}) AND {durable}
            END
 ), made AS (
     INSERT INTO _score_distlock
            (name, token, acquired, updated, touched, expires, lease, fence, holder, waiters)
-    SELECT $1, $2, {local}, {local}, {local},
+    SELECT $1, $2, {local instant}, {local instant}, {local instant},
            instant + make_interval(secs => $3), $3,
-           nextval('_score_distlock_fence_seq'), $5, CASE WHEN $9 THEN $8 || $6 ELSE nullif($8, '{}') END
+           {drawn}, $5, CASE WHEN $9 THEN $8 || $6 ELSE nullif($8, '{}') END
       FROM missing
         ON CONFLICT (name) DO NOTHING
  RETURNING fence
