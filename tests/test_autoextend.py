@@ -69,7 +69,7 @@ def test_with_extends_if_configured(url: str, db: Db) -> None:
         outlive(db)
         outlive(db)
         assert not lock.expired
-    with pytest.raises(LockExpired), conf.get("name").hold():
+    with pytest.raises(LockExpired), conf.get("name").hold(autoextend=False):
         time.sleep(0.4)
 
 
@@ -106,12 +106,16 @@ def test_many_holds_are_kept_by_one_thread(url: str, db: Db) -> None:
         "import contextlib, os, sys, time, score.distlock\n"
         "conf = score.distlock.init({'sqlalchemy.url': sys.argv[1], 'maxtime': '1s'})\n"
         "locks = [conf.get(str(number)) for number in range(300)]\n"
-        "before = len(os.listdir('/proc/self/task'))\n"
+        "def extending():\n"
+        "    tasks = os.listdir('/proc/self/task')\n"
+        "    names = [open(f'/proc/self/task/{task}/comm').read() for task in tasks]\n"
+        "    return names.count('distlock-extend\\n')\n"
+        "assert not extending()\n"
         "with contextlib.ExitStack() as stack:\n"
         "    for lock in locks: stack.enter_context(lock.hold(autoextend=True))\n"
         "    time.sleep(2)\n"
         "    assert not any(lock.expired for lock in locks)\n"
-        "    print(len(os.listdir('/proc/self/task')) - before)\n"
+        "    print(extending())\n"
     )
     assert python(code, url) == "1\n"
 

@@ -352,6 +352,12 @@ impl Holds {
         known.copied().collect()
     }
 
+    /// Whether the caller has a hold of a Lock object, in whatever condition.
+    #[must_use]
+    pub fn is_owned(&self, lock: LockId, caller: &Caller) -> bool {
+        self.owned(lock, caller).is_some()
+    }
+
     /// The caller wants to acquire.
     pub fn entry(&mut self, lock: LockId, caller: &Caller, reentrant: bool) -> Entry {
         let owned = self.owned(lock, caller).filter(|_| reentrant);

@@ -6,7 +6,8 @@
 //!
 //! | ticket     | event                             | next                                  |
 //! |------------|-----------------------------------|---------------------------------------|
-//! | none       | the leader plans                  | in flight: enter the queue            |
+//! | none       | the leader plans                  | in flight: take the lock, or else     |
+//! |            |                                   | enter the queue                       |
 //! | in flight  | found in the queue                | queued, the leader sleeps until `due` |
 //! | in flight  | the row was locked                | backoff, then in flight again         |
 //! | queued     | called, or `due` has come         | in flight: take the lock              |
@@ -42,7 +43,7 @@ pub enum Plan {
         /// Others of the process wait: the ticket goes to the end if the lock is taken.
         more: bool,
     },
-    /// Take the lock if it is free: notifications do not come through.
+    /// Take the lock if it is free: nobody has tried yet, or notifications do not come through.
     Try,
 }
 
@@ -95,6 +96,8 @@ pub struct Line<W> {
     called: bool,
     /// The process was told that it is next, should the first not come: when to look then.
     next: Option<Instant>,
+    /// Somebody has asked for the lock without entering the queue.
+    tried: bool,
     in_flight: Option<u64>,
     /// The row was locked when it was the process's turn: when to ask again.
     again: Option<Instant>,
@@ -120,6 +123,7 @@ impl<W: Clone> Line<W> {
             queued: false,
             called: false,
             next: None,
+            tried: false,
             in_flight: None,
             again: None,
             due: now,
@@ -241,6 +245,10 @@ impl<W: Clone> Line<W> {
         if self.leader() != Some(number) || self.in_flight.is_some() {
             return Plan::Sleep(None);
         }
+        if !std::mem::replace(&mut self.tried, true) {
+            self.in_flight = Some(number);
+            return Plan::Try;
+        }
         let sleep = |line: &mut Line<W>, until: Instant| {
             if let Some(waiter) = line.waiters.get_mut(&number) {
                 waiter.expected = Some(until);
@@ -349,13 +357,7 @@ impl<W: Clone> Line<W> {
 
     /// A waiter's wait has ended. The ticket, if it may be in the database's queue with
     /// nobody left who waits.
-    pub fn left(
-        &mut self,
-        number: u64,
-        outcome: Outcome,
-        now: Instant,
-        poll: Duration,
-    ) -> Option<i64> {
+    pub fn left(&mut self, number: u64, outcome: Outcome, now: Instant) -> Option<i64> {
         let led = self.leader() == Some(number);
         self.landed(number);
         self.waiters.remove(&number)?;
@@ -374,19 +376,21 @@ impl<W: Clone> Line<W> {
                         // Nobody need look before the lease is over.
                         now + lease + Duration::from_millis(2)
                     }
-                    // Whoever has come meanwhile enters the queue at once.
-                    Some(false) => now,
-                    None => now + poll,
+                    // Whoever is next enters the queue at once.
+                    Some(false) | None => now,
                 };
                 if queued.is_some() {
                     self.previous = 0;
+                } else {
+                    // Refused, the next one has somebody listen.
+                    self.tried = false;
                 }
                 if queued == Some(false) {
                     self.ticket = 0;
                 }
             }
             // Another one may have to do at once what it was about to do.
-            Outcome::GaveUp if led => self.due = self.due.min(now + poll),
+            Outcome::GaveUp if led => self.due = self.due.min(now),
             Outcome::GaveUp => {}
         }
         (self.waiters.is_empty() && self.ticket != 0).then_some(self.ticket)

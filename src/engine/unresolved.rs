@@ -45,6 +45,8 @@ pub struct Unresolved {
     releases: HashMap<Name, Vec<Owed>>,
     /// The token that the hold of another may have.
     transfers: HashMap<Token, (Token, Deadline)>,
+    /// How many tickets are about to leave the queue of a name.
+    leaving: HashMap<Name, u32>,
 }
 
 impl Unresolved {
@@ -126,7 +128,8 @@ impl Unresolved {
             .iter()
             .filter(|owed| matches!(owed.state, State::Pending { .. } | State::Checked { .. }))
             .map(|owed| (owed.token.clone(), owed.lease));
-        let in_flight = owed.iter().any(|owed| owed.state == State::InFlight);
+        let in_flight = owed.iter().any(|owed| owed.state == State::InFlight)
+            || self.leaving.contains_key(name);
         (tokens.collect(), in_flight)
     }
 
@@ -196,9 +199,22 @@ impl Unresolved {
         self.transfers.remove(old);
     }
 
-    /// Whether nothing is owed.
+    /// A ticket is about to leave the queue of a name, or has left it.
+    pub fn leaving(&mut self, name: &Name, begins: bool) {
+        let count = self.leaving.entry(name.clone()).or_default();
+        *count = if begins {
+            *count + 1
+        } else {
+            count.saturating_sub(1)
+        };
+        if *count == 0 {
+            self.leaving.remove(name);
+        }
+    }
+
+    /// Whether nothing is owed or under way.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.releases.is_empty()
+        self.releases.is_empty() && self.leaving.is_empty()
     }
 }

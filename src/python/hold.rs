@@ -50,6 +50,16 @@ impl Hold {
     }
 }
 
+/// A block that nobody can leave any more is extended no longer; its end is told as a loss.
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let locks = self.lock.get().locks();
+        for level in self.levels().iter() {
+            locks.stop_extending(*level);
+        }
+    }
+}
+
 #[pymethods]
 impl Hold {
     fn __enter__(&self, py: Python<'_>) -> PyResult<Py<Lock>> {
@@ -137,11 +147,7 @@ impl Drop for Levels {
         if *self.kept.get_mut().unwrap_or_else(PoisonError::into_inner) {
             return;
         }
-        let levels = self.levels.get_mut();
-        let levels = std::mem::take(levels.unwrap_or_else(PoisonError::into_inner));
-        for (lock, level) in levels {
-            self.locks.abandon(&lock, level);
-        }
+        self.abandon();
     }
 }
 
@@ -157,6 +163,14 @@ impl Levels {
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = true;
     }
 
+    /// Leaves all of them in the background.
+    fn abandon(&self) {
+        let mut levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
+        for (lock, level) in levels.drain(..) {
+            self.locks.abandon(&lock, level);
+        }
+    }
+
     /// None of them is extended automatically any longer.
     fn stop_extending(&self) {
         let levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
@@ -166,7 +180,7 @@ impl Levels {
     }
 
     /// Leaves all of them, also if one fails; raises what failed first.
-    fn release(&self, py: Python<'_>) -> PyResult<()> {
+    pub fn release(&self, py: Python<'_>) -> PyResult<()> {
         let endings = self.endings();
         call(py, self.locks.store().timeout(), |patience| {
             Levels::finish(&self.locks, endings, patience)

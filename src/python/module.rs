@@ -13,6 +13,7 @@ use crate::service::{Locks, Request, Wait};
 use crate::store::{Settings, Store, Url, sql};
 use crate::zone;
 use pyo3::IntoPyObjectExt;
+use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyWeakrefReference};
@@ -337,8 +338,15 @@ impl ConfiguredDistlockModule {
                 block: true,
                 lease: None,
             };
-            let (level, token) =
-                enter(py, lock.get(), entering, None)?.map_err(|error| exception(py, error))?;
+            let entered = enter(py, lock.get(), entering, None)
+                .and_then(|entered| entered.map_err(|error| exception(py, error)));
+            let (level, token) = entered.or_else(|error| {
+                // Who is interrupted does not wait for that; what fails here is owed.
+                if error.is_instance_of::<PyException>(py) {
+                    let _ = levels.release(py);
+                }
+                Err(error)
+            })?;
             levels.push(lock.get().core().clone(), level);
             locks.push((lock, token.as_str().to_owned()));
         }

@@ -110,7 +110,8 @@ impl Drop for Acquisition {
 }
 
 impl Acquisition {
-    /// Nothing happens before the first step.
+    /// Takes a place in the line of this process, unless it is not going to wait. Nothing
+    /// else happens before the first step.
     #[must_use]
     pub fn new(
         locks: Arc<Locks>,
@@ -119,18 +120,21 @@ impl Acquisition {
         wait: Wait,
         wakeup: Wakeup,
     ) -> Acquisition {
+        let wakeup = Arc::new(wakeup);
+        let waits = !wait.over() && locks.is_fresh(&request);
+        let waiter = waits.then(|| locks.waiters().join(&name, wakeup.clone()));
         Acquisition {
             locks,
             name,
             request,
             wait,
-            wakeup: Arc::new(wakeup),
+            wakeup,
             process: std::process::id(),
             given_up: AtomicBool::new(false),
             token: Mutex::new(Token::random()),
             progress: Mutex::new(Progress {
                 state: State::Asking,
-                waiter: None,
+                waiter,
                 unknown: false,
                 late: false,
             }),
@@ -169,6 +173,12 @@ impl Acquisition {
             Err(Error::Forked) => Err(Error::Forked),
             Err(error) => {
                 progress.unknown |= error.outcome_unknown();
+                if matches!(error, Error::Held(_)) {
+                    // A refusal is in no hurry: nobody finds the ticket afterwards.
+                    if let Some(ticket) = self.leave_line(&mut progress) {
+                        self.locks.leave_queue_now(&self.name, ticket);
+                    }
+                }
                 self.end(&mut progress);
                 Err(error)
             }
@@ -227,28 +237,15 @@ impl Acquisition {
             }
         }
         let waiters = self.locks.waiters();
-        let waiter = match progress.waiter.clone() {
-            Some(waiter) => waiter,
-            None => {
-                // Others of this process that wait come first.
-                if self.wait.over() || !waiters.await_lock(&self.name) {
-                    let mut granted = self.ask(progress, patience)?;
-                    if granted.is_none() && self.settle(patience)? {
-                        granted = self.ask(progress, patience)?;
-                    }
-                    if let Some(grant) = granted {
-                        return Ok(Ok(grant));
-                    }
-                }
-                if self.wait.over() {
-                    return Err(self.refused(progress));
-                }
-                let waiter = waiters.join(&self.name, self.wakeup.clone());
-                if waiters.listen_soon() {
-                    self.locks.attend_waiters();
-                }
-                progress.waiter.insert(waiter).clone()
+        if progress.waiter.is_none() && !self.wait.over() {
+            progress.waiter = Some(waiters.join(&self.name, self.wakeup.clone()));
+        }
+        let Some(waiter) = progress.waiter.clone() else {
+            let mut granted = self.ask(progress, patience)?;
+            if granted.is_none() && self.settle(patience)? {
+                granted = self.ask(progress, patience)?;
             }
+            return granted.map(Ok).ok_or_else(|| self.refused(progress));
         };
         let mut settled = false;
         loop {
@@ -258,7 +255,7 @@ impl Acquisition {
             let granted = match waiters.plan(&waiter) {
                 Plan::Sleep(_) if self.wait.over() => return Err(self.refused(progress)),
                 Plan::Sleep(due) => return Ok(Err(due)),
-                Plan::Try => self.try_deaf(progress, &waiter, patience)?,
+                Plan::Try => self.try_without_queue(progress, &waiter, patience)?,
                 plan => self.take_or_queue(progress, &waiter, plan, patience)?,
             };
             if let Some(grant) = granted {
@@ -299,8 +296,8 @@ impl Acquisition {
         Ok(settled)
     }
 
-    /// Asks where notifications do not come through.
-    fn try_deaf(
+    /// Asks for the first time, or where notifications do not come through.
+    fn try_without_queue(
         &self,
         progress: &mut Progress,
         waiter: &Arc<Waiter>,
@@ -437,13 +434,17 @@ impl Acquisition {
         std::process::id() != self.process
     }
 
+    /// The ticket, if nobody of this process waits any more.
+    fn leave_line(&self, progress: &mut Progress) -> Option<i64> {
+        let waiter = progress.waiter.take()?;
+        self.locks.waiters().left(&waiter, Outcome::GaveUp)
+    }
+
     /// Nobody wants the lock from this attempt any more: leaves neither a hold nor a place
     /// in the line. Sends nothing itself.
     fn end(&self, progress: &mut Progress) {
-        if let Some(waiter) = progress.waiter.take() {
-            if let Some(ticket) = self.locks.waiters().left(&waiter, Outcome::GaveUp) {
-                self.locks.leave_queue(&self.name, ticket);
-            }
+        if let Some(ticket) = self.leave_line(progress) {
+            self.locks.leave_queue(&self.name, ticket);
         }
         let token = locked(&self.token).clone();
         let lease = self.request.lease.unwrap_or(self.locks.lease());

@@ -16,6 +16,7 @@ use crate::process::ProcessLocal;
 use crate::store::{Answer, Look, Patience, Released, Store};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 /// A Lock object.
 #[derive(Debug)]
@@ -287,6 +288,14 @@ impl Locks {
             }
             None => Entry::Fresh,
         }
+    }
+
+    /// Whether the owner has no hold of it to enter once more.
+    pub(super) fn is_fresh(&self, request: &Request) -> bool {
+        request.owner.as_ref().is_none_or(|(lock, caller)| {
+            registry(std::process::id())
+                .with(|holds| !self.reentrant || !holds.is_owned(*lock, caller))
+        })
     }
 
     /// What the database has granted, as its owner is going to have it.
@@ -722,14 +731,21 @@ impl Locks {
     }
 
     /// Takes the process out of the database's queue.
+    pub(super) fn leave_queue_now(&self, name: &Name, ticket: i64) {
+        let patience = Patience::new(Duration::from_secs(2), &|| Ok(()));
+        if let Err(error) = self.store.leave(name, ticket, self.lease, patience) {
+            // Those behind wait for half a second in vain.
+            log::debug!("leaving the queue of lock {name}: {error}");
+        }
+    }
+
+    /// The same in the background. Whoever is refused meanwhile waits for it.
     pub(super) fn leave_queue(self: &Arc<Locks>, name: &Name, ticket: i64) {
-        let (locks, name) = (self.clone(), name.clone());
+        let (locks, name, owed) = (self.clone(), name.clone(), self.owed.get());
+        owed.leaving(&name, true);
         self.submit(Box::new(move || {
-            let patience = Patience::new(std::time::Duration::from_secs(2), &|| Ok(()));
-            if let Err(error) = locks.store.leave(&name, ticket, locks.lease, patience) {
-                // Those behind wait for half a second in vain.
-                log::debug!("leaving the queue of lock {name}: {error}");
-            }
+            locks.leave_queue_now(&name, ticket);
+            owed.leaving(&name, false);
         }));
     }
 

@@ -45,6 +45,12 @@ impl Owed {
         self.changed.notify_all();
     }
 
+    /// The process begins to leave the queue of a name in the database, or has left it.
+    pub fn leaving(&self, name: &Name, begins: bool) {
+        self.with(|unresolved| unresolved.leaving(name, begins));
+        self.changed.notify_all();
+    }
+
     /// A release is owed. `true` if a thread has to be started that calls [`Owed::attend`].
     pub fn owe(&self, name: &Name, token: &Token, attempt: Attempt, lease: Lease) -> bool {
         let mut state = locked(&self.state);

@@ -88,11 +88,6 @@ impl Waiters {
         line.map_or((0, false), |line| (line.len(), line.is_queued()))
     }
 
-    /// Whether somebody waits for a lock.
-    pub fn await_lock(&self, name: &Name) -> bool {
-        locked(&self.state).lines.contains_key(name)
-    }
-
     /// Joins the end of the line.
     pub fn join(self: &Arc<Waiters>, name: &Name, wakeup: Arc<Wakeup>) -> Arc<Waiter> {
         let mut state = locked(&self.state);
@@ -257,12 +252,8 @@ impl Waiters {
         let state = &mut *guard;
         let line = state.lines.get_mut(&waiter.name)?;
         let now = Instant::now();
-        let poll = match outcome {
-            Outcome::Acquired { .. } => jitter(POLL),
-            Outcome::GaveUp => Duration::ZERO,
-        };
         let before = line.ticket();
-        let ticket = line.left(waiter.number, outcome, now, poll);
+        let ticket = line.left(waiter.number, outcome, now);
         let mut next = None;
         if before != line.ticket() || line.is_empty() {
             state.tickets.remove(&before);

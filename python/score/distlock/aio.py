@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from . import _config
 from ._all import Pace, Tokens, ordered
-from ._distlock import _Acquisition, _Inbox
+from ._distlock import _Acquisition, _Inbox, _Levels
 from ._errors import CouldNotAcquireLock, LockExpired
 from ._hold import callback, lease
 
@@ -444,14 +444,28 @@ class AsyncHolds(Tokens):
     async def _acquire(self) -> AsyncHolds:
         if self._levels is not None:
             return self
-        pace = Pace(self._timeout) if not isinstance(self._timeout, str) else None
         levels = self._module.conf._levels()
+        try:
+            tokens = await self._enter_all(levels)
+        except Exception:
+            # What fails here is owed.
+            with contextlib.suppress(Exception):
+                await _channel().ask(levels.leave)
+            raise
+        except BaseException:
+            levels.abandon()
+            raise
+        self.update(tokens)
+        self._levels = levels
+        return self
+
+    async def _enter_all(self, levels: _Levels) -> dict[str, str]:
+        pace = Pace(self._timeout) if not isinstance(self._timeout, str) else None
         tokens = {}
         locks = []
         for name in self._names:
             lock = self._module.get(name)
-            # What is held already stays alive while the others are waited for. If one is
-            # refused, `levels` leaves the others as it is dropped.
+            # What is held already stays alive while the others are waited for.
             timeout = self._timeout if pace is None else pace.left()
             token, level = await lock._enter(timeout, True, True)
             levels.add(lock._lock, level)
@@ -465,9 +479,7 @@ class AsyncHolds(Tokens):
             for lock in locks:
                 if lock.remaining < 0.9 * lock.conf.maxtime:
                     await lock.extend()
-        self.update(tokens)
-        self._levels = levels
-        return self
+        return tokens
 
     def __await__(self) -> Any:
         return self._acquire().__await__()
