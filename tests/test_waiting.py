@@ -61,9 +61,13 @@ class Process:
         self.go = self.process.stdin
 
     def start(self, threads: int = 1) -> None:
+        """Returns when they wait."""
         assert self.go is not None
-        self.go.write("\n" * threads)
-        self.go.flush()
+        assert self.process.stdout is not None
+        for _ in range(threads):
+            self.go.write("\n")
+            self.go.flush()
+            assert self.process.stdout.readline().startswith("waiting")
 
     def fences(self) -> list[int]:
         """Of all its threads, by their numbers."""
@@ -150,7 +154,7 @@ def test_the_timeout_of_with_is_configured(url: str, conf: Conf, db: Db) -> None
     for waiting_conf in (patient, for_ever):
         token = conf.acquire("name")
         with pytest.raises(CouldNotAcquireLock):
-            waiting_conf.acquire("name")
+            waiting_conf.acquire("name", timeout=0)
 
         def enter(waiting_conf: Conf = waiting_conf) -> bool:
             with waiting_conf.get("name"):
@@ -196,17 +200,16 @@ def test_first_come_first_served_in_a_process(conf: Conf, other: Conf, db: Db) -
     assert order == list(range(20))
 
 
-def test_first_come_first_served_across_processes(conf: Conf, db: Db, processes: Any) -> None:
-    """Threads of different processes take turns as they came."""
+def test_processes_take_turns(conf: Conf, db: Db, processes: Any) -> None:
+    """In the order in which they came, and again at the end of the queue while more wait."""
     token = conf.acquire("name")
-    three = [processes(3) for _ in range(3)]
-    coming = [0, 1, 2, 2, 1, 0, 0, 2, 1]
-    for count, number in enumerate(coming, 1):
-        three[number].start()
-        wait_until_waiting(db, count)
+    three = [processes(3, 30) for _ in range(3)]
+    for count, process in enumerate(three, 1):
+        process.start(3)
+        assert waiting(db) == count
     conf.release("name", token)
     fences = [process.fences() for process in three]
-    served = [fences[number].pop(0) for number in coming]
+    served = [fences[number].pop(0) for number in [0, 1, 2] * 3]
     assert served == sorted(served)
 
 
@@ -235,9 +238,9 @@ def test_one_that_does_not_come_delays_nobody_for_long(
     gone = [processes(2) for _ in range(count if how == signal.SIGKILL else 1)]
     for number, process in enumerate(gone, 1):
         process.start(2)
-        wait_until_waiting(db, 2 * number)
+        wait_until_waiting(db, number)
     waiter = Background(conf.get("name").acquire, timeout=SOON)
-    wait_until_waiting(db, 2 * len(gone) + 1)
+    wait_until_waiting(db, len(gone) + 1)
     for process in gone:
         os.kill(process.process.pid, how)
         if how == signal.SIGKILL:

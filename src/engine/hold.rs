@@ -670,6 +670,16 @@ impl Holds {
         (hold.condition == Condition::Held).then_some((hold, level.extended))
     }
 
+    /// The lease to renew a hold by at once: a level wants it extended, and that is late
+    /// already.
+    #[must_use]
+    pub fn overdue(&self, id: HoldId, now: Moment) -> Option<Lease> {
+        let hold = self.holds.get(&id)?;
+        let extended = hold.levels.iter().any(|level| level.extended);
+        let late = hold.deadline.remaining(now) < hold.lease.seconds() * 0.6;
+        (extended && late && hold.condition == Condition::Held).then_some(hold.lease)
+    }
+
     /// A level is extended automatically no longer.
     pub fn stop_extending(&mut self, entered: Entered) {
         let hold = self.holds.get_mut(&entered.hold);
