@@ -435,7 +435,7 @@ def test_many_waiters_are_silent_and_not_a_herd(
                 four = [processes(threads, 120, server_url) for _ in range(4)]
                 for process in four:
                     process.start(threads)
-                wait_until_waiting(db, 4 * threads)
+                wait_until_waiting(db, 4)
                 before = count()
                 if threads == 25:
                     db.execute("SELECT pg_sleep(5)")
@@ -618,19 +618,20 @@ def test_waiters_do_not_follow_into_a_forked_child(url: str, conf: Conf, db: Db)
     assert program.stdout is not None
     assert program.stdin is not None
     assert program.stdout.readline() == "waiting\n"
-    wait_until_waiting(db, 3)
+    wait_until_waiting(db, 1)
     program.stdin.write("\n")
     program.stdin.flush()
     assert program.stdout.readline() == "child refused\n"
     assert program.stdout.readline() == "child gone\n"
-    wait_until_waiting(db, 3)
+    wait_until_waiting(db, 1)
     conf.release("name", token)
     assert program.communicate()[0] == "parent served\n"
     assert program.returncode == 0
 
 
 SHUTDOWN = """
-import asyncio, sys, threading, score.distlock
+import asyncio, sys, threading, time, score.distlock
+from score.distlock._distlock import _waiting
 conf = score.distlock.ConfiguredDistlockModule(sys.argv[1], '1h', pool_size=20)
 def wait(number):
     conf.acquire(f'name', timeout=None if number % 2 else '1h')
@@ -649,6 +650,7 @@ for number in range(6):
 for number in range(3):
     threading.Thread(target=cycle, args=(number,), daemon=True).start()
 threading.Thread(target=coroutines, daemon=True).start()
+while _waiting('name') != (11, 1): time.sleep(0.002)
 print(sys.stdin.readline(), end='')
 """
 
@@ -665,7 +667,7 @@ def test_the_interpreter_ends_with_waiters_and_holds_in_flight(
             stderr=subprocess.PIPE,
             text=True,
         )
-        wait_until_waiting(db, 11)
+        wait_until_waiting(db, 1)
         output, errors = program.communicate("the end\n")
         assert (output, errors, program.returncode) == ("the end\n", "", 0)
         db.execute("UPDATE _score_distlock SET waiters = NULL")
