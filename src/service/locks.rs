@@ -720,9 +720,10 @@ impl Locks {
             }
             return Ok(());
         }
-        let reason = match held {
-            false if known => Loss::Expired,
-            _ => self.why_lost(name, &current, None, patience),
+        let reason = if known && !held {
+            Loss::Expired
+        } else {
+            self.why_lost(name, &current, None, patience)
         };
         if let Some(hold) = hold {
             registry.report(|holds| holds.not_released(hold, reason));
