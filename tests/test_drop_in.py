@@ -51,6 +51,11 @@ DIFFERENCES = {
     "integer_as_name": Difference(
         ANYTHING, ["raised", "TypeError"], "7 and '7' become one lock by accident"
     ),
+    "released_inside_the_block": Difference(
+        ["raised", "ValueError"],
+        ["raised", "LockExpired"],
+        "the block did not hold its lock to its end, whoever released it",
+    ),
     "missing_url": Difference(
         ["raised", "KeyError"],
         ["raised", "ConfigurationError"],

@@ -121,7 +121,7 @@ def test_our_number_is_drawn_when_nobody_else_can_get_in(url: str, conf: Conf, d
     db.execute("SELECT pg_advisory_lock(hashtext('stopped'))")
     answers: list[Any] = []
     lock = conf.get("name")
-    slow = threading.Thread(target=lambda: answers.append(conf.acquire("name")))
+    slow = threading.Thread(target=lambda: answers.append(lock.acquire()))
     slow.start()
     waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
     while db.execute(waiting).fetchone() == (0,):

@@ -7,13 +7,16 @@
 //! |           |                          | last: gone, release is owed | last: Releasing            |
 //! | Releasing | anew, once it is settled | last: gone, release is owed | release again              |
 //! | Released  | anew                     | level off, `LockExpired`    | gone                       |
+//! | Ended     | anew, with the blocks    | level off, `LockExpired`    | an error: no token         |
 //! | Lost      | `LockExpired` once, then | level off, `LockExpired`    | level off, `LockExpired`   |
 //! |           | anew outside of blocks   |                             |                            |
 //!
 //! The other transitions: Held or Releasing becomes *Lost* when the database does not
 //! have the hold any more, when it could not be extended in time, or when somebody else
 //! ended it with the token. Releasing becomes *Released* when a release whose caller was
-//! told of a failure succeeds in the background.
+//! told of a failure succeeds in the background. A hold that its owner has released inside
+//! of a block is *Ended* until the block is left; as with 0.2.5 the owner may acquire again
+//! there, and the end of the block then releases what it has acquired.
 //!
 //! A block leaves once and for good: its level goes when its end begins, whatever the
 //! database says. A `release()` can be called again: its level goes with the outcome.
@@ -115,6 +118,8 @@ pub enum Condition {
     Releasing,
     /// That release has succeeded without its caller, who was told of a failure.
     Released,
+    /// Its owner has released it inside of a block that is open.
+    Ended,
     /// It is gone.
     Lost {
         /// Why.
@@ -160,7 +165,8 @@ impl Hold {
     /// Whether it is known or must be assumed to be gone.
     #[must_use]
     pub fn expired(&self, now: Moment) -> bool {
-        matches!(self.condition, Condition::Lost { .. }) || self.deadline.passed(now)
+        matches!(self.condition, Condition::Lost { .. } | Condition::Ended)
+            || self.deadline.passed(now)
     }
 
     fn has_blocks(&self) -> bool {
@@ -370,7 +376,7 @@ impl Holds {
                 token: hold.token.clone(),
                 lease: hold.lease,
             },
-            Condition::Releasing | Condition::Released => Entry::Fresh,
+            Condition::Releasing | Condition::Released | Condition::Ended => Entry::Fresh,
             Condition::Lost { reported: true, .. } if !hold.has_blocks() => Entry::Fresh,
             Condition::Lost { reason, .. } => {
                 let reported = true;
@@ -380,10 +386,10 @@ impl Holds {
         }
     }
 
-    /// The owner, who runs at `place`, is told that it has the lock. `false` if the hold
-    /// it wanted to enter again has ended meanwhile.
+    /// The owner is told that it has the lock. `None` if the hold it wanted to enter again
+    /// has ended meanwhile; otherwise the levels that are to be extended from now on.
     #[must_use]
-    pub fn open(&mut self, grant: Grant, caller: &Caller) -> bool {
+    pub fn open(&mut self, grant: Grant, caller: &Caller) -> Option<Vec<Entered>> {
         let level = Level {
             id: grant.entered.level,
             block: grant.block,
@@ -392,20 +398,36 @@ impl Holds {
         if grant.again {
             let hold = self.all.get_mut(&grant.entered.hold);
             let Some(hold) = hold.filter(|hold| hold.condition == Condition::Held) else {
-                return false;
+                return None;
             };
             hold.deadline = grant.deadline;
             hold.lease = grant.lease;
             hold.levels.push(level);
-            return true;
+            return Some(vec![grant.entered]);
         }
         // Those that this one replaces: lost and reported, or released.
+        let mut levels = Vec::new();
         while let Some(id) = self.owned(grant.lock, caller) {
-            if self.all.get(&id).is_none_or(Hold::has_blocks) {
+            let Some(hold) = self.all.get_mut(&id) else {
+                break;
+            };
+            if hold.condition == Condition::Ended {
+                levels = std::mem::take(&mut hold.levels);
+                levels.retain(|level| level.block);
+            } else if hold.has_blocks() {
                 break;
             }
             self.remove(id);
         }
+        // Inside of blocks whose hold was released, a call takes the place of that.
+        if levels.is_empty() || grant.block {
+            levels.push(level);
+        }
+        let opened = levels.iter().map(|level| Entered {
+            hold: grant.entered.hold,
+            level: level.id,
+        });
+        let opened = opened.collect();
         let siblings = self.by_lock.entry(grant.lock).or_default();
         siblings.push(grant.entered.hold);
         if siblings.len() > Holds::MANY {
@@ -423,11 +445,11 @@ impl Holds {
             deadline: grant.deadline,
             lease: grant.lease,
             place: caller.place,
-            levels: vec![level],
+            levels,
             condition: Condition::Held,
         };
         self.all.insert(grant.entered.hold, hold);
-        true
+        Some(opened)
     }
 
     fn remove(&mut self, id: HoldId) {
@@ -486,7 +508,13 @@ impl Holds {
     /// A block ends. Its level is gone afterwards.
     #[must_use]
     pub fn leave(&mut self, entered: Entered, now: Moment) -> Ending {
-        let id = entered.hold;
+        let mut id = entered.hold;
+        let has_level = |hold: &Hold| hold.levels.iter().any(|level| level.id == entered.level);
+        if !self.all.get(&id).is_some_and(has_level) {
+            // Of a hold that was released inside of the block, and acquired again.
+            let moved = self.all.iter().find(|(_, hold)| has_level(hold));
+            id = moved.map_or(id, |(id, _)| *id);
+        }
         let Some(hold) = self.all.get_mut(&id) else {
             return Ending::Nothing;
         };
@@ -512,7 +540,7 @@ impl Holds {
                 lease,
             },
             Condition::Held | Condition::Releasing => Ending::Done,
-            Condition::Released => Ending::Lost {
+            Condition::Released | Condition::Ended => Ending::Lost {
                 token,
                 lease,
                 reason: Loss::Released,
@@ -584,6 +612,13 @@ impl Holds {
                 self.remove(id);
                 Ending::Done
             }
+            Condition::Ended if given.is_none() => Ending::Nothing,
+            Condition::Ended => Ending::Lost {
+                token,
+                lease,
+                reason: Loss::Released,
+                owed: false,
+            },
             Condition::Lost { reason, .. } => {
                 let last = !inner;
                 if inner {
@@ -604,12 +639,16 @@ impl Holds {
     /// The database has ended a hold for `release()`. Its owner is to hear of it if it is
     /// in a block, or if somebody else (not `own`) has done it.
     pub fn released(&mut self, id: HoldId, own: bool) -> Option<Reported> {
-        let stays = self.all.get(&id)?.has_blocks() || !own;
-        if stays {
-            return self.lost(id, Loss::Released);
+        let blocks = self.all.get(&id)?.has_blocks();
+        if own && !blocks {
+            self.remove(id);
+            return None;
         }
-        self.remove(id);
-        None
+        let reported = self.lost(id, Loss::Released)?;
+        if let Some(hold) = self.all.get_mut(&id).filter(|_| own) {
+            hold.condition = Condition::Ended;
+        }
+        Some(reported)
     }
 
     /// A release that was owed has been done, or was not needed any more.
@@ -620,7 +659,7 @@ impl Holds {
             return None;
         }
         if hold.has_blocks() {
-            return self.lost(id, Loss::Released);
+            return self.released(id, true);
         }
         hold.condition = Condition::Released;
         None
@@ -639,7 +678,7 @@ impl Holds {
     /// A hold is gone. Tells it once.
     pub fn lost(&mut self, id: HoldId, reason: Loss) -> Option<Reported> {
         let hold = self.all.get_mut(&id)?;
-        if matches!(hold.condition, Condition::Lost { .. }) {
+        if matches!(hold.condition, Condition::Lost { .. } | Condition::Ended) {
             return None;
         }
         let reported = false;
@@ -873,14 +912,22 @@ mod tests {
                             block,
                             extended: true,
                         };
-                        prop_assert!(holds.open(grant, &caller));
+                        prop_assert!(holds.open(grant, &caller).is_some());
                         let model = &mut models[owner];
+                        for open in &mut model.blocks {
+                            // Those of a hold that was released inside of them have moved.
+                            let hold = holds.get(entered.hold).unwrap();
+                            if hold.levels.iter().any(|level| level.id == open.level) {
+                                open.hold = entered.hold;
+                            }
+                        }
                         model.hold = Some(entered.hold);
                         model.remembered.push(entered.hold);
                         if block {
                             model.blocks.push(entered);
                         }
-                        prop_assert!(holds.watched(entered).is_some());
+                        let hold = holds.get(entered.hold).unwrap();
+                        prop_assert!(hold.condition == Condition::Held && !hold.levels.is_empty());
                     }
                     Step::Leave { owner } => {
                         acts = Some(owner);
@@ -1026,7 +1073,7 @@ mod tests {
                 place: Place::current(Some(task), None),
                 remembered: Arc::from([entered.hold]),
             };
-            assert!(holds.open(grant, &caller));
+            assert!(holds.open(grant, &caller).is_some());
             entered
         };
         let (first, second) = (enter(1), enter(2));

@@ -208,22 +208,8 @@ impl Locks {
         }
     }
 
-    /// Extends the hold of a level from now on until it is left, or watches it, and calls
-    /// `on_lost` if it is lost.
-    fn attend_hold(
-        self: &Arc<Locks>,
-        entered: Entered,
-        lease: Lease,
-        extended: bool,
-        on_lost: Option<OnLost>,
-    ) {
-        let watched = on_lost.is_some();
-        if let Some(on_lost) = on_lost {
-            registry(std::process::id()).call(entered.level, on_lost);
-        }
-        if !extended && !watched {
-            return;
-        }
+    /// Extends the hold of a level from now on until it is left, or watches it.
+    fn attend_hold(self: &Arc<Locks>, entered: Entered, lease: Lease, extended: bool) {
         if let Some(class) = self.renewal.get().add(entered, lease, extended) {
             let attended = class.clone();
             if !self.spawn("extend", move |locks| attended.attend(&locks.store)) {
@@ -480,16 +466,26 @@ impl Locks {
         on_lost: Option<OnLost>,
         process: u32,
     ) -> bool {
-        if grant.deadline.passed(Moment::now()) {
+        // A lease of no time at all is what was asked for, and never in time.
+        if grant.lease != Lease::ZERO && grant.deadline.passed(Moment::now()) {
             return false;
         }
         let Some(caller) = owner else {
             return true;
         };
-        if !registry(process).with(|holds| holds.open(grant.clone(), caller)) {
+        let Some(opened) = registry(process).with(|holds| holds.open(grant.clone(), caller)) else {
             return false;
+        };
+        if let Some(on_lost) = on_lost {
+            registry(process).call(grant.entered.level, on_lost);
+            self.attend_hold(grant.entered, grant.lease, grant.extended);
         }
-        self.attend_hold(grant.entered, grant.lease, grant.extended, on_lost);
+        for entered in opened {
+            let watched = registry(process).with(|holds| Some(holds.watched(entered)?.1));
+            if watched == Some(true) {
+                self.attend_hold(entered, grant.lease, true);
+            }
+        }
         true
     }
 
