@@ -118,8 +118,9 @@ pub enum Condition {
     Releasing,
     /// That release has succeeded without its caller, who was told of a failure.
     Released,
-    /// Its owner has released it inside of a block that is open.
-    Ended,
+    /// Its owner has released it inside of a block that is open, or has tried to and was
+    /// told that it is lost.
+    Ended(Loss),
     /// It is gone.
     Lost {
         /// Why.
@@ -165,7 +166,7 @@ impl Hold {
     /// Whether it is known or must be assumed to be gone.
     #[must_use]
     pub fn expired(&self, now: Moment) -> bool {
-        matches!(self.condition, Condition::Lost { .. } | Condition::Ended)
+        matches!(self.condition, Condition::Lost { .. } | Condition::Ended(_))
             || self.deadline.passed(now)
     }
 
@@ -376,7 +377,7 @@ impl Holds {
                 token: hold.token.clone(),
                 lease: hold.lease,
             },
-            Condition::Releasing | Condition::Released | Condition::Ended => Entry::Fresh,
+            Condition::Releasing | Condition::Released | Condition::Ended(_) => Entry::Fresh,
             Condition::Lost { reported: true, .. } if !hold.has_blocks() => Entry::Fresh,
             Condition::Lost { reason, .. } => {
                 let reported = true;
@@ -411,7 +412,7 @@ impl Holds {
             let Some(hold) = self.all.get_mut(&id) else {
                 break;
             };
-            if hold.condition == Condition::Ended {
+            if matches!(hold.condition, Condition::Ended(_)) {
                 levels = std::mem::take(&mut hold.levels);
                 levels.retain(|level| level.block);
             } else if hold.has_blocks() {
@@ -540,10 +541,16 @@ impl Holds {
                 lease,
             },
             Condition::Held | Condition::Releasing => Ending::Done,
-            Condition::Released | Condition::Ended => Ending::Lost {
+            Condition::Released => Ending::Lost {
                 token,
                 lease,
                 reason: Loss::Released,
+                owed: false,
+            },
+            Condition::Ended(reason) => Ending::Lost {
+                token,
+                lease,
+                reason,
                 owed: false,
             },
             Condition::Lost { reason, .. } => Ending::Lost {
@@ -612,18 +619,22 @@ impl Holds {
                 self.remove(id);
                 Ending::Done
             }
-            Condition::Ended if given.is_none() => Ending::Nothing,
-            Condition::Ended => Ending::Lost {
+            Condition::Ended(_) if given.is_none() => Ending::Nothing,
+            Condition::Ended(reason) => Ending::Lost {
                 token,
                 lease,
-                reason: Loss::Released,
+                reason,
                 owed: false,
             },
             Condition::Lost { reason, .. } => {
                 let last = !inner;
                 if inner {
                     hold.take_off();
-                } else if !hold.has_blocks() {
+                } else if hold.has_blocks() {
+                    if owned == Some(id) {
+                        hold.condition = Condition::Ended(reason);
+                    }
+                } else {
                     self.remove(id);
                 }
                 Ending::Lost {
@@ -646,7 +657,7 @@ impl Holds {
         }
         let reported = self.lost(id, Loss::Released)?;
         if let Some(hold) = self.all.get_mut(&id).filter(|_| own) {
-            hold.condition = Condition::Ended;
+            hold.condition = Condition::Ended(Loss::Released);
         }
         Some(reported)
     }
@@ -667,18 +678,22 @@ impl Holds {
 
     /// The database said for `release()` that a hold was gone before. The caller is told
     /// so; the hold stays for blocks that are open.
-    pub fn not_released(&mut self, id: HoldId, reason: Loss) -> Option<Reported> {
-        if self.all.get(&id)?.has_blocks() {
-            return self.lost(id, reason);
+    pub fn not_released(&mut self, id: HoldId, reason: Loss, own: bool) -> Option<Reported> {
+        if !self.all.get(&id)?.has_blocks() {
+            self.remove(id);
+            return None;
         }
-        self.remove(id);
-        None
+        let reported = self.lost(id, reason);
+        if let Some(hold) = self.all.get_mut(&id).filter(|_| own) {
+            hold.condition = Condition::Ended(reason);
+        }
+        reported
     }
 
     /// A hold is gone. Tells it once.
     pub fn lost(&mut self, id: HoldId, reason: Loss) -> Option<Reported> {
         let hold = self.all.get_mut(&id)?;
-        if matches!(hold.condition, Condition::Lost { .. } | Condition::Ended) {
+        if matches!(hold.condition, Condition::Lost { .. } | Condition::Ended(_)) {
             return None;
         }
         let reported = false;

@@ -722,7 +722,7 @@ impl Locks {
             self.why_lost(name, &current, None, patience)
         };
         if let Some(hold) = hold {
-            registry.report(|holds| holds.not_released(hold, reason));
+            registry.report(|holds| holds.not_released(hold, reason, own));
         }
         Err(Error::Expired(name.clone(), current, reason))
     }
