@@ -211,7 +211,7 @@ def test_two_calls_of_to_thread(conf: Conf) -> None:
         with pytest.raises(CouldNotAcquireLock):
             await asyncio.to_thread(lock.hold().__enter__)
         with pytest.raises(CouldNotAcquireLock):
-            await asyncio.to_thread(conf.locked("name")(int))
+            await asyncio.to_thread(conf.locked("name")(lambda: None))
 
     asyncio.run(main())
 
@@ -377,12 +377,13 @@ def test_two_requests_of_an_endpoint_that_holds_on_to_its_token(
 ) -> None:
     """The first request takes the lock for a while, and the second must not have it too."""
     lock = conf.get("name")
-    token = framework.step(contextvars.copy_context(), lock.acquire)
-    for _ in range(4):
-        with pytest.raises(CouldNotAcquireLock):
-            framework.step(contextvars.copy_context(), lock.acquire)
-    framework.step(contextvars.copy_context(), conf.release, "name", token)
-    assert lock.token is None
+    for _ in range(3):
+        token = framework.step(contextvars.copy_context(), lock.acquire)
+        for _ in range(4):
+            with pytest.raises(CouldNotAcquireLock):
+                framework.step(contextvars.copy_context(), lock.acquire)
+        # A third request ends it; the next one is a first one again.
+        framework.step(contextvars.copy_context(), conf.release, "name", token)
 
 
 KEPT: dict[str, Callable[[Conf], object]] = {
@@ -636,7 +637,7 @@ ATOMIC = [
 @pytest.mark.parametrize("form", ATOMIC)
 def test_a_signal_that_raises_while_a_block_is_entered(url: str, form: str) -> None:
     """An alarm hits all moments of entering; nothing is held afterwards."""
-    assert python(ALARMED, url, form, "400") == "0 True True\n"
+    assert python(ALARMED, url, form, "250") == "0 True True\n"
 
 
 INTERRUPTED_TASK = """
