@@ -13,17 +13,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import psycopg
 import pytest
 
 import score.distlock
 from score.distlock import CouldNotAcquireLock
 
 from .conftest import python
+from .test_hold_states import Front, front
+
+__all__ = ("front",)
 
 Conf = score.distlock.ConfiguredDistlockModule
 Lock = score.distlock.Lock
-Db = psycopg.Connection[Any]
 
 
 @pytest.fixture
@@ -35,17 +36,23 @@ def observer(url: str) -> Conf:
 # A cancelled acquire leaves nothing behind, also for the same task's next call.
 
 
-async def cancelled_after(seconds: float, work: Callable[[], Any]) -> bool:
-    """Runs it in this very task, and cancels that; tells whether it was in time."""
+async def cancelled_after(seconds: float, work: Callable[[], Any], idle: bool = False) -> bool:
+    """Runs it in this very task, and cancels that; tells whether it was in time.
+
+    Whether the loop sleeps meanwhile or is busy, other threads meet other moments.
+    """
     task = asyncio.current_task()
     assert task is not None
 
     async def cancel() -> None:
-        until = time.perf_counter() + seconds
+        if idle:
+            await asyncio.sleep(seconds)
+        until = started + seconds
         while time.perf_counter() < until:
             await asyncio.sleep(0)
         task.cancel()
 
+    started = time.perf_counter()
     canceller = asyncio.create_task(cancel())
     try:
         await work()
@@ -74,7 +81,7 @@ def test_a_task_acquires_again_at_once_what_it_was_cancelled_to_acquire(
     conf: Conf, observer: Conf, kind: str
 ) -> None:
     rng = random.Random(2)
-    rounds = 300 if kind == "acquire" else 100
+    rounds = 600 if kind == "acquire" else 150
 
     async def main() -> None:
         lock = conf.aio.get("name")
@@ -92,8 +99,9 @@ def test_a_task_acquires_again_at_once_what_it_was_cancelled_to_acquire(
                 async with conf.aio.acquire_all(["name", "other"], timeout=5):
                     await asyncio.Event().wait()
 
-        for _ in range(rounds):
-            if not await cancelled_after(rng.uniform(2e-4, 9e-4), enter):
+        for number in range(rounds):
+            moment = rng.uniform(2e-4, rng.choice([9e-4, 3e-3]))
+            if not await cancelled_after(moment, enter, idle=number % 3 != 0):
                 await lock.release()
             token = await lock.acquire(timeout=2)
             await held_by_one(observer, lock, token)
@@ -101,6 +109,57 @@ def test_a_task_acquires_again_at_once_what_it_was_cancelled_to_acquire(
             assert lock.token is None
             other = await conf.aio.get("other").acquire(timeout=2)
             await conf.aio.release("other", other)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["acquire", "hold", "acquire_all"])
+@pytest.mark.parametrize("moment", ["answered", "unanswered"])
+def test_a_task_acquires_again_what_was_taken_for_it_when_it_was_cancelled(
+    front: Front, kind: str, moment: str
+) -> None:
+    """The row is its own already, and the answer is on its way."""
+    conf = front.configure(pool_timeout="20s")
+
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+        lock = conf.aio.get("name")
+
+        def cancel_when_taken() -> None:
+            query = "SELECT count(*) FROM _score_distlock WHERE name = 'name' AND lease > 0"
+            while front.db.execute(query).fetchone() == (0,):
+                time.sleep(0.001)
+            if moment == "answered":
+                front.proxy.thaw()
+            loop.call_soon_threadsafe(task.cancel)
+
+        for _ in range(30):
+            front.proxy.freeze_answers()
+            cancelling = threading.Thread(target=cancel_when_taken)
+            cancelling.start()
+            with contextlib.suppress(asyncio.CancelledError):
+                if kind == "acquire":
+                    await lock.acquire(timeout=5)
+                    # What was acquired in time is its own to release.
+                    await lock.release()
+                elif kind == "hold":
+                    async with lock.hold(timeout=5, autoextend=True):
+                        await asyncio.Event().wait()
+                else:
+                    async with conf.aio.acquire_all(["name", "z"], timeout=5):
+                        await asyncio.Event().wait()
+            cancelling.join()
+            front.proxy.thaw()
+            # It may not have been delivered before the release had begun.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+            token = await lock.acquire(timeout=20)
+            await held_by_one(front.observer, lock, token)
+            await lock.release()
+            assert front.is_free("name")
+            await asyncio.to_thread(front.await_free, "z")
 
     asyncio.run(main())
 
@@ -648,6 +707,8 @@ conf, observer = score.distlock.init(settings), score.distlock.init(settings)
 rng = random.Random(5)
 
 async def work():
+    # Only then does a signal surely wake the selector, if it comes just before the wait.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, print)
     async with conf.aio.get('name').hold(autoextend=True, timeout=5):
         await asyncio.Event().wait()
 
