@@ -410,7 +410,7 @@ def test_a_dependency_of_a_web_framework(
         lock = conf.get("name")
         block: Any = {
             "with": lambda: lock,
-            "hold": lambda: lock.hold(),
+            "hold": lock.hold,
             "autoextend": lambda: lock.hold(autoextend=True),
             "acquire_all": lambda: conf.acquire_all(["name", "other"]),
         }[kind]()
@@ -575,13 +575,12 @@ def test_threads_of_trio(conf: Conf) -> None:
 
 def test_threads_of_anyio(conf: Conf) -> None:
     anyio = pytest.importorskip("anyio")
-    import anyio.to_thread
-
+    to_thread = pytest.importorskip("anyio.to_thread")
     lock = conf.get("name")
     tokens: list[str | None] = []
 
     async def request() -> None:
-        tokens.append(await anyio.to_thread.run_sync(lock.try_acquiring))
+        tokens.append(await to_thread.run_sync(lock.try_acquiring))
 
     async def main() -> None:
         for _ in range(3):
