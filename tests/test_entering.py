@@ -408,13 +408,13 @@ def test_a_dependency_of_a_web_framework(
     @contextlib.contextmanager
     def dependency() -> Iterator[None]:
         lock = conf.get("name")
-        block: Any = {
+        blocks: dict[str, Callable[[], Any]] = {
             "with": lambda: lock,
             "hold": lock.hold,
             "autoextend": lambda: lock.hold(autoextend=True),
             "acquire_all": lambda: conf.acquire_all(["name", "other"]),
-        }[kind]()
-        with block:
+        }
+        with blocks[kind]():
             yield
 
     keep = conf.get("name")
