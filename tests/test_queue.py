@@ -347,9 +347,7 @@ def test_a_blocked_event_loop_does_not_starve_those_behind_it(
     assert order == ["thread", "loop"]
 
 
-def test_two_blocked_event_loops_do_not_starve_a_thread(
-    conf: Conf, other: Conf, db: Db
-) -> None:
+def test_two_blocked_event_loops_do_not_starve_a_thread(conf: Conf, other: Conf, db: Db) -> None:
     """The same with several that cannot run, before and behind it."""
     token = conf.acquire("name")
     thread_has_finished = threading.Event()
@@ -482,9 +480,7 @@ def test_leaving_by_cancellation_leaves_no_ticket(conf: Conf, other: Conf, db: D
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await until_in_loop(lambda: not tickets(db) and not _waiting_here())
-        tasks = [
-            asyncio.ensure_future(other.aio.acquire("name", timeout=None)) for _ in range(100)
-        ]
+        tasks = [asyncio.ensure_future(other.aio.acquire("name", timeout=None)) for _ in range(100)]
         await until_in_loop(lambda: tickets(db) and _waiting_here() == 100)
         for one in tasks:
             one.cancel()

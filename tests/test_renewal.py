@@ -33,18 +33,16 @@ def until(condition: Callable[[], Any]) -> None:
 
 def renewed(db: Db, names: list[str], times: int, unless: Callable[[], Any]) -> None:
     """Returns when each of these holds was renewed so many times, or when something else is so."""
+    # `touched` is in the host's zone, `expires - lease` is the same moment.
+    query = """
+        SELECT count(*) FROM _score_distlock
+         WHERE name = ANY (%s) AND expires - make_interval(secs => lease) > %s
+    """
     for _ in range(times):
-        now = db.execute("SELECT clock_timestamp()").fetchone()
-        assert now is not None
-        # `touched` is in the host's zone, `expires - lease` is the same moment.
-        query = (
-            "SELECT count(*) FROM _score_distlock WHERE name = ANY (%s)"
-            " AND expires - make_interval(secs => lease) > %s"
-        )
-        until(
-            lambda now=now: db.execute(query, (names, now[0])).fetchone() == (len(names),)
-            or unless()
-        )
+        row = db.execute("SELECT clock_timestamp()").fetchone()
+        assert row is not None
+        while db.execute(query, (names, row[0])).fetchone() != (len(names),) and not unless():
+            time.sleep(0.002)
 
 
 def test_locked_rows_cost_the_other_holds_nothing(url: str, db: Db) -> None:
@@ -141,9 +139,9 @@ def test_a_long_hold_is_kept_beside_short_ones(slow: tuple[str, str]) -> None:
 
     def short(number: int) -> None:
         while not stop.is_set():
-            with contextlib.suppress(LockExpired, score.distlock.CouldNotAcquireLock):
-                with conf.get(f"short {number}").hold(maxtime="200ms"):
-                    stop.wait(1)
+            block = conf.get(f"short {number}").hold(maxtime="200ms")
+            with contextlib.suppress(LockExpired, score.distlock.CouldNotAcquireLock), block:
+                stop.wait(1)
 
     with conf.get("long").hold(on_lost=lost.append) as lock:
         others = [Background(short, number) for number in range(5)]

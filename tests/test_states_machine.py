@@ -26,7 +26,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
@@ -97,8 +97,9 @@ class TaskActor(Actor):
         self.number, self.conf, self.loop, self.alone = number, conf, loop, True
         self.work: asyncio.Queue[Any] = asyncio.Queue()
         self.busy = False
-        self.task: asyncio.Future[None] = asyncio.run_coroutine_threadsafe(self.start(), loop)\
-            .result()
+        self.task: asyncio.Future[None] = asyncio.run_coroutine_threadsafe(
+            self.start(), loop
+        ).result()
 
     async def start(self) -> asyncio.Future[None]:
         return asyncio.ensure_future(self.run())
@@ -188,6 +189,12 @@ class States(RuleBasedStateMachine):
         #: Names and confs for which an outcome was unknown and may be so still.
         self.doubtful: set[str] = set()
         self.loose: list[tuple[str, str]] = []
+
+        #: What has happened, for those failures that do not happen twice.
+        self.events: list[str] = []
+
+    def note(self, event: str) -> None:
+        self.events.append(event)
 
     @property
     def confs(self) -> list[Conf]:
@@ -285,7 +292,7 @@ class States(RuleBasedStateMachine):
         available = self.live(name) is None and not self.queued(name)
         contested = any(wait[0] == name for wait in self.waits.values())
         outcome = self.outcome(actor, work)
-        note(f"{actor.number} enters {name} ({how}): {outcome!r:.60}")
+        self.note(f"{actor.number} enters {name} ({how}): {outcome!r:.90}")
         if isinstance(outcome, str):
             self.entered(actor, name, block, outcome, self.lease(how))
         elif isinstance(outcome, LockExpired):
@@ -317,7 +324,7 @@ class States(RuleBasedStateMachine):
             outcome = self.outcome(actor, lambda: level.block.__aexit__(None, None, None))
         else:
             outcome = self.outcome(actor, lambda: level.block.__exit__(None, None, None))
-        note(f"{actor.number} leaves {name}: {outcome!r:.60}")
+        self.note(f"{actor.number} leaves {name}: {outcome!r:.90}")
         if isinstance(outcome, DatabaseUnavailable):
             assert disturbed
             self.doubtful.add(name)
@@ -349,7 +356,7 @@ class States(RuleBasedStateMachine):
                 del self.waits[number]
                 actor = self.actors[number]
                 error = future.exception()
-                note(f"{number} has waited for {name}: {error!r:.60}")
+                self.note(f"{number} has waited for {name}: {error!r:.60}")
                 if error is None:
                     self.entered(actor, name, block, future.result(), "1h")
                 elif isinstance(error, LockExpired):
@@ -385,7 +392,7 @@ class States(RuleBasedStateMachine):
         old = levels[-1].token
         lost_perhaps = self.may_be_lost(actor, name) or disturbed
         outcome = self.outcome(actor, getattr(actor.lock(name), what))
-        note(f"{actor.number} {what}s {name}: {outcome!r:.60}")
+        self.note(f"{actor.number} {what}s {name}: {outcome!r:.90}")
         if isinstance(outcome, DatabaseUnavailable):
             assert disturbed
             self.doubtful.add(name)
@@ -405,6 +412,7 @@ class States(RuleBasedStateMachine):
         # Who holds something does not wait: two of those could wait for each other.
         if (actor := self.free(number)) and not any(self.levels[number, one] for one in self.names):
             block, work = self.prepare(actor, self.names[name], "with", None)
+            self.note(f"{number} waits for {self.names[name]}")
             self.waits[number] = (self.names[name], block, actor.begin(work))
 
     @rule(number=st.sampled_from([3, 4, 6]), name=each_name, how=manner, delay=st.integers(0, 20))
@@ -425,7 +433,7 @@ class States(RuleBasedStateMachine):
         try:
             token = future.result(LIMIT)
         except asyncio.CancelledError:
-            note(f"{number} cancelled for {key}")
+            self.note(f"{number} cancelled for {key}")
         except LockExpired:
             assert self.may_be_lost(actor, key)
             self.told(actor, key)
@@ -449,6 +457,7 @@ class States(RuleBasedStateMachine):
         self.settle()
         if not (actor := self.free(number)):
             return
+        self.note(f"cut {how} {side} {index}, {refuse=}")
         self.proxy.arm(side, index, how, refuse)
         try:
             self.disturbed(actor, self.names[name], what)
@@ -458,7 +467,7 @@ class States(RuleBasedStateMachine):
             self.proxy.refuse(False)
 
     def disturbed(self, actor: Actor, name: str, what: str) -> None:
-        note(f"disturbed: {actor.number} {what}s {name}")
+        self.note(f"disturbed: {actor.number} {what}s {name}")
         if what == "leave":
             self.leave_now(actor, name, True)
         elif what in ("extend", "transfer"):
@@ -499,6 +508,7 @@ class States(RuleBasedStateMachine):
 
         if meanwhile in ("ends", "taken") and (ended := self.live(key)):
             self.ended_elsewhere.add(ended)
+        self.note(f"late answers, meanwhile: {meanwhile}")
         self.proxy.freeze_answers()
         thread = threading.Thread(target=later)
         thread.start()
@@ -523,6 +533,7 @@ class States(RuleBasedStateMachine):
             " WHERE name = %s AND expires > clock_timestamp() RETURNING token",
             (self.names[name],),
         ).fetchone()
+        self.note(f"the lease of {self.names[name]} ends: {ended and ended[0][:8]}")
         if ended:
             self.ended_elsewhere.add(ended[0])
 
@@ -540,7 +551,7 @@ class States(RuleBasedStateMachine):
             self.ended_elsewhere.add(token)
         conf = actor.conf.aio if actor.asynchronous else actor.conf
         outcome = self.outcome(actor, lambda: getattr(conf, what)(key, token))
-        note(f"{number} {what}s the token of {owners[0].number} for {key}: {outcome!r:.60}")
+        self.note(f"{number} {what}s the token of {owners[0].number} for {key}: {outcome!r:.90}")
         if isinstance(outcome, LockExpired):
             assert self.may_be_lost(owners[0], key), "a needless LockExpired"
             self.ended_elsewhere.add(token)
@@ -568,7 +579,7 @@ class States(RuleBasedStateMachine):
     def fork(self) -> None:
         """A child owns nothing, and disturbs nobody."""
         self.settle()
-        held = {name for name in self.names if self.live(name)}
+        self.note("fork")
         child = os.fork()
         if child == 0:
             status = 1
@@ -578,14 +589,13 @@ class States(RuleBasedStateMachine):
                     assert lock.token is None
                     assert not lock.expired
                     assert lock.remaining == 0
-                    with contextlib.suppress(CouldNotAcquireLock):
-                        with conf.get(name).hold(autoextend=True, maxtime="5s") as mine:
-                            mine.extend()
+                    mine = conf.get(name).hold(autoextend=True, maxtime="5s")
+                    with contextlib.suppress(CouldNotAcquireLock), mine as own:
+                        own.extend()
                 status = 0
             finally:
                 os._exit(status)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert held is not None
 
     @rule(delay=st.sampled_from([0.02, 0.12, 0.3]))
     def time_passes(self, delay: float) -> None:
@@ -615,6 +625,9 @@ class States(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             self.everybody_leaves()
+        except BaseException:
+            print(f"run {self.run}:", *self.events, sep="\n    ")
+            raise
         finally:
             for actor in self.actors:
                 actor.end()
