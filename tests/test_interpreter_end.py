@@ -41,11 +41,11 @@ time.sleep(float(sys.argv[3]))
 def test_the_interpreter_ends_calmly(url: str, conf: Conf, db: Db) -> None:
     """Forty times, at different moments of renewals and losses."""
     conf.acquire("awaited")
+    program = [sys.executable, "-X", "faulthandler", "-c", ENDING, url]
     for batch in range(10):
         programs = [
             subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-c", ENDING, url, f"{batch} {number}"]
-                + [str(0.004 * batch + 0.011 * number)],
+                [*program, f"{batch} {number}", str(0.004 * batch + 0.011 * number)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -53,10 +53,10 @@ def test_the_interpreter_ends_calmly(url: str, conf: Conf, db: Db) -> None:
             )
             for number in range(4)
         ]
-        for program in programs:
-            output, errors = program.communicate()
+        for ended in programs:
+            output, errors = ended.communicate()
             # Losses are logged, and nothing handles that.
             other = [line for line in errors.splitlines() if not line.startswith("the hold of ")]
-            assert (output, other, program.returncode) == ("", [], 0)
+            assert (output, other, ended.returncode) == ("", [], 0)
     # Those that ended while they waited are dead, and delay nobody.
     assert tickets(db, "awaited") <= 40

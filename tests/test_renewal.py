@@ -197,7 +197,7 @@ def test_a_lease_that_is_extended_by_hand_is_not_told_as_lost(brief: Conf, db: D
         assert lock.expired
 
 
-Take = Callable[[Conf], Any]
+Take = Callable[..., None]
 
 
 def hold(**options: Any) -> Take:
