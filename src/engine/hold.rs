@@ -1,7 +1,7 @@
 //! The holds that the Lock objects of a process believe in: a state machine without
 //! database or clock of its own. Callers ask it what to do, do it, and tell it the outcome.
 //!
-//! | condition | acquire by the owner     | a block ends                | release()                  |
+//! | condition | acquire by the owner     | a block ends                | `release()`                |
 //! |-----------|--------------------------|-----------------------------|----------------------------|
 //! | Held      | confirm it, add a level  | inner: level off            | inner: level off           |
 //! |           |                          | last: gone, release is owed | last: Releasing            |
@@ -279,7 +279,7 @@ pub struct Reported {
 /// the database: more are there when an owner outlived its lease and another took over.
 #[derive(Debug, Default)]
 pub struct Holds {
-    holds: HashMap<HoldId, Hold>,
+    all: HashMap<HoldId, Hold>,
     by_lock: HashMap<LockId, Vec<HoldId>>,
     by_token: HashMap<Token, HoldId>,
     /// The fence of a hold whose token was presented to a Lock object that did not take it.
@@ -295,7 +295,7 @@ impl Holds {
         holds.iter().rev().copied().find(|id| {
             caller.remembered.contains(id)
                 && self
-                    .holds
+                    .all
                     .get(id)
                     .is_some_and(|hold| hold.place == caller.place)
         })
@@ -309,21 +309,21 @@ impl Holds {
     #[must_use]
     pub fn of(&self, lock: LockId, caller: &Caller) -> Option<&Hold> {
         let id = self.owned(lock, caller).or_else(|| self.newest(lock))?;
-        let hold = self.holds.get(&id)?;
+        let hold = self.all.get(&id)?;
         (hold.condition != Condition::Released).then_some(hold)
     }
 
     /// A hold.
     #[must_use]
     pub fn get(&self, id: HoldId) -> Option<&Hold> {
-        self.holds.get(&id)
+        self.all.get(&id)
     }
 
     /// The hold that has this token, or may have it after a transfer.
     #[must_use]
     pub fn with_token(&self, token: &Token) -> Option<(HoldId, &Hold)> {
         let id = *self.by_token.get(token)?;
-        Some((id, self.holds.get(&id)?))
+        Some((id, self.all.get(&id)?))
     }
 
     /// The fence of the hold whose token was presented last.
@@ -348,7 +348,7 @@ impl Holds {
     /// Those of these holds that are there.
     #[must_use]
     pub fn living(&self, ids: &[HoldId]) -> Vec<HoldId> {
-        let known = ids.iter().filter(|id| self.holds.contains_key(id));
+        let known = ids.iter().filter(|id| self.all.contains_key(id));
         known.copied().collect()
     }
 
@@ -361,7 +361,7 @@ impl Holds {
     /// The caller wants to acquire.
     pub fn entry(&mut self, lock: LockId, caller: &Caller, reentrant: bool) -> Entry {
         let owned = self.owned(lock, caller).filter(|_| reentrant);
-        let Some((id, hold)) = owned.and_then(|id| Some((id, self.holds.get_mut(&id)?))) else {
+        let Some((id, hold)) = owned.and_then(|id| Some((id, self.all.get_mut(&id)?))) else {
             return Entry::Fresh;
         };
         match hold.condition {
@@ -390,7 +390,7 @@ impl Holds {
             extended: grant.extended,
         };
         if grant.again {
-            let hold = self.holds.get_mut(&grant.entered.hold);
+            let hold = self.all.get_mut(&grant.entered.hold);
             let Some(hold) = hold.filter(|hold| hold.condition == Condition::Held) else {
                 return false;
             };
@@ -401,7 +401,7 @@ impl Holds {
         }
         // Those that this one replaces: lost and reported, or released.
         while let Some(id) = self.owned(grant.lock, caller) {
-            if self.holds.get(&id).is_none_or(Hold::has_blocks) {
+            if self.all.get(&id).is_none_or(Hold::has_blocks) {
                 break;
             }
             self.remove(id);
@@ -426,12 +426,12 @@ impl Holds {
             levels: vec![level],
             condition: Condition::Held,
         };
-        self.holds.insert(grant.entered.hold, hold);
+        self.all.insert(grant.entered.hold, hold);
         true
     }
 
     fn remove(&mut self, id: HoldId) {
-        let Some(hold) = self.holds.remove(&id) else {
+        let Some(hold) = self.all.remove(&id) else {
             return;
         };
         self.by_token.remove(&hold.token);
@@ -452,7 +452,7 @@ impl Holds {
         self.presented.remove(&lock);
         let ids = self.by_lock.get(&lock).cloned().unwrap_or_default();
         for id in &ids {
-            let extended = self.holds.get(id).is_some_and(|hold| {
+            let extended = self.all.get(id).is_some_and(|hold| {
                 let held = hold.condition == Condition::Held;
                 held && hold.levels.iter().any(|level| level.extended)
             });
@@ -472,13 +472,13 @@ impl Holds {
             level: level.id,
         };
         if let Some(id) = self.owned(lock, caller) {
-            let mut levels = self.holds.get(&id)?.levels.iter().rev();
+            let mut levels = self.all.get(&id)?.levels.iter().rev();
             if let Some(level) = levels.find(|level| level.block) {
                 return Some(entered(id, level));
             }
         }
         self.by_lock.get(&lock)?.iter().find_map(|id| {
-            let mut levels = self.holds.get(id)?.levels.iter();
+            let mut levels = self.all.get(id)?.levels.iter();
             Some(entered(*id, levels.find(|level| level.block)?))
         })
     }
@@ -487,7 +487,7 @@ impl Holds {
     #[must_use]
     pub fn leave(&mut self, entered: Entered, now: Moment) -> Ending {
         let id = entered.hold;
-        let Some(hold) = self.holds.get_mut(&id) else {
+        let Some(hold) = self.all.get_mut(&id) else {
             return Ending::Nothing;
         };
         let levels = hold.levels.len();
@@ -545,7 +545,7 @@ impl Holds {
             Some(token) => self.by_token.get(token).copied(),
             None => owned.or_else(|| self.newest(lock?)),
         };
-        let Some((id, hold)) = target.and_then(|id| Some((id, self.holds.get_mut(&id)?))) else {
+        let Some((id, hold)) = target.and_then(|id| Some((id, self.all.get_mut(&id)?))) else {
             return token.map_or(Ending::Nothing, |token| Ending::Release {
                 hold: None,
                 token: token.clone(),
@@ -604,7 +604,7 @@ impl Holds {
     /// The database has ended a hold for `release()`. Its owner is to hear of it if it is
     /// in a block, or if somebody else (not `own`) has done it.
     pub fn released(&mut self, id: HoldId, own: bool) -> Option<Reported> {
-        let stays = self.holds.get(&id)?.has_blocks() || !own;
+        let stays = self.all.get(&id)?.has_blocks() || !own;
         if stays {
             return self.lost(id, Loss::Released);
         }
@@ -615,7 +615,7 @@ impl Holds {
     /// A release that was owed has been done, or was not needed any more.
     pub fn settled(&mut self, token: &Token) -> Option<Reported> {
         let id = *self.by_token.get(token)?;
-        let hold = self.holds.get_mut(&id)?;
+        let hold = self.all.get_mut(&id)?;
         if hold.condition != Condition::Releasing {
             return None;
         }
@@ -629,7 +629,7 @@ impl Holds {
     /// The database said for `release()` that a hold was gone before. The caller is told
     /// so; the hold stays for blocks that are open.
     pub fn not_released(&mut self, id: HoldId, reason: Loss) -> Option<Reported> {
-        if self.holds.get(&id)?.has_blocks() {
+        if self.all.get(&id)?.has_blocks() {
             return self.lost(id, reason);
         }
         self.remove(id);
@@ -638,7 +638,7 @@ impl Holds {
 
     /// A hold is gone. Tells it once.
     pub fn lost(&mut self, id: HoldId, reason: Loss) -> Option<Reported> {
-        let hold = self.holds.get_mut(&id)?;
+        let hold = self.all.get_mut(&id)?;
         if matches!(hold.condition, Condition::Lost { .. }) {
             return None;
         }
@@ -654,7 +654,7 @@ impl Holds {
 
     /// An acquire of the owner has said that the hold is lost.
     pub fn reported(&mut self, id: HoldId) {
-        if let Some(hold) = self.holds.get_mut(&id) {
+        if let Some(hold) = self.all.get_mut(&id) {
             if let Condition::Lost { reported, .. } = &mut hold.condition {
                 *reported = true;
             }
@@ -665,14 +665,24 @@ impl Holds {
     /// there is nothing to do for it any more.
     #[must_use]
     pub fn watched(&self, entered: Entered) -> Option<(&Hold, bool)> {
-        let hold = self.holds.get(&entered.hold)?;
+        let hold = self.all.get(&entered.hold)?;
         let level = hold.levels.iter().find(|level| level.id == entered.level)?;
         (hold.condition == Condition::Held).then_some((hold, level.extended))
     }
 
+    /// The lease to renew a hold by at once: a level wants it extended, and that is late
+    /// already.
+    #[must_use]
+    pub fn overdue(&self, id: HoldId, now: Moment) -> Option<Lease> {
+        let hold = self.all.get(&id)?;
+        let extended = hold.levels.iter().any(|level| level.extended);
+        let late = hold.deadline.remaining(now) < hold.lease.seconds() * 0.6;
+        (extended && late && hold.condition == Condition::Held).then_some(hold.lease)
+    }
+
     /// A level is extended automatically no longer.
     pub fn stop_extending(&mut self, entered: Entered) {
-        let hold = self.holds.get_mut(&entered.hold);
+        let hold = self.all.get_mut(&entered.hold);
         let levels = hold.map_or(&mut [][..], |hold| &mut hold.levels);
         if let Some(level) = levels.iter_mut().find(|level| level.id == entered.level) {
             level.extended = false;
@@ -681,7 +691,7 @@ impl Holds {
 
     /// The lease of a hold was extended.
     pub fn extended(&mut self, id: HoldId, deadline: Deadline) {
-        if let Some(hold) = self.holds.get_mut(&id) {
+        if let Some(hold) = self.all.get_mut(&id) {
             hold.deadline = deadline;
         }
     }
@@ -691,7 +701,7 @@ impl Holds {
         let Some(id) = self.by_token.get(old).copied() else {
             return;
         };
-        let Some(hold) = self.holds.get_mut(&id) else {
+        let Some(hold) = self.all.get_mut(&id) else {
             return;
         };
         if let Some(before) = std::mem::replace(&mut hold.pending, new.clone()) {
@@ -707,7 +717,7 @@ impl Holds {
         let Some(id) = self.by_token.remove(old) else {
             return;
         };
-        if let Some(hold) = self.holds.get_mut(&id) {
+        if let Some(hold) = self.all.get_mut(&id) {
             if let Some(pending) = hold.pending.take() {
                 self.by_token.remove(&pending);
             }
@@ -720,13 +730,313 @@ impl Holds {
     #[must_use]
     pub fn holds_any(&self, lock: LockId) -> bool {
         let ids = self.by_lock.get(&lock).map_or(&[][..], Vec::as_slice);
-        let mut holds = ids.iter().filter_map(|id| self.holds.get(id));
+        let mut holds = ids.iter().filter_map(|id| self.all.get(id));
         holds.any(|hold| hold.condition != Condition::Released)
     }
 
     /// Whether nothing is held.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.holds.is_empty()
+        self.all.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    /// What owners, blocks and the database may do.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Acquire {
+            owner: usize,
+            block: bool,
+            works: bool,
+        },
+        Leave {
+            owner: usize,
+        },
+        LeaveTwice {
+            owner: usize,
+        },
+        Release {
+            owner: usize,
+            works: bool,
+        },
+        ReleaseByToken {
+            of: usize,
+        },
+        Lose {
+            owner: usize,
+        },
+        Settle {
+            owner: usize,
+        },
+        Transfer {
+            owner: usize,
+        },
+        Pass {
+            millis: u64,
+        },
+    }
+
+    const OWNERS: usize = 3;
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let owner = 0..OWNERS;
+        let works = prop::bool::weighted(0.8);
+        let step = prop_oneof![
+            5 => (owner.clone(), any::<bool>(), works.clone())
+                .prop_map(|(owner, block, works)| Step::Acquire { owner, block, works }),
+            4 => owner.clone().prop_map(|owner| Step::Leave { owner }),
+            1 => owner.clone().prop_map(|owner| Step::LeaveTwice { owner }),
+            3 => (owner.clone(), works).prop_map(|(owner, works)| Step::Release { owner, works }),
+            1 => owner.clone().prop_map(|of| Step::ReleaseByToken { of }),
+            1 => owner.clone().prop_map(|owner| Step::Lose { owner }),
+            1 => owner.clone().prop_map(|owner| Step::Settle { owner }),
+            1 => owner.prop_map(|owner| Step::Transfer { owner }),
+            1 => (0..800u64).prop_map(|millis| Step::Pass { millis }),
+        ];
+        prop::collection::vec(step, 1..80)
+    }
+
+    /// What the model knows of an owner: the levels that it opened and did not leave.
+    #[derive(Clone, Debug, Default)]
+    struct Model {
+        remembered: Vec<HoldId>,
+        blocks: Vec<Entered>,
+        left: Vec<Entered>,
+        hold: Option<HoldId>,
+    }
+
+    fn caller(owner: usize, model: &Model) -> Caller {
+        Caller {
+            place: Place::current(Some(owner as u64 + 1), None),
+            remembered: Arc::from(model.remembered.clone()),
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        /// Whatever happens: a block is left once and its level is gone, nobody enters a
+        /// hold that is ending or lost, no owner's step changes the levels of another's
+        /// hold, and what nobody has open is not extended.
+        #[test]
+        fn levels_are_what_was_opened_and_not_left(steps in steps()) {
+            let mut holds = Holds::default();
+            let lock = LockId::fresh();
+            let mut models = vec![Model::default(); OWNERS];
+            let mut now = Moment::now();
+            for step in steps {
+                let levels = |holds: &Holds, id: HoldId| {
+                    holds.get(id).map(|hold| hold.levels.len())
+                };
+                let before: Vec<_> = models
+                    .iter()
+                    .map(|model| model.hold.and_then(|id| levels(&holds, id)))
+                    .collect();
+                let mut acts = None;
+                match step {
+                    Step::Pass { millis } => now = now + Duration::from_millis(millis),
+                    Step::Acquire { owner, block, works } => {
+                        acts = Some(owner);
+                        let caller = caller(owner, &models[owner]);
+                        let (again, entry_token) = match holds.entry(lock, &caller, true) {
+                            Entry::Fresh => (None, Token::random()),
+                            Entry::Again { hold, token, .. } => {
+                                prop_assert_eq!(holds.get(hold).unwrap().condition, Condition::Held);
+                                prop_assert_eq!(models[owner].hold, Some(hold));
+                                (Some(hold), token)
+                            }
+                            Entry::Lost(..) => continue,
+                        };
+                        if !works {
+                            continue;
+                        }
+                        let entered = Entered {
+                            hold: again.unwrap_or_else(HoldId::fresh),
+                            level: LevelId::fresh(),
+                        };
+                        let grant = Grant {
+                            entered,
+                            again: again.is_some(),
+                            lock,
+                            name: Name::new("name").unwrap(),
+                            token: entry_token,
+                            fence: Some(1),
+                            deadline: Deadline::new(now, 1.0),
+                            lease: Lease::SECOND,
+                            block,
+                            extended: true,
+                        };
+                        prop_assert!(holds.open(grant, &caller));
+                        let model = &mut models[owner];
+                        model.hold = Some(entered.hold);
+                        model.remembered.push(entered.hold);
+                        if block {
+                            model.blocks.push(entered);
+                        }
+                        prop_assert!(holds.watched(entered).is_some());
+                    }
+                    Step::Leave { owner } => {
+                        acts = Some(owner);
+                        let caller = caller(owner, &models[owner]);
+                        let Some(entered) = models[owner].blocks.pop() else { continue };
+                        let last = holds.get(entered.hold).is_some_and(|hold| {
+                            hold.levels.len() == 1 && hold.levels[0].id == entered.level
+                        });
+                        let _ = holds.leave(entered, now);
+                        models[owner].left.push(entered);
+                        // Whatever the database is going to say.
+                        prop_assert!(holds.watched(entered).is_none());
+                        if last {
+                            prop_assert!(holds.get(entered.hold).is_none());
+                            let fresh = matches!(
+                                holds.entry(lock, &caller, true),
+                                Entry::Fresh | Entry::Again { .. } | Entry::Lost(..)
+                            );
+                            prop_assert!(fresh);
+                        }
+                    }
+                    Step::LeaveTwice { owner } => {
+                        let Some(entered) = models[owner].left.last().copied() else { continue };
+                        let ending = holds.leave(entered, now);
+                        prop_assert!(matches!(ending, Ending::Nothing | Ending::Done));
+                    }
+                    Step::Release { owner, works } => {
+                        acts = Some(owner);
+                        let caller = caller(owner, &models[owner]);
+                        if !holds.is_owned(lock, &caller) {
+                            continue;
+                        }
+                        if let Ending::Release { hold, own, .. } =
+                            holds.release(Some(lock), &caller, None, now)
+                        {
+                            let id = hold.unwrap();
+                            prop_assert!(own);
+                            prop_assert_eq!(holds.get(id).unwrap().condition, Condition::Releasing);
+                            // Neither entered nor extended from now on.
+                            prop_assert_eq!(holds.entry(lock, &caller, true), Entry::Fresh);
+                            for entered in &models[owner].blocks {
+                                prop_assert!(holds.watched(*entered).is_none());
+                            }
+                            if works {
+                                holds.released(id, own);
+                            }
+                        }
+                    }
+                    Step::ReleaseByToken { of } => {
+                        let token = models[of].hold.and_then(|id| Some(holds.get(id)?.token.clone()));
+                        let (Some(token), Some(id)) = (token, models[of].hold) else { continue };
+                        let stranger = Caller {
+                            place: Place::current(Some(99), None),
+                            remembered: Arc::from([]),
+                        };
+                        acts = Some(of);
+                        match holds.release(Some(lock), &stranger, Some(&token), now) {
+                            Ending::Release { hold, own, .. } => {
+                                prop_assert!(!own);
+                                prop_assert_eq!(hold, Some(id));
+                                let reported = holds.released(id, own).unwrap();
+                                prop_assert_eq!(reported.reason, Loss::Released);
+                                prop_assert!(holds.get(id).unwrap().expired(now));
+                                // Told once.
+                                prop_assert_eq!(holds.lost(id, Loss::Unknown), None);
+                            }
+                            Ending::Lost { .. } | Ending::Done => {}
+                            other => prop_assert!(false, "{other:?}"),
+                        }
+                    }
+                    Step::Lose { owner } => {
+                        let Some(id) = models[owner].hold else { continue };
+                        let told = holds.lost(id, Loss::Unreachable);
+                        prop_assert_eq!(holds.lost(id, Loss::Unreachable), None);
+                        if told.is_some() {
+                            prop_assert!(holds.get(id).unwrap().expired(now));
+                        }
+                    }
+                    Step::Settle { owner } => {
+                        acts = Some(owner);
+                        let token = models[owner].hold.and_then(|id| Some(holds.get(id)?.token.clone()));
+                        if let Some(token) = token {
+                            let _ = holds.settled(&token);
+                        }
+                    }
+                    Step::Transfer { owner } => {
+                        let old = models[owner].hold.and_then(|id| Some(holds.get(id)?.token.clone()));
+                        let Some(old) = old else { continue };
+                        let new = Token::random();
+                        holds.transferring(&old, Some(new.clone()));
+                        prop_assert!(holds.with_token(&new).is_some());
+                        holds.transferred(&old, &new);
+                        prop_assert!(holds.with_token(&old).is_none());
+                        prop_assert_eq!(holds.with_token(&new).map(|(id, _)| id), models[owner].hold);
+                    }
+                }
+                for (owner, before) in before.iter().enumerate() {
+                    if acts != Some(owner) {
+                        let after = models[owner].hold.and_then(|id| levels(&holds, id));
+                        prop_assert_eq!(&after, before, "another owner's levels changed");
+                    }
+                }
+                for (id, hold) in &holds.all {
+                    prop_assert_eq!(holds.by_token.get(&hold.token), Some(id));
+                    prop_assert!(holds.by_lock[&lock].contains(id));
+                }
+                prop_assert_eq!(
+                    holds.by_lock.values().map(Vec::len).sum::<usize>(),
+                    holds.all.len()
+                );
+            }
+            // Everybody leaves: no block is open, and nothing is extended.
+            for model in &models {
+                for entered in &model.blocks {
+                    let _ = holds.leave(*entered, now);
+                }
+            }
+            prop_assert!(holds.all.values().all(|hold| !hold.has_blocks()));
+        }
+    }
+
+    #[test]
+    fn a_late_exit_ends_its_own_hold() {
+        let (mut holds, lock, now) = (Holds::default(), LockId::fresh(), Moment::now());
+        let mut enter = |task: u64| {
+            let entered = Entered {
+                hold: HoldId::fresh(),
+                level: LevelId::fresh(),
+            };
+            let grant = Grant {
+                entered,
+                again: false,
+                lock,
+                name: Name::new("name").unwrap(),
+                token: Token::random(),
+                fence: None,
+                deadline: Deadline::new(now, 1.0),
+                lease: Lease::SECOND,
+                block: true,
+                extended: false,
+            };
+            let caller = Caller {
+                place: Place::current(Some(task), None),
+                remembered: Arc::from([entered.hold]),
+            };
+            assert!(holds.open(grant, &caller));
+            entered
+        };
+        let (first, second) = (enter(1), enter(2));
+        let stranger = Caller {
+            place: Place::current(Some(3), None),
+            remembered: Arc::from([]),
+        };
+        assert_eq!(holds.block(lock, &stranger), Some(first));
+        assert!(matches!(holds.leave(first, now), Ending::Release { .. }));
+        assert!(holds.watched(second).is_some());
+        assert_eq!(holds.block(lock, &stranger), Some(second));
     }
 }

@@ -433,3 +433,180 @@ impl<W: Clone> Line<W> {
         self.wake(now)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Join,
+        Plan { of: usize },
+        Land { how: u8 },
+        GiveUp { of: usize },
+        Call,
+        Listen { on: bool },
+        PassBy,
+        Pass { millis: u64 },
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let step = prop_oneof![
+            3 => Just(Step::Join),
+            6 => (0..6usize).prop_map(|of| Step::Plan { of }),
+            6 => (0..6u8).prop_map(|how| Step::Land { how }),
+            1 => (0..6usize).prop_map(|of| Step::GiveUp { of }),
+            2 => Just(Step::Call),
+            1 => any::<bool>().prop_map(|on| Step::Listen { on }),
+            1 => Just(Step::PassBy),
+            2 => (0..900u64).prop_map(|millis| Step::Pass { millis }),
+        ];
+        prop::collection::vec(step, 1..150)
+    }
+
+    const LIMIT: Duration = Duration::from_millis(550);
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        /// However its callers interleave: one statement at a time, the first that is able
+        /// to run acts, nobody is forgotten, and the ticket leaves with the last one.
+        #[test]
+        fn one_acts_and_nobody_is_forgotten(steps in steps()) {
+            let mut now = Instant::now();
+            let mut line: Line<u64> = Line::new(now);
+            let (mut next, mut tickets) = (0u64, 0i64);
+            let mut waiting: Vec<u64> = Vec::new();
+            let mut flying: Option<(u64, bool)> = None;
+            let mut listener = Some(7);
+            for step in steps {
+                match step {
+                    Step::Join => {
+                        next += 1;
+                        line.join(next, next, now);
+                        waiting.push(next);
+                    }
+                    Step::Plan { of } => {
+                        let Some(number) = waiting.get(of % waiting.len().max(1)).copied() else {
+                            continue;
+                        };
+                        let plan = line.plan(number, now, listener, || {
+                            tickets += 1;
+                            tickets
+                        });
+                        if let Plan::Sleep(_) = plan {
+                            continue;
+                        }
+                        prop_assert_eq!(flying, None, "two statements at once");
+                        // Those before it are stalled: they were woken and did not come.
+                        for before in waiting.iter().take_while(|other| **other < number) {
+                            prop_assert!(line.waiters[before].stalled);
+                        }
+                        if let Plan::Ask { ticket, previous, known, more, .. } = &plan {
+                            prop_assert!(*ticket > 0 && ticket != previous);
+                            prop_assert!(!known.contains(ticket));
+                            prop_assert_eq!(*more, waiting.len() > 1);
+                            prop_assert_eq!(Some(ticket >> TICKET_BITS), listener);
+                        }
+                        flying = Some((number, matches!(plan, Plan::Ask { .. })));
+                    }
+                    Step::Land { how } => {
+                        let Some((number, asked)) = flying.take() else { continue };
+                        let seen = |queued, busy| Seen {
+                            queued,
+                            busy,
+                            due: now + Duration::from_millis(300),
+                            tickets: if queued { vec![line.ticket(), 3] } else { vec![] },
+                        };
+                        let again = Duration::from_millis(2);
+                        match how {
+                            0 if asked => line.found(number, seen(true, false), now, again),
+                            1 if asked => line.found(number, seen(false, false), now, again),
+                            2 if asked => line.found(number, seen(true, true), now, again),
+                            0..=3 => line.refused(number, now + Duration::from_millis(100)),
+                            4 => line.failed(number),
+                            _ => {
+                                let more = waiting.len() > 1;
+                                let lease = Duration::from_secs(1);
+                                let ticket = line.ticket();
+                                let queued = asked.then_some(more);
+                                let outcome = Outcome::Acquired { lease, queued };
+                                let left = line.left(number, outcome, now);
+                                waiting.retain(|other| *other != number);
+                                let expected = waiting.is_empty() && !asked && ticket != 0;
+                                prop_assert_eq!(left, expected.then_some(ticket));
+                            }
+                        }
+                    }
+                    Step::GiveUp { of } => {
+                        let Some(number) = waiting.get(of % waiting.len().max(1)).copied() else {
+                            continue;
+                        };
+                        if flying.is_some_and(|(other, _)| other == number) {
+                            continue;
+                        }
+                        let ticket = line.ticket();
+                        let left = line.left(number, Outcome::GaveUp, now);
+                        waiting.retain(|other| *other != number);
+                        let expected = (waiting.is_empty() && ticket != 0).then_some(ticket);
+                        prop_assert_eq!(left, expected);
+                    }
+                    Step::Call => line.call(),
+                    Step::Listen { on } => {
+                        listener = on.then_some(7);
+                        line.poll_at(now);
+                    }
+                    Step::PassBy => drop(line.pass_by(now, LIMIT)),
+                    Step::Pass { millis } => now += Duration::from_millis(millis),
+                }
+                prop_assert_eq!(line.len(), waiting.len());
+                if waiting.is_empty() {
+                    // The service forgets a line that nobody waits in.
+                    line = Line::new(now);
+                    prop_assert_eq!(flying, None);
+                }
+            }
+            // From here on all are able to run: they get the lock one after the other, and
+            // whoever leads is woken or knows when to come.
+            listener = Some(7);
+            if let Some((number, _)) = flying {
+                line.failed(number);
+            }
+            while !waiting.is_empty() {
+                let mut asked = None;
+                for round in 0..4 * waiting.len() {
+                    let number = waiting[round % waiting.len()];
+                    now += Duration::from_secs(2);
+                    line.call();
+                    if !matches!(line.plan(number, now, listener, || 1), Plan::Sleep(_)) {
+                        asked = Some(number);
+                        break;
+                    }
+                }
+                let number = asked.expect("somebody acts");
+                let lease = Duration::from_secs(1);
+                let queued = Some(waiting.len() > 1);
+                prop_assert_eq!(line.left(number, Outcome::Acquired { lease, queued }, now), None);
+                waiting.retain(|other| *other != number);
+            }
+        }
+    }
+
+    #[test]
+    fn a_leader_that_does_not_come_is_passed_by() {
+        let now = Instant::now();
+        let mut line: Line<&str> = Line::new(now);
+        line.join(1, "first", now);
+        line.join(2, "second", now);
+        assert_eq!(line.wake(now), Some("first"));
+        assert_eq!(line.pass_by(now + LIMIT / 2, LIMIT), None);
+        let later = now + LIMIT * 2;
+        assert_eq!(line.pass_by(later, LIMIT), Some("second"));
+        assert_eq!(line.plan(2, later, None, || 1), Plan::Try);
+        line.refused(2, later);
+        // It comes at last, and is the first again.
+        assert_ne!(line.plan(1, later, None, || 1), Plan::Sleep(None));
+        assert_eq!(line.plan(2, later, None, || 1), Plan::Sleep(None));
+    }
+}

@@ -178,9 +178,11 @@ impl Acquisition {
         }
         let (core, answer) = (self.core.clone(), inbox.answer(number));
         self.core.locks().submit(Box::new(move || {
-            let check = || match core.is_given_up() {
-                true => Err(Error::Interrupted),
-                false => Ok(()),
+            let check = || {
+                if core.is_given_up() {
+                    return Err(Error::Interrupted);
+                }
+                Ok(())
             };
             let patience = Patience::new(core.locks().store().timeout(), &check);
             let step = core.step(patience);

@@ -98,7 +98,7 @@ impl Hold {
 #[pyclass(name = "_Levels", module = "score.distlock", frozen)]
 pub struct Levels {
     locks: Arc<Locks>,
-    levels: Mutex<Vec<(Arc<service::Lock>, Entered)>>,
+    open: Mutex<Vec<(Arc<service::Lock>, Entered)>>,
     kept: Mutex<bool>,
 }
 
@@ -106,18 +106,18 @@ impl Levels {
     pub fn new(locks: Arc<Locks>) -> Levels {
         Levels {
             locks,
-            levels: Mutex::default(),
+            open: Mutex::default(),
             kept: Mutex::new(false),
         }
     }
 
     pub fn push(&self, lock: Arc<service::Lock>, level: Entered) {
-        let mut levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         levels.push((lock, level));
     }
 
     fn endings(&self) -> Vec<(Arc<service::Lock>, Ending)> {
-        let mut levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let levels = std::mem::take(&mut *levels).into_iter().rev();
         levels
             .map(|(lock, level)| {
@@ -165,7 +165,7 @@ impl Levels {
 
     /// Leaves all of them in the background.
     fn abandon(&self) {
-        let mut levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         for (lock, level) in levels.drain(..) {
             self.locks.abandon(&lock, level);
         }
@@ -173,7 +173,7 @@ impl Levels {
 
     /// None of them is extended automatically any longer.
     fn stop_extending(&self) {
-        let levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);
+        let levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         for (_, level) in levels.iter() {
             self.locks.stop_extending(*level);
         }

@@ -407,6 +407,7 @@ impl Lock {
     }
 
     /// Which of these levels, each as two numbers, the caller opened last; 0 if none.
+    #[allow(clippy::needless_pass_by_value)] // PyO3 makes it
     fn _pick(&self, py: Python<'_>, levels: Vec<(u64, u64)>) -> PyResult<usize> {
         let remembered = owner::current(py)?.remembered;
         let own = levels

@@ -85,9 +85,9 @@ impl ConfiguredDistlockModule {
             return;
         }
         let is_dead = |reference: &Py<PyWeakrefReference>| reference.bind(py).upgrade().is_none();
-        let dead: Vec<_> = alive
-            .extract_if(|_, reference| is_dead(reference))
-            .collect();
+        let gone = alive.iter().filter(|(_, reference)| is_dead(reference));
+        let gone: Vec<Name> = gone.map(|(name, _)| name.clone()).collect();
+        let dead: Vec<_> = gone.iter().filter_map(|name| alive.remove(name)).collect();
         self.many.store((2 * alive.len()).max(1000), Relaxed);
         drop(alive);
         // Not under the mutex.

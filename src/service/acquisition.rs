@@ -256,7 +256,7 @@ impl Acquisition {
                 Plan::Sleep(_) if self.wait.over() => return Err(self.refused(progress)),
                 Plan::Sleep(due) => return Ok(Err(due)),
                 Plan::Try => self.try_without_queue(progress, &waiter, patience)?,
-                plan => self.take_or_queue(progress, &waiter, plan, patience)?,
+                plan @ Plan::Ask { .. } => self.take_or_queue(progress, &waiter, plan, patience)?,
             };
             if let Some(grant) = granted {
                 progress.waiter = None;

@@ -720,9 +720,10 @@ impl Locks {
             }
             return Ok(());
         }
-        let reason = match held {
-            false if known => Loss::Expired,
-            _ => self.why_lost(name, &current, None, patience),
+        let reason = if known && !held {
+            Loss::Expired
+        } else {
+            self.why_lost(name, &current, None, patience)
         };
         if let Some(hold) = hold {
             registry.report(|holds| holds.not_released(hold, reason));
@@ -780,6 +781,7 @@ impl Locks {
                     holds.present(lock.id, &new, fence);
                 });
                 Locks::in_time(&lock.name, new.clone(), deadline)?;
+                self.catch_up(lock, hold, &new, patience)?;
                 Ok(new)
             }
             Ok(None) => {
@@ -802,6 +804,32 @@ impl Locks {
                 Err(error)
             }
         }
+    }
+
+    /// Renews a hold that should have been extended automatically by now: one that is
+    /// transferred again and again has another token whenever the extending thread comes.
+    fn catch_up(
+        &self,
+        lock: &Lock,
+        hold: Option<HoldId>,
+        token: &Token,
+        patience: Patience,
+    ) -> Result<()> {
+        let registry = registry(patience.process);
+        let overdue = hold
+            .and_then(|id| registry.with(|holds| Some((id, holds.overdue(id, Moment::now())?))));
+        let Some((id, lease)) = overdue else {
+            return Ok(());
+        };
+        match self.store.extend(&lock.name, token, lease, patience) {
+            Ok(Some((_, deadline))) => registry.with(|holds| holds.extended(id, deadline)),
+            // The signal's exception; the Lock object has the new token.
+            Err(error @ (Error::Interrupted | Error::Forked)) => return Err(error),
+            // The extending thread finds the same, or tries again.
+            Ok(None) => {}
+            Err(error) => log::debug!("extending lock {} late: {error}", lock.name),
+        }
+        Ok(())
     }
 
     /// Removes the rows that nobody holds.

@@ -1,13 +1,15 @@
 """Waits in threads. Usage: waiter.py URL NAME THREADS TIMEOUT.
 
-Every thread starts when a line is read, and prints its number and the fence
-once it has had the lock.
+Every thread starts when a line is read; "waiting" and how many wait is printed when it
+does. It prints its number and the fence once it has had the lock.
 """
 
 import sys
 import threading
+import time
 
 import score.distlock
+from score.distlock._distlock import _waiting
 
 url, name, threads, timeout = sys.argv[1:]
 conf = score.distlock.ConfiguredDistlockModule(url, "1h", pool_size=2)
@@ -23,3 +25,7 @@ def work(number: int) -> None:
 
 for number, _ in zip(range(int(threads)), sys.stdin, strict=False):
     threading.Thread(target=work, args=(number,)).start()
+    while _waiting(name) != (number + 1, 1):
+        time.sleep(0.002)
+    with printing:
+        print("waiting", number + 1, flush=True)

@@ -68,17 +68,17 @@ class Tokens(dict[str, str]):
 
     __getitem__ = _reading(dict.__getitem__)
     get = _reading(dict.get)  # type: ignore[assignment]
-    items = _reading(dict.items)  # type: ignore[assignment]
-    values = _reading(dict.values)  # type: ignore[assignment]
-    pop = _reading(dict.pop)  # type: ignore[assignment]
+    items = _reading(dict.items)
+    values = _reading(dict.values)
+    pop = _reading(dict.pop)
     popitem = _reading(dict.popitem)
     setdefault = _reading(dict.setdefault)  # type: ignore[assignment]
     copy = _reading(dict.copy)
     __or__ = _reading(dict.__or__)  # type: ignore[assignment]
     __ror__ = _reading(dict.__ror__)  # type: ignore[assignment]
-    __eq__ = _reading(dict.__eq__)  # type: ignore[assignment]
+    __eq__ = _reading(dict.__eq__)
     __repr__ = _reading(dict.__repr__)
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
     def __iter__(self) -> Iterator[str]:
         # Also what makes dict() and ** ask the methods above instead of copying at once.

@@ -460,7 +460,8 @@ class AsyncHolds(Tokens):
         return self
 
     async def _enter_all(self, levels: _Levels) -> dict[str, str]:
-        pace = Pace(self._timeout) if not isinstance(self._timeout, str) else None
+        # Anything but 'default' is seconds by now.
+        pace = None if isinstance(self._timeout, str) else Pace(self._timeout)  # type: ignore[arg-type]
         tokens = {}
         locks = []
         for name in self._names:
