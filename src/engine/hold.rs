@@ -247,6 +247,8 @@ pub enum Ending {
         hold: Option<HoldId>,
         /// The proof.
         token: Token,
+        /// The token that a transfer may be giving it.
+        pending: Option<Token>,
         /// Its lease, if it is known.
         lease: Option<Lease>,
         /// Its deadline has not passed.
@@ -398,9 +400,7 @@ impl Holds {
         };
         if grant.again {
             let hold = self.all.get_mut(&grant.entered.hold);
-            let Some(hold) = hold.filter(|hold| hold.condition == Condition::Held) else {
-                return None;
-            };
+            let hold = hold.filter(|hold| hold.condition == Condition::Held)?;
             hold.deadline = grant.deadline;
             hold.lease = grant.lease;
             hold.levels.push(level);
@@ -526,11 +526,13 @@ impl Holds {
             return Ending::Done;
         }
         let (token, lease, last) = (hold.token.clone(), hold.lease, hold.levels.is_empty());
+        let pending = hold.pending.clone();
         let held = !hold.deadline.passed(now);
         let ending = match hold.condition {
             Condition::Held | Condition::Releasing if last => Ending::Release {
                 hold: None,
                 token,
+                pending,
                 lease: Some(lease),
                 held,
                 own: true,
@@ -584,6 +586,7 @@ impl Holds {
             return token.map_or(Ending::Nothing, |token| Ending::Release {
                 hold: None,
                 token: token.clone(),
+                pending: None,
                 lease: None,
                 held: false,
                 own: false,
@@ -609,6 +612,7 @@ impl Holds {
                 hold.condition = Condition::Releasing;
                 Ending::Release {
                     hold: Some(id),
+                    pending: hold.pending.clone().filter(|pending| *pending != token),
                     token,
                     lease: Some(lease),
                     held,
@@ -843,7 +847,7 @@ mod tests {
         let owner = 0..OWNERS;
         let works = prop::bool::weighted(0.8);
         let step = prop_oneof![
-            5 => (owner.clone(), any::<bool>(), works.clone())
+            5 => (owner.clone(), any::<bool>(), works)
                 .prop_map(|(owner, block, works)| Step::Acquire { owner, block, works }),
             4 => owner.clone().prop_map(|owner| Step::Leave { owner }),
             1 => owner.clone().prop_map(|owner| Step::LeaveTwice { owner }),

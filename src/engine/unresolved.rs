@@ -47,6 +47,8 @@ pub struct Unresolved {
     transfers: HashMap<Token, (Token, Deadline)>,
     /// How many tickets are about to leave the queue of a name.
     leaving: HashMap<Name, u32>,
+    /// How many attempts have come to an end.
+    settlements: u64,
 }
 
 impl Unresolved {
@@ -101,8 +103,16 @@ impl Unresolved {
         self.put(name, token, attempt, lease, state);
     }
 
+    /// How many attempts have come to an end: whoever was refused before the last of them
+    /// may not be refused now.
+    #[must_use]
+    pub fn settlements(&self) -> u64 {
+        self.settlements
+    }
+
     /// The attempt turned out to owe nothing.
     pub fn forget(&mut self, name: &Name, token: &Token) {
+        self.settlements += 1;
         if let Some(owed) = self.releases.get_mut(name) {
             owed.retain(|owed| owed.token != *token);
             if owed.is_empty() {
@@ -135,6 +145,7 @@ impl Unresolved {
 
     /// A release that was owed was executed: it ended a hold (`found`), or found none.
     pub fn executed(&mut self, name: &Name, token: &Token, found: bool) {
+        self.settlements += 1;
         let Some(owed) = self.owed(name, token) else {
             return;
         };
@@ -209,6 +220,7 @@ impl Unresolved {
         };
         if *count == 0 {
             self.leaving.remove(name);
+            self.settlements += 1;
         }
     }
 

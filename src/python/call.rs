@@ -4,7 +4,6 @@ use super::errors::exception;
 use super::events;
 use crate::error::{Error, Result};
 use crate::store::Patience;
-use pyo3::intern;
 use pyo3::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -27,12 +26,18 @@ pub fn call_patiently<T: Send>(
     timeout: Duration,
     work: impl FnOnce(Patience<'_>) -> Result<T> + Send,
 ) -> PyResult<T> {
-    let threading = py.import(intern!(py, "threading"))?;
-    let current = threading.call_method0(intern!(py, "get_ident"))?;
-    let main = threading
-        .call_method0(intern!(py, "main_thread"))?
-        .getattr(intern!(py, "ident"))?;
-    run(py, timeout, !current.eq(main)?, work)
+    run(py, timeout, !is_main_thread(), work)
+}
+
+/// Whether Python's signal handlers run on this thread. It asks the operating system: Python
+/// code beneath a Rust frame could be ended there with its daemon thread.
+pub fn is_main_thread() -> bool {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let main = rustix::thread::gettid() == rustix::process::getpid();
+    // Elsewhere each thread looks for signals.
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let main = true;
+    main
 }
 
 fn run<T: Send>(

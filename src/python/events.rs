@@ -4,9 +4,11 @@
 //! process, and a destructor may run while an exception is under way. A thread of Python's
 //! own takes the events from here, see `_events.py`; so does each call when it returns.
 
+use super::call::is_main_thread;
 use crate::process::ProcessLocal;
 use crate::service::OnLost;
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -115,9 +117,12 @@ pub fn attend(py: Python<'_>) -> PyResult<()> {
     started.map(drop)
 }
 
-fn deliver(py: Python<'_>, event: Event) -> PyResult<()> {
-    let events = py.import(intern!(py, "score.distlock._events"))?;
-    match event {
+/// A function of `_events.py` and its arguments.
+type Parts = (&'static str, Py<PyAny>, Py<PyAny>);
+
+/// The function of `_events.py` that delivers an event, and its arguments.
+fn parts(py: Python<'_>, event: Event) -> PyResult<Parts> {
+    Ok(match event {
         Event::Log(level, message) => {
             let level = match level {
                 Level::Error => 40,
@@ -125,19 +130,26 @@ fn deliver(py: Python<'_>, event: Event) -> PyResult<()> {
                 Level::Info => 20,
                 Level::Debug | Level::Trace => 10,
             };
-            events.call_method1(intern!(py, "log"), (level, message))?;
+            ("log", level.into_py_any(py)?, message.into_py_any(py)?)
         }
-        Event::Lost { callback, lock } => {
-            events.call_method1(intern!(py, "lost"), (callback, lock))?;
-        }
-    }
-    Ok(())
+        Event::Lost { callback, lock } => ("lost", callback, lock),
+    })
 }
 
-/// Delivers what has arrived. An error of a handler is nobody's here; what interrupts it,
-/// such as Ctrl-C, is the caller's.
+fn deliver(py: Python<'_>, event: Event) -> PyResult<()> {
+    let (function, first, second) = parts(py, event)?;
+    py.import(intern!(py, "score.distlock._events"))?
+        .call_method1(function, (first, second))
+        .map(drop)
+}
+
+/// Delivers what has arrived, on the main thread. An error of a handler is nobody's here; what
+/// interrupts it, such as Ctrl-C, is the caller's.
 pub fn deliver_all(py: Python<'_>) -> PyResult<()> {
     let events = EVENTS.get();
+    if events.waiting.load(SeqCst) == 0 || !is_main_thread() {
+        return Ok(());
+    }
     // Not more than were there: a handler may use locks itself.
     for _ in 0..events.waiting.load(SeqCst) {
         let Some(event) = events.take() else {
@@ -153,11 +165,13 @@ pub fn deliver_all(py: Python<'_>) -> PyResult<()> {
     Ok(())
 }
 
-/// Delivers one event, or waits for it; the work of the thread that takes them.
+/// Waits for an event, for at most a second: the function that delivers it and its arguments.
+/// The thread that takes them calls it itself: at the interpreter's end a daemon thread is
+/// ended wherever it waits for the GIL, which must not be beneath a Rust frame.
 #[pyfunction]
-pub fn _deliver(py: Python<'_>) -> PyResult<()> {
+pub fn _next_event(py: Python<'_>) -> PyResult<Option<Parts>> {
     let event = py.detach(|| EVENTS.get().wait());
-    event.map_or(Ok(()), |event| deliver(py, event))
+    event.map(|event| parts(py, event)).transpose()
 }
 
 /// Delivers what has arrived.

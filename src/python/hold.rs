@@ -134,8 +134,18 @@ impl Levels {
         patience: Patience<'_>,
     ) -> Result<(), Error> {
         let mut first = Ok(());
+        let mut hopeless = false;
         for (lock, ending) in endings {
+            if hopeless {
+                locks.finish_later(lock.name(), ending);
+                continue;
+            }
             let ended = locks.finish(lock.name(), ending, patience);
+            // Who is interrupted waits for no more, and an outage is waited for once.
+            hopeless = matches!(
+                ended,
+                Err(Error::Interrupted | Error::Forked | Error::Unavailable(_))
+            );
             first = first.and(ended);
         }
         first

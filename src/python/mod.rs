@@ -40,7 +40,7 @@ mod _distlock {
     #[pymodule_export]
     use super::aio::{Acquisition, Inbox};
     #[pymodule_export]
-    use super::events::{_deliver, _deliver_all};
+    use super::events::{_deliver_all, _next_event};
 
     /// The statements that acquire and release a lock in steady use, for the benchmarks.
     #[pyfunction]

@@ -340,12 +340,11 @@ impl ConfiguredDistlockModule {
             };
             let entered = enter(py, lock.get(), entering, None)
                 .and_then(|entered| entered.map_err(|error| exception(py, error)));
-            let (level, token) = entered.or_else(|error| {
+            let (level, token) = entered.inspect_err(|error| {
                 // Who is interrupted does not wait for that; what fails here is owed.
                 if error.is_instance_of::<PyException>(py) {
                     let _ = levels.release(py);
                 }
-                Err(error)
             })?;
             levels.push(lock.get().core().clone(), level);
             locks.push((lock, token.as_str().to_owned()));

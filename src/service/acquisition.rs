@@ -153,6 +153,10 @@ impl Acquisition {
         self.given_up.load(SeqCst)
     }
 
+    /// How often one that does not wait asks again because an attempt of this process has
+    /// come to an end since: it was not refused because of somebody else.
+    const TRIES: usize = 5;
+
     /// Goes on as far as possible without sleeping. Only one thread at a time calls this.
     pub fn step(&self, patience: Patience) -> Result<Step> {
         if self.is_the_parents() {
@@ -236,18 +240,21 @@ impl Acquisition {
                 return confirmed.map(Ok);
             }
         }
+        let mut settlements = self.locks.settlements(patience);
         let waiters = self.locks.waiters();
         if progress.waiter.is_none() && !self.wait.over() {
             progress.waiter = Some(waiters.join(&self.name, self.wakeup.clone()));
         }
         let Some(waiter) = progress.waiter.clone() else {
             let mut granted = self.ask(progress, patience)?;
-            if granted.is_none() && self.settle(patience)? {
+            for _ in 0..Acquisition::TRIES {
+                if granted.is_some() || !self.settle(&mut settlements, patience)? {
+                    break;
+                }
                 granted = self.ask(progress, patience)?;
             }
             return granted.map(Ok).ok_or_else(|| self.refused(progress));
         };
-        let mut settled = false;
         loop {
             if self.is_given_up() {
                 return Err(Error::Interrupted);
@@ -262,7 +269,7 @@ impl Acquisition {
                 progress.waiter = None;
                 return Ok(Ok(grant));
             }
-            if !std::mem::replace(&mut settled, true) && self.settle(patience)? {
+            if self.settle(&mut settlements, patience)? {
                 waiters.look_at_once(&waiter);
             } else if self.wait.over() {
                 return Err(self.refused(progress));
@@ -288,8 +295,9 @@ impl Acquisition {
 
     /// Ends the hold of an attempt of this process that nobody wants any more, if there
     /// is one. `true` if the lock may be free by that.
-    fn settle(&self, patience: Patience) -> Result<bool> {
-        let settled = self.locks.settle(&self.name, patience)?;
+    fn settle(&self, settlements: &mut u64, patience: Patience) -> Result<bool> {
+        let settled = self.locks.settle(&self.name, *settlements, patience)?;
+        *settlements = self.locks.settlements(patience);
         if settled {
             self.locks.hint(patience, &self.name, None);
         }

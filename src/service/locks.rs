@@ -251,14 +251,22 @@ impl Locks {
         self.owed.get().landed(name, token);
     }
 
+    /// How many attempts of this process have come to an end.
+    pub(super) fn settlements(&self, call: Patience) -> u64 {
+        let owed = self.owed.of(call.process);
+        owed.with(|unresolved| unresolved.settlements())
+    }
+
     /// Whether releases are owed for a name, and if so releases them. `true` if the lock may
-    /// be free by that.
-    pub(super) fn settle(&self, name: &Name, patience: Patience) -> Result<bool> {
+    /// be free by that, or by what has come to an end since there were `before` settlements.
+    pub(super) fn settle(&self, name: &Name, before: u64, patience: Patience) -> Result<bool> {
         let owed = self.owed.of(patience.process);
-        if owed.with(|unresolved| unresolved.is_empty()) {
-            return Ok(false);
+        let (empty, now) =
+            owed.with(|unresolved| (unresolved.is_empty(), unresolved.settlements()));
+        if empty {
+            return Ok(now != before);
         }
-        owed.settle(&self.store, name, patience)
+        Ok(owed.settle(&self.store, name, patience)? || now != before)
     }
 
     /// Remembers what a lock is like now.
@@ -595,17 +603,30 @@ impl Locks {
 
     /// A level is left by nobody in particular: what it takes is done in the background.
     pub fn abandon(self: &Arc<Locks>, lock: &Lock, entered: Entered) {
-        match self.begin_exit(lock, Some(entered)) {
-            Ending::Release { token, lease, .. } => {
+        let ending = self.begin_exit(lock, Some(entered));
+        self.finish_later(&lock.name, ending);
+    }
+
+    /// As [`Locks::finish`], in the background.
+    pub fn finish_later(self: &Arc<Locks>, name: &Name, ending: Ending) {
+        match ending {
+            Ending::Release {
+                token,
+                pending,
+                lease,
+                ..
+            } => {
                 let lease = lease.unwrap_or(self.lease);
-                self.owe(&lock.name, &token, Attempt::Release, lease);
+                for token in [Some(token), pending].into_iter().flatten() {
+                    self.owe(name, &token, Attempt::Release, lease);
+                }
             }
             Ending::Lost {
                 token,
                 lease,
                 owed: true,
                 ..
-            } => self.owe(&lock.name, &token, Attempt::Release, lease),
+            } => self.owe(name, &token, Attempt::Release, lease),
             _ => {}
         }
     }
@@ -651,10 +672,14 @@ impl Locks {
             Ending::Release {
                 hold,
                 token,
+                pending,
                 lease,
                 held,
                 own,
-            } => self.release(name, hold, &token, (lease, held, own), patience),
+            } => {
+                let how = (lease, held, own);
+                self.release(name, hold, (&token, pending.as_ref()), how, patience)
+            }
         }
     }
 
@@ -662,7 +687,7 @@ impl Locks {
         self: &Arc<Locks>,
         name: &Name,
         hold: Option<HoldId>,
-        token: &Token,
+        (token, pending): (&Token, Option<&Token>),
         (lease, held, own): (Option<Lease>, bool, bool),
         patience: Patience,
     ) -> Result<()> {
@@ -690,15 +715,21 @@ impl Locks {
             )
         };
         let released = self.resolve(name, token, patience).and_then(|token| {
-            let released = attempt(&token)?;
-            Ok((token, released))
+            // While a transfer is under way, the hold has the one token or the other: what
+            // is released under the old one is not transferred any more.
+            match (attempt(&token)?, pending) {
+                (Released::Lost, Some(pending)) => Ok((pending.clone(), attempt(pending)?)),
+                (released, _) => Ok((token, released)),
+            }
         });
         let (current, released) = match released {
             Ok(released) => released,
             Err(error) => {
                 // In a child that was forked meanwhile it is the parent's business.
                 if !matches!(error, Error::Forked) && (known || error.outcome_unknown()) {
-                    self.owe(name, token, Attempt::Release, lease);
+                    for token in [Some(token), pending].into_iter().flatten() {
+                        self.owe(name, token, Attempt::Release, lease);
+                    }
                 }
                 return Err(error);
             }

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ._distlock import _deliver, _deliver_all
+from ._distlock import _deliver_all, _next_event
 
 _logger = logging.getLogger("score.distlock")
 
@@ -33,8 +33,12 @@ def lost(callback: Callable[[Any], object], lock: Any) -> None:
 
 def _attend() -> None:
     while True:
+        event = _next_event()
+        if event is None:
+            continue
+        function, *arguments = event
         try:
-            _deliver()
+            (lost if function == "lost" else log)(*arguments)
         except Exception:
             _logger.exception("an event could not be delivered")
 
