@@ -6,7 +6,7 @@
 ...     do_more_things()
 """
 
-from ._distlock import ConfiguredDistlockModule, Lock, __version__, init
+from ._distlock import ConfiguredDistlockModule, Hold, Lock, __version__, init
 from ._errors import (
     CouldNotAcquireLock,
     DatabaseError,
@@ -21,6 +21,7 @@ __all__ = (
     "DatabaseError",
     "DatabaseUnavailable",
     "DistlockError",
+    "Hold",
     "Lock",
     "LockExpired",
     "__version__",

@@ -24,6 +24,7 @@ __all__ = (
     "DatabaseError",
     "DatabaseUnavailable",
     "DistlockError",
+    "Hold",
     "Lock",
     "LockExpired",
     "__version__",

@@ -98,7 +98,7 @@ class Holds(Tokens):
 
     def __init__(self, levels: _Levels, locks: list[tuple[Lock, str]], autoextend: bool) -> None:
         super().__init__({lock.name: token for lock, token in locks})
-        self._levels: _Levels = levels
+        self._levels = levels
         for lock, token in locks:
             if lock.expired:
                 raise LockExpired(lock.name, token, reason="expired")
@@ -110,7 +110,8 @@ class Holds(Tokens):
 
     def release(self) -> None:
         """Releases all of them, also if the release of one fails; raises what failed first."""
-        self._levels.release()
+        if self._levels is not None:
+            self._levels.release()
 
     def __enter__(self) -> Holds:
         self._in_block = True
@@ -122,4 +123,4 @@ class Holds(Tokens):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._levels.release()
+        self.release()
