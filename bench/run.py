@@ -421,6 +421,7 @@ def growth(server: Server, folder: Path) -> dict[str, Any]:
 
 HANDOVER = """
 import sys, threading, time, score.distlock
+from score.distlock import _distlock
 url, threads = sys.argv[1], int(sys.argv[2])
 conf = score.distlock.ConfiguredDistlockModule(url, '1h', pool_size=10)
 lock = conf.get('handover')
@@ -436,6 +437,8 @@ for line in sys.stdin:
     finished = threading.Event()
     running = [threading.Thread(target=work) for _ in range(threads)]
     for thread in running: thread.start()
+    while _distlock._waiting('handover') != (threads, 1): time.sleep(0.001)
+    print('waiting', flush=True)
     for thread in running: thread.join()
     for entry in log: print(*entry)
     print('done', flush=True)
@@ -443,21 +446,91 @@ for line in sys.stdin:
 """
 
 
+#: Coroutines of one process that queue up and are served; "waiting" when all of them wait.
+CROWD = """
+import asyncio, sys, time, score.distlock
+from score.distlock._distlock import _waiting
+url, count = sys.argv[1], int(sys.argv[2])
+conf = score.distlock.ConfiguredDistlockModule(url, '1h', pool_size=5)
+async def work():
+    async with conf.aio.get('crowd').hold(timeout=None): pass
+async def main():
+    tasks = [asyncio.create_task(work()) for _ in range(count)]
+    while _waiting('crowd') != (count, 1): await asyncio.sleep(0.001)
+    print('waiting', flush=True)
+    await asyncio.gather(*tasks)
+    print('served', flush=True)
+for line in sys.stdin: asyncio.run(main())
+"""
+
+
+def crowds(server: Server) -> dict[str, Any]:
+    """What it costs each of many waiters, in four processes, to queue up and to be served."""
+    sizes = [int(size) for size in os.environ.get("BENCH_WAITERS", "20 200 2000 10000").split()]
+    with psycopg.connect(server.url(), autocommit=True) as admin:
+        admin.execute("CREATE DATABASE crowds")
+    url = server.url("crowds")
+    conf = score.distlock.init({"sqlalchemy.url": url, "maxtime": "1h"})
+    found: dict[int, list[tuple[float, float]]] = {size: [] for size in sizes}
+    for _, size in itertools.product(range(ROUNDS), sizes):
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", CROWD, url, str(size // 4)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(4)
+        ]
+
+        def all_say(word: str, processes: list[subprocess.Popen[str]] = processes) -> None:
+            for process in processes:
+                assert process.stdout is not None
+                assert process.stdout.readline() == word + "\n"
+
+        # The first time warms up; small crowds come as often as it takes to be measured.
+        for repetition in range(1 + max(1, 400 // size)):
+            token = conf.acquire("crowd", timeout=60)
+            began = time.monotonic()
+            for process in processes:
+                assert process.stdin is not None
+                process.stdin.write("\n")
+                process.stdin.flush()
+            all_say("waiting")
+            waiting = time.monotonic()
+            conf.release("crowd", token)
+            all_say("served")
+            served = time.monotonic()
+            if repetition:
+                found[size].append(((waiting - began) / size, (served - waiting) / size))
+        for process in processes:
+            process.communicate()
+    results: dict[str, Any] = {}
+    for what, position in (("to queue up", 0), ("to be served", 1)):
+        costs = {size: [pair[position] for pair in found[size]] for size in sizes}
+        for size in sizes:
+            title = f"{size} waiters in four processes, {what}, each, ms"
+            results[title] = spread([1e3 * cost for cost in costs[size]])
+        few, many = statistics.median(costs[sizes[0]]), statistics.median(costs[sizes[-1]])
+        results[f"{sizes[-1]} waiters instead of {sizes[0]}, {what}, times the cost each"] = (
+            many / few
+        )
+    return results
+
+
 def queue(
     conf: score.distlock.ConfiguredDistlockModule,
-    connection: psycopg.Connection[Any],
     processes: list[subprocess.Popen[str]],
-    waiters: int,
 ) -> list[float]:
     """Has everybody queue up, and tells how long each hand-over took."""
-    query = "SELECT cardinality(waiters) FROM _score_distlock WHERE name = 'handover'"
     token = conf.acquire("handover", timeout=60)
     for process in processes:
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    while connection.execute(query).fetchone() != (waiters,):
-        time.sleep(0.01)
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "waiting\n"
     log = [(0, 0.0, time.monotonic())]
     conf.release("handover", token)
     for process in processes:
@@ -478,29 +551,28 @@ def handover(server: Server) -> dict[str, Any]:
     lock = conf.get("alone")
     medians: dict[int, list[float]] = {2: [], 20: [], 200: []}
     alone: dict[int, list[float]] = {2: [], 20: [], 200: []}
-    with psycopg.connect(url, autocommit=True) as connection:
-        for _, waiters in itertools.product(range(ROUNDS), medians):
-            # No others are there meanwhile: the server wakes every process that listens.
-            processes = [
-                subprocess.Popen(
-                    [sys.executable, "-c", HANDOVER, url, str(waiters // 2)],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
-                for _ in range(2)
-            ]
-            queue(conf, connection, processes, waiters)  # warms up
-            gaps, acquires = [], []
-            for _ in range(max(1, 40 // waiters)):
-                for _ in range(max(3, waiters)):
-                    acquires += timed(lock.acquire, 1)
-                    lock.release()
-                gaps += queue(conf, connection, processes, waiters)
-            medians[waiters].append(statistics.median(gaps))
-            alone[waiters].append(statistics.median(acquires))
-            for process in processes:
-                process.communicate()
+    for _, waiters in itertools.product(range(ROUNDS), medians):
+        # No others are there meanwhile: the server wakes every process that listens.
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", HANDOVER, url, str(waiters // 2)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for _ in range(2)
+        ]
+        queue(conf, processes)  # warms up
+        gaps, acquires = [], []
+        for _ in range(max(1, 40 // waiters)):
+            for _ in range(max(3, waiters)):
+                acquires += timed(lock.acquire, 1)
+                lock.release()
+            gaps += queue(conf, processes)
+        medians[waiters].append(statistics.median(gaps))
+        alone[waiters].append(statistics.median(acquires))
+        for process in processes:
+            process.communicate()
     found: dict[str, Any] = {}
     for waiters, gaps in medians.items():
         found[f"hand-over with {waiters} waiters, times an uncontended acquire"] = spread(
@@ -661,7 +733,7 @@ def table(results: dict[str, Any]) -> str:
         lines += ["What could not be measured:", ""]
         lines += [f"* {name}: {why}" for name, why in results["contest"]["failed"].items()]
         lines.append("")
-    for title in ("growth", "handover", "small", "stall of 0.2.5"):
+    for title in ("growth", "handover", "crowds", "small", "stall of 0.2.5"):
         if title in results:
             lines += [f".. list-table:: {title}", ""]
             for name, value in results[title].items():
@@ -672,7 +744,7 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> int:
     pythons = Path(sys.argv[1])
-    parts = os.environ.get("BENCH_PARTS", "contest stall growth handover small").split()
+    parts = os.environ.get("BENCH_PARTS", "contest stall growth handover crowds small").split()
     folder = Path(tempfile.mkdtemp(prefix="distlock-bench-"))
     folder.chmod(0o755)
     server = Server()
@@ -692,6 +764,8 @@ def main() -> int:
             results["growth"] = growth(server, folder)
         if "handover" in parts:
             results["handover"] = handover(server)
+        if "crowds" in parts:
+            results["crowds"] = crowds(server)
         if "small" in parts:
             results["small"] = small(server)
     finally:

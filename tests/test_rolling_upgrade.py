@@ -77,7 +77,7 @@ def soak(url: str, db: Db, pythons: dict[str, str], each: int, seconds: float) -
     return did
 
 
-#: How 0.2.5 acquires, in one transaction, as the server's log shows it.
+#: What 0.2.5 does in one transaction to acquire, in our own words.
 VACUUM = "DELETE FROM _score_distlock WHERE _score_distlock.updated < now() - interval '1 minute'"
 INSERT = (
     "INSERT INTO _score_distlock (name, acquired, updated, token)"
