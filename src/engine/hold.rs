@@ -710,6 +710,15 @@ impl Holds {
         })
     }
 
+    /// The lease of a hold is over for want of an extension, if it is.
+    pub fn expire(&mut self, id: HoldId, reason: Loss, now: Moment) -> Option<Reported> {
+        let hold = self.all.get(&id)?;
+        if hold.condition == Condition::Held && hold.deadline.passed(now) {
+            return self.lost(id, reason);
+        }
+        None
+    }
+
     /// An acquire of the owner has said that the hold is lost.
     pub fn reported(&mut self, id: HoldId) {
         if let Some(hold) = self.all.get_mut(&id) {
@@ -751,6 +760,15 @@ impl Holds {
     pub fn extended(&mut self, id: HoldId, deadline: Deadline) {
         if let Some(hold) = self.all.get_mut(&id) {
             hold.deadline = deadline;
+        }
+    }
+
+    /// The lease of a hold was renewed, though perhaps by less than its owner has done since.
+    pub fn renewed(&mut self, id: HoldId, deadline: Deadline) {
+        if let Some(hold) = self.all.get_mut(&id) {
+            if deadline > hold.deadline {
+                hold.deadline = deadline;
+            }
         }
     }
 

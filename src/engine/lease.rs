@@ -45,7 +45,7 @@ impl Lease {
 ///
 /// It is counted from before the request was sent. The server began the lease
 /// later, so the deadline passes before the lease does.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub struct Deadline(Moment);
 
 impl Deadline {

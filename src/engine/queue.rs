@@ -198,7 +198,8 @@ impl<W: Clone> Line<W> {
         let waiter = self.waiters.get_mut(&leader)?;
         waiter.woken = true;
         if !in_flight {
-            waiter.expected.get_or_insert(now);
+            let expected = waiter.expected.map_or(now, |expected| expected.min(now));
+            waiter.expected = Some(expected);
         }
         Some(waiter.wakeup.clone())
     }
@@ -591,6 +592,31 @@ mod tests {
                 waiting.retain(|other| *other != number);
             }
         }
+    }
+
+    #[test]
+    fn a_leader_that_sleeps_and_does_not_come_when_called_is_passed_by() {
+        let now = Instant::now();
+        let mut line: Line<&str> = Line::new(now);
+        line.join(1, "first", now);
+        line.join(2, "second", now);
+        assert_eq!(line.plan(1, now, Some(7), || 1), Plan::Try);
+        line.refused(1, now);
+        assert!(matches!(line.plan(1, now, Some(7), || 1), Plan::Ask { .. }));
+        let seen = Seen {
+            queued: true,
+            busy: false,
+            due: now + Duration::from_secs(60),
+            tickets: vec![line.ticket()],
+        };
+        line.found(1, seen, now, Duration::ZERO);
+        assert!(matches!(
+            line.plan(1, now, Some(7), || 1),
+            Plan::Sleep(Some(_))
+        ));
+        line.call();
+        assert_eq!(line.wake(now), Some("first"));
+        assert_eq!(line.pass_by(now + LIMIT * 2, LIMIT), Some("second"));
     }
 
     #[test]

@@ -145,17 +145,23 @@ impl Unresolved {
 
     /// A release that was owed was executed: it ended a hold (`found`), or found none.
     pub fn executed(&mut self, name: &Name, token: &Token, found: bool) {
-        self.settlements += 1;
         let Some(owed) = self.owed(name, token) else {
+            self.settlements += 1;
             return;
         };
+        let early = matches!(owed.state, State::Checked { next } if Moment::now() < next);
+        if early && !found {
+            return;
+        }
         owed.state = match (owed.attempt, owed.state) {
             (Attempt::Acquire, State::Pending { .. }) if !found => State::Checked {
                 next: Moment::now() + Unresolved::LATE,
             },
             _ => State::Settled,
         };
-        if owed.state == State::Settled && owed.attempt == Attempt::Acquire {
+        let over = owed.state == State::Settled && owed.attempt == Attempt::Acquire;
+        self.settlements += 1;
+        if over {
             self.forget(name, token);
         }
     }

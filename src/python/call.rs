@@ -72,7 +72,7 @@ fn run<T: Send>(
             patience
         })
     });
-    let delivered = events::deliver_all(py);
+    let delivered = events::deliver_all(py, false);
     // In a child that a signal handler forked nothing of the call counts.
     let result = if forked.load(Relaxed) {
         Err(Error::Forked)

@@ -53,9 +53,13 @@ impl Events {
         self.arrived.notify_one();
     }
 
-    fn take(&self) -> Option<Event> {
+    /// The first that is a log record, or (`lost`) any.
+    fn take(&self, lost: bool) -> Option<Event> {
         let mut queue = self.queue();
-        let event = queue.pop_front();
+        let first = queue
+            .iter()
+            .position(|event| lost || matches!(event, Event::Log(..)));
+        let event = first.and_then(|position| queue.remove(position));
         self.waiting.store(queue.len(), SeqCst);
         event
     }
@@ -145,14 +149,17 @@ fn deliver(py: Python<'_>, event: Event) -> PyResult<()> {
 
 /// Delivers what has arrived, on the main thread. An error of a handler is nobody's here; what
 /// interrupts it, such as Ctrl-C, is the caller's.
-pub fn deliver_all(py: Python<'_>) -> PyResult<()> {
+///
+/// Losses are left to the thread that takes them, except at the interpreter's end (`lost`): an
+/// interrupt could come before their own thread has started.
+pub fn deliver_all(py: Python<'_>, lost: bool) -> PyResult<()> {
     let events = EVENTS.get();
     if events.waiting.load(SeqCst) == 0 || !is_main_thread() {
         return Ok(());
     }
     // Not more than were there: a handler may use locks itself.
     for _ in 0..events.waiting.load(SeqCst) {
-        let Some(event) = events.take() else {
+        let Some(event) = events.take(lost) else {
             return Ok(());
         };
         match deliver(py, event) {
@@ -177,5 +184,5 @@ pub fn _next_event(py: Python<'_>) -> PyResult<Option<Parts>> {
 /// Delivers what has arrived.
 #[pyfunction]
 pub fn _deliver_all(py: Python<'_>) -> PyResult<()> {
-    deliver_all(py)
+    deliver_all(py, true)
 }

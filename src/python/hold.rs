@@ -81,7 +81,8 @@ impl Hold {
     ) -> PyResult<()> {
         // Python itself makes the body's exception the context of ours.
         let _ = (exc_type, exc, traceback);
-        let remembered = owner::current(py)?.remembered;
+        let (caller, known) = owner::current_or_stranger(py);
+        let remembered = caller.remembered;
         let level = {
             let mut levels = self.levels();
             let own = levels
@@ -89,7 +90,7 @@ impl Hold {
                 .rposition(|level| remembered.contains(&level.hold));
             (!levels.is_empty()).then(|| levels.remove(own.unwrap_or(0)))
         };
-        leave(py, self.lock.get(), level)
+        leave(py, self.lock.get(), level).and(known)
     }
 }
 
@@ -174,7 +175,7 @@ impl Levels {
     }
 
     /// Leaves all of them in the background.
-    fn abandon(&self) {
+    pub fn abandon(&self) {
         let mut levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         for (lock, level) in levels.drain(..) {
             self.locks.abandon(&lock, level);
@@ -200,7 +201,7 @@ impl Levels {
     /// The same for a coroutine.
     fn leave(&self, inbox: &Inbox, number: u64) {
         let (endings, answer, locks) = (self.endings(), inbox.answer(number), self.locks.clone());
-        self.locks.submit(Box::new(move || {
+        self.locks.submit_ending(Box::new(move || {
             let patience = Patience::new(locks.store().timeout(), &|| Ok(()));
             answer(Levels::finish(&locks, endings, patience).map(|()| Value::None));
         }));

@@ -8,7 +8,7 @@ use super::errors::exception;
 use super::hold::{Hold, entered};
 use super::module::ConfiguredDistlockModule;
 use super::owner;
-use crate::engine::{Caller, Lease, Name, Token};
+use crate::engine::{Caller, Ending, Lease, Name, Token};
 use crate::error::Error;
 use crate::service::{self, Locks, Request, Wait};
 use crate::store::{Patience, sql};
@@ -119,6 +119,21 @@ impl Lock {
             seen,
             lost,
         ))
+    }
+
+    /// Has an ending, which has begun, finished for a coroutine.
+    fn submit_ending(&self, inbox: &Inbox, number: u64, ending: Ending) {
+        let (locks, core, timeout) = (
+            self.locks().clone(),
+            self.core.clone(),
+            self.conf.get().timeout(),
+        );
+        let answer = inbox.answer(number);
+        self.locks().submit_ending(Box::new(move || {
+            let patience = Patience::new(timeout, &|| Ok(()));
+            let finished = locks.finish(core.name(), ending, patience);
+            answer(finished.map(|()| Value::None));
+        }));
     }
 
     /// Has a worker do something on behalf of the calling owner.
@@ -408,12 +423,12 @@ impl Lock {
 
     /// Which of these levels, each as two numbers, the caller opened last; 0 if none.
     #[allow(clippy::needless_pass_by_value)] // PyO3 makes it
-    fn _pick(&self, py: Python<'_>, levels: Vec<(u64, u64)>) -> PyResult<usize> {
-        let remembered = owner::current(py)?.remembered;
+    fn _pick(&self, py: Python<'_>, levels: Vec<(u64, u64)>) -> usize {
+        let remembered = owner::current_or_stranger(py).0.remembered;
         let own = levels
             .iter()
             .rposition(|level| remembered.contains(&entered(*level).hold));
-        Ok(own.unwrap_or(0))
+        own.unwrap_or(0)
     }
 
     /// Extends for a coroutine: the answer goes into the inbox.
@@ -445,10 +460,8 @@ impl Lock {
         let ending = self
             .locks()
             .begin_release(&self.core, &caller, token.as_ref());
-        self.submit(py, inbox, number, move |locks, lock, _, patience| {
-            let finished = locks.finish(lock.name(), ending, patience);
-            finished.map(|()| Value::None)
-        })
+        self.submit_ending(inbox, number, ending);
+        Ok(())
     }
 
     /// Ends a block of a coroutine, likewise: the one that opened this level, or that of
@@ -460,15 +473,11 @@ impl Lock {
         number: u64,
         level: Option<(u64, u64)>,
     ) -> PyResult<()> {
-        let level = match level {
-            Some(level) => Some(entered(level)),
-            None => self.core.block(&owner::current(py)?),
-        };
+        let (caller, known) = owner::current_or_stranger(py);
+        let level = level.map(entered).or_else(|| self.core.block(&caller));
         let ending = self.locks().begin_exit(&self.core, level);
-        self.submit(py, inbox, number, move |locks, lock, _, patience| {
-            let finished = locks.finish(lock.name(), ending, patience);
-            finished.map(|()| Value::None)
-        })
+        self.submit_ending(inbox, number, ending);
+        known
     }
 
     /// Transfers for a coroutine.
@@ -508,7 +517,8 @@ impl Lock {
     ) -> PyResult<()> {
         // Python itself makes the body's exception the context of ours.
         let _ = (exc_type, exc, traceback);
-        leave(py, self, self.core.block(&owner::current(py)?))
+        let (caller, known) = owner::current_or_stranger(py);
+        leave(py, self, self.core.block(&caller)).and(known)
     }
 
     fn __repr__(&self) -> String {

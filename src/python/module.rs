@@ -350,7 +350,15 @@ impl ConfiguredDistlockModule {
             locks.push((lock, token.as_str().to_owned()));
         }
         let levels = Bound::new(py, levels)?;
-        all.getattr("Holds")?.call1((levels, locks, autoextend))
+        let holds = all.getattr("Holds")?.call1((&levels, locks, autoextend));
+        holds.inspect_err(|error| {
+            // The exception itself keeps them, with its traceback.
+            if error.is_instance_of::<PyException>(py) {
+                let _ = levels.get().release(py);
+            } else {
+                levels.get().abandon();
+            }
+        })
     }
 
     /// Decorates a function, method or coroutine function that is to run under a lock.

@@ -125,6 +125,21 @@ pub fn current(py: Python<'_>) -> PyResult<Caller> {
     Ok(Caller { place, remembered })
 }
 
+/// The caller; if that cannot be told, because a signal handler has raised for instance,
+/// somebody who has opened nothing, and the exception. A block ends in any case.
+pub fn current_or_stranger(py: Python<'_>) -> (Caller, PyResult<()>) {
+    match current(py) {
+        Ok(caller) => (caller, Ok(())),
+        Err(error) => {
+            let stranger = Caller {
+                place: Place::current(None, None),
+                remembered: Arc::from([]),
+            };
+            (stranger, Err(error))
+        }
+    }
+}
+
 /// The context remembers one more hold, and forgets those that are no more.
 pub fn remember(py: Python<'_>, hold: HoldId) -> PyResult<()> {
     let known = remembered(py)?;

@@ -18,7 +18,7 @@ use crate::engine::{
 };
 use crate::error::{Error, Result};
 use crate::store::{Candidate, Patience, Queue, Turn};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -162,6 +162,18 @@ impl Acquisition {
         if self.is_the_parents() {
             return Err(Error::Forked);
         }
+        let step = self.step_locked(patience);
+        // Whoever gave up while the mutex was locked could not end it, see `give_up`: of the
+        // two, the one sees the flag or the other gets the mutex.
+        fence(SeqCst);
+        if self.is_given_up() && !self.is_the_parents() {
+            self.end_given_up();
+            return step.and(Err(Error::Interrupted));
+        }
+        step
+    }
+
+    fn step_locked(&self, patience: Patience) -> Result<Step> {
         let mut progress = locked(&self.progress);
         let step = match progress.state {
             State::Granted(_) => return Ok(Step::Granted),
@@ -169,10 +181,6 @@ impl Acquisition {
             State::Asking => self.advance(&mut progress, patience),
         };
         match step {
-            Ok(_) if self.is_given_up() => {
-                self.end(&mut progress);
-                Err(Error::Interrupted)
-            }
             // The line and what is owed are the parent's.
             Err(Error::Forked) => Err(Error::Forked),
             Err(error) => {
@@ -483,10 +491,15 @@ impl Acquisition {
         self.locks
             .begin(&self.name, &token, Attempt::Acquire, lease);
         self.given_up.store(true, SeqCst);
-        // Otherwise the thread that is in the step ends it, or whoever drops it last.
+        fence(SeqCst);
+        self.end_given_up();
+    }
+
+    /// Ends what was given up; unless a thread is in a step, which then does it.
+    fn end_given_up(&self) {
         if let Ok(mut progress) = self.progress.try_lock() {
             match progress.state {
-                State::Over => self.locks.landed(&self.name, &token),
+                State::Over => self.locks.landed(&self.name, &locked(&self.token)),
                 _ => self.end(&mut progress),
             }
         }

@@ -35,6 +35,8 @@ pub struct Locks {
     waiters: ProcessLocal<Waiters>,
     renewal: ProcessLocal<Renewal>,
     workers: ProcessLocal<Workers>,
+    /// For endings, for which those who ask wait: never behind them.
+    enders: ProcessLocal<Workers>,
 }
 
 /// How a lock is to be acquired.
@@ -164,6 +166,7 @@ impl Locks {
             waiters: ProcessLocal::default(),
             renewal: ProcessLocal::default(),
             workers: ProcessLocal::default(),
+            enders: ProcessLocal::default(),
         }
     }
 
@@ -187,6 +190,11 @@ impl Locks {
     /// Has a job done by another thread. More of them than connections would be in vain.
     pub fn submit(&self, job: Job) {
         self.workers.get().submit(self.store.connections(), job);
+    }
+
+    /// Has an ending done by another thread, whatever the others wait for.
+    pub fn submit_ending(&self, job: Job) {
+        self.enders.get().submit(self.store.connections(), job);
     }
 
     fn spawn(self: &Arc<Locks>, name: &str, work: impl FnOnce(&Locks) + Send + 'static) -> bool {
@@ -261,12 +269,9 @@ impl Locks {
     /// be free by that, or by what has come to an end since there were `before` settlements.
     pub(super) fn settle(&self, name: &Name, before: u64, patience: Patience) -> Result<bool> {
         let owed = self.owed.of(patience.process);
-        let (empty, now) =
-            owed.with(|unresolved| (unresolved.is_empty(), unresolved.settlements()));
-        if empty {
-            return Ok(now != before);
-        }
-        Ok(owed.settle(&self.store, name, patience)? || now != before)
+        let settled = !owed.with(|unresolved| unresolved.is_empty())
+            && owed.settle(&self.store, name, patience)?;
+        Ok(settled || self.settlements(patience) != before)
     }
 
     /// Remembers what a lock is like now.
@@ -481,16 +486,22 @@ impl Locks {
         let Some(caller) = owner else {
             return true;
         };
-        let Some(opened) = registry(process).with(|holds| holds.open(grant.clone(), caller)) else {
+        let registry = registry(process);
+        let watched = on_lost.is_some();
+        // Before the hold can be lost.
+        if let Some(on_lost) = on_lost {
+            registry.call(grant.entered.level, on_lost);
+        }
+        let Some(opened) = registry.with(|holds| holds.open(grant.clone(), caller)) else {
+            registry.forget(grant.entered.level);
             return false;
         };
-        if let Some(on_lost) = on_lost {
-            registry(process).call(grant.entered.level, on_lost);
+        if watched {
             self.attend_hold(grant.entered, grant.lease, grant.extended);
         }
         for entered in opened {
-            let watched = registry(process).with(|holds| Some(holds.watched(entered)?.1));
-            if watched == Some(true) {
+            let extended = registry.with(|holds| Some(holds.watched(entered)?.1));
+            if extended == Some(true) {
                 self.attend_hold(entered, grant.lease, true);
             }
         }
@@ -771,7 +782,7 @@ impl Locks {
     pub(super) fn leave_queue(self: &Arc<Locks>, name: &Name, ticket: i64) {
         let (locks, name, owed) = (self.clone(), name.clone(), self.owed.get());
         owed.leaving(&name, true);
-        self.submit(Box::new(move || {
+        self.submit_ending(Box::new(move || {
             locks.leave_queue_now(&name, ticket);
             owed.leaving(&name, false);
         }));

@@ -82,9 +82,14 @@ impl Owed {
             let Some(slice) = patience.slice() else {
                 return Ok(any);
             };
-            let state = locked(&self.state);
-            let waited = self.changed.wait_timeout(state, slice);
-            drop(waited.unwrap_or_else(PoisonError::into_inner));
+            let mut state = locked(&self.state);
+            // Looked at under the mutex: an end that comes now is not missed.
+            if state.unresolved.of(name).1 {
+                let waited = self.changed.wait_timeout(state, slice);
+                drop(waited.unwrap_or_else(PoisonError::into_inner));
+            } else {
+                drop(state);
+            }
             patience.check()?;
         }
     }

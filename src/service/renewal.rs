@@ -4,7 +4,7 @@
 
 use super::locked;
 use super::registry::registry;
-use crate::engine::{Condition, Deadline, Entered, HoldId, Lease, Loss, Moment, Name, Token};
+use crate::engine::{Condition, Deadline, Entered, Hold, HoldId, Lease, Loss, Moment, Name, Token};
 use crate::store::{Patience, Renewed, Store};
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -145,7 +145,7 @@ impl Class {
             });
         });
         for hold in expired {
-            registry.report(|holds| holds.lost(hold, Loss::Expired));
+            registry.report(|holds| holds.expire(hold, Loss::Expired, moment));
         }
         due.into_values().collect()
     }
@@ -168,6 +168,7 @@ impl Class {
         }
         let answer = store.renew(&wanted, Patience::new(limit, &|| Ok(())));
         let mut answers = answer.as_deref().unwrap_or_default().iter().copied();
+        let mut gone = Vec::new();
         for due in due {
             let mut renewed = answers.next();
             if due.pending.is_some() {
@@ -177,39 +178,52 @@ impl Class {
                 }
             }
             let next = match (&answer, renewed) {
-                (Err(error), _) => {
-                    let error = error.to_string();
-                    Class::failed(&due, &error, process)
-                }
+                (Err(error), _) => Class::failed(&due, &error.to_string(), process),
                 (Ok(_), Some(Renewed::Until(deadline))) => {
-                    registry(process).with(|holds| holds.extended(due.hold, deadline));
+                    registry(process).with(|holds| holds.renewed(due.hold, deadline));
                     Some(part(due.lease, 3.0))
                 }
                 (Ok(_), Some(Renewed::Locked)) => {
                     let error = "its row is locked by another transaction";
                     Class::failed(&due, error, process)
                 }
-                (Ok(_), Some(Renewed::Gone) | None) => Class::gone(store, &due, process),
+                (Ok(_), Some(Renewed::Gone) | None) => {
+                    gone.push(due);
+                    continue;
+                }
             };
-            let mut state = locked(&self.state);
-            for level in &due.levels {
-                match next {
-                    Some(pause) => state.entries.insert(*level, Instant::now() + pause),
-                    None => state.entries.remove(level),
-                };
-            }
+            self.schedule(&due, next);
+        }
+        // Those that are renewed do not wait for the question why others are not.
+        for due in gone {
+            let next = Class::gone(store, &due, process);
+            self.schedule(&due, next);
+        }
+    }
+
+    fn schedule(&self, due: &Due, next: Option<Duration>) {
+        let mut state = locked(&self.state);
+        for level in &due.levels {
+            match next {
+                Some(pause) => state.entries.insert(*level, Instant::now() + pause),
+                None => state.entries.remove(level),
+            };
         }
     }
 
     /// A hold could not be extended. When to try again, if there is time.
     fn failed(due: &Due, error: &str, process: u32) -> Option<Duration> {
-        let left = due.deadline.remaining(Moment::now());
+        // What its owner has done meanwhile counts.
+        let deadline =
+            registry(process).with(|holds| holds.get(due.hold).map(|hold| hold.deadline));
+        let left = deadline?.remaining(Moment::now());
         log::info!(
             "the hold of lock {} could not be extended yet: {error}",
             due.name
         );
         if left <= 0.0 {
-            registry(process).report(|holds| holds.lost(due.hold, Loss::Unreachable));
+            registry(process)
+                .report(|holds| holds.expire(due.hold, Loss::Unreachable, Moment::now()));
             return None;
         }
         let pause = part(due.lease, 15.0).clamp(Duration::from_millis(20), Duration::from_secs(1));
@@ -226,6 +240,11 @@ impl Class {
         });
         if changing {
             return Some(Duration::from_millis(5));
+        }
+        let held = |hold: &Hold| hold.condition == Condition::Held;
+        if !registry.with(|holds| holds.get(due.hold).is_some_and(held)) {
+            // It was left, or is being released.
+            return None;
         }
         let reason = if due.deadline.passed(Moment::now()) {
             Loss::Expired

@@ -8,6 +8,7 @@
 -- * As extend.sql for each of them, but it waits for no row: what another transaction has
 --   locked at this moment is there, but not extended. So no hold waits for another's row,
 --   and two processes that renew many never wait for each other.
+-- * No lease gets shorter: its owner may have entered the hold again with a longer one.
 -- * No row comes back for a token that has no hold.
 WITH wanted AS MATERIALIZED (
     SELECT * FROM unnest($1, $2, $3) WITH ORDINALITY AS wanted (name, token, seconds, position)
@@ -38,8 +39,8 @@ WITH wanted AS MATERIALIZED (
     UPDATE _score_distlock AS lock
        SET updated = {local instant},
            touched = {local instant},
-           expires = instant + make_interval(secs => seconds),
-           lease = seconds
+           expires = greatest(lock.expires, instant + make_interval(secs => seconds)),
+           lease = greatest(lock.lease, seconds)
       FROM held, clock
      WHERE lock.id = held.id
  RETURNING held.position
