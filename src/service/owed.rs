@@ -13,6 +13,8 @@ struct State {
     unresolved: Unresolved,
     /// A thread looks after them.
     attended: bool,
+    /// How many threads wait for a change.
+    waiting: usize,
 }
 
 /// The attempts of one process whose outcome is unknown.
@@ -33,22 +35,30 @@ impl Owed {
         work(&mut locked(&self.state).unresolved)
     }
 
+    /// The same, and wakes those who wait for a change: nearly always nobody.
+    fn change(&self, work: impl FnOnce(&mut Unresolved)) {
+        let mut state = locked(&self.state);
+        work(&mut state.unresolved);
+        let waiting = state.waiting > 0;
+        drop(state);
+        if waiting {
+            self.changed.notify_all();
+        }
+    }
+
     /// The outcome of an attempt that was under way is known, and nothing is owed.
     pub fn resolved(&self, name: &Name, token: &Token) {
-        self.with(|unresolved| unresolved.forget(name, token));
-        self.changed.notify_all();
+        self.change(|unresolved| unresolved.forget(name, token));
     }
 
     /// The statement of an attempt is not under way any more.
     pub fn landed(&self, name: &Name, token: &Token) {
-        self.with(|unresolved| unresolved.landed(name, token));
-        self.changed.notify_all();
+        self.change(|unresolved| unresolved.landed(name, token));
     }
 
     /// The process begins to leave the queue of a name in the database, or has left it.
     pub fn leaving(&self, name: &Name, begins: bool) {
-        self.with(|unresolved| unresolved.leaving(name, begins));
-        self.changed.notify_all();
+        self.change(|unresolved| unresolved.leaving(name, begins));
     }
 
     /// A release is owed. `true` if a thread has to be started that calls [`Owed::attend`].
@@ -85,8 +95,9 @@ impl Owed {
             let mut state = locked(&self.state);
             // Looked at under the mutex: an end that comes now is not missed.
             if state.unresolved.of(name).1 {
+                state.waiting += 1;
                 let waited = self.changed.wait_timeout(state, slice);
-                drop(waited.unwrap_or_else(PoisonError::into_inner));
+                waited.unwrap_or_else(PoisonError::into_inner).0.waiting -= 1;
             } else {
                 drop(state);
             }
@@ -124,10 +135,12 @@ impl Owed {
             if due.is_empty() {
                 let pause = next.map_or(QUIET, |next| next.since(Moment::now()));
                 let pause = pause.max(Duration::from_millis(1));
+                state.waiting += 1;
                 let (mut state, waited) = self
                     .changed
                     .wait_timeout(state, pause)
                     .unwrap_or_else(PoisonError::into_inner);
+                state.waiting -= 1;
                 if next.is_none() && waited.timed_out() {
                     let (due, next) = state.unresolved.due(Moment::now());
                     if due.is_empty() && next.is_none() {
