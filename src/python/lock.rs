@@ -327,7 +327,8 @@ impl Lock {
     /// :param token: the token of a hold that was not acquired through this object.
     /// :returns: a context manager that returns this Lock.
     /// :raises LockExpired: on entering, if the hold is lost.
-    /// :raises RuntimeError: on entering, if the connection is in autocommit mode.
+    /// :raises RuntimeError: on entering, if the connection is in autocommit mode, or does not see
+    ///     a hold that is alive: it is to another database, or its snapshot is older.
     /// :raises TypeError: if `connection` is something else.
     #[pyo3(signature = (connection, *, token=None))]
     fn guard<'py>(
