@@ -103,6 +103,13 @@ impl Loss {
     }
 }
 
+impl Loss {
+    /// Whether the database has not said so: it may have the hold yet.
+    fn is_presumed(self) -> bool {
+        matches!(self, Loss::Unreachable | Loss::Expired)
+    }
+}
+
 impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
@@ -528,6 +535,12 @@ impl Holds {
         let (token, lease, last) = (hold.token.clone(), hold.lease, hold.levels.is_empty());
         let pending = hold.pending.clone();
         let held = !hold.deadline.passed(now);
+        let lost = |token, reason, owed| Ending::Lost {
+            token,
+            lease,
+            reason,
+            owed,
+        };
         let ending = match hold.condition {
             Condition::Held | Condition::Releasing if last => Ending::Release {
                 hold: None,
@@ -543,24 +556,9 @@ impl Holds {
                 lease,
             },
             Condition::Held | Condition::Releasing => Ending::Done,
-            Condition::Released => Ending::Lost {
-                token,
-                lease,
-                reason: Loss::Released,
-                owed: false,
-            },
-            Condition::Ended(reason) => Ending::Lost {
-                token,
-                lease,
-                reason,
-                owed: false,
-            },
-            Condition::Lost { reason, .. } => Ending::Lost {
-                token,
-                lease,
-                reason,
-                owed: last && matches!(reason, Loss::Unreachable | Loss::Expired),
-            },
+            Condition::Released => lost(token, Loss::Released, false),
+            Condition::Ended(reason) => lost(token, reason, false),
+            Condition::Lost { reason, .. } => lost(token, reason, last && reason.is_presumed()),
         };
         if last {
             self.remove(id);
@@ -572,15 +570,15 @@ impl Holds {
     #[must_use]
     pub fn release(
         &mut self,
-        lock: Option<LockId>,
+        lock: LockId,
         caller: &Caller,
         token: Option<&Token>,
         now: Moment,
     ) -> Ending {
-        let owned = lock.and_then(|lock| self.owned(lock, caller));
+        let owned = self.owned(lock, caller);
         let target = match token {
             Some(token) => self.by_token.get(token).copied(),
-            None => owned.or_else(|| self.newest(lock?)),
+            None => owned.or_else(|| self.newest(lock)),
         };
         let Some((id, hold)) = target.and_then(|id| Some((id, self.all.get_mut(&id)?))) else {
             return token.map_or(Ending::Nothing, |token| Ending::Release {
@@ -645,7 +643,7 @@ impl Holds {
                     token,
                     lease,
                     reason,
-                    owed: last && matches!(reason, Loss::Unreachable | Loss::Expired),
+                    owed: last && reason.is_presumed(),
                 }
             }
         }
@@ -808,12 +806,6 @@ impl Holds {
         let ids = self.by_lock.get(&lock).map_or(&[][..], Vec::as_slice);
         let mut holds = ids.iter().filter_map(|id| self.all.get(id));
         holds.any(|hold| hold.condition != Condition::Released)
-    }
-
-    /// Whether nothing is held.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
     }
 }
 
@@ -998,7 +990,7 @@ mod tests {
                             continue;
                         }
                         if let Ending::Release { hold, own, .. } =
-                            holds.release(Some(lock), &caller, None, now)
+                            holds.release(lock, &caller, None, now)
                         {
                             let id = hold.unwrap();
                             prop_assert!(own);
@@ -1021,7 +1013,7 @@ mod tests {
                             remembered: Arc::from([]),
                         };
                         acts = Some(of);
-                        match holds.release(Some(lock), &stranger, Some(&token), now) {
+                        match holds.release(lock, &stranger, Some(&token), now) {
                             Ending::Release { hold, own, .. } => {
                                 prop_assert!(!own);
                                 prop_assert_eq!(hold, Some(id));

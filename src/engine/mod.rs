@@ -18,6 +18,6 @@ pub use lease::{Deadline, Lease};
 pub use moment::Moment;
 pub use name::Name;
 pub use owner::{Caller, Place};
-pub use queue::{Line, Outcome, Plan, Seen, TICKET_BITS};
+pub use queue::{Ask, Line, Outcome, Plan, Seen, TICKET_BITS};
 pub use token::Token;
 pub use unresolved::{Attempt, Unresolved};

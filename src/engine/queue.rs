@@ -31,20 +31,24 @@ pub enum Plan {
     /// Sleep until then, or until it is woken.
     Sleep(Option<Instant>),
     /// Take the lock or enter the queue in the database.
-    Ask {
-        /// The process's ticket.
-        ticket: i64,
-        /// An earlier one, or 0.
-        previous: i64,
-        /// The others in the queue, as last seen.
-        known: Vec<i64>,
-        /// It was called: the lock must be free, and the ticket the first.
-        called: bool,
-        /// Others of the process wait: the ticket goes to the end if the lock is taken.
-        more: bool,
-    },
+    Ask(Ask),
     /// Take the lock if it is free: nobody has tried yet, or notifications do not come through.
     Try,
+}
+
+/// With what to ask the database.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ask {
+    /// The process's ticket.
+    pub ticket: i64,
+    /// An earlier one, or 0.
+    pub previous: i64,
+    /// The others in the queue, as last seen.
+    pub known: Vec<i64>,
+    /// It was called: the lock must be free, and the ticket the first.
+    pub called: bool,
+    /// Others of the process wait: the ticket goes to the end if the lock is taken.
+    pub more: bool,
 }
 
 /// What the leader saw of the queue in the database.
@@ -156,12 +160,6 @@ impl<W: Clone> Line<W> {
     #[must_use]
     pub fn ticket(&self) -> i64 {
         self.ticket
-    }
-
-    /// How often in a row the lock could not be had.
-    #[must_use]
-    pub fn tries(&self) -> u32 {
-        self.tries
     }
 
     /// How often in a row the row was locked when it was the process's turn.
@@ -289,7 +287,7 @@ impl<W: Clone> Line<W> {
         self.in_flight = Some(number);
         let (ticket, previous) = (self.ticket, self.previous);
         let others = self.known.iter().copied();
-        Plan::Ask {
+        Plan::Ask(Ask {
             ticket,
             previous,
             known: others
@@ -297,7 +295,7 @@ impl<W: Clone> Line<W> {
                 .collect(),
             called,
             more: self.waiters.len() > 1,
-        }
+        })
     }
 
     fn queued_at(&self, listener: i64) -> bool {
@@ -504,13 +502,13 @@ mod tests {
                         for before in waiting.iter().take_while(|other| **other < number) {
                             prop_assert!(line.waiters[before].stalled);
                         }
-                        if let Plan::Ask { ticket, previous, known, more, .. } = &plan {
+                        if let Plan::Ask(Ask { ticket, previous, known, more, .. }) = &plan {
                             prop_assert!(*ticket > 0 && ticket != previous);
                             prop_assert!(!known.contains(ticket));
                             prop_assert_eq!(*more, waiting.len() > 1);
                             prop_assert_eq!(Some(ticket >> TICKET_BITS), listener);
                         }
-                        flying = Some((number, matches!(plan, Plan::Ask { .. })));
+                        flying = Some((number, matches!(plan, Plan::Ask(_))));
                     }
                     Step::Land { how } => {
                         let Some((number, asked)) = flying.take() else { continue };
@@ -602,7 +600,7 @@ mod tests {
         line.join(2, "second", now);
         assert_eq!(line.plan(1, now, Some(7), || 1), Plan::Try);
         line.refused(1, now);
-        assert!(matches!(line.plan(1, now, Some(7), || 1), Plan::Ask { .. }));
+        assert!(matches!(line.plan(1, now, Some(7), || 1), Plan::Ask(_)));
         let seen = Seen {
             queued: true,
             busy: false,

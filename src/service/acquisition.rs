@@ -14,7 +14,7 @@ use super::locks::{Asked, Locks, Request};
 use super::registry::OnLost;
 use super::waiters::{Waiter, Wakeup};
 use crate::engine::{
-    Attempt, Caller, Entered, Entry, Grant, Hint, Loss, Moment, Name, Outcome, Plan, Token,
+    Ask, Attempt, Caller, Entered, Entry, Grant, Hint, Loss, Moment, Name, Outcome, Plan, Token,
 };
 use crate::error::{Error, Result};
 use crate::store::{Candidate, Patience, Queue, Turn};
@@ -80,6 +80,14 @@ struct Progress {
     unknown: bool,
     /// It was granted, but the answer came too late.
     late: bool,
+}
+
+impl Progress {
+    fn granted(&mut self, grant: Grant) -> Step {
+        self.unknown = false;
+        self.state = State::Granted(grant);
+        Step::Granted
+    }
 }
 
 /// One attempt to acquire a lock.
@@ -218,23 +226,6 @@ impl Acquisition {
     }
 
     fn advance(&self, progress: &mut Progress, patience: Patience) -> Result<Step> {
-        let granted = self.grant(progress, patience)?;
-        Ok(match granted {
-            Ok(grant) => {
-                progress.unknown = false;
-                progress.state = State::Granted(grant);
-                Step::Granted
-            }
-            Err(due) => Step::Sleep(self.wait.limit(due)),
-        })
-    }
-
-    /// What was granted, or when to go on.
-    fn grant(
-        &self,
-        progress: &mut Progress,
-        patience: Patience,
-    ) -> Result<std::result::Result<Grant, Option<Instant>>> {
         match self.locks.entry(&self.request, patience) {
             Entry::Fresh => {}
             Entry::Lost(token, reason) => {
@@ -245,15 +236,11 @@ impl Acquisition {
                 let confirmed = self
                     .locks
                     .confirm(&self.name, hold, &self.request, patience);
-                return confirmed.map(Ok);
+                return Ok(progress.granted(confirmed?));
             }
         }
         let mut settlements = self.locks.settlements(patience);
-        let waiters = self.locks.waiters();
-        if progress.waiter.is_none() && !self.wait.over() {
-            progress.waiter = Some(waiters.join(&self.name, self.wakeup.clone()));
-        }
-        let Some(waiter) = progress.waiter.clone() else {
+        if progress.waiter.is_none() && self.wait.over() {
             let mut granted = self.ask(progress, patience)?;
             for _ in 0..Acquisition::TRIES {
                 if granted.is_some() || !self.settle(&mut settlements, patience)? {
@@ -261,21 +248,25 @@ impl Acquisition {
                 }
                 granted = self.ask(progress, patience)?;
             }
-            return granted.map(Ok).ok_or_else(|| self.refused(progress));
-        };
+            let grant = granted.ok_or_else(|| self.refused(progress))?;
+            return Ok(progress.granted(grant));
+        }
+        let waiters = self.locks.waiters();
+        let join = || waiters.join(&self.name, self.wakeup.clone());
+        let waiter = progress.waiter.get_or_insert_with(join).clone();
         loop {
             if self.is_given_up() {
                 return Err(Error::Interrupted);
             }
             let granted = match waiters.plan(&waiter) {
                 Plan::Sleep(_) if self.wait.over() => return Err(self.refused(progress)),
-                Plan::Sleep(due) => return Ok(Err(due)),
+                Plan::Sleep(due) => return Ok(Step::Sleep(self.wait.limit(due))),
                 Plan::Try => self.try_without_queue(progress, &waiter, patience)?,
-                plan @ Plan::Ask { .. } => self.take_or_queue(progress, &waiter, plan, patience)?,
+                Plan::Ask(ask) => self.take_or_queue(progress, &waiter, &ask, patience)?,
             };
             if let Some(grant) = granted {
                 progress.waiter = None;
-                return Ok(Ok(grant));
+                return Ok(progress.granted(grant));
             }
             if self.settle(&mut settlements, patience)? {
                 waiters.look_at_once(&waiter);
@@ -339,36 +330,26 @@ impl Acquisition {
         &self,
         progress: &mut Progress,
         waiter: &Arc<Waiter>,
-        plan: Plan,
+        ask: &Ask,
         patience: Patience,
     ) -> Result<Option<Grant>> {
-        let Plan::Ask {
-            ticket,
-            previous,
-            known,
-            called,
-            more,
-        } = plan
-        else {
-            return Ok(None);
-        };
         let token = locked(&self.token).clone();
         let (waiters, store) = (self.locks.waiters(), self.locks.store());
         let candidate = Candidate {
             name: &self.name,
             token: &token,
-            lease: self.request.lease.unwrap_or(self.locks.lease()),
-            ticket,
-            previous,
-            more,
+            lease: self.locks.lease_of(&self.request),
+            ticket: ask.ticket,
+            previous: ask.previous,
+            more: ask.more,
         };
         let mut turn = Ok(Turn::Later(Queue::default()));
-        if called {
+        if ask.called {
             turn = store.take(candidate, patience);
         }
         if let Ok(Turn::Later(queue)) = &turn {
             progress.unknown |= queue.unknown;
-            turn = store.wait(candidate, &known, patience);
+            turn = store.wait(candidate, &ask.known, patience);
         }
         let granted = match turn {
             Ok(Turn::Acquired {
@@ -463,7 +444,7 @@ impl Acquisition {
             self.locks.leave_queue(&self.name, ticket);
         }
         let token = locked(&self.token).clone();
-        let lease = self.request.lease.unwrap_or(self.locks.lease());
+        let lease = self.locks.lease_of(&self.request);
         let unknown = std::mem::take(&mut progress.unknown);
         match std::mem::replace(&mut progress.state, State::Over) {
             State::Granted(grant) if !grant.again => {
@@ -486,7 +467,7 @@ impl Acquisition {
             return;
         }
         let token = locked(&self.token).clone();
-        let lease = self.request.lease.unwrap_or(self.locks.lease());
+        let lease = self.locks.lease_of(&self.request);
         // Before the step can see that it was given up, and end.
         self.locks
             .begin(&self.name, &token, Attempt::Acquire, lease);

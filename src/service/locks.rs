@@ -274,6 +274,11 @@ impl Locks {
         Ok(settled || self.settlements(patience) != before)
     }
 
+    /// The lease that a request asks for.
+    pub(super) fn lease_of(&self, request: &Request) -> Lease {
+        request.lease.unwrap_or(self.lease)
+    }
+
     /// Remembers what a lock is like now.
     pub(super) fn hint(&self, call: Patience, name: &Name, hint: Option<Hint>) {
         locked(&self.hints.of(call.process)).remember(name, hint);
@@ -320,7 +325,7 @@ impl Locks {
             token: token.clone(),
             fence,
             deadline,
-            lease: request.lease.unwrap_or(self.lease),
+            lease: self.lease_of(request),
             block: request.block,
             extended: request.extended,
         }
@@ -336,7 +341,7 @@ impl Locks {
         request: &Request,
         patience: Patience,
     ) -> Result<Asked> {
-        let lease = request.lease.unwrap_or(self.lease);
+        let lease = self.lease_of(request);
         let hint = locked(&self.hints.of(patience.process)).of(name);
         let likely = match hint {
             _ if !fresh => false,
@@ -364,8 +369,7 @@ impl Locks {
         })
     }
 
-    /// Confirms and extends the hold that the owner wants to enter once more. `None` if it
-    /// was released meanwhile and is to be taken anew.
+    /// Confirms and extends the hold that the owner wants to enter once more.
     pub(super) fn confirm(
         &self,
         name: &Name,
@@ -375,27 +379,24 @@ impl Locks {
     ) -> Result<Grant> {
         // A block within may want a longer lease, but does not shorten it.
         let lease = request.lease.map_or(lease, |wanted| wanted.max(lease));
-        match self.extend_hold(hold, name, token, lease, patience)? {
-            Some((token, deadline)) => Ok(Grant {
-                entered: Entered {
-                    hold,
-                    level: LevelId::fresh(),
-                },
-                again: true,
-                lease,
-                ..self.grant(name, &token, (None, deadline), request)
-            }),
-            None => {
-                let registry = registry(patience.process);
-                let (token, reason) = self.lose(&registry, hold, name, token, patience);
-                registry.with(|holds| holds.reported(hold));
-                Err(Error::Expired(name.clone(), token, reason))
-            }
+        let extended = self.extend_hold(hold, name, token, lease, patience);
+        if matches!(extended, Err(Error::Expired(..))) {
+            registry(patience.process).with(|holds| holds.reported(hold));
         }
+        let (token, deadline) = extended?;
+        Ok(Grant {
+            entered: Entered {
+                hold,
+                level: LevelId::fresh(),
+            },
+            again: true,
+            lease,
+            ..self.grant(name, &token, (None, deadline), request)
+        })
     }
 
     /// Extends a hold of this process under the token that it has, though that may be
-    /// changing. `None` if the database has it under none of them.
+    /// changing. If the database has it under none of them, everybody is told.
     fn extend_hold(
         &self,
         hold: HoldId,
@@ -403,7 +404,7 @@ impl Locks {
         token: &Token,
         lease: Lease,
         patience: Patience,
-    ) -> Result<Option<(Token, Deadline)>> {
+    ) -> Result<(Token, Deadline)> {
         let registry = registry(patience.process);
         let mut candidates = vec![token.clone()];
         let mut tried = 0;
@@ -412,7 +413,7 @@ impl Locks {
                 tried += 1;
                 if let Some((_, deadline)) = self.store.extend(name, &token, lease, patience)? {
                     registry.with(|holds| holds.extended(hold, deadline));
-                    return Ok(Some((token, deadline)));
+                    return Ok((token, deadline));
                 }
             }
             // Another thread transfers it: then it has one of these by now.
@@ -427,7 +428,8 @@ impl Locks {
                 }
             });
             if tried == candidates.len() {
-                return Ok(None);
+                let (token, reason) = self.lose(&registry, hold, name, token, patience);
+                return Err(Error::Expired(name.clone(), token, reason));
             }
         }
     }
@@ -555,13 +557,8 @@ impl Locks {
             registry.with(|holds| holds.present(lock.id, &token, fence));
             return Locks::in_time(&lock.name, token, deadline);
         };
-        match self.extend_hold(hold, &lock.name, &token, lease, patience)? {
-            Some((token, deadline)) => Locks::in_time(&lock.name, token, deadline),
-            None => {
-                let (token, reason) = self.lose(&registry, hold, &lock.name, &token, patience);
-                Err(Error::Expired(lock.name.clone(), token, reason))
-            }
-        }
+        let (token, deadline) = self.extend_hold(hold, &lock.name, &token, lease, patience)?;
+        Locks::in_time(&lock.name, token, deadline)
     }
 
     /// An answer that comes after the deadline is no good news any more.
@@ -645,7 +642,7 @@ impl Locks {
     /// A `release()` begins.
     pub fn begin_release(&self, lock: &Lock, caller: &Caller, token: Option<&Token>) -> Ending {
         registry(std::process::id())
-            .with(|holds| holds.release(Some(lock.id), caller, token, Moment::now()))
+            .with(|holds| holds.release(lock.id, caller, token, Moment::now()))
     }
 
     /// Does what the end of a block, or a release, needs done in the database.
@@ -658,17 +655,9 @@ impl Locks {
         match ending {
             Ending::Done => Ok(()),
             Ending::Nothing => Err(Error::TokenRequired(name.clone())),
-            Ending::Confirm { hold, token, lease } => {
-                if self
-                    .extend_hold(hold, name, &token, lease, patience)?
-                    .is_some()
-                {
-                    return Ok(());
-                }
-                let registry = registry(patience.process);
-                let (token, reason) = self.lose(&registry, hold, name, &token, patience);
-                Err(Error::Expired(name.clone(), token, reason))
-            }
+            Ending::Confirm { hold, token, lease } => self
+                .extend_hold(hold, name, &token, lease, patience)
+                .map(drop),
             Ending::Lost {
                 token,
                 lease,

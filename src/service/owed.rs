@@ -30,7 +30,7 @@ const LIMIT: Duration = Duration::from_secs(3);
 const QUIET: Duration = Duration::from_secs(5);
 
 impl Owed {
-    /// Works on the attempts; whoever waits for the outcome of one looks again.
+    /// Works on the attempts.
     pub fn with<T>(&self, work: impl FnOnce(&mut Unresolved) -> T) -> T {
         work(&mut locked(&self.state).unresolved)
     }
