@@ -128,6 +128,20 @@ impl Inbox {
     }
 }
 
+/// A job of the core whose outcome goes into an inbox.
+pub fn job(
+    locks: &Arc<Locks>,
+    inbox: &Inbox,
+    number: u64,
+    work: impl FnOnce(&Arc<Locks>, Patience<'_>) -> Result<Value> + Send + 'static,
+) -> Box<dyn FnOnce() + Send> {
+    let (locks, answer) = (locks.clone(), inbox.answer(number));
+    Box::new(move || {
+        let patience = Patience::new(locks.store().timeout(), &|| Ok(()));
+        answer(work(&locks, patience));
+    })
+}
+
 /// A coroutine's attempt to acquire.
 #[pyclass(name = "_Acquisition", module = "score.distlock", frozen)]
 pub struct Acquisition {

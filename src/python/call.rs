@@ -2,6 +2,7 @@
 
 use super::errors::exception;
 use super::events;
+use super::owner::is_main_thread;
 use crate::error::{Error, Result};
 use crate::store::Patience;
 use pyo3::prelude::*;
@@ -27,17 +28,6 @@ pub fn call_patiently<T: Send>(
     work: impl FnOnce(Patience<'_>) -> Result<T> + Send,
 ) -> PyResult<T> {
     run(py, timeout, !is_main_thread(), work)
-}
-
-/// Whether Python's signal handlers run on this thread. It asks the operating system: Python
-/// code beneath a Rust frame could be ended there with its daemon thread.
-pub fn is_main_thread() -> bool {
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    let main = rustix::thread::gettid() == rustix::process::getpid();
-    // Elsewhere each thread looks for signals.
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    let main = true;
-    main
 }
 
 fn run<T: Send>(

@@ -4,7 +4,7 @@
 //! process, and a destructor may run while an exception is under way. A thread of Python's
 //! own takes the events from here, see `_events.py`; so does each call when it returns.
 
-use super::call::is_main_thread;
+use super::owner::is_main_thread;
 use crate::process::ProcessLocal;
 use crate::service::OnLost;
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -29,9 +29,12 @@ enum Event {
 struct Events {
     queue: Mutex<VecDeque<Event>>,
     arrived: Condvar,
-    waiting: AtomicUsize,
     attended: AtomicBool,
 }
+
+/// How many events wait, for a look that costs nothing. A forked child may inherit too many:
+/// its first look into its own queue tells.
+static WAITING: AtomicUsize = AtomicUsize::new(0);
 
 static EVENTS: LazyLock<ProcessLocal<Events>> = LazyLock::new(ProcessLocal::default);
 
@@ -47,7 +50,7 @@ impl Events {
         let mut queue = self.queue();
         if queue.len() < Events::MOST || matches!(event, Event::Lost { .. }) {
             queue.push_back(event);
-            self.waiting.store(queue.len(), SeqCst);
+            WAITING.store(queue.len(), SeqCst);
         }
         drop(queue);
         self.arrived.notify_one();
@@ -60,7 +63,7 @@ impl Events {
             .iter()
             .position(|event| lost || matches!(event, Event::Log(..)));
         let event = first.and_then(|position| queue.remove(position));
-        self.waiting.store(queue.len(), SeqCst);
+        WAITING.store(queue.len(), SeqCst);
         event
     }
 
@@ -72,7 +75,7 @@ impl Events {
             queue = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         let event = queue.pop_front();
-        self.waiting.store(queue.len(), SeqCst);
+        WAITING.store(queue.len(), SeqCst);
         event
     }
 }
@@ -153,12 +156,13 @@ fn deliver(py: Python<'_>, event: Event) -> PyResult<()> {
 /// Losses are left to the thread that takes them, except at the interpreter's end (`lost`): an
 /// interrupt could come before their own thread has started.
 pub fn deliver_all(py: Python<'_>, lost: bool) -> PyResult<()> {
-    let events = EVENTS.get();
-    if events.waiting.load(SeqCst) == 0 || !is_main_thread() {
+    let waiting = WAITING.load(SeqCst);
+    if waiting == 0 || !is_main_thread() {
         return Ok(());
     }
+    let events = EVENTS.get();
     // Not more than were there: a handler may use locks itself.
-    for _ in 0..events.waiting.load(SeqCst) {
+    for _ in 0..waiting {
         let Some(event) = events.take(lost) else {
             return Ok(());
         };

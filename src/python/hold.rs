@@ -4,7 +4,7 @@
 //! which a hold is there and the moment at which its end is armed.
 
 use super::acquire::{Entering, enter, leave};
-use super::aio::{Inbox, Value};
+use super::aio::{Inbox, Value, job};
 use super::call::call;
 use super::errors::exception;
 use super::lock::Lock;
@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::service::{self, Locks};
 use crate::store::Patience;
 use pyo3::prelude::*;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A level from its two numbers.
@@ -82,13 +83,10 @@ impl Hold {
         // Python itself makes the body's exception the context of ours.
         let _ = (exc_type, exc, traceback);
         let (caller, known) = owner::current_or_stranger(py);
-        let remembered = caller.remembered;
         let level = {
             let mut levels = self.levels();
-            let own = levels
-                .iter()
-                .rposition(|level| remembered.contains(&level.hold));
-            (!levels.is_empty()).then(|| levels.remove(own.unwrap_or(0)))
+            let own = owner::pick(&caller, &levels);
+            (!levels.is_empty()).then(|| levels.remove(own))
         };
         leave(py, self.lock.get(), level).and(known)
     }
@@ -100,7 +98,7 @@ impl Hold {
 pub struct Levels {
     locks: Arc<Locks>,
     open: Mutex<Vec<(Arc<service::Lock>, Entered)>>,
-    kept: Mutex<bool>,
+    kept: AtomicBool,
 }
 
 impl Levels {
@@ -108,7 +106,7 @@ impl Levels {
         Levels {
             locks,
             open: Mutex::default(),
-            kept: Mutex::new(false),
+            kept: AtomicBool::new(false),
         }
     }
 
@@ -155,10 +153,9 @@ impl Levels {
 
 impl Drop for Levels {
     fn drop(&mut self) {
-        if *self.kept.get_mut().unwrap_or_else(PoisonError::into_inner) {
-            return;
+        if !*self.kept.get_mut() {
+            self.abandon();
         }
-        self.abandon();
     }
 }
 
@@ -171,7 +168,7 @@ impl Levels {
 
     /// Somebody has seen a token: dropping this leaves nothing any more.
     fn keep(&self) {
-        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.kept.store(true, Relaxed);
     }
 
     /// Leaves all of them in the background.
@@ -200,10 +197,10 @@ impl Levels {
 
     /// The same for a coroutine.
     fn leave(&self, inbox: &Inbox, number: u64) {
-        let (endings, answer, locks) = (self.endings(), inbox.answer(number), self.locks.clone());
-        self.locks.submit_ending(Box::new(move || {
-            let patience = Patience::new(locks.store().timeout(), &|| Ok(()));
-            answer(Levels::finish(&locks, endings, patience).map(|()| Value::None));
-        }));
+        let endings = self.endings();
+        let job = job(&self.locks, inbox, number, |locks, patience| {
+            Levels::finish(locks, endings, patience).map(|()| Value::None)
+        });
+        self.locks.submit_ending(job);
     }
 }

@@ -1,7 +1,7 @@
 //! `Lock`.
 
 use super::acquire::{Entering, Timeout, enter, leave};
-use super::aio::{Acquisition, Inbox, Value};
+use super::aio::{Acquisition, Inbox, Value, job};
 use super::arguments;
 use super::call::call;
 use super::errors::exception;
@@ -123,17 +123,12 @@ impl Lock {
 
     /// Has an ending, which has begun, finished for a coroutine.
     fn submit_ending(&self, inbox: &Inbox, number: u64, ending: Ending) {
-        let (locks, core, timeout) = (
-            self.locks().clone(),
-            self.core.clone(),
-            self.conf.get().timeout(),
-        );
-        let answer = inbox.answer(number);
-        self.locks().submit_ending(Box::new(move || {
-            let patience = Patience::new(timeout, &|| Ok(()));
+        let core = self.core.clone();
+        let job = job(self.locks(), inbox, number, move |locks, patience| {
             let finished = locks.finish(core.name(), ending, patience);
-            answer(finished.map(|()| Value::None));
-        }));
+            finished.map(|()| Value::None)
+        });
+        self.locks().submit_ending(job);
     }
 
     /// Has a worker do something on behalf of the calling owner.
@@ -146,17 +141,11 @@ impl Lock {
         + Send
         + 'static,
     ) -> PyResult<()> {
-        let caller = owner::current(py)?;
-        let (locks, core, timeout) = (
-            self.locks().clone(),
-            self.core.clone(),
-            self.conf.get().timeout(),
-        );
-        let answer = inbox.answer(number);
-        self.locks().submit(Box::new(move || {
-            let patience = Patience::new(timeout, &|| Ok(()));
-            answer(work(&locks, &core, &caller, patience));
-        }));
+        let (core, caller) = (self.core.clone(), owner::current(py)?);
+        let job = job(self.locks(), inbox, number, move |locks, patience| {
+            work(locks, &core, &caller, patience)
+        });
+        self.locks().submit(job);
         Ok(())
     }
 }
@@ -423,13 +412,9 @@ impl Lock {
     }
 
     /// Which of these levels, each as two numbers, the caller opened last; 0 if none.
-    #[allow(clippy::needless_pass_by_value)] // PyO3 makes it
     fn _pick(&self, py: Python<'_>, levels: Vec<(u64, u64)>) -> usize {
-        let remembered = owner::current_or_stranger(py).0.remembered;
-        let own = levels
-            .iter()
-            .rposition(|level| remembered.contains(&entered(*level).hold));
-        own.unwrap_or(0)
+        let levels: Vec<_> = levels.into_iter().map(entered).collect();
+        owner::pick(&owner::current_or_stranger(py).0, &levels)
     }
 
     /// Extends for a coroutine: the answer goes into the inbox.

@@ -1,7 +1,7 @@
 //! Who calls: the running asyncio or trio task, the current greenlet, and the holds that
 //! the context remembers.
 
-use crate::engine::{Caller, HoldId, Place};
+use crate::engine::{Caller, Entered, HoldId, Place};
 use crate::service::registry;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -140,13 +140,35 @@ pub fn current_or_stranger(py: Python<'_>) -> (Caller, PyResult<()>) {
     }
 }
 
+/// Which of these levels the caller opened last, or else the oldest.
+pub fn pick(caller: &Caller, levels: &[Entered]) -> usize {
+    let own = levels
+        .iter()
+        .rposition(|level| caller.remembered.contains(&level.hold));
+    own.unwrap_or(0)
+}
+
+/// Whether Python's signal handlers run on this thread. It asks the operating system: Python
+/// code beneath a Rust frame could be ended there with its daemon thread.
+pub fn is_main_thread() -> bool {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    let main = rustix::thread::gettid() == rustix::process::getpid();
+    // Elsewhere each thread looks for signals.
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    let main = true;
+    main
+}
+
 /// The context remembers one more hold, and forgets those that are no more.
 pub fn remember(py: Python<'_>, hold: HoldId) -> PyResult<()> {
     let known = remembered(py)?;
     if known.contains(&hold) {
         return Ok(());
     }
-    let mut living = registry(std::process::id()).with(|holds| holds.living(&known));
+    let mut living = Vec::new();
+    if !known.is_empty() {
+        living = registry(std::process::id()).with(|holds| holds.living(&known));
+    }
     living.push(hold);
     let numbers = living.into_iter().map(HoldId::number);
     let numbers = PyTuple::new(py, numbers.collect::<Vec<_>>())?;

@@ -1,7 +1,6 @@
 //! What the Lock objects of this process believe in, whichever configuration they are of.
 
 use super::locked;
-use super::waiters::Waiters;
 use crate::engine::{Holds, LevelId, Name, Reported};
 use crate::process::ProcessLocal;
 use std::collections::HashMap;
@@ -10,13 +9,19 @@ use std::sync::{Arc, LazyLock, Mutex, Weak};
 /// Tells an owner that its hold is lost. It is called on any thread and must not block.
 pub type OnLost = Box<dyn FnOnce() + Send>;
 
+/// What knows how many wait for a lock, and whether they have a ticket in the database's queue.
+pub(super) trait Crowd: Send + Sync {
+    /// Of one lock.
+    fn count(&self, name: &Name) -> (usize, bool);
+}
+
 /// The holds of one process, and who wants to hear that one is lost.
 #[derive(Default)]
 pub struct Registry {
     holds: Mutex<Holds>,
     callbacks: Mutex<HashMap<LevelId, OnLost>>,
     /// The waiters of each configuration.
-    waiters: Mutex<Vec<Weak<Waiters>>>,
+    crowds: Mutex<Vec<Weak<dyn Crowd>>>,
 }
 
 static REGISTRY: LazyLock<ProcessLocal<Registry>> = LazyLock::new(ProcessLocal::default);
@@ -35,21 +40,21 @@ impl Registry {
     }
 
     /// Somebody waits for locks of one more configuration.
-    pub(super) fn add(&self, waiters: &Arc<Waiters>) {
-        let mut all = locked(&self.waiters);
-        all.retain(|waiters| waiters.strong_count() > 0);
-        all.push(Arc::downgrade(waiters));
+    pub(super) fn add(&self, crowd: Weak<dyn Crowd>) {
+        let mut all = locked(&self.crowds);
+        all.retain(|crowd| crowd.strong_count() > 0);
+        all.push(crowd);
     }
 
     /// How many of this process wait for a lock, and how many tickets they have in the
     /// queues of databases.
     #[must_use]
     pub fn waiting(&self, name: &Name) -> (usize, usize) {
-        let all: Vec<_> = locked(&self.waiters)
+        let all: Vec<_> = locked(&self.crowds)
             .iter()
             .filter_map(Weak::upgrade)
             .collect();
-        let counts = all.iter().map(|waiters| waiters.count(name));
+        let counts = all.iter().map(|crowd| crowd.count(name));
         counts.fold((0, 0), |(waiters, tickets), (more, queued)| {
             (waiters + more, tickets + usize::from(queued))
         })

@@ -2,13 +2,13 @@
 //! What each has to do is decided by its [`Line`].
 
 use super::locked;
-use super::registry::registry;
+use super::registry::{Crowd, registry};
 use crate::engine::{Lease, Line, Name, Outcome, Plan, Seen, TICKET_BITS};
 use crate::store::{Call, Deaf, Failure, Listener, Patience, Queue, Store};
 use rand::RngExt;
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// How a waiter is woken.
@@ -80,19 +80,21 @@ fn jitter(seconds: std::ops::Range<f64>) -> Duration {
     Duration::from_secs_f64(rand::rng().random_range(seconds))
 }
 
-impl Waiters {
-    /// How many wait for a lock, and whether they have a ticket in the database's queue.
-    pub fn count(&self, name: &Name) -> (usize, bool) {
+impl Crowd for Waiters {
+    fn count(&self, name: &Name) -> (usize, bool) {
         let state = locked(&self.state);
         let line = state.lines.get(name);
         line.map_or((0, false), |line| (line.len(), line.is_queued()))
     }
+}
 
+impl Waiters {
     /// Joins the end of the line.
     pub fn join(self: &Arc<Waiters>, name: &Name, wakeup: Arc<Wakeup>) -> Arc<Waiter> {
         let mut state = locked(&self.state);
         if !std::mem::replace(&mut state.registered, true) {
-            registry(std::process::id()).add(self);
+            let crowd: Weak<Waiters> = Arc::downgrade(self);
+            registry(std::process::id()).add(crowd);
         }
         state.numbers += 1;
         let number = state.numbers;

@@ -552,24 +552,39 @@ impl Store {
         lease: Lease,
         patience: Patience,
     ) -> Result<bool> {
-        let answer = self.execute(
-            &sql::HELD,
-            &[
-                &name.as_str(),
-                &token.as_str(),
-                &lease.seconds(),
-                &zone::offset(),
-            ],
-            patience,
-        )?;
+        let answer = self.execute_for(&sql::HELD, name, token, lease, patience)?;
+        Ok(!answer.rows.is_empty())
+    }
+
+    /// Executes a statement about the hold of a token.
+    fn execute_for(
+        &self,
+        statement: &Statement,
+        name: &Name,
+        token: &Token,
+        lease: Lease,
+        patience: Patience,
+    ) -> Result<Outcome> {
+        let parameters: [Parameter; 4] = [
+            &name.as_str(),
+            &token.as_str(),
+            &lease.seconds(),
+            &zone::offset(),
+        ];
+        self.execute(statement, &parameters, patience)
+    }
+
+    /// Whether the hold of a token was ended by a release, as far as the row tells.
+    fn was_released(&self, name: &Name, token: &Token, patience: Patience) -> Result<bool> {
+        let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
+        let answer = self.execute(&sql::RELEASED, &parameters, patience)?;
         Ok(!answer.rows.is_empty())
     }
 
     /// Why a hold that should stand is not there.
     pub fn why_lost(&self, name: &Name, token: &Token, patience: Patience) -> Loss {
-        let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
-        match self.execute(&sql::RELEASED, &parameters, patience) {
-            Ok(answer) if !answer.rows.is_empty() => Loss::Released,
+        match self.was_released(name, token, patience) {
+            Ok(true) => Loss::Released,
             // It is only about the words of an exception.
             _ => Loss::Unknown,
         }
@@ -625,16 +640,7 @@ impl Store {
         lease: Lease,
         patience: Patience,
     ) -> Result<Option<(Option<i64>, Deadline)>> {
-        let answer = self.execute(
-            &sql::EXTEND,
-            &[
-                &name.as_str(),
-                &token.as_str(),
-                &lease.seconds(),
-                &zone::offset(),
-            ],
-            patience,
-        )?;
+        let answer = self.execute_for(&sql::EXTEND, name, token, lease, patience)?;
         let Some(row) = answer.rows.first() else {
             return Ok(None);
         };
@@ -692,13 +698,10 @@ impl Store {
             released = calling(&sql::RELEASE_AWAITED, &mut unknown)?;
         }
         if released == Released::Lost && unknown {
-            let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
             let ended = held
-                || !self
-                    .execute(&sql::RELEASED, &parameters, patience)
-                    .map_err(|error| error.after(true))?
-                    .rows
-                    .is_empty();
+                || self
+                    .was_released(name, token, patience)
+                    .map_err(|error| error.after(true))?;
             if ended {
                 released = Released::Quietly;
             }
@@ -720,14 +723,8 @@ impl Store {
         unknown: &mut bool,
         patience: Patience,
     ) -> Result<Released> {
-        let parameters: [Parameter; 4] = [
-            &name.as_str(),
-            &token.as_str(),
-            &lease.seconds(),
-            &zone::offset(),
-        ];
         let answer = self
-            .execute(statement, &parameters, patience)
+            .execute_for(statement, name, token, lease, patience)
             .map_err(|error| error.after(*unknown))?;
         *unknown |= answer.repeated;
         let Some(row) = answer.rows.first() else {

@@ -138,6 +138,12 @@ def _is_async(connection: Any) -> bool:
 class _Guarding:
     """What both guards know, and what they conclude from the answers."""
 
+    _CONNECTIONS = ""
+
+    @staticmethod
+    def _takes(connection: Any) -> bool:
+        raise NotImplementedError
+
     def __init__(
         self,
         lock: Any,
@@ -148,6 +154,11 @@ class _Guarding:
         seen: Callable[[str, int | None], None],
         lost: Callable[[], bool],
     ) -> None:
+        if not self._takes(connection):
+            raise TypeError(
+                f"connection must be one of {self._CONNECTIONS}; this is a "
+                f"{type(connection).__module__}.{type(connection).__name__}"
+            )
         self._lock = lock
         self._connection = connection
         self._token = token
@@ -177,24 +188,14 @@ class Guard(_Guarding):
 
     __module__ = "score.distlock"
 
-    def __init__(
-        self,
-        lock: Lock,
-        connection: Any,
-        token: str,
-        sql: str,
-        parameters: tuple[object, ...],
-        seen: Callable[[str, int | None], None],
-        lost: Callable[[], bool],
-    ) -> None:
+    _CONNECTIONS = (
+        "psycopg 2, psycopg 3, Django, or SQLAlchemy (Connection or Session), and not asynchronous"
+    )
+
+    @staticmethod
+    def _takes(connection: Any) -> bool:
         usable = hasattr(connection, "cursor") or hasattr(connection, "execute")
-        if not usable or _is_async(connection) or getattr(connection, "async_", False) == 1:
-            raise TypeError(
-                "connection must be one of psycopg 2, psycopg 3, Django, or SQLAlchemy "
-                f"(Connection or Session), and not asynchronous; this is a "
-                f"{type(connection).__module__}.{type(connection).__name__}"
-            )
-        super().__init__(lock, connection, token, sql, parameters, seen, lost)
+        return usable and not _is_async(connection) and getattr(connection, "async_", False) != 1
 
     def __enter__(self) -> Lock:
         try:
@@ -234,22 +235,11 @@ class AsyncGuard(_Guarding):
 
     __module__ = "score.distlock.aio"
 
-    def __init__(
-        self,
-        lock: AsyncLock,
-        connection: Any,
-        token: str,
-        sql: str,
-        parameters: tuple[object, ...],
-        seen: Callable[[str, int | None], None],
-        lost: Callable[[], bool],
-    ) -> None:
-        if not _is_async(connection):
-            raise TypeError(
-                "connection must be one of asyncpg, or an asynchronous one of psycopg 3 or "
-                f"SQLAlchemy; this is a {type(connection).__module__}.{type(connection).__name__}"
-            )
-        super().__init__(lock, connection, token, sql, parameters, seen, lost)
+    _CONNECTIONS = "asyncpg, or an asynchronous one of psycopg 3 or SQLAlchemy"
+
+    @staticmethod
+    def _takes(connection: Any) -> bool:
+        return _is_async(connection)
 
     async def __aenter__(self) -> AsyncLock:
         try:
