@@ -464,6 +464,34 @@ for line in sys.stdin: asyncio.run(main())
 """
 
 
+def crowd(script: str, url: str, count: int, waiters: int) -> list[subprocess.Popen[str]]:
+    """So many processes that run a script, each with its share of the waiters."""
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", script, url, str(waiters // count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(count)
+    ]
+
+
+def all_say(processes: list[subprocess.Popen[str]], word: str) -> None:
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == word + "\n"
+
+
+def start(processes: list[subprocess.Popen[str]]) -> None:
+    """Returns when all wait."""
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    all_say(processes, "waiting")
+
+
 def crowds(server: Server) -> dict[str, Any]:
     """What it costs each of many waiters, in four processes, to queue up and to be served."""
     sizes = [int(size) for size in os.environ.get("BENCH_WAITERS", "20 200 2000 10000").split()]
@@ -473,33 +501,16 @@ def crowds(server: Server) -> dict[str, Any]:
     conf = score.distlock.init({"sqlalchemy.url": url, "maxtime": "1h"})
     found: dict[int, list[tuple[float, float]]] = {size: [] for size in sizes}
     for _, size in itertools.product(range(ROUNDS), sizes):
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", CROWD, url, str(size // 4)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for _ in range(4)
-        ]
-
-        def all_say(word: str, processes: list[subprocess.Popen[str]] = processes) -> None:
-            for process in processes:
-                assert process.stdout is not None
-                assert process.stdout.readline() == word + "\n"
+        processes = crowd(CROWD, url, 4, size)
 
         # The first time warms up; small crowds come as often as it takes to be measured.
         for repetition in range(1 + max(1, 400 // size)):
             token = conf.acquire("crowd", timeout=60)
             began = time.monotonic()
-            for process in processes:
-                assert process.stdin is not None
-                process.stdin.write("\n")
-                process.stdin.flush()
-            all_say("waiting")
+            start(processes)
             waiting = time.monotonic()
             conf.release("crowd", token)
-            all_say("served")
+            all_say(processes, "served")
             served = time.monotonic()
             if repetition:
                 found[size].append(((waiting - began) / size, (served - waiting) / size))
@@ -524,13 +535,7 @@ def queue(
 ) -> list[float]:
     """Has everybody queue up, and tells how long each hand-over took."""
     token = conf.acquire("handover", timeout=60)
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "waiting\n"
+    start(processes)
     log = [(0, 0.0, time.monotonic())]
     conf.release("handover", token)
     for process in processes:
@@ -553,15 +558,7 @@ def handover(server: Server) -> dict[str, Any]:
     alone: dict[int, list[float]] = {2: [], 20: [], 200: []}
     for _, waiters in itertools.product(range(ROUNDS), medians):
         # No others are there meanwhile: the server wakes every process that listens.
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", HANDOVER, url, str(waiters // 2)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for _ in range(2)
-        ]
+        processes = crowd(HANDOVER, url, 2, waiters)
         queue(conf, processes)  # warms up
         gaps, acquires = [], []
         for _ in range(max(1, 40 // waiters)):

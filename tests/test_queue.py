@@ -24,22 +24,12 @@ from .conftest import SUPPORT
 from .support.line import Background, wait_until_waiting
 from .support.proxy import Proxy
 from .test_lost_answers import own_url, proxy, through
+from .test_waiting import SOON, conf, other
 
-__all__ = ("own_url", "proxy", "through")
+__all__ = ("conf", "other", "own_url", "proxy", "through")
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]
-SOON = 6
-
-
-@pytest.fixture
-def conf(url: str) -> Conf:
-    return score.distlock.init({"sqlalchemy.url": url, "maxtime": "1h"})
-
-
-@pytest.fixture
-def other(conf: Conf, url: str) -> Conf:
-    return score.distlock.ConfiguredDistlockModule(url, "1h")
 
 
 def tickets(db: Db, name: str = "name") -> list[int]:
