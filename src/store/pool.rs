@@ -1,6 +1,6 @@
 //! Connections kept for the next call, as SQLAlchemy's `QueuePool` keeps them:
-//! `pool_size` stay open, `max_overflow` more may be open for as long as they
-//! are in use, and who finds all of them in use waits for `pool_timeout`.
+//! `pool_size` stay open, `max_overflow` more may be open while they are needed, and
+//! who finds all of them in use waits for `pool_timeout`.
 //!
 //! There is no thread: the call that needs a connection opens it. After a fork
 //! the child leaves its parent's pool alone and has one of its own.
@@ -53,6 +53,8 @@ struct Shelf {
     open: usize,
     /// How many wait for one.
     waiting: usize,
+    /// When more than `pool_size` were last in use at once.
+    exceeded: Option<Instant>,
 }
 
 struct Idle {
@@ -63,7 +65,31 @@ struct Idle {
     since: Instant,
 }
 
+/// How long connections beyond `pool_size` stay open after one of them was needed. To open
+/// and close one costs as much as ten calls, and callers who are a few more than `pool_size`
+/// would do so all the time.
+const OVERFLOW_STAYS: Duration = Duration::from_secs(1);
+
 impl Shelf {
+    /// Takes out what is beyond `keep` and not needed any more: the connections that were
+    /// used the longest ago.
+    fn surplus(&mut self, keep: usize) -> Vec<Idle> {
+        let beyond = self.idle.len().saturating_sub(keep);
+        let needed = |at: Instant| at.elapsed() < OVERFLOW_STAYS;
+        if beyond == 0 || self.exceeded.is_some_and(needed) {
+            return Vec::new();
+        }
+        self.open -= beyond;
+        self.idle.drain(..beyond).collect()
+    }
+
+    /// Notes that one more is in use.
+    fn note_use(&mut self, keep: usize) {
+        if self.open - self.idle.len() > keep {
+            self.exceeded = Some(Instant::now());
+        }
+    }
+
     fn take(&mut self) -> Option<Idle> {
         let me = thread::current().id();
         match self.idle.iter().rposition(|idle| idle.user == me) {
@@ -130,13 +156,15 @@ impl Drop for Pooled {
         }
         let mut shelf = lock(&self.shared);
         match connection {
-            Some(connection) if shelf.idle.len() < self.keep => shelf.idle.push(Idle {
+            Some(connection) => shelf.idle.push(Idle {
                 connection,
                 user: thread::current().id(),
                 since: Instant::now(),
             }),
-            _ => shelf.open -= 1,
+            None => shelf.open -= 1,
         }
+        // Closed when this returns, after the mutex is free.
+        let _surplus = shelf.surplus(self.keep);
         let waiting = shelf.waiting > 0;
         drop(shelf);
         if waiting {
@@ -197,6 +225,7 @@ impl Pool {
         let mut shelf = lock(&shared);
         loop {
             if let Some(idle) = shelf.take() {
+                shelf.note_use(keep);
                 drop(shelf);
                 let mut pooled = Pooled {
                     shared: shared.clone(),
@@ -218,6 +247,7 @@ impl Pool {
             }
             if shelf.open < limit {
                 shelf.open += 1;
+                shelf.note_use(keep);
                 break;
             }
             let slice = patience
