@@ -14,6 +14,7 @@ mod schema;
 mod socket;
 pub mod sql;
 mod statements;
+pub mod tls;
 mod url;
 mod wire;
 

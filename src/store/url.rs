@@ -4,6 +4,7 @@
 //! schemes of SQLAlchemy, the environment variables that libpq fills in, a
 //! closed list of options, and error messages without passwords.
 
+use super::tls::{Mode, Tls};
 use crate::error::{Error, Result};
 use std::env;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,8 @@ pub struct Url {
     pub config: Config,
     /// Where to try, in order.
     pub endpoints: Vec<Endpoint>,
+    /// What is asked of TLS.
+    pub tls: Tls,
     redacted: String,
 }
 
@@ -124,6 +127,10 @@ impl Url {
         Ok(Url {
             config,
             endpoints,
+            tls: Tls {
+                mode: Mode::Disable,
+                ..Tls::default()
+            },
             redacted,
         })
     }
