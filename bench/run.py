@@ -167,7 +167,8 @@ class Pgbench:
         self.server = server
         self.database = database
         self.conf = score.distlock.init({"sqlalchemy.url": server.url(database)})
-        acquire, release = score.distlock._distlock._statements()
+        statements = {title: text for title, text, _ in score.distlock._distlock._statements()}
+        acquire, release = statements["Retake"], statements["Release"]
         self.cycle = folder / "cycle.sql"
         self.cycle.write_text(
             pgbench_statement(acquire, ACQUIRE) + pgbench_statement(release, RELEASE)

@@ -16,7 +16,7 @@ fn main() -> Result<(), Error> {
         return Err(usage());
     };
     let count: u32 = count.parse().map_err(|_| usage())?;
-    let store = Store::new(Url::parse(url)?, Settings::default());
+    let store = Store::new(Url::parse(url)?, Settings::default(), None);
     let lease = Lease::from_seconds(60.0).ok_or_else(usage)?;
     let locks = Arc::new(Locks::new(store, lease, true));
     let lock = Lock::new(Name::new("cycle").ok_or_else(usage)?);

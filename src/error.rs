@@ -8,9 +8,9 @@ use crate::engine::{Loss, Name, Token};
 /// never formatted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Somebody else holds the lock.
-    #[error("the lock {0} is held by somebody else")]
-    Held(Name),
+    /// The lock could not be acquired in time.
+    #[error("the lock {0} could not be acquired")]
+    NotAcquired(Name, Obstacle),
 
     /// The token is not, or no longer, that of the lock's hold.
     #[error("the hold of {0} is lost: {2}")]
@@ -60,6 +60,16 @@ pub enum Error {
          the call goes on in the parent, make another one here"
     )]
     Forked,
+}
+
+/// Why a lock could not be acquired.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// Somebody else holds it.
+    Held,
+    /// Nobody holds it, but another transaction has its row locked. One of these server
+    /// processes may be the one that has.
+    Busy(Vec<i64>),
 }
 
 impl Error {

@@ -22,25 +22,34 @@ Db = psycopg.Connection[Any]
 
 def log_acquisitions(db: Db) -> None:
     """Lets the server itself write down, in order, which numbers get into the table."""
-    db.execute("CREATE TABLE taken (place bigserial PRIMARY KEY, name text, fence bigint)")
+    db.execute(
+        "CREATE TABLE taken (place bigserial PRIMARY KEY, name text, token text, fence bigint)"
+    )
     db.execute("""
         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-            INSERT INTO taken (name, fence) VALUES (NEW.name, NEW.fence);
+            INSERT INTO taken (name, token, fence) VALUES (NEW.name, NEW.token, NEW.fence);
             RETURN NEW;
         END $$
     """)
     db.execute(
-        "CREATE TRIGGER note AFTER INSERT OR UPDATE OF token ON _score_distlock"
+        "CREATE TRIGGER note AFTER INSERT OR UPDATE OF token, fence ON _score_distlock"
         " FOR EACH ROW EXECUTE FUNCTION note()"
     )
 
 
 def not_increasing(db: Db) -> list[Any]:
-    """The acquisitions whose number is not larger than the one before of the same name."""
+    """The acquisitions whose number is not larger than the one before of the same name.
+
+    An acquisition that inserts a row may replace the number before it answers.
+    """
     return db.execute("""
+        WITH acquisitions AS (
+            SELECT name, token, min(place) AS place, max(fence) AS fence
+              FROM taken GROUP BY name, token
+        )
         SELECT * FROM (
             SELECT name, fence, lag(fence) OVER (PARTITION BY name ORDER BY place) AS before
-              FROM taken
+              FROM acquisitions
         ) AS steps WHERE fence <= before
     """).fetchall()
 
@@ -82,10 +91,10 @@ def test_the_check_catches_a_number_drawn_before_the_conflict_check(url: str, db
     log_acquisitions(db)
     upsert = """
         INSERT INTO _score_distlock (name, acquired, updated, token, fence)
-        SELECT 'a', now(), now(), 'x', number
+        SELECT 'a', now(), now(), gen_random_uuid(), number
           FROM (SELECT nextval('_score_distlock_fence_seq') AS number OFFSET 0) AS drawn
          WHERE pg_advisory_lock(hashtext('asleep')) IS NOT NULL
-            ON CONFLICT (name) DO UPDATE SET token = 'x', fence = excluded.fence
+            ON CONFLICT (name) DO UPDATE SET token = excluded.token, fence = excluded.fence
     """
     fast = upsert.replace("WHERE pg_advisory_lock(hashtext('asleep')) IS NOT NULL", "")
     db.execute("SELECT pg_advisory_lock(hashtext('asleep'))")
@@ -106,8 +115,10 @@ def test_the_check_catches_a_number_drawn_before_the_conflict_check(url: str, db
     assert len(not_increasing(db)) == 1
 
 
-def test_our_number_is_drawn_when_nobody_else_can_get_in(url: str, conf: Conf, db: Db) -> None:
-    """An acquirer is stopped right after drawing; others are refused until it is done."""
+@pytest.mark.parametrize("wait", [0, 20], ids=["at once", "waiting"])
+def test_a_number_drawn_before_another_acquisition_is_replaced(url: str, db: Db, wait: int) -> None:
+    """An acquirer is stopped between its number and its row; others acquire meanwhile."""
+    other = score.distlock.init({"sqlalchemy.url": url})
     db.execute("""
         CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             PERFORM pg_advisory_xact_lock(hashtext('stopped'));
@@ -115,24 +126,30 @@ def test_our_number_is_drawn_when_nobody_else_can_get_in(url: str, conf: Conf, d
         END $$
     """)
     db.execute(
-        "CREATE TRIGGER stop BEFORE INSERT ON _score_distlock"
-        " FOR EACH ROW WHEN (NEW.holder LIKE '%:%') EXECUTE FUNCTION stop()"
+        "CREATE TRIGGER stop BEFORE INSERT ON _score_distlock FOR EACH ROW"
+        " WHEN (current_setting('application_name') = 'slow') EXECUTE FUNCTION stop()"
     )
     db.execute("SELECT pg_advisory_lock(hashtext('stopped'))")
+    slow = score.distlock.ConfiguredDistlockModule(
+        url + ("&" if "?" in url else "?") + "application_name=slow", "1m"
+    ).get("name")
     answers: list[Any] = []
-    lock = conf.get("name")
-    slow = threading.Thread(target=lambda: answers.append(lock.acquire()))
-    slow.start()
+    thread = threading.Thread(target=lambda: answers.append(slow.acquire(timeout=wait)))
+    thread.start()
     waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
     while db.execute(waiting).fetchone() == (0,):
         pass
-    other = score.distlock.init({"sqlalchemy.url": url})
-    assert other.try_acquiring("name") is None
+    lock = other.get("name")
+    with lock:
+        fence = lock.fence
+    db.execute("DELETE FROM _score_distlock")
     db.execute("SELECT pg_advisory_unlock(hashtext('stopped'))")
-    slow.join()
+    thread.join()
     assert len(answers) == 1
-    assert other.try_acquiring("name") is None
-    assert lock.token == answers[0]
+    assert slow.fence is not None
+    assert fence is not None
+    assert slow.fence > fence
+    assert db.execute("SELECT fence FROM _score_distlock").fetchone() == (slow.fence,)
 
 
 def test_the_number_is_in_the_row_and_survives_extend_and_transfer(conf: Conf, db: Db) -> None:

@@ -200,11 +200,13 @@ def test_another_database(conf: Conf, elsewhere: str) -> None:
 
 
 def test_another_search_path(conf: Conf, url: str, db: Db) -> None:
+    """The guard asks the table of the locks, wherever the connection looks first."""
     db.execute("CREATE SCHEMA other")
     db.execute("CREATE TABLE other._score_distlock (LIKE _score_distlock)")
     with conf.get("name") as lock, psycopg.connect(url) as connection:
-        connection.execute("SET LOCAL search_path TO other")
-        is_unharmed(conf, lock, connection)
+        connection.execute("SET LOCAL search_path TO other, pg_catalog")
+        with lock.guard(connection):
+            pass
 
 
 @pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
@@ -216,12 +218,10 @@ def test_an_old_snapshot(conf: Conf, url: str, level: str) -> None:
             is_unharmed(conf, lock, connection)
 
 
-def test_no_table(conf: Conf, url: str, db: Db) -> None:
-    db.execute("CREATE SCHEMA other")
-    with conf.get("name") as lock:
+def test_no_table(conf: Conf, admin_url: str) -> None:
+    with conf.get("name") as lock, fresh_database(admin_url) as empty:
         for kind in ("psycopg dict_row", "psycopg2 DictCursor", "session psycopg"):
-            with connected(url, kind) as connection:
-                execute(connection, "SET LOCAL search_path TO other")
+            with connected(empty, kind) as connection:
                 with (
                     pytest.raises(RuntimeError, match="there is no table") as raised,
                     lock.guard(connection),
@@ -346,16 +346,14 @@ def test_unusual_asynchronous_connections(
         asyncio.run(main(elsewhere))
 
 
-def test_vacuum_in_a_session(conf: Conf, url: str, db: Db) -> None:
-    db.execute("CREATE SCHEMA other")
+def test_vacuum_in_a_session(conf: Conf, url: str, db: Db, admin_url: str) -> None:
     for kind in ("session psycopg", "sqlalchemy psycopg2"):
         conf.release("name", conf.acquire("name"))
         with connected(url, kind) as session:
             conf.vacuum(session)
             session.commit()
         assert db.execute("SELECT * FROM _score_distlock").fetchall() == []
-        with connected(url, kind) as session:
-            execute(session, "SET LOCAL search_path TO other")
+        with fresh_database(admin_url) as empty, connected(empty, kind) as session:
             with pytest.raises(RuntimeError, match="there is no table") as raised:
                 conf.vacuum(session)
             assert raised.value.__cause__ is not None

@@ -88,7 +88,7 @@ pub fn acquire(
     loop {
         let wait = |patience: crate::store::Patience<'_>| match acquisition.wait_for(patience) {
             Ok(()) => Ok(None),
-            Err(error @ Error::Held(_)) => Ok(Some(error)),
+            Err(error @ Error::NotAcquired(..)) => Ok(Some(error)),
             Err(error) => Err(error),
         };
         let refused = if timeout == Some(Duration::ZERO) {

@@ -1,6 +1,6 @@
 //! The one place where errors of the core become exceptions.
 
-use crate::error::Error;
+use crate::error::{Error, Obstacle};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -21,7 +21,13 @@ fn try_exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
     let class = |name: &str| py.import("score.distlock._errors")?.getattr(name);
     let text = error.to_string();
     let value = match error {
-        Error::Held(name) => class("CouldNotAcquireLock")?.call1((name.as_str(),))?,
+        Error::NotAcquired(name, obstacle) => {
+            let options = PyDict::new(py);
+            if let Obstacle::Busy(pids) = obstacle {
+                options.set_item("busy", pids)?;
+            }
+            class("CouldNotAcquireLock")?.call((name.as_str(),), Some(&options))?
+        }
         Error::Expired(name, token, reason) => {
             let options = PyDict::new(py);
             options.set_item("reason", reason.as_str())?;

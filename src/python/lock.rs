@@ -11,7 +11,7 @@ use super::owner;
 use crate::engine::{Caller, Ending, Lease, Name, Token};
 use crate::error::Error;
 use crate::service::{self, Locks, Request, Wait};
-use crate::store::{Patience, sql};
+use crate::store::Patience;
 use crate::zone;
 use pyo3::prelude::*;
 use pyo3::types::PyCFunction;
@@ -95,6 +95,8 @@ impl Lock {
             this.locks().lease().seconds(),
             zone::offset(),
         );
+        let timeout = this.conf.get().timeout();
+        let sql = call(py, timeout, |patience| this.locks().guard(patience))?;
         let (core, proof, locks) = (this.core.clone(), token.clone(), this.locks().clone());
         let seen = PyCFunction::new_closure(py, None, None, move |arguments, _| {
             let fence: Option<i64> = arguments.get_item(1)?.extract()?;
@@ -103,7 +105,6 @@ impl Lock {
         })?;
         // What the caller's connection says is not believed without asking the database.
         let (core, proof, locks) = (this.core.clone(), token.clone(), this.locks().clone());
-        let timeout = this.conf.get().timeout();
         let lost = PyCFunction::new_closure(py, None, None, move |arguments, _| {
             let lost = call(arguments.py(), timeout, |patience| {
                 locks.is_lost(&core, &proof, patience)
@@ -114,7 +115,7 @@ impl Lock {
             lock,
             connection,
             token.as_str(),
-            &sql::GUARD.text,
+            sql,
             parameters,
             seen,
             lost,

@@ -42,11 +42,19 @@ mod _distlock {
     #[pymodule_export]
     use super::events::{_deliver_all, _next_event};
 
-    /// The statements that acquire and release a lock in steady use, for the benchmarks.
+    /// All statements, on the table of a schema, for tests and benchmarks: the name, the
+    /// text, and the types of its parameters.
     #[pyfunction]
-    fn _statements() -> (&'static str, &'static str) {
-        use crate::store::sql;
-        (&sql::RETAKE.text, &sql::RELEASE.text)
+    #[pyo3(signature = (schema=None))]
+    fn _statements(schema: Option<&str>) -> Vec<(&'static str, String, Vec<String>)> {
+        use crate::store::sql::{Schema, Statements};
+        Statements::new(&Schema::new(schema))
+            .iter()
+            .map(|statement| {
+                let types = statement.types.iter().map(|kind| kind.name().to_owned());
+                (statement.title, statement.text.clone(), types.collect())
+            })
+            .collect()
     }
 
     /// How many of this process wait for a lock, and how many tickets they have.

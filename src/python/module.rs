@@ -10,7 +10,7 @@ use super::lock::Lock;
 use crate::engine::{Lease, Name};
 use crate::error::Error;
 use crate::service::{Locks, Request, Wait};
-use crate::store::{Settings, Store, Url, sql};
+use crate::store::{Settings, Store, Url};
 use crate::zone;
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyException;
@@ -37,6 +37,8 @@ use std::time::{Duration, Instant};
 /// :param pool_timeout: how many seconds one call may take in all.
 /// :param pool_recycle: after how many seconds a connection is replaced.
 /// :param pool_pre_ping: whether to ask the server for a sign of life before each use.
+/// :param table_owner: a role whose table is trusted, though it is neither ours, nor one that
+///     we are a member of, nor the owner of the database, nor a superuser.
 /// :raises score.init.ConfigurationError: if a value cannot be used.
 ///
 /// No connection is opened before the first use.
@@ -126,8 +128,8 @@ impl ConfiguredDistlockModule {
     #[new]
     #[pyo3(signature = (
         engine, maxtime, *, reentrant=true, timeout=Timeout::ZERO, autoextend=false, pool_size=None,
-        max_overflow=None, pool_timeout=None, pool_recycle=None, pool_pre_ping=None, echo=None, isolation_level=None
-    ), text_signature = "(engine, maxtime, *, reentrant=True, timeout=0, autoextend=False, pool_size=None, max_overflow=None, pool_timeout=None, pool_recycle=None, pool_pre_ping=None, echo=None, isolation_level=None)")]
+        max_overflow=None, pool_timeout=None, pool_recycle=None, pool_pre_ping=None, echo=None, isolation_level=None, table_owner=None
+    ), text_signature = "(engine, maxtime, *, reentrant=True, timeout=0, autoextend=False, pool_size=None, max_overflow=None, pool_timeout=None, pool_recycle=None, pool_pre_ping=None, echo=None, isolation_level=None, table_owner=None)")]
     #[allow(clippy::too_many_arguments)] // a constructor with options
     fn new(
         py: Python<'_>,
@@ -143,6 +145,7 @@ impl ConfiguredDistlockModule {
         pool_pre_ping: Option<Bound<'_, PyAny>>,
         echo: Option<Bound<'_, PyAny>>,
         isolation_level: Option<Bound<'_, PyAny>>,
+        table_owner: Option<String>,
     ) -> PyResult<Self> {
         let config = py.import("score.distlock._config")?;
         let maxtime: f64 = config
@@ -189,7 +192,11 @@ impl ConfiguredDistlockModule {
         })?;
         let given = (!engine.is_instance_of::<pyo3::types::PyString>()).then(|| engine.clone());
         Ok(ConfiguredDistlockModule {
-            locks: Arc::new(Locks::new(Store::new(parsed, settings), lease, reentrant)),
+            locks: Arc::new(Locks::new(
+                Store::new(parsed, settings, table_owner),
+                lease,
+                reentrant,
+            )),
             maxtime,
             timeout: timeout.or(Some(Duration::ZERO)),
             autoextend,
@@ -517,10 +524,11 @@ impl ConfiguredDistlockModule {
     fn vacuum(&self, py: Python<'_>, session: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         match session {
             Some(session) => {
-                py.import("score.distlock._sqlalchemy")?.call_method1(
-                    "vacuum",
-                    (session, &sql::VACUUM.text, self.maxtime, zone::offset()),
-                )?;
+                let sql = call(py, self.timeout(), |patience| {
+                    self.locks.vacuum_sql(patience)
+                })?;
+                py.import("score.distlock._sqlalchemy")?
+                    .call_method1("vacuum", (session, sql, self.maxtime, zone::offset()))?;
                 Ok(())
             }
             None => call(py, self.timeout(), |patience| self.locks.vacuum(patience)),

@@ -16,7 +16,7 @@ use super::waiters::{Waiter, Wakeup};
 use crate::engine::{
     Ask, Attempt, Caller, Entered, Entry, Grant, Hint, Loss, Moment, Name, Outcome, Plan, Token,
 };
-use crate::error::{Error, Result};
+use crate::error::{Error, Obstacle, Result};
 use crate::store::{Candidate, Patience, Queue, Turn};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
 use std::sync::{Arc, Condvar, Mutex};
@@ -80,6 +80,8 @@ struct Progress {
     unknown: bool,
     /// It was granted, but the answer came too late.
     late: bool,
+    /// Nobody held it, but its row was locked, when the database was asked last.
+    busy: bool,
 }
 
 impl Progress {
@@ -145,6 +147,7 @@ impl Acquisition {
                 waiter,
                 unknown: false,
                 late: false,
+                busy: false,
             }),
         }
     }
@@ -193,7 +196,7 @@ impl Acquisition {
             Err(Error::Forked) => Err(Error::Forked),
             Err(error) => {
                 progress.unknown |= error.outcome_unknown();
-                if matches!(error, Error::Held(_)) {
+                if matches!(error, Error::NotAcquired(..)) {
                     // A refusal is in no hurry: nobody finds the ticket afterwards.
                     if let Some(ticket) = self.leave_line(&mut progress) {
                         self.locks.leave_queue_now(&self.name, ticket);
@@ -217,12 +220,23 @@ impl Acquisition {
         (!leads).then(|| self.wait.limit(None))
     }
 
-    fn refused(&self, progress: &Progress) -> Error {
+    fn refused(&self, progress: &Progress, patience: Patience) -> Error {
         if progress.late {
-            let token = locked(&self.token).clone();
-            return Error::Expired(self.name.clone(), token, Loss::Expired);
+            return self.too_late();
         }
-        Error::Held(self.name.clone())
+        let obstacle = if progress.busy {
+            // It is only for the message.
+            let patience = patience.at_most(Duration::from_secs(1));
+            Obstacle::Busy(self.locks.store().busy(patience).unwrap_or_default())
+        } else {
+            Obstacle::Held
+        };
+        Error::NotAcquired(self.name.clone(), obstacle)
+    }
+
+    fn too_late(&self) -> Error {
+        let token = locked(&self.token).clone();
+        Error::Expired(self.name.clone(), token, Loss::Expired)
     }
 
     fn advance(&self, progress: &mut Progress, patience: Patience) -> Result<Step> {
@@ -248,7 +262,7 @@ impl Acquisition {
                 }
                 granted = self.ask(progress, patience)?;
             }
-            let grant = granted.ok_or_else(|| self.refused(progress))?;
+            let grant = granted.ok_or_else(|| self.refused(progress, patience))?;
             return Ok(progress.granted(grant));
         }
         let waiters = self.locks.waiters();
@@ -259,7 +273,7 @@ impl Acquisition {
                 return Err(Error::Interrupted);
             }
             let granted = match waiters.plan(&waiter) {
-                Plan::Sleep(_) if self.wait.over() => return Err(self.refused(progress)),
+                Plan::Sleep(_) if self.wait.over() => return Err(self.refused(progress, patience)),
                 Plan::Sleep(due) => return Ok(Step::Sleep(self.wait.limit(due))),
                 Plan::Try => self.try_without_queue(progress, &waiter, patience)?,
                 Plan::Ask(ask) => self.take_or_queue(progress, &waiter, &ask, patience)?,
@@ -271,7 +285,7 @@ impl Acquisition {
             if self.settle(&mut settlements, patience)? {
                 waiters.look_at_once(&waiter);
             } else if self.wait.over() {
-                return Err(self.refused(progress));
+                return Err(self.refused(progress, patience));
             }
         }
     }
@@ -285,7 +299,8 @@ impl Acquisition {
             .ask(&self.name, &token, fresh, &self.request, patience)?;
         Ok(match asked {
             Asked::Granted(grant) => Some(grant),
-            Asked::Refused { unknown } => {
+            Asked::Refused { busy, unknown } => {
+                progress.busy = busy;
                 progress.unknown |= unknown;
                 None
             }
@@ -363,6 +378,7 @@ impl Acquisition {
                 Some(grant)
             }
             Ok(Turn::Later(queue)) => {
+                progress.busy = queue.is_busy();
                 progress.unknown |= queue.unknown;
                 waiters.found(waiter, queue);
                 None
@@ -420,7 +436,7 @@ impl Acquisition {
         self.end(&mut progress);
         progress.late = true;
         if self.wait.over() {
-            return Err(self.refused(&progress));
+            return Err(self.too_late());
         }
         *locked(&self.token) = Token::random();
         progress.state = State::Asking;

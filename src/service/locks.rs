@@ -13,7 +13,7 @@ use crate::engine::{
 };
 use crate::error::{Error, Result};
 use crate::process::ProcessLocal;
-use crate::store::{Answer, Look, Patience, Released, Store};
+use crate::store::{Answer, Look, Patience, Released, Sql, Store};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -57,9 +57,9 @@ pub struct Request {
 pub(super) enum Asked {
     /// It has the lock.
     Granted(Grant),
-    /// Somebody else has it. With `unknown`, an answer was lost: the token may turn out to
-    /// be that of a hold.
-    Refused { unknown: bool },
+    /// It could not be taken; with `busy`, though nobody has it. With `unknown`, an answer
+    /// was lost: the token may turn out to be that of a hold.
+    Refused { busy: bool, unknown: bool },
 }
 
 impl Drop for Lock {
@@ -348,7 +348,12 @@ impl Locks {
             Some(Hint::Free) => true,
             // Who was refused just now is likely to be refused again.
             Some(Hint::Held) => match self.store.look(name, lease, patience)? {
-                Look::Held => return Ok(Asked::Refused { unknown: false }),
+                Look::Held => {
+                    return Ok(Asked::Refused {
+                        busy: false,
+                        unknown: false,
+                    });
+                }
                 Look::Free => true,
                 Look::Missing => false,
             },
@@ -356,7 +361,7 @@ impl Locks {
         };
         let answer = self.store.acquire(name, token, lease, likely, patience)?;
         let hint = match answer {
-            Answer::Held { .. } => Some(Hint::Held),
+            Answer::Refused { busy, .. } => (!busy).then_some(Hint::Held),
             // They still wait, so the release had better expect it.
             Answer::Acquired(..) => hint.filter(|hint| *hint == Hint::Awaited),
         };
@@ -365,7 +370,7 @@ impl Locks {
             Answer::Acquired(fence, deadline) => {
                 Asked::Granted(self.grant(name, token, (Some(fence), deadline), request))
             }
-            Answer::Held { unknown } => Asked::Refused { unknown },
+            Answer::Refused { busy, unknown } => Asked::Refused { busy, unknown },
         })
     }
 
@@ -862,5 +867,15 @@ impl Locks {
     /// Removes the rows that nobody holds.
     pub fn vacuum(&self, patience: Patience) -> Result<()> {
         self.store.vacuum(self.lease, patience)
+    }
+
+    /// The statement that confirms a hold in the caller's transaction.
+    pub fn guard(&self, patience: Patience) -> Result<&str> {
+        Ok(&self.store.statements(patience)?[Sql::Guard].text)
+    }
+
+    /// The statement that removes rows in the caller's transaction.
+    pub fn vacuum_sql(&self, patience: Patience) -> Result<&str> {
+        Ok(&self.store.statements(patience)?[Sql::Vacuum].text)
     }
 }

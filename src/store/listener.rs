@@ -3,7 +3,7 @@
 use super::connection::Connection;
 use super::failure::Failure;
 use super::patience::Patience;
-use super::sql::LISTEN_KEY;
+use super::sql::Sql;
 use super::statements::Store;
 use crate::engine::TICKET_BITS;
 use rand::RngExt;
@@ -72,7 +72,10 @@ impl Listener {
                 return Err(Deaf::Pooler);
             }
         }
-        let answer = connection.query_unprepared(&LISTEN_KEY, &[&number], patience)?;
+        let answer = {
+            let statements = store.statements(patience).map_err(Failure::Stopped)?;
+            connection.query_unprepared(&statements[Sql::ListenKey], &[&number], patience)?
+        };
         let alone = answer.rows.first().map(|row| row.get("alone")).transpose();
         if alone.map_err(Failure::Stopped)? != Some(true) {
             let reason = "another listener has the same number".to_owned();

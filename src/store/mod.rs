@@ -23,5 +23,6 @@ pub use listener::{Call, Deaf, Listener};
 pub use patience::{Check, Patience};
 pub use pool::Settings;
 pub use schema::schema_sql;
+pub use sql::Sql;
 pub use statements::{Answer, Candidate, Look, Queue, Released, Renewed, Store, Turn};
 pub use url::Url;

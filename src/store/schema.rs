@@ -3,10 +3,9 @@
 use super::connection::Connection;
 use super::failure::Failure;
 use super::patience::Patience;
-use super::sql::{CHECK, SCHEMA};
+use super::sql::{Schema, Sql, Statements, creation, grants, quote};
 use super::statements::refused;
 use crate::error::Error;
-use std::fmt::Write;
 use std::time::Duration;
 
 /// The advisory lock of the upgrade: the first eight letters of "distlock".
@@ -16,56 +15,67 @@ const KEY: u64 = u64::from_be_bytes(*b"distlock");
 /// for the user `role`, if it is known who is going to work with the table.
 #[must_use]
 pub fn schema_sql(schema: Option<&str>, role: Option<&str>) -> String {
-    let mut sql = String::new();
-    // Writing to a String cannot fail.
-    if let Some(schema) = schema {
-        let _ = writeln!(sql, "SET search_path TO {};", quote(schema));
-    }
-    sql.push_str(SCHEMA);
+    let place = Schema::new(schema);
+    let mut sql = creation(&place);
     if let Some(role) = role.map(quote) {
-        // Tables can only be seen by those who may use their schema.
-        if let Some(schema) = schema.map(quote) {
-            let _ = writeln!(sql, "GRANT USAGE ON SCHEMA {schema} TO {role};");
-        } else {
-            sql.push_str(&GRANT_USAGE.replace("{role}", &literal(&role)));
-        }
-        let _ = write!(
-            sql,
-            "GRANT SELECT, INSERT, UPDATE, DELETE ON _score_distlock TO {role};\n\
-             GRANT USAGE ON SEQUENCE _score_distlock_id_seq, _score_distlock_fence_seq TO {role};\n"
-        );
+        sql.push_str(&grants(&place, schema, &role));
     }
     sql
 }
 
-/// Which schema the table is in, is known once it is there.
-const GRANT_USAGE: &str = "\
-DO $grant$ BEGIN
-    EXECUTE format('GRANT USAGE ON SCHEMA %s TO %s',
-        (SELECT relnamespace::regnamespace FROM pg_class WHERE oid = '_score_distlock'::regclass),
-        {role});
-END $grant$;
-";
-
-fn literal(text: &str) -> String {
-    // With E it is the same whatever standard_conforming_strings says. No
-    // dollar, as the text is between dollars.
-    let text = text.replace('\\', "\\\\").replace('\'', "''");
-    format!("E'{}'", text.replace('$', "\\x24"))
-}
-
-fn quote(identifier: &str) -> String {
-    format!("\"{}\"", identifier.replace('"', "\"\""))
-}
-
+/// What the catalogues say about the table.
 struct State {
     schema: Option<String>,
     role: String,
     complete: bool,
+    /// It is no table.
+    other_kind: bool,
+    /// Owners who are not to be trusted.
+    strangers: Vec<String>,
+    /// Triggers, rules and policies that are not ours.
+    additions: Vec<String>,
 }
 
-fn check(connection: &mut Connection, patience: Patience) -> Result<State, Failure> {
-    let answer = connection.query_unprepared(&CHECK, &[], patience)?;
+impl State {
+    fn place(&self) -> Schema {
+        Schema::new(self.schema.as_deref())
+    }
+
+    /// An error unless the table may be used.
+    fn trusted(self) -> Result<State, Failure> {
+        let schema = self.schema.as_deref().unwrap_or_default();
+        let table = format!("the table {schema:?}._score_distlock");
+        let why = if self.other_kind {
+            format!("{table} is not a table but a view or something else")
+        } else if let Some(owner) = self.strangers.first() {
+            let additions = if self.additions.is_empty() {
+                String::new()
+            } else {
+                format!(" On it: {}.", self.additions.join(", "))
+            };
+            format!(
+                "{table}, its sequences or the functions of its triggers belong to {}, and so do \
+                 the tokens of all holds; what {owner:?} attaches to the table is executed as \
+                 {:?}.{additions} If that is intended, set table_owner = {owner}; if not, ask \
+                 an administrator to drop the table",
+                self.strangers.join(", "),
+                self.role,
+            )
+        } else {
+            return Ok(self);
+        };
+        Err(Failure::Stopped(Error::Configuration(why)))
+    }
+}
+
+fn check(
+    connection: &mut Connection,
+    table_owner: Option<&str>,
+    patience: Patience,
+) -> Result<State, Failure> {
+    // No statement of it names the schema: it finds it out.
+    let statements = Statements::new(&Schema::new(None));
+    let answer = connection.query_unprepared(&statements[Sql::Check], &[&table_owner], patience)?;
     let row = answer
         .rows
         .first()
@@ -75,21 +85,29 @@ fn check(connection: &mut Connection, patience: Patience) -> Result<State, Failu
             schema: row.get("schema")?,
             role: row.get("role")?,
             complete: row.get("complete")?,
+            other_kind: row.get("other_kind")?,
+            strangers: row.get("strangers")?,
+            additions: row.get("additions")?,
         })
     };
-    state().map_err(Failure::Stopped)
+    state().map_err(Failure::Stopped)?.trusted()
 }
 
-/// Makes sure that the table is there and complete. Takes no lock if it is.
-pub fn ensure(connection: &mut Connection, patience: Patience) -> Result<(), Failure> {
-    let state = check(connection, patience)?;
+/// Makes sure that the table is there and complete, and belongs to nobody else; tells where
+/// it is. Takes no lock if nothing is missing.
+pub fn ensure(
+    connection: &mut Connection,
+    table_owner: Option<&str>,
+    patience: Patience,
+) -> Result<Schema, Failure> {
+    let state = check(connection, table_owner, patience)?;
     if state.complete {
-        return Ok(());
+        return Ok(state.place());
     }
     let mut attempts = 0;
     loop {
         attempts += 1;
-        match upgrade(connection, patience) {
+        match upgrade(connection, table_owner, attempts == 1, patience) {
             // Somebody who does not know our advisory lock, such as 0.2.5's
             // create_all(), was creating the table at the same moment.
             Err(Failure::Refused(refusal))
@@ -125,26 +143,30 @@ pub fn ensure(connection: &mut Connection, patience: Patience) -> Result<(), Fai
     }
 }
 
-/// One transaction under an advisory lock: of many that start together one
-/// does it, and the others find it done.
-fn upgrade(connection: &mut Connection, patience: Patience) -> Result<(), Failure> {
-    connection.batch(
-        &format!("BEGIN; SELECT pg_advisory_xact_lock({KEY})"),
-        patience,
-    )?;
-    let state = check(connection, patience)?;
+/// One transaction. The first attempt is `polite` and takes the advisory lock: of many that
+/// start together one does it, and the others find it done. Anybody can keep it locked, so
+/// later ones do without: two that create the same things at once get an error, and repeat.
+fn upgrade(
+    connection: &mut Connection,
+    table_owner: Option<&str>,
+    polite: bool,
+    patience: Patience,
+) -> Result<Schema, Failure> {
+    connection.batch("BEGIN; SET LOCAL lock_timeout TO '2s'", patience)?;
+    if polite {
+        let lock = format!("SELECT pg_catalog.pg_advisory_xact_lock({KEY})");
+        connection.batch(&lock, patience)?;
+    }
+    let mut state = check(connection, table_owner, patience)?;
     if !state.complete {
         // The table may be in any schema of the search path; what is added
         // belongs beside it.
-        let path = state.schema.as_deref().map_or(String::new(), |schema| {
-            format!("SET LOCAL search_path TO {};\n", quote(schema))
-        });
-        connection.batch(
-            &format!("SET LOCAL lock_timeout TO '2s';\n{path}{SCHEMA}"),
-            patience,
-        )?;
+        connection.batch(&creation(&state.place()), patience)?;
+        // Somebody may have created a table of their own at the same moment.
+        state = check(connection, table_owner, patience)?;
     }
-    connection.batch("COMMIT", patience)
+    connection.batch("COMMIT", patience)?;
+    Ok(state.place())
 }
 
 #[cfg(test)]
@@ -154,7 +176,7 @@ mod tests {
     #[test]
     fn the_administrators_sql_grants_to_the_quoted_role() {
         let sql = schema_sql(Some("s"), Some("we\"b"));
-        assert!(sql.starts_with("SET search_path TO \"s\";"));
+        assert!(sql.contains("CREATE TABLE IF NOT EXISTS \"s\"._score_distlock"));
         assert!(sql.contains("TO \"we\"\"b\";"));
         assert!(sql.contains("GRANT USAGE ON SCHEMA \"s\" TO \"we\"\"b\";"));
         assert!(!schema_sql(None, None).contains("GRANT"));

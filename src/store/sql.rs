@@ -4,16 +4,25 @@
 //! have in common are fragments, which are filled in here: `{name}`, or `{name argument}`
 //! for those that contain `{argument}`. See [`FRAGMENTS`].
 //!
+//! Nothing in them is looked up along the search path, where whoever may create something
+//! in one of its schemas could put an operator or a function that fits better than the
+//! system's. `{=}` is `OPERATOR(pg_catalog.=)`, and so for all operators. Written so, all
+//! have one precedence and go from left to right, so parentheses say what belongs together.
+//! Functions and types have their schema before them. Some words of SQL stand for an
+//! operator without saying so: `IN`, `BETWEEN`, `LIKE`, `NULLIF`, `IS DISTINCT FROM`,
+//! `CASE x WHEN`, `USING`. They do not occur. A test looks at every word.
+//!
 //! A prepared statement's name is made from its text, so that behind a pooler that hands
 //! sessions around, whatever has a name of ours is what we mean by it.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::LazyLock;
 use tokio_postgres::types::Type;
 
 /// A statement and the types of its parameters.
 #[derive(Debug)]
 pub struct Statement {
+    /// What it is called in the source.
+    pub title: &'static str,
     /// Its name once it is prepared, of which no other text is the owner.
     pub name: String,
     /// The text, with `$n` parameters.
@@ -25,10 +34,11 @@ pub struct Statement {
 }
 
 impl Statement {
-    fn new(text: String, types: Vec<Type>, slot: usize) -> Statement {
+    fn new(title: &'static str, text: String, types: Vec<Type>, slot: usize) -> Statement {
         let mut hasher = DefaultHasher::new();
         (&text, &types).hash(&mut hasher);
         Statement {
+            title,
             name: format!("distlock_{:016x}", hasher.finish()),
             text,
             types,
@@ -39,132 +49,271 @@ impl Statement {
     /// Whether it only reads, so that the answer waits for no disk.
     #[must_use]
     pub fn brief(&self) -> bool {
-        self.slot == PROBE.slot
+        self.slot == Sql::Probe as usize
     }
+}
+
+/// Which schema the table is in, as statements name it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Schema {
+    /// The schema and a dot, or nothing where the search path decides.
+    prefix: String,
+}
+
+impl Schema {
+    /// The schema of this name; without one the search path decides.
+    #[must_use]
+    pub fn new(name: Option<&str>) -> Schema {
+        Schema {
+            prefix: name.map_or(String::new(), |name| format!("{}.", quote(name))),
+        }
+    }
+
+    /// Something in it that is called `name`, as the text of a literal.
+    fn named(&self, name: &str) -> String {
+        literal(&format!("{}{name}", self.prefix))
+    }
+
+    /// What `{part}` stands for, if it has to do with the schema.
+    fn part(&self, part: &str) -> Option<String> {
+        Some(match part {
+            "schema" => self.prefix.clone(),
+            "table" => format!("{}_score_distlock", self.prefix),
+            "name" => self.named("_score_distlock"),
+            "oid" => format!(
+                "{}::pg_catalog.regclass::pg_catalog.oid",
+                self.named("_score_distlock")
+            ),
+            "fences" => format!(
+                "{}::pg_catalog.regclass",
+                self.named("_score_distlock_fence_seq")
+            ),
+            _ => return None,
+        })
+    }
+}
+
+/// A text as a literal that is the same whatever `standard_conforming_strings` says, and
+/// has no dollar, which would look like a parameter or end a quotation between dollars.
+pub(super) fn literal(text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('\'', "''");
+    format!("E'{}'", text.replace('$', "\\x24"))
+}
+
+/// A name as a quoted identifier.
+pub(super) fn quote(identifier: &str) -> String {
+    format!("\"{}\"", identifier.replace('"', "\"\""))
 }
 
 /// What `{name}` and `{name argument}` in a statement or a fragment stand for.
 const FRAGMENTS: &[(&str, &str)] = &[
     // May nobody else take this row, and for how many seconds?
-    ("live", include_str!("live.sql")),
-    ("remaining", include_str!("remaining.sql")),
+    ("live", include_str!("sql/live.sql")),
+    ("remaining", include_str!("sql/remaining.sql")),
     // The instant `argument` as 0.2.5 writes it.
     (
         "local",
-        "({argument} AT TIME ZONE make_interval(secs => {zone}))",
+        "({argument} AT TIME ZONE pg_catalog.make_interval(secs => {zone}))",
     ),
-    // What taking a lock writes, at the instant `argument`; a fence without a row; that
+    // What taking a lock writes, at the instant `argument`; a fence above all others; that
     // the commit waits for the disk.
-    ("taking", include_str!("taking.sql")),
-    ("drawn", include_str!("drawn.sql")),
-    ("durable", include_str!("durable.sql")),
-    // The advisory lock of the name $1, and the one that the listening connection of the
-    // ticket `argument` holds. Both are hashes of a text. A seed below zero, which no
-    // table's number is, keeps a name that reads like a listener's number from having the
-    // lock of that listener.
-    (
-        "key",
-        "hashtextextended($1, '_score_distlock'::regclass::oid::bigint)",
-    ),
+    ("taking", include_str!("sql/taking.sql")),
+    ("drawn", include_str!("sql/drawn.sql")),
+    ("durable", include_str!("sql/durable.sql")),
+    // The advisory lock that the listening connection of the ticket `argument` holds.
     (
         "listener",
-        "hashtextextended(({argument} >> 24)::text, -'_score_distlock'::regclass::oid::bigint)",
+        "pg_catalog.hashtextextended(\
+           ({argument} {>>} 24)::pg_catalog.text, 0 {-} {oid}::pg_catalog.int8)",
     ),
     // The queue: may one of them be about to take its turn? How many processes come
     // before? Is a ticket's process gone? The tickets of the others; what calls the
-    // first two; what 0.2.5 sees of a row left to them.
-    ("awaited", include_str!("awaited.sql")),
-    ("ahead", include_str!("ahead.sql")),
-    ("dead", include_str!("dead.sql")),
-    ("survivors", include_str!("survivors.sql")),
-    ("notified", include_str!("notified.sql")),
-    ("yielded", include_str!("yielded.sql")),
+    // first two; what 0.2.5 sees of a row left to them; no queue instead of an empty one.
+    ("awaited", include_str!("sql/awaited.sql")),
+    ("ahead", include_str!("sql/ahead.sql")),
+    ("dead", include_str!("sql/dead.sql")),
+    ("survivors", include_str!("sql/survivors.sql")),
+    ("notified", include_str!("sql/notified.sql")),
+    ("yielded", include_str!("sql/yielded.sql")),
+    (
+        "unless_empty",
+        "CASE WHEN pg_catalog.cardinality({argument}) {>} 0 THEN {argument} END",
+    ),
 ];
 
-/// The text without its comments, with all fragments filled in; `lease` and `zone` are the
-/// numbers of the parameters that hold the host's `maxtime` and its offset from UTC.
-fn fill(text: &str, lease: usize, zone: usize) -> String {
-    let code: Vec<&str> = text
-        .lines()
-        .filter(|line| !line.trim_start().starts_with("--"))
-        .collect();
-    let code = code.join("\n");
-    let parameter = |number: usize| format!("${number}");
-    let mut filled = String::new();
-    let mut rest = code.trim();
-    while let Some((before, behind)) = rest.split_once('{') {
-        let (part, after) = behind.split_once('}').expect("a fragment's name ends");
-        rest = after;
-        filled.push_str(before);
+/// What a statement's fragments are filled in with.
+struct Filling<'a> {
+    schema: &'a Schema,
+    /// The numbers of the parameters that hold the host's `maxtime` and its offset from UTC.
+    lease: usize,
+    zone: usize,
+}
+
+impl Filling<'_> {
+    /// The text without its comments, with all fragments filled in.
+    fn fill(&self, text: &str) -> String {
+        let code: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.trim_start().starts_with("--"))
+            .collect();
+        self.fill_all(code.join("\n").trim())
+    }
+
+    /// The text as it is, with all fragments filled in.
+    fn fill_all(&self, text: &str) -> String {
+        let mut filled = String::new();
+        let mut rest = text;
+        while let Some((before, behind)) = rest.split_once('{') {
+            let (part, after) = behind.split_once('}').expect("a fragment's name ends");
+            rest = after;
+            filled.push_str(before);
+            filled.push_str(&self.part(part));
+        }
+        filled + rest
+    }
+
+    fn part(&self, part: &str) -> String {
         let (name, argument) = part.split_once(' ').unwrap_or((part, ""));
         match name {
             // An empty array.
-            "" => filled.push_str("{}"),
-            "lease" => filled += &parameter(lease),
-            "zone" => filled += &parameter(zone),
-            _ => {
+            "" => "{}".to_owned(),
+            "lease" => format!("${}", self.lease),
+            "zone" => format!("${}", self.zone),
+            operator if operator.chars().all(|letter| "+-*/<>=|".contains(letter)) => {
+                format!("OPERATOR(pg_catalog.{operator})")
+            }
+            _ => self.schema.part(name).unwrap_or_else(|| {
                 let (_, fragment) = FRAGMENTS
                     .iter()
                     .find(|(known, _)| *known == name)
                     .expect("the fragment is known");
-                let fragment = fragment.replace("{argument}", argument);
-                filled.push_str(&fill(&fragment, lease, zone));
-            }
+                self.fill(&fragment.replace("{argument}", argument))
+            }),
         }
     }
-    filled + rest
 }
 
 macro_rules! statements {
     ($($name:ident = $file:literal (lease $lease:literal, zone $zone:literal) [$($kind:ident),*];)*) => {
-        /// Every statement's place among all, counted by the compiler.
-        #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
-        enum Slot { $($name),* }
-        $(
-            #[doc = concat!("See `", $file, "`.")]
-            pub static $name: LazyLock<Statement> = LazyLock::new(|| {
-                let text = fill(include_str!($file), $lease, $zone);
-                Statement::new(text, vec![$(Type::$kind),*], Slot::$name as usize)
-            });
-        )*
-        /// How many statements a connection may prepare.
-        pub const SLOTS: usize = [$(Slot::$name),*].len();
+        /// The statements.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Sql {
+            $(
+                #[doc = concat!("See `", $file, "`.")]
+                $name
+            ),*
+        }
 
-        #[cfg(test)]
-        fn all() -> Vec<&'static Statement> {
-            vec![$(&$name),*]
+        /// How many statements a connection may prepare.
+        pub const SLOTS: usize = [$(Sql::$name),*].len();
+
+        impl Statements {
+            /// All statements on the table of a schema.
+            #[must_use]
+            pub fn new(schema: &Schema) -> Statements {
+                Statements(vec![$({
+                    let filling = Filling { schema, lease: $lease, zone: $zone };
+                    let text = filling.fill(include_str!(concat!("sql/", $file)));
+                    Statement::new(stringify!($name), text, vec![$(Type::$kind),*], Sql::$name as usize)
+                }),*])
+            }
         }
     };
 }
 
-statements! {
-    ACQUIRE = "acquire.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT];
-    RETAKE = "retake.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT];
-    PROBE = "probe.sql" (lease 3, zone 2) [TEXT, FLOAT8, FLOAT8];
-    EXTEND = "extend.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
-    RENEW = "renew.sql" (lease 0, zone 4) [TEXT_ARRAY, TEXT_ARRAY, FLOAT8_ARRAY, FLOAT8];
-    TRANSFER = "transfer.sql" (lease 4, zone 5) [TEXT, TEXT, TEXT, FLOAT8, FLOAT8, TEXT];
-    RELEASE = "release.sql" (lease 0, zone 0) [TEXT, TEXT];
-    RELEASE_AWAITED = "release_awaited.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
-    RELEASE_CALLING = "release_calling.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
-    HELD = "held.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
-    RELEASED = "released.sql" (lease 0, zone 0) [TEXT, TEXT];
-    WAIT = "wait.sql" (lease 3, zone 4)
-        [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, INT8, INT8_ARRAY, BOOL];
-    TAKE = "take.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, BOOL];
-    TAKE_BUSY = "take_busy.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, BOOL];
-    LEAVE = "leave.sql" (lease 3, zone 4) [TEXT, INT8, FLOAT8, FLOAT8];
-    LISTEN_KEY = "listen.sql" (lease 0, zone 0) [INT8];
-    PROVE = "prove.sql" (lease 0, zone 0) [INT8, TEXT];
-    GUARD = "guard.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
-    VACUUM = "vacuum.sql" (lease 1, zone 2) [FLOAT8, FLOAT8];
-    SWEEP = "sweep.sql" (lease 1, zone 2) [FLOAT8, FLOAT8, INT8, INT8];
-    REPAIR = "repair.sql" (lease 0, zone 0) [INT8];
-    CHECK = "check.sql" (lease 0, zone 0) [];
+impl Sql {
+    /// Whether it waits for other transactions no longer than it has set itself.
+    #[must_use]
+    pub fn is_limited(self) -> bool {
+        matches!(self, Sql::Acquire | Sql::Wait | Sql::TakeBusy)
+    }
 }
 
-/// What creates the table or adds what is missing; may be run at any time.
-pub const SCHEMA: &str = include_str!("schema.sql");
+/// All statements on one table.
+#[derive(Debug)]
+pub struct Statements(Vec<Statement>);
+
+impl std::ops::Index<Sql> for Statements {
+    type Output = Statement;
+
+    fn index(&self, sql: Sql) -> &Statement {
+        &self.0[sql as usize]
+    }
+}
+
+impl std::ops::Deref for Statements {
+    type Target = [Statement];
+
+    fn deref(&self) -> &[Statement] {
+        &self.0
+    }
+}
+
+statements! {
+    Acquire = "acquire.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT];
+    Retake = "retake.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT];
+    Probe = "probe.sql" (lease 3, zone 2) [TEXT, FLOAT8, FLOAT8];
+    Extend = "extend.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
+    Renew = "renew.sql" (lease 0, zone 4) [TEXT_ARRAY, TEXT_ARRAY, FLOAT8_ARRAY, FLOAT8];
+    Transfer = "transfer.sql" (lease 4, zone 5) [TEXT, TEXT, TEXT, FLOAT8, FLOAT8, TEXT];
+    Release = "release.sql" (lease 0, zone 0) [TEXT, TEXT];
+    ReleaseAwaited = "release_awaited.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
+    ReleaseCalling = "release_calling.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
+    Held = "held.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
+    Released = "released.sql" (lease 0, zone 0) [TEXT, TEXT];
+    Wait = "wait.sql" (lease 3, zone 4)
+        [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, INT8, INT8_ARRAY, BOOL];
+    Take = "take.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, BOOL];
+    TakeBusy = "take_busy.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, BOOL];
+    Leave = "leave.sql" (lease 3, zone 4) [TEXT, INT8, FLOAT8, FLOAT8];
+    ListenKey = "listen.sql" (lease 0, zone 0) [INT8];
+    Prove = "prove.sql" (lease 0, zone 0) [INT8, TEXT];
+    Guard = "guard.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
+    Vacuum = "vacuum.sql" (lease 1, zone 2) [FLOAT8, FLOAT8];
+    Sweep = "sweep.sql" (lease 1, zone 2) [FLOAT8, FLOAT8, INT8, INT8, FLOAT8];
+    Repair = "repair.sql" (lease 0, zone 0) [INT8];
+    Check = "check.sql" (lease 0, zone 0) [TEXT];
+    Number = "number.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
+    Busy = "busy.sql" (lease 0, zone 0) [];
+}
+
+/// What creates the table or adds what is missing; may be run at any time. It keeps its
+/// comments, for the administrator who reads it.
+#[must_use]
+pub fn creation(schema: &Schema) -> String {
+    let filling = Filling {
+        schema,
+        lease: 0,
+        zone: 0,
+    };
+    filling.fill_all(include_str!("sql/schema.sql"))
+}
+
+/// What lets the quoted role `role` work with the table in `schema`, which is `place` for
+/// statements.
+#[must_use]
+pub fn grants(place: &Schema, schema: Option<&str>, role: &str) -> String {
+    // Tables can only be seen by those who may use their schema. Which that is, the server
+    // has to say if nobody else does.
+    let usage = match schema.map(quote) {
+        Some(schema) => format!("GRANT USAGE ON SCHEMA {schema} TO {role};\n"),
+        None => format!(
+            "DO $grant$ BEGIN\n    \
+             EXECUTE pg_catalog.format('GRANT USAGE ON SCHEMA %s TO %s',\n        \
+             (SELECT relnamespace::pg_catalog.regnamespace FROM pg_catalog.pg_class\n          \
+             WHERE oid OPERATOR(pg_catalog.=) '_score_distlock'::pg_catalog.regclass),\n        \
+             {});\nEND $grant$;\n",
+            literal(role)
+        ),
+    };
+    let prefix = &place.prefix;
+    format!(
+        "{usage}\
+         GRANT SELECT, INSERT, UPDATE, DELETE ON {prefix}_score_distlock TO {role};\n\
+         GRANT USAGE ON SEQUENCE {prefix}_score_distlock_id_seq, \
+         {prefix}_score_distlock_fence_seq TO {role};\n"
+    )
+}
 
 #[cfg(test)]
 mod tests {
@@ -172,33 +321,35 @@ mod tests {
 
     #[test]
     fn a_name_means_one_text() {
-        let statements = all();
+        let statements = Statements::new(&Schema::new(Some("one")));
+        let others = Statements::new(&Schema::new(Some("two")));
         for (position, statement) in statements.iter().enumerate() {
-            let again = Statement::new(statement.text.clone(), statement.types.clone(), 0);
+            let again = Statement::new("", statement.text.clone(), statement.types.clone(), 0);
             assert_eq!(again.name, statement.name);
-            for other in &statements[..position] {
-                assert_ne!(other.name, statement.name);
+            for other in others.iter().chain(statements.iter().take(position)) {
+                assert!(other.name != statement.name || other.text == statement.text);
             }
         }
     }
 
     #[test]
-    fn every_statement_has_a_slot_of_its_own() {
-        let slots: Vec<usize> = all().iter().map(|statement| statement.slot).collect();
-        assert_eq!(slots, (0..SLOTS).collect::<Vec<_>>());
-    }
-
-    #[test]
     fn a_fragment_gets_its_argument() {
+        let schema = Schema::new(Some("a'b"));
+        let filling = Filling {
+            schema: &schema,
+            lease: 1,
+            zone: 2,
+        };
         assert_eq!(
-            fill("-- {no}\nSET a = {local now()}, b = '{}'\n", 1, 2),
-            "SET a = (now() AT TIME ZONE make_interval(secs => $2)), b = '{}'"
+            filling.fill("-- {no}\nSET a = {local b}, c = d {>=} '{}', e = {name}\n"),
+            "SET a = (b AT TIME ZONE pg_catalog.make_interval(secs => $2)), \
+             c = d OPERATOR(pg_catalog.>=) '{}', e = E'\"a''b\"._score_distlock'"
         );
     }
 
     #[test]
     fn nothing_is_left_to_fill_in() {
-        for statement in all() {
+        for statement in Statements::new(&Schema::new(None)).iter() {
             // An empty array is no part.
             let text = statement.text.replace("'{}'", "");
             assert!(!text.contains('{'), "{text}");

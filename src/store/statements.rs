@@ -9,7 +9,7 @@ use super::patience::Patience;
 use super::pool::{Pool, Settings, result};
 use super::row::Row;
 use super::schema;
-use super::sql::{self, Statement};
+use super::sql::{Sql, Statements};
 use super::url::Url;
 use crate::engine::{Deadline, Lease, Loss, Moment, Name, Token};
 use crate::error::{Error, Result};
@@ -28,10 +28,11 @@ const PRIMARY: &str = "_score_distlock_pkey";
 pub enum Answer {
     /// The lock is held, with this fencing number, until this deadline.
     Acquired(i64, Deadline),
-    /// Somebody else has it. If an answer was lost on the way, that may be a statement
-    /// of this call (`unknown`).
-    Held {
-        /// The token may turn out to be that of a hold.
+    /// It could not be taken.
+    Refused {
+        /// Nobody has it, but its row is locked.
+        busy: bool,
+        /// An answer was lost on the way: the token may turn out to be that of a hold.
         unknown: bool,
     },
 }
@@ -97,6 +98,12 @@ pub struct Queue {
 }
 
 impl Queue {
+    /// Whether something else than a hold or another waiter is in the way: the row is locked.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        !self.live && self.ahead == 0
+    }
+
     /// Nothing was seen of it.
     fn unseen(unknown: bool) -> Queue {
         Queue {
@@ -138,8 +145,10 @@ pub enum Renewed {
 pub struct Store {
     pool: Pool,
     holder: OnceLock<String>,
-    /// The table is known to be there and complete.
-    ready: AtomicBool,
+    /// Whose table is to be trusted besides those of roles that need no trust.
+    table_owner: Option<String>,
+    /// The statements on the table, once it is known to be there and complete.
+    statements: OnceLock<Statements>,
     /// A pooler hands our sessions around: prepare nothing.
     pooler: AtomicBool,
     /// Calls since the last sweep, and where that one ended.
@@ -173,21 +182,31 @@ pub(super) fn refused(refusal: Refusal) -> Error {
                  or an administrator with the output of `python -m score.distlock schema`"
             ),
             "42501" => format!("{said}; grant it, or ask the administrator to"),
+            "55P03" | "57014" => format!(
+                "{said}; look for who keeps the table locked (pg_locks), or for a \
+                 lock_timeout or statement_timeout of the role that is too short"
+            ),
             _ => said,
         },
         sqlstate: refusal.sqlstate,
     }
 }
 
-/// The answer to a statement of a waiter, which waits for the row only so long: an unseen
-/// queue if somebody kept it locked (55P03, `lock_not_available`).
+/// The answer to a statement that waits for the row only so long: an unseen queue if
+/// somebody kept it locked.
 fn unless_locked(answer: Result<Outcome>) -> Result<std::result::Result<Outcome, Queue>> {
     match answer {
         Err(Error::Sql {
             sqlstate, unknown, ..
-        }) if sqlstate == "55P03" => Ok(Err(Queue::unseen(unknown))),
+        }) if is_a_limit(&sqlstate) => Ok(Err(Queue::unseen(unknown))),
         answer => answer.map(Ok),
     }
+}
+
+/// `lock_not_available` and `query_canceled`: the statement took longer than
+/// `lock_timeout` or `statement_timeout` allows, and has done nothing.
+fn is_a_limit(sqlstate: &str) -> bool {
+    matches!(sqlstate, "55P03" | "57014")
 }
 
 /// The first column-set of an answer; statements that always bring a row.
@@ -203,11 +222,12 @@ fn only(rows: &[Row]) -> Result<&Row> {
 impl Store {
     /// A store that opens no connection before its first use.
     #[must_use]
-    pub fn new(url: Url, settings: Settings) -> Store {
+    pub fn new(url: Url, settings: Settings, table_owner: Option<String>) -> Store {
         Store {
+            table_owner,
             pool: Pool::new(url, settings),
             holder: OnceLock::new(),
-            ready: AtomicBool::new(false),
+            statements: OnceLock::new(),
             pooler: AtomicBool::new(false),
             calls: AtomicU32::new(0),
             acquisitions: AtomicU32::new(0),
@@ -243,25 +263,27 @@ impl Store {
     /// Creates or upgrades the table over a connection of its own, which is
     /// closed again.
     pub fn ensure_schema(&self, patience: Patience) -> Result<()> {
-        let outcome = self
-            .pool
-            .connect(patience)
-            .and_then(|mut connection| schema::ensure(&mut connection, patience));
-        result(outcome, &self.pool)?;
-        self.ready.store(true, Relaxed);
+        let outcome = self.pool.connect(patience).and_then(|mut connection| {
+            schema::ensure(&mut connection, self.table_owner.as_deref(), patience)
+        });
+        let schema = result(outcome, &self.pool)?;
+        self.statements.get_or_init(|| Statements::new(&schema));
         Ok(())
     }
 
-    /// Executes a statement, on as many connections as it takes.
-    fn execute(
-        &self,
-        statement: &Statement,
-        parameters: &[Parameter],
-        patience: Patience,
-    ) -> Result<Outcome> {
-        if !self.ready.load(Relaxed) {
-            self.ensure_schema(patience)?;
+    /// The statements on the table; makes sure that it is there if that is not known.
+    pub fn statements(&self, patience: Patience) -> Result<&Statements> {
+        loop {
+            match self.statements.get() {
+                Some(statements) => return Ok(statements),
+                None => self.ensure_schema(patience)?,
+            }
         }
+    }
+
+    /// Executes a statement, on as many connections as it takes.
+    fn execute(&self, sql: Sql, parameters: &[Parameter], patience: Patience) -> Result<Outcome> {
+        let statement = &self.statements(patience)?[sql];
         let mut repeated = false;
         let mut repairs = 0;
         let mut last = None;
@@ -300,6 +322,9 @@ impl Store {
                     // Serialization failure, deadlock: only where the database's
                     // default isolation is stricter than ours needs to be.
                     "40001" | "40P01" if !patience.over() => {}
+                    // A limit that the role or the server has set. Those statements that
+                    // set one themselves know what to do then.
+                    state if is_a_limit(state) && !sql.is_limited() && !patience.over() => {}
                     // An `id` that a row has already: the sequence was set back.
                     "23505"
                         if repairs < Store::REPAIRS && refusal.constraint.starts_with(PRIMARY) =>
@@ -349,7 +374,7 @@ impl Store {
     fn repair(&self, patience: Patience) -> Result<()> {
         log::warn!("the sequences of _score_distlock were set back: advancing them");
         loop {
-            let answer = self.execute(&sql::REPAIR, &[&Store::NUMBERS_PER_REPAIR], patience)?;
+            let answer = self.execute(Sql::Repair, &[&Store::NUMBERS_PER_REPAIR], patience)?;
             if only(&answer.rows)?.get::<bool>("done")? || patience.over() {
                 return Ok(());
             }
@@ -379,7 +404,7 @@ impl Store {
         ];
         let mut unknown = false;
         if likely {
-            let answer = self.execute(&sql::RETAKE, &parameters, patience)?;
+            let answer = self.execute(Sql::Retake, &parameters, patience)?;
             if let Some(row) = answer.rows.first() {
                 let deadline = Deadline::new(answer.sent, lease.seconds());
                 self.sweep_if_nothing_else_does(lease, patience)?;
@@ -390,32 +415,64 @@ impl Store {
         let mut tries = 0;
         loop {
             tries += 1;
-            let answer = self
-                .execute(&sql::ACQUIRE, &parameters, patience)
-                .map_err(|error| error.after(unknown))?;
-            let row = only(&answer.rows)?;
-            if let Some(fence) = row.get("fence")? {
-                let deadline = Deadline::new(answer.sent, lease.seconds());
-                self.sweep_if_nothing_else_does(lease, patience)?;
-                return Ok(Answer::Acquired(fence, deadline));
-            }
-            if row.get::<Option<bool>>("mine")? == Some(true) {
-                let remaining: f64 = row.get("remaining")?;
-                return Ok(Answer::Acquired(
-                    row.get::<Option<i64>>("seen_fence")?.unwrap_or_default(),
-                    Deadline::new(answer.sent, remaining),
-                ));
-            }
-            unknown |= answer.repeated;
-            // Nobody holds it, but its row was locked: by another taker who is
+            let answer = self.execute(Sql::Acquire, &parameters, patience);
+            // Nobody holds it, but its row is locked: by another taker who is
             // about to commit, by a guard, or by 0.2.5 cleaning up.
-            let busy = row.get::<Option<bool>>("held")? != Some(true);
+            let mut busy = true;
+            match unless_locked(answer.map_err(|error| error.after(unknown)))? {
+                Ok(answer) => {
+                    if let Some((fence, deadline)) =
+                        self.taken(name, token, lease, &answer, patience)?
+                    {
+                        self.sweep_if_nothing_else_does(lease, patience)?;
+                        return Ok(Answer::Acquired(fence, deadline));
+                    }
+                    busy = only(&answer.rows)?.get::<Option<bool>>("held")? != Some(true);
+                    unknown |= answer.repeated;
+                }
+                Err(seen) => unknown |= seen.unknown,
+            }
             if !busy || tries == Store::TRIES_WHILE_BUSY || patience.over() {
                 self.sweep_now_and_then(lease, patience)?;
-                return Ok(Answer::Held { unknown });
+                return Ok(Answer::Refused { busy, unknown });
             }
             let limit = Duration::from_millis(1 << tries);
             patience.pause(limit.mul_f64(rand::rng().random_range(0.5..1.0)))?;
+        }
+    }
+
+    /// What acquire.sql or wait.sql has taken, if it has: the fence and the deadline.
+    ///
+    /// If the fence may be older than another of the same name, a new one is drawn. So it
+    /// is for a hold that an earlier statement took whose answer was lost.
+    fn taken(
+        &self,
+        name: &Name,
+        token: &Token,
+        lease: Lease,
+        answer: &Outcome,
+        patience: Patience,
+    ) -> Result<Option<(i64, Deadline)>> {
+        let row = only(&answer.rows)?;
+        let deadline = |seconds| Deadline::new(answer.sent, seconds);
+        let fence = row.get::<Option<i64>>("fence")?;
+        let deadline = match fence {
+            Some(fence) if row.get("newest")? => {
+                return Ok(Some((fence, deadline(lease.seconds()))));
+            }
+            Some(_) => deadline(lease.seconds()),
+            None if row.get::<Option<bool>>("mine")? == Some(true) => {
+                deadline(row.get("remaining")?)
+            }
+            None => return Ok(None),
+        };
+        let numbered = self
+            .execute_for(Sql::Number, name, token, lease, patience)
+            .map_err(|error| error.after(true))?;
+        match numbered.rows.first() {
+            Some(row) => Ok(Some((row.get("fence")?, deadline))),
+            // It has ended meanwhile.
+            None => Ok(None),
         }
     }
 
@@ -433,10 +490,10 @@ impl Store {
             &waiter.ticket,
             &waiter.more,
         ];
-        let mut answer = self.execute(&sql::TAKE, &parameters, patience)?;
+        let mut answer = self.execute(Sql::Take, &parameters, patience)?;
         let mut unknown = answer.repeated;
         if answer.rows.is_empty() {
-            let busy = self.execute(&sql::TAKE_BUSY, &parameters, patience);
+            let busy = self.execute(Sql::TakeBusy, &parameters, patience);
             answer = match unless_locked(busy.map_err(|error| error.after(unknown)))? {
                 Ok(answer) => answer,
                 Err(unseen) => return Ok(Turn::Later(unseen)),
@@ -457,7 +514,7 @@ impl Store {
     /// queue. `known` is the queue as last seen, without the waiter.
     pub fn wait(&self, waiter: Candidate, known: &[i64], patience: Patience) -> Result<Turn> {
         let answer = self.execute(
-            &sql::WAIT,
+            Sql::Wait,
             &[
                 &waiter.name.as_str(),
                 &waiter.token.as_str(),
@@ -476,20 +533,20 @@ impl Store {
             Err(unseen) => return Ok(Turn::Later(unseen)),
         };
         let row = only(&answer.rows)?;
-        if let Some(fence) = row.get::<Option<i64>>("fence")? {
-            return Ok(Turn::Acquired {
-                fence,
-                deadline: Deadline::new(answer.sent, waiter.lease.seconds()),
-                queued: waiter.more,
-            });
-        }
+        let (name, token) = (waiter.name, waiter.token);
+        let taken = self.taken(name, token, waiter.lease, &answer, patience)?;
         let remaining = row.get::<Option<f64>>("remaining")?.unwrap_or_default();
         let tickets: Vec<i64> = row.get::<Option<_>>("waiters")?.unwrap_or_default();
-        if row.get::<Option<bool>>("mine")? == Some(true) {
+        if let Some((fence, deadline)) = taken {
+            let mine = row.get::<Option<i64>>("fence")?.is_none();
             return Ok(Turn::Acquired {
-                fence: row.get::<Option<i64>>("seen_fence")?.unwrap_or_default(),
-                deadline: Deadline::new(answer.sent, remaining),
-                queued: tickets.contains(&waiter.ticket),
+                fence,
+                deadline,
+                queued: if mine {
+                    tickets.contains(&waiter.ticket)
+                } else {
+                    waiter.more
+                },
             });
         }
         Ok(Turn::Later(Queue {
@@ -507,7 +564,7 @@ impl Store {
     /// Takes a waiter out of the queue; the next one is notified if need be.
     pub fn leave(&self, name: &Name, ticket: i64, lease: Lease, patience: Patience) -> Result<()> {
         self.execute(
-            &sql::LEAVE,
+            Sql::Leave,
             &[&name.as_str(), &ticket, &lease.seconds(), &zone::offset()],
             patience,
         )
@@ -524,7 +581,7 @@ impl Store {
         let tokens: Vec<&str> = holds.iter().map(|(_, token, _)| token.as_str()).collect();
         let leases: Vec<f64> = holds.iter().map(|(_, _, lease)| lease.seconds()).collect();
         let answer = self.execute(
-            &sql::RENEW,
+            Sql::Renew,
             &[&names, &tokens, &leases, &zone::offset()],
             patience,
         )?;
@@ -552,14 +609,14 @@ impl Store {
         lease: Lease,
         patience: Patience,
     ) -> Result<bool> {
-        let answer = self.execute_for(&sql::HELD, name, token, lease, patience)?;
+        let answer = self.execute_for(Sql::Held, name, token, lease, patience)?;
         Ok(!answer.rows.is_empty())
     }
 
     /// Executes a statement about the hold of a token.
     fn execute_for(
         &self,
-        statement: &Statement,
+        sql: Sql,
         name: &Name,
         token: &Token,
         lease: Lease,
@@ -571,13 +628,13 @@ impl Store {
             &lease.seconds(),
             &zone::offset(),
         ];
-        self.execute(statement, &parameters, patience)
+        self.execute(sql, &parameters, patience)
     }
 
     /// Whether the hold of a token was ended by a release, as far as the row tells.
     fn was_released(&self, name: &Name, token: &Token, patience: Patience) -> Result<bool> {
         let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
-        let answer = self.execute(&sql::RELEASED, &parameters, patience)?;
+        let answer = self.execute(Sql::Released, &parameters, patience)?;
         Ok(!answer.rows.is_empty())
     }
 
@@ -610,14 +667,14 @@ impl Store {
 
     /// Sends a listener a message over a connection of the pool.
     pub(super) fn tell(&self, listener: i64, message: &str, patience: Patience) -> Result<()> {
-        self.execute(&sql::PROVE, &[&listener, &message], patience)
+        self.execute(Sql::Prove, &[&listener, &message], patience)
             .map(drop)
     }
 
     /// Looks at a lock without touching it.
     pub fn look(&self, name: &Name, lease: Lease, patience: Patience) -> Result<Look> {
         let answer = self.execute(
-            &sql::PROBE,
+            Sql::Probe,
             &[&name.as_str(), &zone::offset(), &lease.seconds()],
             patience,
         )?;
@@ -640,7 +697,7 @@ impl Store {
         lease: Lease,
         patience: Patience,
     ) -> Result<Option<(Option<i64>, Deadline)>> {
-        let answer = self.execute_for(&sql::EXTEND, name, token, lease, patience)?;
+        let answer = self.execute_for(Sql::Extend, name, token, lease, patience)?;
         let Some(row) = answer.rows.first() else {
             return Ok(None);
         };
@@ -679,15 +736,14 @@ impl Store {
     ) -> Result<Released> {
         let mut unknown = again;
         let mut released = Released::Lost;
-        let calling = |statement: &Statement, unknown: &mut bool| {
-            self.call(statement, name, token, lease, unknown, patience)
-        };
+        let calling =
+            |sql: Sql, unknown: &mut bool| self.call(sql, name, token, lease, unknown, patience);
         if awaited {
-            released = calling(&sql::RELEASE_CALLING, &mut unknown)?;
+            released = calling(Sql::ReleaseCalling, &mut unknown)?;
         } else {
             let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
             let answer = self
-                .execute(&sql::RELEASE, &parameters, patience)
+                .execute(Sql::Release, &parameters, patience)
                 .map_err(|error| error.after(unknown))?;
             unknown |= answer.repeated;
             if answer.affected == 1 {
@@ -695,7 +751,7 @@ impl Store {
             }
         }
         if released == Released::Lost {
-            released = calling(&sql::RELEASE_AWAITED, &mut unknown)?;
+            released = calling(Sql::ReleaseAwaited, &mut unknown)?;
         }
         if released == Released::Lost && unknown {
             let ended = held
@@ -716,7 +772,7 @@ impl Store {
     /// Ends the hold with one of the statements that call the first who waits.
     fn call(
         &self,
-        statement: &Statement,
+        sql: Sql,
         name: &Name,
         token: &Token,
         lease: Lease,
@@ -724,7 +780,7 @@ impl Store {
         patience: Patience,
     ) -> Result<Released> {
         let answer = self
-            .execute_for(statement, name, token, lease, patience)
+            .execute_for(sql, name, token, lease, patience)
             .map_err(|error| error.after(*unknown))?;
         *unknown |= answer.repeated;
         let Some(row) = answer.rows.first() else {
@@ -748,7 +804,7 @@ impl Store {
         patience: Patience,
     ) -> Result<Option<(Option<i64>, Deadline)>> {
         let answer = self.execute(
-            &sql::TRANSFER,
+            Sql::Transfer,
             &[
                 &name.as_str(),
                 &old.as_str(),
@@ -766,10 +822,42 @@ impl Store {
         Ok(Some((row.get("fence")?, deadline)))
     }
 
-    /// Removes all expired and free rows.
+    /// Which server processes may have locked the row of a lock that nobody holds.
+    pub fn busy(&self, patience: Patience) -> Result<Vec<i64>> {
+        let answer = self.execute(Sql::Busy, &[], patience)?;
+        answer.rows.iter().map(|row| row.get("pid")).collect()
+    }
+
+    /// Removes all expired and free rows, in as many steps as it takes. The time that
+    /// `patience` has left is that of each step.
     pub fn vacuum(&self, lease: Lease, patience: Patience) -> Result<()> {
-        self.execute(&sql::VACUUM, &[&lease.seconds(), &zone::offset()], patience)
-            .map(drop)
+        let mut after = Some(i64::MIN);
+        while let Some(start) = after {
+            let patience = patience.renewed(self.timeout());
+            after = self.sweep(lease, start, Store::ROWS_PER_STEP, 0.0, patience)?;
+        }
+        Ok(())
+    }
+
+    /// How many rows one step of a vacuum looks at: some hundred milliseconds.
+    const ROWS_PER_STEP: i64 = 10_000;
+
+    /// Removes what has been out of use for so many seconds from the rows after an id.
+    /// Tells the last one's if there may be more.
+    fn sweep(
+        &self,
+        lease: Lease,
+        after: i64,
+        rows: i64,
+        seconds: f64,
+        patience: Patience,
+    ) -> Result<Option<i64>> {
+        let parameters: [Parameter; 5] =
+            [&lease.seconds(), &zone::offset(), &after, &rows, &seconds];
+        let answer = self.execute(Sql::Sweep, &parameters, patience)?;
+        let row = only(&answer.rows)?;
+        let more = row.get::<i64>("seen")? == rows;
+        Ok(row.get::<Option<i64>>("last")?.filter(|_| more))
     }
 
     /// How many calls pass between two sweeps, and how many rows one looks at.
@@ -804,22 +892,8 @@ impl Store {
         if age < self.rest.load(Relaxed) {
             return Ok(());
         }
-        let answer = self.execute(
-            &sql::SWEEP,
-            &[
-                &lease.seconds(),
-                &zone::offset(),
-                &self.swept.load(Relaxed),
-                &Store::ROWS_PER_SWEEP,
-            ],
-            patience,
-        );
-        let last = answer.and_then(|answer| {
-            let row = only(&answer.rows)?;
-            let more = row.get::<i64>("seen")? == Store::ROWS_PER_SWEEP;
-            Ok(row.get::<Option<i64>>("last")?.filter(|_| more))
-        });
-        match last {
+        let after = self.swept.load(Relaxed);
+        match self.sweep(lease, after, Store::ROWS_PER_SWEEP, 60.0, patience) {
             Ok(last) => {
                 self.swept.store(last.unwrap_or(i64::MIN), Relaxed);
                 if last.is_none() {

@@ -160,6 +160,7 @@ _KEYS: dict[str, tuple[str, Callable[[object, str], Any]]] = {
     "timeout": ("timeout", _wait),
     "autoextend": ("autoextend", _boolean),
     "reentrant": ("reentrant", _boolean),
+    "table_owner": ("table_owner", _text),
 }
 
 #: What only `conf.engine` is made with: the locks' own connections neither

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 _REASONS = {
     "expired": "its lease has expired",
     "released": "it was released",
@@ -22,20 +24,37 @@ class DistlockError(Exception):
 
 
 class CouldNotAcquireLock(DistlockError):
-    """The lock is held by somebody else. ``args`` is ``(name,)``."""
+    """The lock is held by somebody else, or busy. ``args`` is ``(name,)``."""
 
     __module__ = "score.distlock"
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, busy: Iterable[int] | None = None) -> None:
         super().__init__(name)
+        self._busy = None if busy is None else tuple(busy)  # in __dict__: pickle keeps it
 
     @property
     def name(self) -> str:
         """The name of the lock."""
         return str(self.args[0])
 
+    @property
+    def busy(self) -> tuple[int, ...] | None:
+        """``None`` if somebody else holds the lock.
+
+        If nobody does, but another transaction has its row locked (a guard, or a tool of an
+        administrator): the ``pid``, as in ``pg_stat_activity``, of every server process that
+        has rows of the table locked.
+        """
+        return self._busy
+
     def __str__(self) -> str:
-        return f"the lock {self.name!r} is held by somebody else"
+        if self.busy is None:
+            return f"the lock {self.name!r} is held by somebody else"
+        processes = ", ".join(map(str, self.busy)) or "one that is over by now"
+        return (
+            f"the lock {self.name!r} is held by nobody, but another transaction has its row "
+            f"locked: server process {processes} (see pg_stat_activity)"
+        )
 
 
 class LockExpired(DistlockError):

@@ -41,8 +41,8 @@ _IN_TRANSACTION = "SELECT pg_catalog.txid_current_if_assigned()"
 
 _UNSEEN = (
     "the hold of lock {!r} is alive, but this connection does not see it: it is a connection to "
-    "another database, or has another search_path, or its transaction has a snapshot (REPEATABLE "
-    "READ, SERIALIZABLE) that is older than the acquisition"
+    "another database, or its transaction has a snapshot (REPEATABLE READ, SERIALIZABLE) that is "
+    "older than the acquisition"
 )
 
 

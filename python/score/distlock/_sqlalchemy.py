@@ -100,8 +100,8 @@ def is_undefined_table(error: BaseException | None) -> bool:
 
 #: For a connection that has no such table.
 NO_TABLE = (
-    "there is no table _score_distlock where this connection looks for it: it is a connection "
-    "to another database than the locks', or has another search_path"
+    "there is no table of locks where this connection looks for it: it is a connection to "
+    "another database"
 )
 
 

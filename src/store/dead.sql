@@ -1,1 +1,0 @@
-pg_try_advisory_xact_lock_shared({listener ticket})

@@ -1,6 +1,0 @@
--- Sends the listener $1 the message $2, over another connection than its own.
---
--- Guarantees:
--- * If the message arrives, then so do those of other processes. Through a pooler
---   that hands sessions around it does not.
-SELECT count(pg_notify('score_distlock_' || to_hex($1), $2)) AS sent

@@ -1,0 +1,29 @@
+-- Ends the hold of $1 with token $2, if nobody waits for the lock: the row stays,
+-- free for the next taker.
+--
+-- $1 name, $2 token.
+--
+-- Guarantees:
+-- * Only the holder's own hold ends, and only while its lease stands.
+-- * No row is changed if others wait, if score.distlock 0.2.5 extended the hold, or
+--   if there is none: release_awaited.sql finds out which. This one has no part that
+--   is not needed when nobody waits. That is judged under the row's lock, so whoever
+--   enters the queue later sees a free lock.
+-- * The commit is not waited for on disk: a crash that forgets it leaves a hold that
+--   expires. No row is changed without `set_config` having been evaluated.
+-- * The row looks ancient to 0.2.5, whose next attempt removes it before it
+--   inserts its own. No indexed column changes: a heap-only update.
+-- * The token stays, to be recognised by `released` when an answer was lost.
+UPDATE {table}
+   SET updated = '0001-01-01',
+       touched = '0001-01-01',
+       expires = pg_catalog.clock_timestamp(),
+       lease = NULL,
+       holder = NULL
+ WHERE name {=} $1
+   AND token {=} $2
+   AND CASE
+         WHEN touched {=} updated AND expires {>} pg_catalog.clock_timestamp() AND waiters IS NULL
+         THEN pg_catalog.set_config('synchronous_commit', 'off', true) IS NOT NULL
+         ELSE false
+       END

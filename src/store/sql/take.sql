@@ -1,0 +1,25 @@
+-- Takes the lock $1, now that it is free and this waiter is the first in the queue.
+--
+-- $1 name, $2 the token to take it with, $3 lease in seconds, $4 the host's
+-- offset from UTC in seconds, $5 the holder's name for people, $6 the waiter's
+-- ticket, $7 whether more of its process wait: the ticket then goes to the queue's end.
+--
+-- Guarantees:
+-- * Taking is as in retake.sql, whose remarks apply here too.
+-- * No row comes back if anything is otherwise than expected, or if the row is locked
+--   at this moment: take_busy.sql waits for it, and wait.sql finds out.
+UPDATE {table}
+   SET {taking pg_catalog.now()},
+       waiters = CASE WHEN $7 THEN waiters[2:] {||} $6 ELSE {unless_empty waiters[2:]} END
+ WHERE id {=} (
+    SELECT id
+      FROM {table}
+     WHERE name {=} $1
+       AND CASE
+             WHEN touched {=} updated AND expires {<=} pg_catalog.clock_timestamp() AND waiters[1] {=} $6
+             THEN {durable}
+             ELSE false
+           END
+       FOR UPDATE SKIP LOCKED
+   )
+RETURNING fence
