@@ -44,6 +44,10 @@ pub enum Error {
         unknown: bool,
     },
 
+    /// The database cannot store the name of the lock.
+    #[error("{0}")]
+    Name(String),
+
     /// An option of the configuration, or a part of the URL, is not usable.
     #[error("{0}")]
     Configuration(String),
@@ -80,6 +84,29 @@ impl Error {
             *unknown |= lost;
         }
         self
+    }
+
+    /// The same, if the server refused the statement because of the name that is in it.
+    #[must_use]
+    pub fn about(self, name: &Name) -> Error {
+        let Error::Sql { sqlstate, .. } = &self else {
+            return self;
+        };
+        let begin: String = name.as_str().chars().take(40).collect();
+        let bytes = name.as_str().len();
+        match sqlstate.as_str() {
+            // program_limit_exceeded: a row of the index.
+            "54000" => Error::Name(format!(
+                "the name of the lock is too long: it has {bytes} bytes in UTF-8, and \
+                 PostgreSQL's index takes 2,704, after compression; it begins with {begin:?}"
+            )),
+            // untranslatable_character
+            "22P05" => Error::Name(format!(
+                "the name of the lock has a character that the database's encoding cannot \
+                 store; it begins with {begin:?}"
+            )),
+            _ => self,
+        }
     }
 
     /// Whether the call may have had an effect nevertheless.

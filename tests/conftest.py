@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -18,6 +18,9 @@ from psycopg import sql
 import score.distlock
 
 from .support.server import PASSWORD, Server
+
+if TYPE_CHECKING:
+    from typing_extensions import LiteralString
 
 PROJECT = Path(__file__).parent.parent
 SUPPORT = Path(__file__).parent / "support"
@@ -44,11 +47,12 @@ _numbers = itertools.count()
 
 
 @contextlib.contextmanager
-def fresh_database(admin_url: str) -> Iterator[str]:
+def fresh_database(admin_url: str, options: LiteralString = "") -> Iterator[str]:
     """A fresh, empty database on a server; yields its URL and drops it afterwards."""
     name = f"distlock_{os.getpid()}_{next(_numbers)}"
     with psycopg.connect(admin_url, autocommit=True) as admin:
-        admin.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+        create = sql.SQL("CREATE DATABASE {} " + options)
+        admin.execute(create.format(sql.Identifier(name)))
     base, _, query = admin_url.partition("?")
     yield f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
     with psycopg.connect(admin_url, autocommit=True) as admin:

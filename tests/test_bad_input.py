@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import traceback
 from datetime import timedelta
 from typing import Any
@@ -18,6 +19,7 @@ from score.distlock import (
 )
 from score.init import ConfigurationError
 
+from .conftest import fresh_database
 from .server_free import URL, free_port
 
 Conf = ConfiguredDistlockModule
@@ -154,12 +156,6 @@ def test_a_name_has_no_nul() -> None:
         conf.get("a\0b")
 
 
-def test_a_name_can_be_encoded() -> None:
-    conf = ConfiguredDistlockModule(URL, 1)
-    with pytest.raises(UnicodeEncodeError):
-        conf.get("\ud800")
-
-
 @pytest.mark.parametrize("token", [7, ["a"], 1.5, object()])
 def test_a_token_is_str_or_bytes(token: Any) -> None:
     conf = ConfiguredDistlockModule(URL, 1)
@@ -242,3 +238,38 @@ def test_an_error_of_the_server_has_its_sqlstate(conf: Conf) -> None:
         conf.acquire(name)
     assert caught.value.sqlstate == "54000"
     assert not isinstance(caught.value, DatabaseUnavailable)
+
+
+def test_a_name_that_the_index_cannot_hold(conf: Any) -> None:
+    """What can be compressed may be longer."""
+    conf.release("a" * 100_000, conf.acquire("a" * 100_000))
+    name = secrets.token_hex(10_000)
+    for timeout in (0, 5):
+        with pytest.raises(ValueError, match="too long: it has 20000 bytes") as raised:
+            conf.acquire(name, timeout=timeout)
+        assert name[:40] in str(raised.value)
+        assert len(str(raised.value)) < 300
+    with pytest.raises(ValueError, match="too long"), conf.get(name):
+        pytest.fail("it was entered")
+    with pytest.raises(ValueError, match="too long"), conf.acquire_all(["short", name]):
+        pytest.fail("it was entered")
+    conf.release("short", conf.acquire("short"))
+
+
+@pytest.mark.parametrize("half", ["\ud800", "\udc00"])
+def test_half_of_a_surrogate_pair(conf: Any, url: str, half: str) -> None:
+    for call in (conf.get, conf.acquire, conf.try_acquiring, conf.extend, conf.aio.get):
+        with pytest.raises(ValueError, match=r"half of a surrogate pair.*\\ud[8c]00") as raised:
+            call("name " + half)
+        assert type(raised.value) is ValueError
+    with pytest.raises(ConfigurationError, match="table_owner contains half of a surrogate pair"):
+        score.distlock.init({"sqlalchemy.url": url, "table_owner": half})
+
+
+def test_a_name_that_the_databases_encoding_cannot_store(admin_url: str) -> None:
+    with fresh_database(admin_url, "ENCODING LATIN1 LOCALE 'C' TEMPLATE template0") as url:
+        conf = score.distlock.init({"sqlalchemy.url": url})
+        conf.release("schön", conf.acquire("schön"))
+        for call in (conf.acquire, conf.try_acquiring, lambda name: conf.extend(name, "ab" * 128)):
+            with pytest.raises(ValueError, match="database's encoding cannot store"):
+                call("ключ")

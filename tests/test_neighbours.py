@@ -18,8 +18,12 @@ from score.distlock import CouldNotAcquireLock
 from score.distlock._distlock import _statements
 from score.init import ConfigurationError
 
+from .support.line import Background, wait_until_waiting
+from .support.proxy import Proxy
+from .support.server import Server
 from .test_guard_trust import connected, execute
 from .test_schema import ORIGINAL_TABLE
+from .test_waiting import SOON, ticket_of_the_last
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]
@@ -27,10 +31,27 @@ Db = psycopg.Connection[Any]
 OPERATOR = r"[-+*/<>=~!@#%^&|?]+"
 STATEMENTS = {title: (text, types) for title, text, types in _statements("locks")}
 # What statements compare and pass on.
-TYPES = (
-    "text varchar name bool int2 int4 int8 float8 numeric oid regclass regprocedure "
-    'timestamp timestamptz interval "char" text[] int8[] float8[]'
-).split()
+TYPES = [
+    "text",
+    "varchar",
+    "name",
+    "bool",
+    "int2",
+    "int4",
+    "int8",
+    "float8",
+    "numeric",
+    "oid",
+    "regclass",
+    "regprocedure",
+    "timestamp",
+    "timestamptz",
+    "interval",
+    '"char"',
+    "text[]",
+    "int8[]",
+    "float8[]",
+]
 
 
 def softened(text: str) -> str:
@@ -368,3 +389,25 @@ def test_busy_is_told_from_held(url: str, conf: Conf, db: Db, how: str, timeout:
         conf.acquire("name", timeout=timeout)
     assert held.value.busy is None
     conf.release("name", token)
+
+
+def test_forged_notifications_cause_little_work(server: Server, server_url: str) -> None:
+    database = server_url.partition("?")[0].rpartition("/")[2]
+    proxy = Proxy(f"{server.folder}/.s.PGSQL.{server.port}")
+    direct = score.distlock.init({"sqlalchemy.url": server_url})
+    through = score.distlock.init(
+        {"sqlalchemy.url": f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}"}
+    )
+    with contextlib.closing(proxy), psycopg.connect(server_url, autocommit=True) as forger:
+        token = direct.acquire("name")
+        waiter = Background(through.acquire, "name", timeout=SOON)
+        wait_until_waiting(forger, 1)
+        ticket = ticket_of_the_last(forger)
+        counted = proxy.arm("request", 1_000_000, "before")
+        for number in range(6000):
+            channel, word = f"score_distlock_{ticket >> 24:x}", ("turn", "next")[number % 2]
+            forger.execute("SELECT pg_notify(%s, %s)", (channel, f"{word} {ticket}"))
+        requests = 1_000_000 - counted.index
+        assert 0 < requests < 300
+        direct.release("name", token)
+        assert waiter.result()

@@ -18,8 +18,6 @@ from .support.server import Server
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]
 
-KEY = "hashtextextended('name', '_score_distlock'::regclass::oid::bigint)"
-
 
 def use_once(conf: Conf) -> int:
     """The lock is acquired and released, which this process remembers. Returns the fence."""
@@ -80,15 +78,6 @@ def test_one_of_many_gets_it(url: str, conf: Conf) -> None:
     assert [holders for _, holders in seen] == [1] * len(seen)
     fences = [fence for fence, _ in seen]
     assert fences == sorted(set(fences))
-
-
-def test_it_is_not_taken_while_somebody_may_insert_its_row(conf: Conf, url: str) -> None:
-    """An acquirer that found no row has drawn its number, and sleeps: see acquire.sql."""
-    fence = use_once(conf)
-    with psycopg.connect(url) as sleeper:
-        sleeper.execute(f"SELECT pg_advisory_xact_lock({KEY})")
-        assert conf.try_acquiring("name") is None
-    assert use_once(conf) > fence
 
 
 def test_it_is_not_taken_while_its_row_is_locked(conf: Conf, url: str) -> None:

@@ -28,7 +28,6 @@ from .support.proxy import Proxy
 from .support.server import Server
 from .test_lost_answers import own_url, proxy
 from .test_pooler import bouncer
-from .test_taken_again import KEY
 
 __all__ = ("bouncer", "own_url", "proxy")
 
@@ -405,21 +404,6 @@ def test_the_places_of_the_dead_are_passed_over_at_once(conf: Conf, other: Conf,
         # Who takes the lock after its turn has come leaves those before it in the queue.
         assert waiting(db) == 0
         other.release("name", token)
-
-
-def test_a_called_waiter_does_not_take_what_somebody_may_insert(
-    conf: Conf, other: Conf, db: Db, url: str
-) -> None:
-    """As in test_taken_again.py: the fence would not grow in the order of the commits."""
-    token = conf.acquire("name")
-    waiter = Background(other.acquire, "name", timeout="500ms")
-    wait_until_waiting(db, 1)
-    with psycopg.connect(url) as sleeper:
-        sleeper.execute(f"SELECT pg_advisory_xact_lock({KEY})")
-        conf.release("name", token)
-        with pytest.raises(CouldNotAcquireLock):
-            waiter.result()
-    assert other.acquire("name", timeout=SOON)
 
 
 def test_many_waiters_are_silent_and_not_a_herd(

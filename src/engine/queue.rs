@@ -98,6 +98,9 @@ pub struct Line<W> {
     previous: i64,
     queued: bool,
     called: bool,
+    /// How many calls were heeded since the lock was acquired last, and when the next one is.
+    heeded: u32,
+    heed: Instant,
     /// The process was told that it is next, should the first not come: when to look then.
     next: Option<Instant>,
     /// Somebody has asked for the lock without entering the queue.
@@ -126,6 +129,8 @@ impl<W: Clone> Line<W> {
             previous: 0,
             queued: false,
             called: false,
+            heeded: 0,
+            heed: now,
             next: None,
             tried: false,
             in_flight: None,
@@ -227,6 +232,20 @@ impl<W: Clone> Line<W> {
         self.again = None;
     }
 
+    /// Whether a call is there that is to be heeded now.
+    fn is_called(&self, now: Instant) -> bool {
+        self.called && now >= self.heed
+    }
+
+    /// When to do something if nobody calls.
+    fn wakes(&self) -> Instant {
+        if self.called {
+            self.due.min(self.heed)
+        } else {
+            self.due
+        }
+    }
+
     /// What a waiter has to do now. `listener` is the number that the tickets of this
     /// process begin with, while notifications come through.
     pub fn plan(
@@ -255,8 +274,8 @@ impl<W: Clone> Line<W> {
             Plan::Sleep(Some(until))
         };
         let Some(listener) = listener else {
-            if !self.called && now < self.due {
-                return sleep(self, self.due);
+            if !self.is_called(now) && now < self.due {
+                return sleep(self, self.wakes());
             }
             self.called = false;
             self.in_flight = Some(number);
@@ -267,8 +286,8 @@ impl<W: Clone> Line<W> {
                 return sleep(self, again);
             }
         } else if self.queued_at(listener) {
-            if !self.called && now < self.due {
-                return sleep(self, self.due);
+            if !self.is_called(now) && now < self.due {
+                return sleep(self, self.wakes());
             }
         } else {
             if self.tries > 1 && now < self.due {
@@ -282,6 +301,10 @@ impl<W: Clone> Line<W> {
         }
         // Before the statement is sent: a call that comes meanwhile is a new one.
         let called = std::mem::take(&mut self.called) && self.queued;
+        if called {
+            self.heeded += 1;
+            self.heed = now + Line::<W>::deafness(self.heeded);
+        }
         self.next = None;
         self.again = None;
         self.in_flight = Some(number);
@@ -368,6 +391,8 @@ impl<W: Clone> Line<W> {
                 self.tries = 0;
                 self.seen = None;
                 self.called = false;
+                self.heeded = 0;
+                self.heed = now;
                 self.known.retain(|ticket| *ticket != self.ticket);
                 self.due = match queued {
                     Some(true) => {
@@ -395,15 +420,30 @@ impl<W: Clone> Line<W> {
         (self.waiters.is_empty() && self.ticket != 0).then_some(self.ticket)
     }
 
-    /// The ticket was called: the lock is free, and it is its turn.
-    pub fn call(&mut self) {
-        self.called = true;
+    /// The ticket was called: the lock is free, and it is its turn. Tells whether the
+    /// leader has to know.
+    pub fn call(&mut self, now: Instant) -> bool {
+        !std::mem::replace(&mut self.called, true) || now >= self.heed
     }
 
-    /// The ticket is next, should the first not come by then.
-    pub fn call_next(&mut self, due: Instant) {
+    /// For how long no call is heeded after so many that did not lead to the lock. Some are
+    /// nobody's fault: score.distlock 0.2.5 takes a lock without asking whose turn it is. Many
+    /// are sent by somebody who wants the database to be busy, as everybody can.
+    fn deafness(heeded: u32) -> Duration {
+        match heeded {
+            0..=3 => Duration::ZERO,
+            more => Duration::from_millis(10 << (more - 4).min(6)).min(Duration::from_millis(500)),
+        }
+    }
+
+    /// The ticket is next, should the first not come by then. Tells whether the leader has
+    /// to know.
+    pub fn call_next(&mut self, due: Instant) -> bool {
+        // The first of several counts, or else the time would never come.
+        let due = *self.next.get_or_insert(due);
+        let sooner = due < self.due;
         self.due = self.due.min(due);
-        self.next = Some(due);
+        sooner
     }
 
     /// Notifications come through no longer: ask at that time.
@@ -551,7 +591,7 @@ mod tests {
                         let expected = (waiting.is_empty() && ticket != 0).then_some(ticket);
                         prop_assert_eq!(left, expected);
                     }
-                    Step::Call => line.call(),
+                    Step::Call => drop(line.call(now)),
                     Step::Listen { on } => {
                         listener = on.then_some(7);
                         line.poll_at(now);
@@ -577,7 +617,7 @@ mod tests {
                 for round in 0..4 * waiting.len() {
                     let number = waiting[round % waiting.len()];
                     now += Duration::from_secs(2);
-                    line.call();
+                    line.call(now);
                     if !matches!(line.plan(number, now, listener, || 1), Plan::Sleep(_)) {
                         asked = Some(number);
                         break;
@@ -612,9 +652,55 @@ mod tests {
             line.plan(1, now, Some(7), || 1),
             Plan::Sleep(Some(_))
         ));
-        line.call();
+        assert!(line.call(now));
         assert_eq!(line.wake(now), Some("first"));
         assert_eq!(line.pass_by(now + LIMIT * 2, LIMIT), Some("second"));
+    }
+
+    #[test]
+    fn false_calls_are_heeded_less_and_less_and_never_forgotten() {
+        let start = Instant::now();
+        let mut line: Line<&str> = Line::new(start);
+        line.join(1, "first", start);
+        assert_eq!(line.plan(1, start, Some(7), || 1), Plan::Try);
+        line.refused(1, start);
+        let held = |line: &Line<&str>, now| Seen {
+            queued: true,
+            busy: false,
+            due: now + Duration::from_secs(60),
+            tickets: vec![line.ticket()],
+        };
+        assert!(matches!(line.plan(1, start, Some(7), || 1), Plan::Ask(_)));
+        let seen = held(&line, start);
+        line.found(1, seen, start, Duration::ZERO);
+        let mut heeded = Vec::new();
+        let mut woken = 0;
+        for millis in 0..10_000 {
+            let now = start + Duration::from_millis(millis);
+            woken += u32::from(line.call(now));
+            match line.plan(1, now, Some(7), || 1) {
+                Plan::Ask(ask) => {
+                    assert!(ask.called);
+                    heeded.push(millis);
+                    let seen = held(&line, now);
+                    line.found(1, seen, now, Duration::ZERO);
+                }
+                plan => {
+                    let Plan::Sleep(Some(until)) = plan else {
+                        panic!("{plan:?}");
+                    };
+                    // It is not put off for longer than this, whether others come or not.
+                    assert!(until <= now + Duration::from_millis(500));
+                }
+            }
+        }
+        assert!(heeded.len() < 35, "{heeded:?}");
+        assert!(heeded[3] <= 3, "a few may be mistakes: {heeded:?}");
+        assert!(woken < 2 * 35, "{woken}");
+        let lease = Duration::from_secs(1);
+        let (queued, now) = (Some(false), start + Duration::from_secs(10));
+        line.left(1, Outcome::Acquired { lease, queued }, now);
+        assert!(line.is_called(now) || line.call(now), "all is forgiven");
     }
 
     #[test]

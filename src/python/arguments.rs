@@ -22,7 +22,14 @@ pub fn name(value: &Bound<'_, PyAny>) -> PyResult<Name> {
             type_name(value)
         ))
     })?;
-    let text = text.to_str()?;
+    let text = text.to_str().map_err(|_| {
+        PyValueError::new_err(format!(
+            "the name of a lock must not contain half of a surrogate pair, which UTF-8 cannot \
+             encode: {}",
+            text.repr()
+                .map_or_else(|_| "?".to_owned(), |shown| shown.to_string())
+        ))
+    })?;
     Name::new(text).ok_or_else(|| {
         PyValueError::new_err(format!(
             "the name of a lock must not contain NUL, which PostgreSQL cannot store: {text:?}"

@@ -34,7 +34,7 @@ fn try_exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             class("LockExpired")?.call((name.as_str(), token.as_str()), Some(&options))?
         }
         Error::NotAToken(name, token) => class("LockExpired")?.call1((name.as_str(), token))?,
-        Error::TokenRequired(_) => return Ok(PyValueError::new_err(text)),
+        Error::TokenRequired(_) | Error::Name(_) => return Ok(PyValueError::new_err(text)),
         Error::Unavailable(_) | Error::Forked => class("DatabaseUnavailable")?.call1((text,))?,
         Error::Sql {
             sqlstate, message, ..

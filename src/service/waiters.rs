@@ -308,12 +308,14 @@ impl Waiters {
             let Some(line) = name.and_then(|name| state.lines.get_mut(name)) else {
                 continue;
             };
-            match call {
-                Call::Turn(_) => line.call(),
+            let news = match call {
+                Call::Turn(_) => line.call(now),
                 // A little later than the first one's turn ends.
                 Call::Next(_) => line.call_next(now + TURN.mul_f64(1.04)),
+            };
+            if news {
+                woken.extend(line.wake(now));
             }
-            woken.extend(line.wake(now));
         }
         // Those who wake up need the state.
         drop(guard);

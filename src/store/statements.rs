@@ -415,11 +415,13 @@ impl Store {
         let mut tries = 0;
         loop {
             tries += 1;
-            let answer = self.execute(Sql::Acquire, &parameters, patience);
+            let answer = self
+                .execute(Sql::Acquire, &parameters, patience)
+                .map_err(|error| error.after(unknown).about(name));
             // Nobody holds it, but its row is locked: by another taker who is
             // about to commit, by a guard, or by 0.2.5 cleaning up.
             let mut busy = true;
-            match unless_locked(answer.map_err(|error| error.after(unknown)))? {
+            match unless_locked(answer)? {
                 Ok(answer) => {
                     if let Some((fence, deadline)) =
                         self.taken(name, token, lease, &answer, patience)?
@@ -430,7 +432,11 @@ impl Store {
                     busy = only(&answer.rows)?.get::<Option<bool>>("held")? != Some(true);
                     unknown |= answer.repeated;
                 }
-                Err(seen) => unknown |= seen.unknown,
+                Err(seen) => {
+                    unknown |= seen.unknown;
+                    // It has waited already.
+                    tries = Store::TRIES_WHILE_BUSY;
+                }
             }
             if !busy || tries == Store::TRIES_WHILE_BUSY || patience.over() {
                 self.sweep_now_and_then(lease, patience)?;
@@ -528,7 +534,7 @@ impl Store {
             ],
             patience,
         );
-        let answer = match unless_locked(answer)? {
+        let answer = match unless_locked(answer.map_err(|error| error.about(waiter.name)))? {
             Ok(answer) => answer,
             Err(unseen) => return Ok(Turn::Later(unseen)),
         };
@@ -629,6 +635,7 @@ impl Store {
             &zone::offset(),
         ];
         self.execute(sql, &parameters, patience)
+            .map_err(|error| error.about(name))
     }
 
     /// Whether the hold of a token was ended by a release, as far as the row tells.
@@ -744,7 +751,7 @@ impl Store {
             let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
             let answer = self
                 .execute(Sql::Release, &parameters, patience)
-                .map_err(|error| error.after(unknown))?;
+                .map_err(|error| error.after(unknown).about(name))?;
             unknown |= answer.repeated;
             if answer.affected == 1 {
                 released = Released::Quietly;

@@ -127,6 +127,8 @@ def _boolean(value: object, key: str) -> bool:
 def _text(value: object, key: str) -> str:
     if not isinstance(value, str):
         refuse(f"{key} must be a str, not {type(value).__name__}")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        refuse(f"{key} contains half of a surrogate pair, which UTF-8 cannot encode")
     return value
 
 
