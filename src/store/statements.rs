@@ -285,7 +285,7 @@ impl Store {
     fn execute(&self, sql: Sql, parameters: &[Parameter], patience: Patience) -> Result<Outcome> {
         let statement = &self.statements(patience)?[sql];
         let mut repeated = false;
-        let mut repairs = 0;
+        let (mut repairs, mut limited) = (0, 0);
         let mut last = None;
         let mut pause = Duration::from_millis(5);
         loop {
@@ -322,9 +322,15 @@ impl Store {
                     // Serialization failure, deadlock: only where the database's
                     // default isolation is stricter than ours needs to be.
                     "40001" | "40P01" if !patience.over() => {}
-                    // A limit that the role or the server has set. Those statements that
-                    // set one themselves know what to do then.
-                    state if is_a_limit(state) && !sql.is_limited() && !patience.over() => {}
+                    // A limit that the role or the server has set. Statements that set one
+                    // themselves are not repeated because of a lock, and not for long.
+                    state if is_a_limit(state) && !patience.over() => {
+                        limited += 1;
+                        if sql.is_limited() && (state == "55P03" || limited > Store::TRIES_LIMITED)
+                        {
+                            return Err(refused(refusal).after(repeated));
+                        }
+                    }
                     // An `id` that a row has already: the sequence was set back.
                     "23505"
                         if repairs < Store::REPAIRS && refusal.constraint.starts_with(PRIMARY) =>
@@ -360,6 +366,9 @@ impl Store {
             pause = (pause * 2).min(Duration::from_millis(500));
         }
     }
+
+    /// How often a statement that should not take long is repeated when it did.
+    const TRIES_LIMITED: u32 = 3;
 
     /// How often one call repairs the sequences: others may insert rows meanwhile.
     const REPAIRS: u32 = 5;
