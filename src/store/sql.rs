@@ -115,6 +115,8 @@ const FRAGMENTS: &[(&str, &str)] = &[
         "local",
         "({argument} AT TIME ZONE pg_catalog.make_interval(secs => {zone}))",
     ),
+    // Where its row is, for statements that have another to fall back on.
+    ("latest", include_str!("sql/latest.sql")),
     // What taking a lock writes, at the instant `argument`; a fence above all others; that
     // the commit waits for the disk.
     ("taking", include_str!("sql/taking.sql")),

@@ -8,4 +8,4 @@
 -- * It reads one row by its name and writes nothing. Whoever was refused just now
 --   asks this first: to be refused again costs no more than a look.
 -- * What it says was true at one moment during the call, as a refusal always is.
-SELECT {live} OR {awaited} AS held FROM {table} WHERE name {=} $1
+SELECT {live} OR {awaited} AS held FROM {table} WHERE ctid {=} {latest}

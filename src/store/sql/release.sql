@@ -20,7 +20,7 @@ UPDATE {table}
        expires = pg_catalog.clock_timestamp(),
        lease = NULL,
        holder = NULL
- WHERE name {=} $1
+ WHERE ctid {=} {latest}
    AND token {=} $2
    AND CASE
          WHEN touched {=} updated AND expires {>} pg_catalog.clock_timestamp() AND waiters IS NULL

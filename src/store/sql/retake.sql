@@ -14,10 +14,10 @@
 --   too little, if somebody keeps the whole table locked, and never for too much.
 UPDATE {table}
    SET {taking pg_catalog.now()}
- WHERE id {=} (
-    SELECT id
+ WHERE ctid {=} (
+    SELECT ctid
       FROM {table}
-     WHERE name {=} $1
+     WHERE ctid {=} {latest}
        AND CASE
              WHEN touched {=} updated AND expires {<=} pg_catalog.clock_timestamp() AND waiters IS NULL
              THEN {durable}

@@ -11,10 +11,10 @@
 UPDATE {table}
    SET {taking pg_catalog.now()},
        waiters = CASE WHEN $7 THEN waiters[2:] {||} $6 ELSE {unless_empty waiters[2:]} END
- WHERE id {=} (
-    SELECT id
+ WHERE ctid {=} (
+    SELECT ctid
       FROM {table}
-     WHERE name {=} $1
+     WHERE ctid {=} {latest}
        AND CASE
              WHEN touched {=} updated AND expires {<=} pg_catalog.clock_timestamp() AND waiters[1] {=} $6
              THEN {durable}
