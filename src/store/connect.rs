@@ -1,10 +1,10 @@
 //! Opening a connection: resolve, connect, log in; every wait can be given up.
 
-use super::connection::Connection;
 use super::failure::Failure;
-use super::login::log_in;
 use super::patience::Patience;
+use super::session::Session;
 use super::socket::Socket;
+use super::stream::Channel;
 use super::url::{Endpoint, Url};
 use crate::error::Error;
 use socket2::{Domain, SockAddr, TcpKeepalive, Type};
@@ -13,9 +13,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::{io, thread};
+use tokio_postgres::NoTls;
 
 /// Connects to the first endpoint that answers.
-pub fn connect(url: &Url, patience: Patience) -> Result<Connection, Failure> {
+pub fn connect(url: &Url, patience: Patience) -> Result<Session, Failure> {
     let mut reasons = Vec::new();
     for endpoint in &url.endpoints {
         let limited = match url.config.get_connect_timeout() {
@@ -39,13 +40,13 @@ pub fn connect(url: &Url, patience: Patience) -> Result<Connection, Failure> {
     Err(Failure::Broken(reasons.join("; ")))
 }
 
-fn connect_to(url: &Url, endpoint: &Endpoint, patience: Patience) -> Result<Connection, Failure> {
+fn connect_to(url: &Url, endpoint: &Endpoint, patience: Patience) -> Result<Session, Failure> {
     let mut last = Failure::Broken("the name has no address".to_owned());
     for address in addresses(endpoint, patience)? {
         match dial(url, &address, patience) {
             Ok(socket) => match reach(&socket, patience) {
                 Ok(()) => {
-                    return log_in(&url.config, socket, patience).map(Connection::new);
+                    return Session::open(&url.config, Channel::new(socket), NoTls, patience);
                 }
                 Err(Failure::Broken(reason)) => last = Failure::Broken(reason),
                 Err(failure) => return Err(failure),

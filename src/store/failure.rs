@@ -1,9 +1,8 @@
 //! Why a statement brought no answer.
 
 use crate::error::Error;
-use fallible_iterator::FallibleIterator;
-use postgres_protocol::message::backend::ErrorFields;
 use std::io;
+use tokio_postgres::error::DbError;
 
 /// Why a statement brought no rows.
 #[derive(Debug)]
@@ -30,33 +29,11 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// What an error or a notice says.
-    pub(super) fn parse(mut fields: ErrorFields) -> Refusal {
-        let mut sqlstate = String::new();
-        let mut constraint = String::new();
-        let [mut message, mut detail, mut hint] = [const { None }; 3];
-        // The fields are documented under "Error and Notice Message Fields".
-        while let Ok(Some(field)) = fields.next() {
-            let text = String::from_utf8_lossy(field.value_bytes()).into_owned();
-            match field.type_() {
-                b'C' => sqlstate = text,
-                b'n' => constraint = text,
-                b'M' => message = Some(text),
-                b'D' => detail = Some(text),
-                b'H' => hint = Some(text),
-                _ => {}
-            }
-        }
-        Refusal::new(sqlstate, [message, detail, hint], constraint)
-    }
-
-    fn new(sqlstate: String, said: [Option<String>; 3], constraint: String) -> Refusal {
-        let said: Vec<String> = said.into_iter().flatten().collect();
-        Refusal {
-            sqlstate,
-            message: said.join(". "),
-            constraint,
-        }
+    /// Whether it is about the session rather than the statement: another one may do.
+    pub(super) fn ends_session(&self) -> bool {
+        // A plan that was prepared for another table (feature_not_supported); a prepared
+        // statement that is unknown, or that somebody else has prepared.
+        ["0A000", "26000", "42P05"].contains(&self.sqlstate.as_str())
     }
 }
 
@@ -83,24 +60,39 @@ impl From<Refusal> for Failure {
 impl From<&tokio_postgres::Error> for Failure {
     fn from(error: &tokio_postgres::Error) -> Failure {
         let Some(said) = error.as_db_error() else {
+            let text = error.to_string();
+            let unsent = ["error serializing", "error encoding"];
+            if unsent.iter().any(|start| text.starts_with(start)) {
+                return Failure::Refused(Refusal {
+                    // program_limit_exceeded: a value that the protocol has no room for.
+                    sqlstate: "54000".to_owned(),
+                    message: format!("the statement cannot be sent: {}", reason(error)),
+                    ..Refusal::default()
+                });
+            }
             return Failure::Broken(reason(error));
         };
-        let words = [Some(said.message()), said.detail(), said.hint()];
-        let words = words.map(|text| text.map(str::to_owned));
-        let constraint = said.constraint().unwrap_or_default().to_owned();
-        Failure::from(Refusal::new(
-            said.code().code().to_owned(),
-            words,
-            constraint,
-        ))
+        Failure::from(Refusal {
+            sqlstate: said.code().code().to_owned(),
+            message: words(said),
+            constraint: said.constraint().unwrap_or_default().to_owned(),
+        })
     }
 }
 
-/// The library's message with its cause.
+/// The server's message with detail and hint.
+fn words(said: &DbError) -> String {
+    let words = [Some(said.message()), said.detail(), said.hint()];
+    let words: Vec<&str> = words.into_iter().flatten().collect();
+    words.join(". ")
+}
+
+/// The server's words, or the library's message with its cause.
 pub(super) fn reason(error: &tokio_postgres::Error) -> String {
     use std::error::Error as _;
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
+    match (error.as_db_error(), error.source()) {
+        (Some(said), _) => words(said),
+        (None, Some(source)) => format!("{error}: {source}"),
+        (None, None) => error.to_string(),
     }
 }

@@ -6,9 +6,9 @@
 //! the child leaves its parent's pool alone and has one of its own.
 
 use super::connect::connect;
-use super::connection::Connection;
 use super::failure::Failure;
 use super::patience::Patience;
+use super::session::Session;
 use super::url::Url;
 use crate::error::{Error, Result};
 use crate::process::ProcessLocal;
@@ -58,7 +58,7 @@ struct Shelf {
 }
 
 struct Idle {
-    connection: Box<Connection>,
+    connection: Box<Session>,
     /// Who used it last: a thread and a server process that talk to each other
     /// again and again are kept close together by the operating system.
     user: ThreadId,
@@ -125,20 +125,20 @@ pub struct Pooled {
     /// Whose the pool is.
     process: u32,
     keep: usize,
-    connection: Option<Box<Connection>>,
+    connection: Option<Box<Session>>,
 }
 
 impl std::ops::Deref for Pooled {
-    type Target = Connection;
+    type Target = Session;
 
-    fn deref(&self) -> &Connection {
+    fn deref(&self) -> &Session {
         // Only `drop` takes it out.
         self.connection.as_ref().unwrap()
     }
 }
 
 impl std::ops::DerefMut for Pooled {
-    fn deref_mut(&mut self) -> &mut Connection {
+    fn deref_mut(&mut self) -> &mut Session {
         // Only `drop` takes it out.
         self.connection.as_mut().unwrap()
     }
@@ -195,7 +195,7 @@ impl Pool {
     }
 
     /// Opens a connection that never enters the pool.
-    pub fn connect(&self, patience: Patience) -> std::result::Result<Connection, Failure> {
+    pub fn connect(&self, patience: Patience) -> std::result::Result<Session, Failure> {
         let connection = connect(&self.url, patience)?;
         self.reached.store(true, Relaxed);
         Ok(connection)
@@ -288,7 +288,7 @@ impl Pool {
     /// Whether the connection is alive, if that is to be asked.
     fn ping(
         &self,
-        connection: &mut Connection,
+        connection: &mut Session,
         patience: Patience,
     ) -> std::result::Result<bool, Failure> {
         if !self.settings.pre_ping {

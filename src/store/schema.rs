@@ -1,8 +1,8 @@
 //! Creating and upgrading the table: once, whoever and however many start together.
 
-use super::connection::Connection;
 use super::failure::Failure;
 use super::patience::Patience;
+use super::session::Session;
 use super::sql::{CHECK, SCHEMA};
 use super::statements::refused;
 use crate::error::Error;
@@ -64,7 +64,7 @@ struct State {
     complete: bool,
 }
 
-fn check(connection: &mut Connection, patience: Patience) -> Result<State, Failure> {
+fn check(connection: &mut Session, patience: Patience) -> Result<State, Failure> {
     let answer = connection.query_unprepared(&CHECK, &[], patience)?;
     let row = answer
         .rows
@@ -81,7 +81,7 @@ fn check(connection: &mut Connection, patience: Patience) -> Result<State, Failu
 }
 
 /// Makes sure that the table is there and complete. Takes no lock if it is.
-pub fn ensure(connection: &mut Connection, patience: Patience) -> Result<(), Failure> {
+pub fn ensure(connection: &mut Session, patience: Patience) -> Result<(), Failure> {
     let state = check(connection, patience)?;
     if state.complete {
         return Ok(());
@@ -127,7 +127,7 @@ pub fn ensure(connection: &mut Connection, patience: Patience) -> Result<(), Fai
 
 /// One transaction under an advisory lock: of many that start together one
 /// does it, and the others find it done.
-fn upgrade(connection: &mut Connection, patience: Patience) -> Result<(), Failure> {
+fn upgrade(connection: &mut Session, patience: Patience) -> Result<(), Failure> {
     connection.batch(
         &format!("BEGIN; SELECT pg_advisory_xact_lock({KEY})"),
         patience,

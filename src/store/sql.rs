@@ -3,44 +3,19 @@
 //! The statements are files of their own, each with its guarantees above it. What they
 //! have in common are fragments, which are filled in here: `{name}`, or `{name argument}`
 //! for those that contain `{argument}`. See [`FRAGMENTS`].
-//!
-//! A prepared statement's name is made from its text, so that behind a pooler that hands
-//! sessions around, whatever has a name of ours is what we mean by it.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::LazyLock;
 use tokio_postgres::types::Type;
 
 /// A statement and the types of its parameters.
 #[derive(Debug)]
 pub struct Statement {
-    /// Its name once it is prepared, of which no other text is the owner.
-    pub name: String,
     /// The text, with `$n` parameters.
     pub text: String,
     /// What `$1`, `$2`, … are.
     pub types: Vec<Type>,
-    /// Its position in a connection's list of prepared statements.
+    /// Its position in a session's list of prepared statements.
     pub slot: usize,
-}
-
-impl Statement {
-    fn new(text: String, types: Vec<Type>, slot: usize) -> Statement {
-        let mut hasher = DefaultHasher::new();
-        (&text, &types).hash(&mut hasher);
-        Statement {
-            name: format!("distlock_{:016x}", hasher.finish()),
-            text,
-            types,
-            slot,
-        }
-    }
-
-    /// Whether it only reads, so that the answer waits for no disk.
-    #[must_use]
-    pub fn brief(&self) -> bool {
-        self.slot == PROBE.slot
-    }
 }
 
 /// What `{name}` and `{name argument}` in a statement or a fragment stand for.
@@ -124,10 +99,14 @@ macro_rules! statements {
             #[doc = concat!("See `", $file, "`.")]
             pub static $name: LazyLock<Statement> = LazyLock::new(|| {
                 let text = fill(include_str!($file), $lease, $zone);
-                Statement::new(text, vec![$(Type::$kind),*], Slot::$name as usize)
+                Statement {
+                    text,
+                    types: vec![$(Type::$kind),*],
+                    slot: Slot::$name as usize,
+                }
             });
         )*
-        /// How many statements a connection may prepare.
+        /// How many statements a session may prepare.
         pub const SLOTS: usize = [$(Slot::$name),*].len();
 
         #[cfg(test)]
@@ -169,18 +148,6 @@ pub const SCHEMA: &str = include_str!("schema.sql");
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_means_one_text() {
-        let statements = all();
-        for (position, statement) in statements.iter().enumerate() {
-            let again = Statement::new(statement.text.clone(), statement.types.clone(), 0);
-            assert_eq!(again.name, statement.name);
-            for other in &statements[..position] {
-                assert_ne!(other.name, statement.name);
-            }
-        }
-    }
 
     #[test]
     fn every_statement_has_a_slot_of_its_own() {
