@@ -238,11 +238,6 @@ impl Session {
         self.work(patience, async |client, _| client.check_connection().await)
     }
 
-    /// Never to be used again.
-    pub fn retire(&mut self) {
-        self.broken = true;
-    }
-
     /// Whether it can be used again.
     pub fn is_broken(&self) -> bool {
         self.broken
