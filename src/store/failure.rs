@@ -1,6 +1,8 @@
 //! Why a statement brought no answer.
 
+use super::tls::Mode;
 use crate::error::Error;
+use std::error::Error as _;
 use std::io;
 use tokio_postgres::error::DbError;
 
@@ -11,6 +13,8 @@ pub enum Failure {
     Refused(Refusal),
     /// The connection broke: whether the statement was executed is unknown.
     Broken(String),
+    /// The server is there, but no connection to it is as secure as the configuration asks for.
+    Insecure(String),
     /// The patience ended: whether the statement was or will be executed is unknown.
     TooSlow,
     /// The caller was interrupted: unknown too.
@@ -80,6 +84,85 @@ impl From<&tokio_postgres::Error> for Failure {
     }
 }
 
+/// What one who cannot log in is to change.
+const PASSWORD: &str = "the server asks for a password: put it into sqlalchemy.url, or into \
+                        the environment as PGPASSWORD";
+const TLS: &str = "if the server demands TLS, put sslmode=require into sqlalchemy.url";
+const CERTIFICATE: &str = "name a certificate and its key with sslcert and sslkey";
+
+impl Failure {
+    /// Why a login failed.
+    pub(super) fn of_login(error: &tokio_postgres::Error) -> Failure {
+        let reason = reason(error);
+        let source = error.source().and_then(|source| source.downcast_ref());
+        let inner = source.and_then(io::Error::get_ref);
+        if reason.ends_with("password missing") {
+            Failure::Refused(Refusal {
+                // invalid_password
+                sqlstate: "28P01".to_owned(),
+                message: PASSWORD.to_owned(),
+                ..Refusal::default()
+            })
+        } else if inner.is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
+            || reason.starts_with("authentication error")
+            || reason.ends_with("does not support TLS")
+        {
+            Failure::Insecure(reason)
+        } else {
+            Failure::from(error)
+        }
+    }
+
+    /// The same with what was tried, and with what is to be changed.
+    pub(super) fn at_login(self, mode: Mode, plain: bool) -> Failure {
+        let advise = |mut refusal: Refusal, advice: &str| {
+            refusal.message = format!("{}; {advice}", refusal.message);
+            Failure::Refused(refusal)
+        };
+        match self {
+            // invalid_authorization_specification
+            Failure::Refused(refusal) if refusal.sqlstate == "28000" => {
+                if plain && mode == Mode::Disable {
+                    advise(refusal, TLS)
+                } else if !plain && refusal.message.contains("certificate") {
+                    advise(refusal, CERTIFICATE)
+                } else {
+                    Failure::Refused(refusal)
+                }
+            }
+            failure => failure,
+        }
+    }
+
+    /// Whether it may be about the way in which the connection is secured.
+    pub(super) fn is_about_the_login(&self) -> bool {
+        match self {
+            Failure::Refused(refusal) => refusal.sqlstate.starts_with("28"),
+            Failure::Insecure(_) => true,
+            Failure::Broken(reason) => reason.starts_with("error performing TLS handshake"),
+            Failure::TooSlow | Failure::Stopped(_) => false,
+        }
+    }
+
+    /// This one, and then another one on the other way.
+    pub(super) fn and(self, then: Failure) -> Failure {
+        let join = |mut refusal: Refusal, other: &str| {
+            if refusal.message != other {
+                refusal.message = format!("{}; the other way: {other}", refusal.message);
+            }
+            Failure::Refused(refusal)
+        };
+        match (self, then) {
+            (Failure::Refused(first), Failure::Refused(refusal)) => join(refusal, &first.message),
+            (Failure::Refused(refusal), Failure::Insecure(other) | Failure::Broken(other))
+            | (Failure::Insecure(other) | Failure::Broken(other), Failure::Refused(refusal)) => {
+                join(refusal, &other)
+            }
+            (_, then) => then,
+        }
+    }
+}
+
 /// The server's message with detail and hint.
 fn words(said: &DbError) -> String {
     let words = [Some(said.message()), said.detail(), said.hint()];
@@ -89,7 +172,6 @@ fn words(said: &DbError) -> String {
 
 /// The server's words, or the library's message with its cause.
 pub(super) fn reason(error: &tokio_postgres::Error) -> String {
-    use std::error::Error as _;
     match (error.as_db_error(), error.source()) {
         (Some(said), _) => words(said),
         (None, Some(source)) => format!("{error}: {source}"),

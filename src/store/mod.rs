@@ -15,6 +15,7 @@ pub mod sql;
 mod statements;
 mod stream;
 pub mod tls;
+mod trust;
 mod url;
 
 pub use failure::Failure;

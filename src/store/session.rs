@@ -160,8 +160,8 @@ impl Session {
         patience: Patience,
     ) -> Result<Session, Failure> {
         let login = config.connect_raw(Stream(channel.clone()), connector);
-        let (client, wire) =
-            run(login, &channel, patience, |_| Ok(()))?.map_err(|error| Failure::from(&error))?;
+        let (client, wire) = run(login, &channel, patience, |_| Ok(()))?
+            .map_err(|error| Failure::of_login(&error))?;
         Ok(Session {
             client: Some(client),
             wire,
