@@ -213,3 +213,31 @@ def test_a_stricter_default_isolation_does_no_harm(url: str, db: Db, level: str)
 
     with ThreadPoolExecutor(6) as pool:
         list(pool.map(work, range(6)))
+
+
+def test_statements_that_were_given_up_are_cancelled(server_url: str) -> None:
+    """The pool's limit is one for the server too, and nobody holds what nobody waits for."""
+    conf = score.distlock.init(
+        {
+            "sqlalchemy.url": server_url + "&application_name=limited",
+            "sqlalchemy.pool_size": 2,
+            "sqlalchemy.max_overflow": 0,
+            "sqlalchemy.pool_timeout": "200ms",
+        }
+    )
+    others = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'limited'"
+    with psycopg.connect(server_url) as admin, psycopg.connect(server_url) as db:
+        db.autocommit = True
+        admin.execute("LOCK TABLE _score_distlock IN ACCESS EXCLUSIVE MODE")
+        for number in range(25):
+            with pytest.raises(score.distlock.DatabaseUnavailable):
+                conf.acquire(f"name {number}")
+            row = db.execute(others).fetchone()
+            assert row is not None
+            assert row[0] <= 2
+        admin.rollback()
+        while db.execute(others + " AND state = 'active'").fetchone() != (0,):
+            pass
+        while db.execute("SELECT count(*) FROM _score_distlock").fetchone() != (0,):
+            pass
+    assert conf.acquire("name 0")

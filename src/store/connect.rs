@@ -1,10 +1,12 @@
 //! Opening a connection: resolve, connect, log in; every wait can be given up.
 
-use super::connection::Connection;
+use super::connector::Connector;
 use super::failure::Failure;
-use super::login::log_in;
 use super::patience::Patience;
+use super::session::{Line, Route, Session};
 use super::socket::Socket;
+use super::stream::Channel;
+use super::tls::{ChannelBinding, Mode};
 use super::url::{Endpoint, Url};
 use crate::error::Error;
 use socket2::{Domain, SockAddr, TcpKeepalive, Type};
@@ -13,9 +15,10 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::{io, thread};
+use tokio_postgres::config::{self, SslMode};
 
 /// Connects to the first endpoint that answers.
-pub fn connect(url: &Url, patience: Patience) -> Result<Connection, Failure> {
+pub fn connect(url: &Url, patience: Patience) -> Result<Session, Failure> {
     let mut reasons = Vec::new();
     for endpoint in &url.endpoints {
         let limited = match url.config.get_connect_timeout() {
@@ -39,21 +42,103 @@ pub fn connect(url: &Url, patience: Patience) -> Result<Connection, Failure> {
     Err(Failure::Broken(reasons.join("; ")))
 }
 
-fn connect_to(url: &Url, endpoint: &Endpoint, patience: Patience) -> Result<Connection, Failure> {
+fn connect_to(url: &Url, endpoint: &Endpoint, patience: Patience) -> Result<Session, Failure> {
     let mut last = Failure::Broken("the name has no address".to_owned());
     for address in addresses(endpoint, patience)? {
-        match dial(url, &address, patience) {
-            Ok(socket) => match reach(&socket, patience) {
-                Ok(()) => {
-                    return log_in(&url.config, socket, patience).map(Connection::new);
-                }
-                Err(Failure::Broken(reason)) => last = Failure::Broken(reason),
-                Err(failure) => return Err(failure),
-            },
-            Err(error) => last = Failure::Broken(error.to_string()),
+        match connect_securely(url, endpoint, &address, patience) {
+            Err(Failure::Broken(reason)) => last = Failure::Broken(reason),
+            result => return result,
         }
     }
     Err(last)
+}
+
+/// How a connection is secured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Security {
+    Plain,
+    IfOffered,
+    Required,
+}
+
+/// What `sslmode` tries, and what after a refusal.
+fn attempts(mode: Mode, endpoint: &Endpoint) -> &'static [Security] {
+    match (mode, endpoint) {
+        // There is no TLS on a Unix socket, whatever the mode.
+        (Mode::Disable, _) | (_, Endpoint::Unix(_)) => &[Security::Plain],
+        (Mode::Allow, _) => &[Security::Plain, Security::Required],
+        (Mode::Prefer, _) => &[Security::IfOffered, Security::Plain],
+        (Mode::Require | Mode::VerifyCa | Mode::VerifyFull, _) => &[Security::Required],
+    }
+}
+
+fn connect_securely(
+    url: &Url,
+    endpoint: &Endpoint,
+    address: &SockAddr,
+    patience: Patience,
+) -> Result<Session, Failure> {
+    let mut before: Option<Failure> = None;
+    let mut attempts = attempts(url.tls.mode, endpoint).iter().peekable();
+    while let Some(security) = attempts.next() {
+        let failure = match log_in(url, endpoint, address, *security, patience) {
+            Ok(session) => return Ok(session),
+            Err(failure) => failure.at_login(url.tls.mode, *security == Security::Plain),
+        };
+        let go_on = attempts.peek().is_some() && failure.is_about_the_login();
+        let failure = match before.take() {
+            Some(before) => before.and(failure),
+            None => failure,
+        };
+        if !go_on {
+            return Err(failure);
+        }
+        before = Some(failure);
+    }
+    Err(Failure::Broken("nothing was tried".to_owned()))
+}
+
+fn log_in(
+    url: &Url,
+    endpoint: &Endpoint,
+    address: &SockAddr,
+    security: Security,
+    patience: Patience,
+) -> Result<Session, Failure> {
+    let mut config = url.config.clone();
+    config.ssl_mode(match security {
+        Security::Plain => SslMode::Disable,
+        Security::IfOffered => SslMode::Prefer,
+        Security::Required => SslMode::Require,
+    });
+    config.channel_binding(match url.tls.channel_binding {
+        ChannelBinding::Disable => config::ChannelBinding::Disable,
+        ChannelBinding::Prefer => config::ChannelBinding::Prefer,
+        ChannelBinding::Require => config::ChannelBinding::Require,
+    });
+    let connector = match (security, endpoint) {
+        (Security::IfOffered | Security::Required, Endpoint::Tcp(host, _)) => {
+            Connector::new(&url.tls, host).map_err(|error| match url.tls.mode {
+                // These do without.
+                Mode::Allow | Mode::Prefer => Failure::Insecure(error.to_string()),
+                _ => Failure::Stopped(error),
+            })?
+        }
+        _ => Connector::plain(),
+    };
+    let route = Route {
+        address: address.clone(),
+        connector,
+    };
+    Session::open(&config, line(url, route, patience)?, patience)
+}
+
+/// Connects a socket.
+pub fn line(url: &Url, route: Route, patience: Patience) -> Result<Line, Failure> {
+    let socket = dial(url, &route.address, patience)?;
+    reach(&socket, patience)?;
+    let channel = Channel::new(socket);
+    Ok(Line { channel, route })
 }
 
 /// Waits for the end of a connect that was started.
@@ -165,6 +250,9 @@ pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
         Failure::Broken(reason) => Error::Unavailable(format!(
             "cannot reach the database at {url}: {reason}; is the server running, \
              and does it accept connections there?"
+        )),
+        Failure::Insecure(reason) => Error::Unavailable(format!(
+            "cannot connect to the database at {url} as securely as is asked for: {reason}"
         )),
         Failure::TooSlow => Error::Unavailable(format!(
             "the database at {url} did not answer within {seconds} s (sqlalchemy.pool_timeout)"

@@ -1,9 +1,10 @@
 //! Why a statement brought no answer.
 
+use super::tls::Mode;
 use crate::error::Error;
-use fallible_iterator::FallibleIterator;
-use postgres_protocol::message::backend::ErrorFields;
+use std::error::Error as _;
 use std::io;
+use tokio_postgres::error::DbError;
 
 /// Why a statement brought no rows.
 #[derive(Debug)]
@@ -12,6 +13,8 @@ pub enum Failure {
     Refused(Refusal),
     /// The connection broke: whether the statement was executed is unknown.
     Broken(String),
+    /// The server is there, but no connection to it is as secure as the configuration asks for.
+    Insecure(String),
     /// The patience ended: whether the statement was or will be executed is unknown.
     TooSlow,
     /// The caller was interrupted: unknown too.
@@ -30,33 +33,11 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    /// What an error or a notice says.
-    pub(super) fn parse(mut fields: ErrorFields) -> Refusal {
-        let mut sqlstate = String::new();
-        let mut constraint = String::new();
-        let [mut message, mut detail, mut hint] = [const { None }; 3];
-        // The fields are documented under "Error and Notice Message Fields".
-        while let Ok(Some(field)) = fields.next() {
-            let text = String::from_utf8_lossy(field.value_bytes()).into_owned();
-            match field.type_() {
-                b'C' => sqlstate = text,
-                b'n' => constraint = text,
-                b'M' => message = Some(text),
-                b'D' => detail = Some(text),
-                b'H' => hint = Some(text),
-                _ => {}
-            }
-        }
-        Refusal::new(sqlstate, [message, detail, hint], constraint)
-    }
-
-    fn new(sqlstate: String, said: [Option<String>; 3], constraint: String) -> Refusal {
-        let said: Vec<String> = said.into_iter().flatten().collect();
-        Refusal {
-            sqlstate,
-            message: said.join(". "),
-            constraint,
-        }
+    /// Whether it is about the session rather than the statement: another one may do.
+    pub(super) fn ends_session(&self) -> bool {
+        // A plan that was prepared for another table (feature_not_supported); a prepared
+        // statement that is unknown, or that somebody else has prepared.
+        ["0A000", "26000", "42P05"].contains(&self.sqlstate.as_str())
     }
 }
 
@@ -71,8 +52,11 @@ impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Failure {
         match refusal.sqlstate.as_str() {
             // admin_shutdown, crash_shutdown, cannot_connect_now, idle_session_timeout,
-            // too_many_connections: it is shutting down, starting up, or has thrown us out.
-            "57P01" | "57P02" | "57P03" | "57P05" | "53300" => Failure::Broken(refusal.message),
+            // idle_in_transaction_session_timeout, transaction_timeout, too_many_connections:
+            // it is shutting down, starting up, or has thrown us out.
+            "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" | "53300" => {
+                Failure::Broken(refusal.message)
+            }
             // connection_exception and the like; PgBouncer's own errors are among them.
             state if state.starts_with("08") => Failure::Broken(refusal.message),
             _ => Failure::Refused(refusal),
@@ -83,24 +67,117 @@ impl From<Refusal> for Failure {
 impl From<&tokio_postgres::Error> for Failure {
     fn from(error: &tokio_postgres::Error) -> Failure {
         let Some(said) = error.as_db_error() else {
+            let text = error.to_string();
+            let unsent = ["error serializing", "error encoding"];
+            if unsent.iter().any(|start| text.starts_with(start)) {
+                return Failure::Refused(Refusal {
+                    // program_limit_exceeded: a value that the protocol has no room for.
+                    sqlstate: "54000".to_owned(),
+                    message: format!("the statement cannot be sent: {}", reason(error)),
+                    ..Refusal::default()
+                });
+            }
             return Failure::Broken(reason(error));
         };
-        let words = [Some(said.message()), said.detail(), said.hint()];
-        let words = words.map(|text| text.map(str::to_owned));
-        let constraint = said.constraint().unwrap_or_default().to_owned();
-        Failure::from(Refusal::new(
-            said.code().code().to_owned(),
-            words,
-            constraint,
-        ))
+        Failure::from(Refusal {
+            sqlstate: said.code().code().to_owned(),
+            message: words(said),
+            constraint: said.constraint().unwrap_or_default().to_owned(),
+        })
     }
 }
 
-/// The library's message with its cause.
+/// What one who cannot log in is to change.
+const PASSWORD: &str = "the server asks for a password: put it into sqlalchemy.url, or into \
+                        the environment as PGPASSWORD";
+const TLS: &str = "if the server demands TLS, put sslmode=require into sqlalchemy.url";
+const CERTIFICATE: &str = "name a certificate and its key with sslcert and sslkey";
+
+impl Failure {
+    /// Why a login failed.
+    pub(super) fn of_login(error: &tokio_postgres::Error) -> Failure {
+        let reason = reason(error);
+        let source = error.source().and_then(|source| source.downcast_ref());
+        let inner = source.and_then(io::Error::get_ref);
+        if reason.ends_with("password missing") {
+            Failure::Refused(Refusal {
+                // invalid_password
+                sqlstate: "28P01".to_owned(),
+                message: PASSWORD.to_owned(),
+                ..Refusal::default()
+            })
+        } else if inner.is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
+            || reason.starts_with("authentication error")
+            || reason.ends_with("does not support TLS")
+        {
+            Failure::Insecure(reason)
+        } else {
+            Failure::from(error)
+        }
+    }
+
+    /// The same with what was tried, and with what is to be changed.
+    pub(super) fn at_login(self, mode: Mode, plain: bool) -> Failure {
+        let advise = |mut refusal: Refusal, advice: &str| {
+            refusal.message = format!("{}; {advice}", refusal.message);
+            Failure::Refused(refusal)
+        };
+        match self {
+            // invalid_authorization_specification
+            Failure::Refused(refusal) if refusal.sqlstate == "28000" => {
+                if plain && mode == Mode::Disable {
+                    advise(refusal, TLS)
+                } else if !plain && refusal.message.contains("certificate") {
+                    advise(refusal, CERTIFICATE)
+                } else {
+                    Failure::Refused(refusal)
+                }
+            }
+            failure => failure,
+        }
+    }
+
+    /// Whether it may be about the way in which the connection is secured.
+    pub(super) fn is_about_the_login(&self) -> bool {
+        match self {
+            Failure::Refused(refusal) => refusal.sqlstate.starts_with("28"),
+            Failure::Insecure(_) => true,
+            Failure::Broken(reason) => reason.starts_with("error performing TLS handshake"),
+            Failure::TooSlow | Failure::Stopped(_) => false,
+        }
+    }
+
+    /// This one, and then another one on the other way.
+    pub(super) fn and(self, then: Failure) -> Failure {
+        let join = |mut refusal: Refusal, other: &str| {
+            if refusal.message != other {
+                refusal.message = format!("{}; the other way: {other}", refusal.message);
+            }
+            Failure::Refused(refusal)
+        };
+        match (self, then) {
+            (Failure::Refused(first), Failure::Refused(refusal)) => join(refusal, &first.message),
+            (Failure::Refused(refusal), Failure::Insecure(other) | Failure::Broken(other))
+            | (Failure::Insecure(other) | Failure::Broken(other), Failure::Refused(refusal)) => {
+                join(refusal, &other)
+            }
+            (_, then) => then,
+        }
+    }
+}
+
+/// The server's message with detail and hint.
+fn words(said: &DbError) -> String {
+    let words = [Some(said.message()), said.detail(), said.hint()];
+    let words: Vec<&str> = words.into_iter().flatten().collect();
+    words.join(". ")
+}
+
+/// The server's words, or the library's message with its cause.
 pub(super) fn reason(error: &tokio_postgres::Error) -> String {
-    use std::error::Error as _;
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
+    match (error.as_db_error(), error.source()) {
+        (Some(said), _) => words(said),
+        (None, Some(source)) => format!("{error}: {source}"),
+        (None, None) => error.to_string(),
     }
 }

@@ -1,8 +1,8 @@
 //! The connection over which a process hears that it is one of its waiters' turn.
 
-use super::connection::Connection;
 use super::failure::Failure;
 use super::patience::Patience;
+use super::session::Session;
 use super::sql::Sql;
 use super::statements::Store;
 use crate::engine::TICKET_BITS;
@@ -32,7 +32,7 @@ impl Call {
 
 /// A listening connection that was proved to hear what others send.
 pub struct Listener {
-    connection: Connection,
+    connection: Session,
     number: i64,
 }
 

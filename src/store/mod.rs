@@ -1,22 +1,22 @@
 //! PostgreSQL: statements, connections, the pool and the table. No Python, no policy
 //! about locks.
 
+mod cancel;
 mod connect;
-mod connection;
+mod connector;
 mod failure;
 mod listener;
-mod login;
-mod lookout;
 mod patience;
 mod pool;
-mod row;
 mod schema;
+mod session;
 mod socket;
 pub mod sql;
 mod statements;
+mod stream;
 pub mod tls;
+mod trust;
 mod url;
-mod wire;
 
 pub use failure::Failure;
 pub use listener::{Call, Deaf, Listener};

@@ -1,8 +1,8 @@
 //! Creating and upgrading the table: once, whoever and however many start together.
 
-use super::connection::Connection;
 use super::failure::Failure;
 use super::patience::Patience;
+use super::session::Session;
 use super::sql::{Schema, Sql, Statements, creation, grants, quote};
 use super::statements::refused;
 use crate::error::Error;
@@ -69,7 +69,7 @@ impl State {
 }
 
 fn check(
-    connection: &mut Connection,
+    connection: &mut Session,
     table_owner: Option<&str>,
     patience: Patience,
 ) -> Result<State, Failure> {
@@ -96,7 +96,7 @@ fn check(
 /// Makes sure that the table is there and complete, and belongs to nobody else; tells where
 /// it is. Takes no lock if nothing is missing.
 pub fn ensure(
-    connection: &mut Connection,
+    connection: &mut Session,
     table_owner: Option<&str>,
     patience: Patience,
 ) -> Result<Schema, Failure> {
@@ -147,7 +147,7 @@ pub fn ensure(
 /// start together one does it, and the others find it done. Anybody can keep it locked, so
 /// later ones do without: two that create the same things at once get an error, and repeat.
 fn upgrade(
-    connection: &mut Connection,
+    connection: &mut Session,
     table_owner: Option<&str>,
     polite: bool,
     patience: Patience,

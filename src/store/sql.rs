@@ -11,11 +11,7 @@
 //! Functions and types have their schema before them. Some words of SQL stand for an
 //! operator without saying so: `IN`, `BETWEEN`, `LIKE`, `NULLIF`, `IS DISTINCT FROM`,
 //! `CASE x WHEN`, `USING`. They do not occur. A test looks at every word.
-//!
-//! A prepared statement's name is made from its text, so that behind a pooler that hands
-//! sessions around, whatever has a name of ours is what we mean by it.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
 use tokio_postgres::types::Type;
 
 /// A statement and the types of its parameters.
@@ -23,34 +19,12 @@ use tokio_postgres::types::Type;
 pub struct Statement {
     /// What it is called in the source.
     pub title: &'static str,
-    /// Its name once it is prepared, of which no other text is the owner.
-    pub name: String,
     /// The text, with `$n` parameters.
     pub text: String,
     /// What `$1`, `$2`, … are.
     pub types: Vec<Type>,
-    /// Its position in a connection's list of prepared statements.
+    /// Its position in a session's list of prepared statements.
     pub slot: usize,
-}
-
-impl Statement {
-    fn new(title: &'static str, text: String, types: Vec<Type>, slot: usize) -> Statement {
-        let mut hasher = DefaultHasher::new();
-        (&text, &types).hash(&mut hasher);
-        Statement {
-            title,
-            name: format!("distlock_{:016x}", hasher.finish()),
-            text,
-            types,
-            slot,
-        }
-    }
-
-    /// Whether it only reads, so that the answer waits for no disk.
-    #[must_use]
-    pub fn brief(&self) -> bool {
-        self.slot == Sql::Probe as usize
-    }
 }
 
 /// Which schema the table is in, as statements name it.
@@ -206,7 +180,7 @@ macro_rules! statements {
             ),*
         }
 
-        /// How many statements a connection may prepare.
+        /// How many statements a session may prepare.
         pub const SLOTS: usize = [$(Sql::$name),*].len();
 
         impl Statements {
@@ -215,8 +189,12 @@ macro_rules! statements {
             pub fn new(schema: &Schema) -> Statements {
                 Statements(vec![$({
                     let filling = Filling { schema, lease: $lease, zone: $zone };
-                    let text = filling.fill(include_str!(concat!("sql/", $file)));
-                    Statement::new(stringify!($name), text, vec![$(Type::$kind),*], Sql::$name as usize)
+                    Statement {
+                        title: stringify!($name),
+                        text: filling.fill(include_str!(concat!("sql/", $file))),
+                        types: vec![$(Type::$kind),*],
+                        slot: Sql::$name as usize,
+                    }
                 }),*])
             }
         }
@@ -277,6 +255,7 @@ statements! {
     Check = "check.sql" (lease 0, zone 0) [TEXT];
     Number = "number.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
     Busy = "busy.sql" (lease 0, zone 0) [];
+    Whose = "whose.sql" (lease 0, zone 0) [INT4];
 }
 
 /// What creates the table or adds what is missing; may be run at any time. It keeps its
@@ -320,19 +299,6 @@ pub fn grants(place: &Schema, schema: Option<&str>, role: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_means_one_text() {
-        let statements = Statements::new(&Schema::new(Some("one")));
-        let others = Statements::new(&Schema::new(Some("two")));
-        for (position, statement) in statements.iter().enumerate() {
-            let again = Statement::new("", statement.text.clone(), statement.types.clone(), 0);
-            assert_eq!(again.name, statement.name);
-            for other in others.iter().chain(statements.iter().take(position)) {
-                assert!(other.name != statement.name || other.text == statement.text);
-            }
-        }
-    }
 
     #[test]
     fn a_fragment_gets_its_argument() {

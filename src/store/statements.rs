@@ -3,12 +3,11 @@
 //! Every statement is safe to repeat, so a connection that breaks is replaced
 //! within the call. What is asked for twice is noticed by the token.
 
-use super::connection::Parameter;
 use super::failure::{Failure, Refusal};
 use super::patience::Patience;
 use super::pool::{Pool, Settings, result};
-use super::row::Row;
 use super::schema;
+use super::session::{Parameter, Row};
 use super::sql::{Sql, Statements};
 use super::url::Url;
 use crate::engine::{Deadline, Lease, Loss, Moment, Name, Token};
@@ -677,7 +676,7 @@ impl Store {
     pub(super) fn connect(
         &self,
         patience: Patience,
-    ) -> std::result::Result<super::connection::Connection, Failure> {
+    ) -> std::result::Result<super::session::Session, Failure> {
         self.pool.connect(patience)
     }
 

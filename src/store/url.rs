@@ -4,7 +4,7 @@
 //! schemes of SQLAlchemy, the environment variables that libpq fills in, a
 //! closed list of options, and error messages without passwords.
 
-use super::tls::{Mode, Tls};
+use super::tls::{ChannelBinding, Mode, Roots, Tls};
 use crate::error::{Error, Result};
 use std::env;
 use std::path::{Path, PathBuf};
@@ -91,16 +91,33 @@ impl Url {
         }
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let mut kept = Vec::new();
+        let mut tls = Tls::default();
         let mut given = Given::default();
         for option in query.split('&').filter(|option| !option.is_empty()) {
             let (key, value) = option.split_once('=').unwrap_or((option, ""));
             match (key, value) {
-                ("sslmode", "disable" | "allow" | "prefer") => {}
                 ("sslmode", _) => {
-                    return Err(fail(format!(
-                        "wants sslmode={value}; allowed are disable, allow and prefer \
-                         (this version does not speak TLS)"
-                    )));
+                    tls.mode = match value {
+                        "disable" => Mode::Disable,
+                        "allow" => Mode::Allow,
+                        "prefer" => Mode::Prefer,
+                        "require" => Mode::Require,
+                        "verify-ca" => Mode::VerifyCa,
+                        "verify-full" => Mode::VerifyFull,
+                        _ => return Err(fail(format!("wants sslmode={value}"))),
+                    }
+                }
+                ("sslrootcert", "system") => tls.roots = Roots::System,
+                ("sslrootcert", _) => tls.roots = Roots::File(value.into()),
+                ("sslcert", _) => tls.certificate = Some(value.into()),
+                ("sslkey", _) => tls.key = Some(value.into()),
+                ("channel_binding", _) => {
+                    tls.channel_binding = match value {
+                        "disable" => ChannelBinding::Disable,
+                        "prefer" => ChannelBinding::Prefer,
+                        "require" => ChannelBinding::Require,
+                        _ => return Err(fail(format!("wants channel_binding={value}"))),
+                    }
                 }
                 ("keepalives_count", _) => kept.push(format!("keepalives_retries={value}")),
                 ("host", _) => given.hosts.extend(split(value).map_err(&fail)?),
@@ -127,10 +144,7 @@ impl Url {
         Ok(Url {
             config,
             endpoints,
-            tls: Tls {
-                mode: Mode::Disable,
-                ..Tls::default()
-            },
+            tls,
             redacted,
         })
     }
@@ -368,10 +382,7 @@ mod tests {
                 "postgresql://u@h/d?password=secret&x=1",
                 "unknown option \"x\"",
             ),
-            (
-                "postgresql://u:secret@h/d?sslmode=require",
-                "sslmode=require",
-            ),
+            ("postgresql://u:secret@h/d?sslmode=must", "sslmode=must"),
             (
                 "postgresql://u:secret@h/d?connect_timeout=soon",
                 "connect_timeout",

@@ -15,6 +15,8 @@ from typing import Literal
 Side = Literal["request", "answer"]
 How = Literal["before", "half", "after"]
 
+TLS_REQUEST = struct.pack("!II", 8, 80877103)
+
 
 @dataclass
 class Cut:
@@ -162,12 +164,17 @@ class Proxy:
         with contextlib.suppress(OSError, EOFError):
             while True:
                 message = _message(source, typed)
+                if message == TLS_REQUEST:
+                    source.sendall(b"N")  # Without TLS, if you please.
+                    continue
                 if self._describe and typed and side == "request" and message[:1] == b"D":
                     self._describe = False
                     self._hold()
                 typed = True
                 if side == "answer" and not self._flowing.is_set():
-                    self.frozen.set()
+                    # The end of an answer may have been on the way already.
+                    if message[:1] != b"Z":
+                        self.frozen.set()
                     self._flowing.wait()
                 if side == "request" and client in self._informed:
                     self._said.set()

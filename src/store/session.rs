@@ -1,0 +1,372 @@
+//! One session with the server: `tokio-postgres`, driven on the calling thread.
+
+use super::connector::{Connector, TlsStream};
+use super::failure::{Failure, reason};
+use super::patience::Patience;
+use super::sql::{SLOTS, Schema, Sql, Statement, Statements};
+use super::stream::{Channel, Stream};
+use crate::error::{self, Error};
+use futures_util::{TryStreamExt, future::join};
+use socket2::SockAddr;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+use tokio_postgres::types::{FromSql, ToSql};
+use tokio_postgres::{AsyncMessage, Client, Config, RowStream};
+
+/// A parameter of a statement.
+pub type Parameter<'a> = &'a (dyn ToSql + Sync);
+
+/// What the library returns.
+type Outcome<T> = Result<T, tokio_postgres::Error>;
+
+/// The half of a connection that moves bytes.
+type Wire = tokio_postgres::Connection<Stream, TlsStream>;
+
+/// The statements of a session that are prepared.
+type Prepared = [Option<tokio_postgres::Statement>; SLOTS];
+
+/// One row.
+pub struct Row(tokio_postgres::Row);
+
+impl Row {
+    /// The value in the column of this name.
+    pub fn get<'a, T: FromSql<'a>>(&'a self, name: &str) -> error::Result<T> {
+        self.0.try_get(name).map_err(|error| Error::Sql {
+            // data_exception
+            sqlstate: "22000".to_owned(),
+            // The statement was executed.
+            unknown: true,
+            message: format!(
+                "the server's answer is not understood: column {name}: {}",
+                reason(&error)
+            ),
+        })
+    }
+}
+
+/// What a statement brought.
+#[derive(Default)]
+pub struct Answer {
+    /// Its rows.
+    pub rows: Vec<Row>,
+    /// How many rows it returned or changed.
+    pub affected: u64,
+}
+
+/// Collects an answer to its end.
+async fn all(stream: RowStream) -> Outcome<Answer> {
+    let mut stream = pin!(stream);
+    let mut rows = Vec::new();
+    while let Some(row) = stream.try_next().await? {
+        rows.push(Row(row));
+    }
+    let affected = stream.rows_affected().unwrap_or_default();
+    Ok(Answer { rows, affected })
+}
+
+/// Executes a statement that is not prepared: one round trip.
+async fn execute(
+    client: &Client,
+    statement: &Statement,
+    parameters: &[Parameter<'_>],
+) -> Outcome<Answer> {
+    let types = statement.types.iter().cloned();
+    let typed = parameters.iter().copied().zip(types);
+    all(client.query_typed_raw(&statement.text, typed).await?).await
+}
+
+/// Runs `future` on the calling thread until it is done, the time is over or the caller
+/// does not want it any more. Whenever nothing moves, it waits for the socket.
+///
+/// `step` moves the bytes of a connection that is set up; it fails when the connection ends.
+pub fn run<F: Future>(
+    future: F,
+    channel: &Arc<Channel>,
+    patience: Patience,
+    mut step: impl FnMut(&mut Context<'_>) -> Result<(), String>,
+) -> Result<F::Output, Failure> {
+    let mut future = pin!(future);
+    let waker = Waker::from(channel.clone());
+    let mut context = Context::from_waker(&waker);
+    loop {
+        channel.take_progress();
+        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return Ok(output);
+        }
+        let stepped = step(&mut context);
+        if let Err(reason) = stepped {
+            // What the server said before it hung up has reached the future.
+            return match future.as_mut().poll(&mut context) {
+                Poll::Ready(output) => Ok(output),
+                Poll::Pending => Err(Failure::Broken(reason)),
+            };
+        }
+        if channel.take_progress() {
+            continue;
+        }
+        let slice = patience.slice().ok_or(Failure::TooSlow)?;
+        if !channel.wait(slice) {
+            patience.check().map_err(Failure::Stopped)?;
+        }
+    }
+}
+
+/// Moves what there is to move, and keeps the notifications that come.
+fn step(wire: &mut Wire, heard: &mut Vec<String>, context: &mut Context<'_>) -> Result<(), String> {
+    loop {
+        match wire.poll_message(context) {
+            Poll::Pending => return Ok(()),
+            Poll::Ready(Some(Ok(AsyncMessage::Notice(notice)))) => {
+                let code = notice.code().code();
+                log::debug!("PostgreSQL says: {} ({code})", notice.message());
+            }
+            Poll::Ready(Some(Ok(AsyncMessage::Notification(notification)))) => {
+                heard.push(notification.payload().to_owned());
+            }
+            Poll::Ready(Some(Ok(_))) => {}
+            Poll::Ready(Some(Err(error))) => return Err(reason(&error)),
+            Poll::Ready(None) => return Err("the connection is closed".to_owned()),
+        }
+    }
+}
+
+/// A session, logged in.
+pub struct Session {
+    /// `None` only while it is being dropped.
+    client: Option<Client>,
+    wire: Wire,
+    channel: Arc<Channel>,
+    /// The way that it took.
+    pub route: Route,
+    prepared: Prepared,
+    /// Whether the server process is ours alone, so that what we prepare stays ours; `None`
+    /// as long as that was not asked.
+    alone: Option<bool>,
+    /// The process that has logged in. A forked child leaves its parent's session alone.
+    process: u32,
+    /// When it was opened, for `pool_recycle`.
+    pub opened: Instant,
+    broken: bool,
+    /// A statement was given up, and the server may still be at it.
+    unfinished: bool,
+    /// Notifications that have arrived: what they say.
+    heard: Vec<String>,
+}
+
+/// A connected socket, and how to connect another one.
+pub struct Line {
+    /// The socket.
+    pub channel: Arc<Channel>,
+    /// The way to the same server.
+    pub route: Route,
+}
+
+/// The way to a server.
+#[derive(Clone)]
+pub struct Route {
+    /// Its address.
+    pub address: SockAddr,
+    /// How what goes there is secured.
+    pub connector: Connector,
+}
+
+impl Session {
+    /// Logs in over a connected socket.
+    pub fn open(config: &Config, line: Line, patience: Patience) -> Result<Session, Failure> {
+        let Line { channel, route } = line;
+        let login = config.connect_raw(Stream(channel.clone()), route.connector.clone());
+        let (client, wire) = run(login, &channel, patience, |_| Ok(()))?
+            .map_err(|error| Failure::of_login(&error))?;
+        Ok(Session {
+            client: Some(client),
+            wire,
+            channel,
+            route,
+            prepared: [const { None }; SLOTS],
+            alone: None,
+            process: patience.process,
+            opened: Instant::now(),
+            broken: false,
+            unfinished: false,
+            heard: Vec::new(),
+        })
+    }
+
+    /// Has the client do something while the wire moves.
+    fn work<T>(
+        &mut self,
+        patience: Patience,
+        work: impl AsyncFnOnce(&Client, &mut Prepared) -> Outcome<T>,
+    ) -> Result<T, Failure> {
+        let Some(client) = &self.client else {
+            return Err(Failure::Broken("the session has ended".to_owned()));
+        };
+        let work = work(client, &mut self.prepared);
+        self.unfinished = true;
+        let result = run(work, &self.channel, patience, |context| {
+            step(&mut self.wire, &mut self.heard, context)
+        });
+        self.unfinished = matches!(result, Err(Failure::TooSlow | Failure::Stopped(_)));
+        let result = result.and_then(|result| result.map_err(|error| Failure::from(&error)));
+        result.inspect_err(|failure| self.note(failure))
+    }
+
+    /// Whether a statement was given up, which the server may still be at.
+    pub fn is_unfinished(&self) -> bool {
+        self.unfinished
+    }
+
+    /// Asks the server over another connection to cancel what it is at, and waits until it
+    /// has come to an end.
+    pub fn cancel(&mut self, line: Line, patience: Patience) -> Result<(), Failure> {
+        let Some(client) = &self.client else {
+            return Ok(());
+        };
+        let Line { channel, route } = line;
+        let request = client.cancel_token();
+        let sent = request.cancel_query_raw(Stream(channel.clone()), route.connector);
+        run(sent, &channel, patience, |_| Ok(()))?.map_err(|error| Failure::from(&error))?;
+        self.ping(patience)
+    }
+
+    /// Whether this is the end of the session.
+    fn note(&mut self, failure: &Failure) {
+        self.broken |= match failure {
+            Failure::Refused(refusal) => refusal.ends_session(),
+            _ => true,
+        };
+    }
+
+    /// Whether an idle session still looks alive; reads what the server said meanwhile,
+    /// for instance that it shuts down.
+    pub fn is_alive(&mut self) -> bool {
+        self.look(Duration::ZERO).is_ok()
+    }
+
+    /// Reads what there is while nothing was asked for; waits for it, no longer than `slice`,
+    /// if nothing was heard yet.
+    fn look(&mut self, slice: Duration) -> Result<(), Failure> {
+        if self.broken {
+            return Err(Failure::Broken("the session has ended".to_owned()));
+        }
+        let mut context = Context::from_waker(Waker::noop());
+        // Something may have come together with the last answer.
+        let mut stepped = step(&mut self.wire, &mut self.heard, &mut context);
+        let slice = if self.heard.is_empty() {
+            slice
+        } else {
+            Duration::ZERO
+        };
+        if stepped.is_ok() && self.channel.wait(slice) {
+            stepped = step(&mut self.wire, &mut self.heard, &mut context);
+        }
+        self.broken |= stepped.is_err();
+        stepped.map_err(Failure::Broken)
+    }
+
+    /// Waits for notifications, no longer than `slice`; tells what they say.
+    pub fn listen(&mut self, slice: Duration) -> Result<Vec<String>, Failure> {
+        self.look(slice)?;
+        Ok(std::mem::take(&mut self.heard))
+    }
+
+    /// Asks the server for a sign of life without any statement.
+    pub fn ping(&mut self, patience: Patience) -> Result<(), Failure> {
+        self.work(patience, async |client, _| client.check_connection().await)
+    }
+
+    /// Whether it can be used again.
+    pub fn is_broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Executes a statement in a transaction of its own: one round trip. It is prepared once
+    /// per session if that is ours alone.
+    pub fn query(
+        &mut self,
+        statement: &Statement,
+        parameters: &[Parameter],
+        patience: Patience,
+    ) -> Result<Answer, Failure> {
+        match self.alone {
+            None => self.query_first(statement, parameters, patience),
+            Some(false) => self.query_unprepared(statement, parameters, patience),
+            Some(true) => self.work(patience, async |client, prepared| {
+                let slot = &mut prepared[statement.slot];
+                if let Some(prepared) = slot {
+                    let parameters = parameters.iter().copied();
+                    return all(client.query_raw(prepared, parameters).await?).await;
+                }
+                let prepare = client.prepare_typed(&statement.text, &statement.types);
+                let executed = execute(client, statement, parameters);
+                // Both are sent at once. A statement that cannot be prepared does without.
+                let (answer, prepared) = join(executed, prepare).await;
+                *slot = prepared.ok();
+                answer
+            }),
+        }
+    }
+
+    /// Executes the first statement, and asks along with it whose the session is.
+    ///
+    /// `tokio-postgres` counts the statements of a process to name them. A pooler that hands
+    /// sessions around may execute, under such a name, what another process has prepared. A
+    /// pooler invents the process number that it tells at the login, since it has no server
+    /// process then; PostgreSQL tells its own.
+    fn query_first(
+        &mut self,
+        statement: &Statement,
+        parameters: &[Parameter],
+        patience: Patience,
+    ) -> Result<Answer, Failure> {
+        // It names no schema.
+        let statements = Statements::new(&Schema::new(None));
+        let (answer, alone) = self.work(patience, async |client, _| {
+            let backend: [Parameter; 1] = [&super::cancel::backend(client)];
+            let told = execute(client, &statements[Sql::Whose], &backend);
+            let executed = execute(client, statement, parameters);
+            let (answer, told) = join(executed, told).await;
+            let alone = told
+                .ok()
+                .and_then(|told| told.rows.first()?.get("alone").ok());
+            Ok((answer, alone))
+        })?;
+        self.alone = alone;
+        let answer = answer.map_err(|error| Failure::from(&error));
+        answer.inspect_err(|failure| self.note(failure))
+    }
+
+    /// The same without preparing, for a session that is used once.
+    pub fn query_unprepared(
+        &mut self,
+        statement: &Statement,
+        parameters: &[Parameter],
+        patience: Patience,
+    ) -> Result<Answer, Failure> {
+        self.work(patience, async |client, _| {
+            execute(client, statement, parameters).await
+        })
+    }
+
+    /// Executes statements without parameters, in one transaction unless they
+    /// say otherwise.
+    pub fn batch(&mut self, sql: &str, patience: Patience) -> Result<(), Failure> {
+        self.work(patience, async |client, _| client.batch_execute(sql).await)
+    }
+}
+
+impl Drop for Session {
+    /// Says goodbye, if that is possible at once: closing the socket alone would not end the
+    /// session while a forked child has a copy of it. In a child it only closes its copy.
+    fn drop(&mut self) {
+        self.client = None;
+        if self.process == std::process::id() {
+            let mut context = Context::from_waker(Waker::noop());
+            // Without a client, and without an answer to wait for, this sends Terminate.
+            let _ = step(&mut self.wire, &mut self.heard, &mut context);
+        }
+    }
+}

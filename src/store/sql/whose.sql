@@ -1,0 +1,15 @@
+-- Tells whether this session is the server process $1, and nobody else's; then makes its
+-- planner use indexes.
+--
+-- $1 the number of the server process that was told at the login.
+--
+-- Guarantees:
+-- * A pooler invents the number that it tells, as it has no server process then. Behind
+--   one nothing of the session is changed, since others use it too.
+-- * While the table is small the planner reads all of it. A plan that was made then is
+--   slow when the table grows, as it does beside an old snapshot; see latest.sql.
+SELECT CASE
+         WHEN pg_catalog.pg_backend_pid() {=} $1
+         THEN pg_catalog.set_config('enable_seqscan', 'off', false) IS NOT NULL
+         ELSE false
+       END AS alone

@@ -1,0 +1,229 @@
+//! Which servers are believed to be who they are, as libpq decides it.
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use std::net::IpAddr;
+use x509_cert::Certificate;
+use x509_cert::der::asn1::{PrintableStringRef, TeletexStringRef, Utf8StringRef};
+use x509_cert::der::oid::db::rfc4519::CN;
+use x509_cert::der::{Decode, Tag, Tagged};
+use x509_cert::ext::pkix::SubjectAltName;
+use x509_cert::ext::pkix::name::GeneralName;
+
+/// The certificates that are trusted: as with OpenSSL those that name themselves as their
+/// issuer. Others in the same file only help to find a way to one of those.
+#[derive(Debug)]
+pub struct Roots {
+    /// As authorities.
+    store: RootCertStore,
+    /// As what they are: a server's own certificate may be among them.
+    trusted: Vec<CertificateDer<'static>>,
+    others: Vec<CertificateDer<'static>>,
+}
+
+impl Roots {
+    /// Takes the certificates of a file.
+    pub fn new(certificates: Vec<CertificateDer<'static>>) -> Roots {
+        let names_itself = |certificate: &CertificateDer<'_>| {
+            parse(certificate)
+                .is_ok_and(|parsed| parsed.tbs_certificate.issuer == parsed.tbs_certificate.subject)
+        };
+        let (trusted, others): (Vec<_>, Vec<_>) = certificates.into_iter().partition(names_itself);
+        let mut store = RootCertStore::empty();
+        store.add_parsable_certificates(trusted.iter().cloned());
+        Roots {
+            store,
+            trusted,
+            others,
+        }
+    }
+}
+
+/// What is demanded of a server's certificate.
+#[derive(Debug)]
+pub struct Trust {
+    /// Whom it has to come from; without that any will do.
+    pub roots: Option<Roots>,
+    /// For which host it has to be.
+    pub host: Option<String>,
+    /// The signatures that are understood.
+    pub algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Trust {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        if let Some(roots) = &self.roots {
+            if roots.trusted.iter().any(|root| root == certificate) {
+                // `openssl req -x509` makes a certificate that is server and authority at
+                // once. The chain ends where it begins.
+                verify_time(certificate, now)?;
+            } else {
+                let others = intermediates.iter().chain(&roots.others).cloned();
+                verify_server_cert_signed_by_trust_anchor(
+                    &ParsedCertificate::try_from(certificate)?,
+                    &roots.store,
+                    &others.collect::<Vec<_>>(),
+                    now,
+                    self.algorithms.all,
+                )?;
+            }
+        }
+        if let Some(host) = &self.host {
+            verify_host(&parse(certificate)?, host)?;
+        }
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+fn parse(certificate: &CertificateDer<'_>) -> Result<Certificate, Error> {
+    Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding.into())
+}
+
+fn verify_time(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
+    let validity = parse(certificate)?.tbs_certificate.validity;
+    let now = now.as_secs();
+    if now < validity.not_before.to_unix_duration().as_secs() {
+        return Err(CertificateError::NotValidYet.into());
+    }
+    if now > validity.not_after.to_unix_duration().as_secs() {
+        return Err(CertificateError::Expired.into());
+    }
+    Ok(())
+}
+
+/// Whether the certificate is for this host. Its common name counts if it has no alternative
+/// names of the host's kind.
+fn verify_host(certificate: &Certificate, host: &str) -> Result<(), Error> {
+    let address: Option<IpAddr> = host.parse().ok();
+    let alternatives = certificate.tbs_certificate.get::<SubjectAltName>();
+    let alternatives = alternatives.map_err(|_| Error::from(CertificateError::BadEncoding))?;
+    let names = alternatives.map_or(Vec::new(), |(_, names)| names.0);
+    let mut common_counts = true;
+    let mut found = Vec::new();
+    for name in &names {
+        match name {
+            GeneralName::DnsName(name) => {
+                common_counts &= address.is_some();
+                if matches(name.as_str(), host) {
+                    return Ok(());
+                }
+                found.push(name.as_str().to_owned());
+            }
+            GeneralName::IpAddress(bytes) => {
+                common_counts &= address.is_none();
+                let is_it = address.is_some_and(|address| match address {
+                    IpAddr::V4(address) => address.octets() == bytes.as_bytes(),
+                    IpAddr::V6(address) => address.octets() == bytes.as_bytes(),
+                });
+                if is_it {
+                    return Ok(());
+                }
+            }
+            _ => {}
+        }
+    }
+    if common_counts {
+        if let Some(name) = common_name(certificate) {
+            if matches(&name, host) {
+                return Ok(());
+            }
+            found.push(name);
+        }
+    }
+    Err(Error::General(format!(
+        "the server's certificate is for {}, and not for the host {host:?}",
+        if found.is_empty() {
+            "nobody".to_owned()
+        } else {
+            format!("{found:?}")
+        }
+    )))
+}
+
+fn common_name(certificate: &Certificate) -> Option<String> {
+    let names = certificate.tbs_certificate.subject.0.iter();
+    let mut names = names.flat_map(|names| names.0.iter());
+    let value = &names.find(|name| name.oid == CN)?.value;
+    let text = match value.tag() {
+        Tag::PrintableString => PrintableStringRef::try_from(value)
+            .ok()?
+            .as_str()
+            .to_owned(),
+        Tag::TeletexString => TeletexStringRef::try_from(value).ok()?.as_str().to_owned(),
+        _ => Utf8StringRef::try_from(value).ok()?.as_str().to_owned(),
+    };
+    Some(text)
+}
+
+/// Whether a name in a certificate means this host: it may begin with `*.`, which stands for
+/// one label.
+fn matches(name: &str, host: &str) -> bool {
+    if name.eq_ignore_ascii_case(host) {
+        return true;
+    }
+    let Some(domain) = name
+        .strip_prefix('*')
+        .filter(|domain| domain.starts_with('.'))
+    else {
+        return false;
+    };
+    let Some((label, rest)) = host.find('.').map(|dot| host.split_at(dot)) else {
+        return false;
+    };
+    !label.is_empty() && domain.len() > 1 && domain.eq_ignore_ascii_case(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_one_label() {
+        for (name, host, expected) in [
+            ("db.example.org", "DB.example.org", true),
+            ("*.example.org", "db.example.org", true),
+            ("*.example.org", "db.eu.example.org", false),
+            ("*.example.org", "example.org", false),
+            ("*.example.org", ".example.org", false),
+            ("*", "db", false),
+            ("*.", "db.", false),
+            ("d*.example.org", "db.example.org", false),
+            ("db.example.org", "db.example.org.evil", false),
+        ] {
+            assert_eq!(matches(name, host), expected, "{name} {host}");
+        }
+    }
+}
