@@ -171,10 +171,10 @@ class Proxy:
                     self._describe = False
                     self._hold()
                 typed = True
-                if side == "answer" and not self._flowing.is_set():
-                    # The end of an answer may have been on the way already.
-                    if message[:1] != b"Z":
-                        self.frozen.set()
+                # The end of the answer before may still be on its way.
+                begins = message[:1] != b"Z" or self.frozen.is_set()
+                if side == "answer" and begins and not self._flowing.is_set():
+                    self.frozen.set()
                     self._flowing.wait()
                 if side == "request" and client in self._informed:
                     self._said.set()
