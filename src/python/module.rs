@@ -10,7 +10,7 @@ use super::lock::Lock;
 use crate::engine::{Lease, Name};
 use crate::error::Error;
 use crate::service::{Locks, Request, Wait};
-use crate::store::{Settings, Store, Url, sql};
+use crate::store::{self, Settings, Store, Url, sql};
 use crate::zone;
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyException;
@@ -182,7 +182,13 @@ impl ConfiguredDistlockModule {
                 .call_method1("start", (url,))?
                 .extract()?;
         }
-        let parsed = Url::parse(&url).map_err(|error| exception(py, error))?;
+        let request = store::Request {
+            text: &url,
+            label: "sqlalchemy.url",
+            arguments: &[],
+        };
+        let parsed = Url::parse(&request).map_err(|error| exception(py, error))?;
+        store::unsupported(&parsed).map_err(|error| exception(py, error))?;
         let lease = Lease::from_seconds(maxtime).ok_or_else(|| {
             let message = format!("maxtime: {maxtime} is out of range");
             exception(py, Error::Configuration(message))

@@ -5,8 +5,10 @@ use super::failure::Failure;
 use super::login::log_in;
 use super::patience::Patience;
 use super::socket::Socket;
-use super::url::{Endpoint, Url};
+use super::tls::{ChannelBinding, Mode};
+use super::url::{Endpoint, Keepalives, Place, TargetSessionAttrs, Url};
 use crate::error::Error;
+use rand::seq::SliceRandom;
 use socket2::{Domain, SockAddr, TcpKeepalive, Type};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
@@ -14,12 +16,41 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::{io, thread};
 
+/// What this client cannot do yet, and must not do without.
+pub fn unsupported(url: &Url) -> crate::error::Result<()> {
+    let refuse = |what: &str| {
+        Err(Error::Configuration(format!(
+            "sqlalchemy.url (or the environment, or the service file) demands {what}, \
+             which this version cannot do"
+        )))
+    };
+    let tcp = |endpoint: &Endpoint| matches!(endpoint.place, Place::Tcp(..));
+    // TLS is about TCP only; channel binding is nothing that a socket can do without it.
+    if url.tls.mode > Mode::Prefer && url.endpoints.iter().any(tcp) {
+        return refuse("TLS (sslmode)");
+    }
+    if url.tls.channel_binding == ChannelBinding::Require {
+        return refuse("channel_binding=require");
+    }
+    if url.require_auth.is_some() {
+        return refuse("require_auth");
+    }
+    if url.target_session_attrs != TargetSessionAttrs::Any {
+        return refuse("target_session_attrs");
+    }
+    Ok(())
+}
+
 /// Connects to the first endpoint that answers.
 pub fn connect(url: &Url, patience: Patience) -> Result<Connection, Failure> {
     let mut reasons = Vec::new();
-    for endpoint in &url.endpoints {
-        let limited = match url.config.get_connect_timeout() {
-            Some(timeout) => patience.at_most(*timeout),
+    let mut endpoints: Vec<&Endpoint> = url.endpoints.iter().collect();
+    if url.load_balance_hosts {
+        endpoints.shuffle(&mut rand::rng());
+    }
+    for endpoint in endpoints {
+        let limited = match url.connect_timeout {
+            Some(timeout) => patience.at_most(timeout),
             None => patience,
         };
         match connect_to(url, endpoint, limited) {
@@ -41,11 +72,15 @@ pub fn connect(url: &Url, patience: Patience) -> Result<Connection, Failure> {
 
 fn connect_to(url: &Url, endpoint: &Endpoint, patience: Patience) -> Result<Connection, Failure> {
     let mut last = Failure::Broken("the name has no address".to_owned());
+    let mut config = url.config.clone();
+    if let Some(password) = &endpoint.password {
+        config.password(&password.0);
+    }
     for address in addresses(endpoint, patience)? {
         match dial(url, &address, patience) {
             Ok(socket) => match reach(&socket, patience) {
                 Ok(()) => {
-                    return log_in(&url.config, socket, patience).map(Connection::new);
+                    return log_in(&config, socket, patience).map(Connection::new);
                 }
                 Err(Failure::Broken(reason)) => last = Failure::Broken(reason),
                 Err(failure) => return Err(failure),
@@ -83,9 +118,10 @@ fn is_connected(socket: &Socket) -> io::Result<bool> {
 /// The addresses of an endpoint. Names are resolved on a thread that lives no
 /// longer than that, because getaddrinfo(3) can neither be interrupted nor limited.
 fn addresses(endpoint: &Endpoint, patience: Patience) -> Result<Vec<SockAddr>, Failure> {
-    match endpoint {
-        Endpoint::Unix(path) => Ok(vec![SockAddr::unix(path)?]),
-        Endpoint::Tcp(host, port) => {
+    match &endpoint.place {
+        Place::Unix(path) => Ok(vec![SockAddr::unix(path)?]),
+        Place::Tcp(host, port) => {
+            let host = endpoint.address.as_ref().unwrap_or(host);
             if let Ok(address) = host.parse::<IpAddr>() {
                 return Ok(vec![SocketAddr::new(address, *port).into()]);
             }
@@ -116,6 +152,24 @@ fn addresses(endpoint: &Endpoint, patience: Patience) -> Result<Vec<SockAddr>, F
     }
 }
 
+fn keep_alive(socket: &socket2::Socket, wanted: &Keepalives) -> io::Result<()> {
+    if !wanted.enabled {
+        return Ok(());
+    }
+    socket.set_keepalive(true)?;
+    let mut keepalive = TcpKeepalive::new();
+    if let Some(idle) = wanted.idle {
+        keepalive = keepalive.with_time(idle);
+    }
+    if let Some(interval) = wanted.interval {
+        keepalive = keepalive.with_interval(interval);
+    }
+    if let Some(count) = wanted.count {
+        keepalive = keepalive.with_retries(count);
+    }
+    socket.set_tcp_keepalive(&keepalive)
+}
+
 /// Starts a connect that does not block.
 fn dial(url: &Url, address: &SockAddr, patience: Patience) -> io::Result<Socket> {
     let unix = address.domain() == Domain::UNIX;
@@ -123,17 +177,8 @@ fn dial(url: &Url, address: &SockAddr, patience: Patience) -> io::Result<Socket>
     socket.set_nonblocking(true)?;
     if !unix {
         socket.set_tcp_nodelay(true)?;
-        let config = &url.config;
-        if config.get_keepalives() {
-            let mut keepalive = TcpKeepalive::new().with_time(config.get_keepalives_idle());
-            if let Some(interval) = config.get_keepalives_interval() {
-                keepalive = keepalive.with_interval(interval);
-            }
-            if let Some(retries) = config.get_keepalives_retries() {
-                keepalive = keepalive.with_retries(retries);
-            }
-            socket.set_tcp_keepalive(&keepalive)?;
-        }
+        socket.set_tcp_user_timeout(url.tcp_user_timeout)?;
+        keep_alive(&socket, &url.keepalives)?;
     }
     loop {
         match socket.connect(address) {

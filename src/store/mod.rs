@@ -18,10 +18,11 @@ pub mod tls;
 mod url;
 mod wire;
 
+pub use connect::unsupported;
 pub use failure::Failure;
 pub use listener::{Call, Deaf, Listener};
 pub use patience::{Check, Patience};
 pub use pool::Settings;
 pub use schema::schema_sql;
 pub use statements::{Answer, Candidate, Look, Queue, Released, Renewed, Store, Turn};
-pub use url::Url;
+pub use url::{Request, Url};
