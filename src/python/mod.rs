@@ -8,6 +8,7 @@ mod acquire;
 mod aio;
 mod arguments;
 mod call;
+mod database;
 mod errors;
 mod events;
 mod hold;
@@ -39,6 +40,8 @@ mod _distlock {
 
     #[pymodule_export]
     use super::aio::{Acquisition, Inbox};
+    #[pymodule_export]
+    use super::database::_understood;
     #[pymodule_export]
     use super::events::{_deliver_all, _next_event};
 

@@ -120,6 +120,7 @@ class ConfiguredDistlockModule:
         pool_pre_ping: bool | None = None,
         echo: bool | None = None,
         isolation_level: str | None = None,
+        connect_args: Mapping[str, object] | None = None,
     ) -> Self: ...
     @property
     def engine(self) -> Any: ...

@@ -125,13 +125,19 @@ impl Url {
         around: &Surroundings<'_>,
     ) -> std::result::Result<Url, Problem> {
         let label = request.label;
-        let parts = if request.text.trim().is_empty() && says_where(around) {
+        let parts = if !request.text.trim().is_empty() {
+            text::split(request.text).map_err(|why| format!("{label}: it {why}"))?
+        } else if says_where(around) {
             Parts {
                 scheme: "postgresql".to_owned(),
                 ..Parts::default()
             }
         } else {
-            text::split(request.text).map_err(|why| format!("{label}: it {why}"))?
+            return Err(format!(
+                "{label} is empty, and PGSERVICE, PGHOST, PGHOSTADDR and PGDATABASE say nothing \
+                 either; {}",
+                text::FORMS
+            ));
         };
         let found = Found::new(label, &parts, request.arguments, around)?;
         let wishes = Wishes::new(&found)?;

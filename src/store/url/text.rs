@@ -36,7 +36,7 @@ pub struct Parts {
     pub options: Vec<Given>,
 }
 
-const FORMS: &str = "allowed are postgresql://…, postgres://…, postgresql+DRIVER://…, \
+pub const FORMS: &str = "allowed are postgresql://…, postgres://…, postgresql+DRIVER://…, \
                      embedded: and embedded:/folder";
 
 const AMBIGUOUS: &str = "can be read in two ways; percent-encode special characters in user, \
