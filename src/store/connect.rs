@@ -18,27 +18,37 @@ use std::{io, thread};
 
 /// What this client cannot do yet, and must not do without.
 pub fn unsupported(url: &Url) -> crate::error::Result<()> {
-    let refuse = |what: &str| {
-        Err(Error::Configuration(format!(
-            "sqlalchemy.url (or the environment, or the service file) demands {what}, \
-             which this version cannot do"
-        )))
-    };
     let tcp = |endpoint: &Endpoint| matches!(endpoint.place, Place::Tcp(..));
     // TLS is about TCP only; channel binding is nothing that a socket can do without it.
-    if url.tls.mode > Mode::Prefer && url.endpoints.iter().any(tcp) {
-        return refuse("TLS (sslmode)");
+    let demanded = [
+        (
+            "sslmode",
+            url.tls.mode > Mode::Prefer && url.endpoints.iter().any(tcp),
+            "disable, allow and prefer, as TLS is not spoken",
+        ),
+        (
+            "channel_binding",
+            url.tls.channel_binding == ChannelBinding::Require,
+            "disable and prefer, as TLS is not spoken",
+        ),
+        (
+            "require_auth",
+            url.require_auth.is_some(),
+            "none, as the server decides",
+        ),
+        (
+            "target_session_attrs",
+            url.target_session_attrs != TargetSessionAttrs::Any,
+            "any",
+        ),
+    ];
+    match demanded.iter().find(|(_, demanded, _)| *demanded) {
+        Some((name, _, allowed)) => Err(Error::Configuration(format!(
+            "{} cannot be had in this version; allowed are {allowed}",
+            url.said(name)
+        ))),
+        None => Ok(()),
     }
-    if url.tls.channel_binding == ChannelBinding::Require {
-        return refuse("channel_binding=require");
-    }
-    if url.require_auth.is_some() {
-        return refuse("require_auth");
-    }
-    if url.target_session_attrs != TargetSessionAttrs::Any {
-        return refuse("target_session_attrs");
-    }
-    Ok(())
 }
 
 /// Connects to the first endpoint that answers.

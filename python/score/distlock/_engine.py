@@ -161,15 +161,17 @@ def _ask(engine: Any, question: Callable[[Any], Any]) -> Any:
 def _told_by_the_driver(connection: Any) -> dict[str, object]:
     raw: Any = connection.connection
     raw = getattr(raw, "driver_connection", None) or raw.connection
-    info = getattr(raw, "info", None)
+    info: Any = getattr(raw, "info", None)
     if hasattr(info, "get_parameters"):  # psycopg 3
-        return {**info.get_parameters(), "password": info.password}
-    if hasattr(info, "dsn_parameters"):  # psycopg 2
-        return {**info.dsn_parameters, "password": info.password}
-    refuse(
-        "the Engine has a creator or a listener for do_connect, and its driver does not tell "
-        f"where its connections go; {_INSTEAD}"
-    )
+        parameters = info.get_parameters()
+    elif hasattr(info, "dsn_parameters"):  # psycopg 2
+        parameters = info.dsn_parameters
+    else:
+        refuse(
+            "the Engine has a creator or a listener for do_connect, and its driver does not tell "
+            f"where its connections go; {_INSTEAD}"
+        )
+    return {**parameters, "password": info.password}
 
 
 def verify(engine: Any, name: str) -> None:
@@ -226,7 +228,8 @@ def create(
     arguments = {name: value.decode(errors="surrogateescape") for name, value in explicit}
     host, port = arguments.get("host", ""), arguments.get("port", "")
     one = host and "," not in host and not host.startswith(("/", "@"))
-    url = getattr(URL, "create", URL)(
+    make: Any = getattr(URL, "create", URL)  # 1.3 has no such method
+    url = make(
         f"postgresql+{_driver(driver, sqlalchemy.__version__)}",
         username=arguments.get("user"),
         password=arguments.get("password"),

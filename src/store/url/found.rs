@@ -233,7 +233,12 @@ impl<'a> Found<'a> {
             Fate::Refused(why) if !blank => {
                 Err(self.complaint(name, &format!("cannot be honoured: {why}")))
             }
-            Fate::Only(usable) if !blank && !is_one_of(name, &text, usable) => {
+            Fate::Only(usable) if !is_one_of(name, &text, usable) => {
+                let usable: Vec<_> = usable
+                    .iter()
+                    .copied()
+                    .filter(|word| !word.is_empty())
+                    .collect();
                 let usable = usable.join(", ");
                 Err(self.complaint(name, &format!("cannot be honoured; allowed are {usable}")))
             }
@@ -267,20 +272,25 @@ impl<'a> Found<'a> {
 
     /// What is wrong with the value of an option, and who is to change it.
     pub fn complaint(&self, name: &str, why: &str) -> Problem {
+        format!("{} {why}", self.said(name))
+    }
+
+    /// Who says what about an option.
+    pub fn said(&self, name: &str) -> String {
         let Some(value) = self.values.get(name) else {
-            return format!("{}: {name} {why}", self.label);
+            return format!("{}: {name}", self.label);
         };
         let said = String::from_utf8_lossy(&value.bytes);
         let said = said.escape_debug();
         match (&value.source, value.harmless) {
             (Source::Variable(variable), true) => {
-                format!("the environment variable {variable}={said} {why}")
+                format!("the environment variable {variable}={said}")
             }
             (Source::Variable(variable), false) => {
-                format!("the environment variable {variable} {why}")
+                format!("the environment variable {variable}")
             }
-            (source, true) => format!("{}: {name}={said} {why}", self.place(source)),
-            (source, false) => format!("{}: {name} {why}", self.place(source)),
+            (source, true) => format!("{}: {name}={said}", self.place(source)),
+            (source, false) => format!("{}: {name}", self.place(source)),
         }
     }
 
@@ -342,10 +352,6 @@ fn with_port(host: &str) -> (&str, Option<&str>) {
 
 /// Whether a value is one of those, as libpq compares.
 fn is_one_of(name: &str, text: &str, usable: &[&str]) -> bool {
-    match name {
-        "client_encoding" | "replication" => {
-            usable.iter().any(|word| word.eq_ignore_ascii_case(text))
-        }
-        _ => usable.contains(&text),
-    }
+    let any_case = |word: &&str| word.eq_ignore_ascii_case(text);
+    usable.contains(&text) || (name == "replication" && usable.iter().any(any_case))
 }

@@ -55,9 +55,19 @@ pub struct Url {
     /// What the URL and its arguments say themselves, with libpq's names, and the password
     /// among them.
     explicit: Vec<(&'static str, Vec<u8>)>,
+    /// Who demands what can fail to be had, and is to be changed then.
+    said: Vec<(&'static str, String)>,
     scheme: String,
     redacted: String,
 }
+
+/// What a connection may lack.
+const DEMANDS: [&str; 4] = [
+    "sslmode",
+    "channel_binding",
+    "require_auth",
+    "target_session_attrs",
+];
 
 /// The URL without its password.
 impl std::fmt::Display for Url {
@@ -98,6 +108,18 @@ pub struct Request<'a> {
     pub label: &'a str,
     /// What `connect_args` adds and overrides, with libpq's names.
     pub arguments: &'a [(String, String)],
+}
+
+impl<'a> Request<'a> {
+    /// A URL and nothing else.
+    #[must_use]
+    pub fn new(text: &'a str) -> Request<'a> {
+        Request {
+            text,
+            label: "sqlalchemy.url",
+            arguments: &[],
+        }
+    }
 }
 
 impl Url {
@@ -166,6 +188,7 @@ impl Url {
             .collect();
         Ok(Url {
             redacted: shown::redacted(&parts.scheme, &explicit, &config, &endpoints),
+            said: DEMANDS.map(|name| (name, found.said(name))).into(),
             scheme: parts.scheme,
             explicit,
             config,
@@ -178,6 +201,13 @@ impl Url {
             tcp_user_timeout: wishes.tcp_user_timeout,
             keepalives: wishes.keepalives,
         })
+    }
+
+    /// Where one of [`DEMANDS`] comes from, with its value.
+    #[must_use]
+    pub fn said<'a>(&'a self, name: &'a str) -> &'a str {
+        let found = self.said.iter().find(|(known, _)| *known == name);
+        found.map_or(name, |(_, said)| said)
     }
 
     /// The driver that the URL names, and what it and its arguments say with libpq's names. The

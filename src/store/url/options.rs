@@ -5,8 +5,7 @@
 pub enum Fate {
     /// It has the meaning that it has for libpq.
     Honoured,
-    /// These values, the first of which is the default, mean what we do anyway; others are
-    /// refused.
+    /// These values mean what we do anyway; others are refused. Libpq takes "" for some.
     Only(&'static [&'static str]),
     /// It is refused.
     Refused(&'static str),
@@ -50,12 +49,8 @@ pub const OPTIONS: &[Option_] = &[
     option("host", "PGHOST", Honoured),
     option("hostaddr", "PGHOSTADDR", Honoured),
     option("port", "PGPORT", Honoured),
-    // What is sent and received is UTF-8.
-    option(
-        "client_encoding",
-        "PGCLIENTENCODING",
-        Only(&["UTF8", "UTF-8", "UNICODE", "auto"]),
-    ),
+    // It is about the bytes between server and client library, and changes no str of Python's.
+    option("client_encoding", "PGCLIENTENCODING", Meaningless),
     option("options", "PGOPTIONS", Honoured),
     option("application_name", "PGAPPNAME", Honoured),
     option("fallback_application_name", "", Honoured),
@@ -79,7 +74,7 @@ pub const OPTIONS: &[Option_] = &[
     option("sslrootcert", "PGSSLROOTCERT", Honoured),
     option("sslcrl", "PGSSLCRL", NO_CRL),
     option("sslcrldir", "PGSSLCRLDIR", NO_CRL),
-    option("sslsni", "PGSSLSNI", Only(&["1"])),
+    option("sslsni", "PGSSLSNI", Only(&["1", ""])),
     option(
         "requirepeer",
         "PGREQUIREPEER",
@@ -101,12 +96,12 @@ pub const OPTIONS: &[Option_] = &[
     option(
         "ssl_min_protocol_version",
         "PGSSLMINPROTOCOLVERSION",
-        Only(&["TLSv1.2", "TLSv1.1", "TLSv1"]),
+        Only(&["TLSv1.2", "TLSv1.1", "TLSv1", ""]),
     ),
     option(
         "ssl_max_protocol_version",
         "PGSSLMAXPROTOCOLVERSION",
-        Only(&["TLSv1.3"]),
+        Only(&["TLSv1.3", ""]),
     ),
     // There is no GSSAPI, which "prefer" does without.
     option("gssencmode", "PGGSSENCMODE", Only(&["disable", "prefer"])),
@@ -114,7 +109,7 @@ pub const OPTIONS: &[Option_] = &[
     option("krbsrvname", "PGKRBSRVNAME", Meaningless),
     option("gsslib", "PGGSSLIB", Meaningless),
     option("gssdelegation", "PGGSSDELEGATION", Meaningless),
-    option("replication", "", Only(&["false", "off", "no", "0"])),
+    option("replication", "", Only(&["false", "off", "no", "0", ""])),
     option("target_session_attrs", "PGTARGETSESSIONATTRS", Honoured),
     option("load_balance_hosts", "PGLOADBALANCEHOSTS", Honoured),
     option("scram_client_key", "", NO_KEYS),
@@ -138,19 +133,10 @@ pub const DRIVERS: &[&str] = &[
     "statement_cache_size",
 ];
 
-/// Variables of libpq that belong to no option and change nothing here.
-#[cfg(test)]
-pub const VARIABLES: &[&str] = &[
-    // Neither of them changes what our statements do: they compare and return numbers.
-    "PGDATESTYLE",
-    "PGTZ",
-    "PGGEQO",
-    // The language of libpq's own messages.
-    "PGLOCALEDIR",
-    // Debugging of OAuth, which is not spoken.
-    "PGOAUTHDEBUG",
-    // PGSERVICEFILE, PGSYSCONFDIR and PGREQUIRESSL are honoured: see found.rs and files.rs.
-];
+// Variables of libpq that belong to no option: PGSERVICEFILE, PGSYSCONFDIR and PGREQUIRESSL are
+// honoured, see found.rs and files.rs. PGDATESTYLE, PGTZ and PGGEQO change nothing that our
+// statements do, as they compare and return numbers; PGLOCALEDIR is the language of libpq's own
+// messages, PGOAUTHDEBUG is about what is not spoken.
 
 /// The option of this name.
 pub fn find(name: &str) -> std::option::Option<&'static Option_> {

@@ -233,7 +233,7 @@ fn require_auth(found: &Found<'_>) -> Result<Option<RequireAuth>, Problem> {
         return Ok(None);
     };
     let (mut methods, mut negated) = (Vec::new(), None);
-    for item in text.split(',').map(str::trim) {
+    for item in text.split(',') {
         let (name, not) = match item.strip_prefix('!') {
             Some(name) => (name, true),
             None => (item, false),

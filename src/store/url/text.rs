@@ -5,6 +5,7 @@
 //! libpq's does. Where the two differ and either could be meant, the URL is refused: a wrong
 //! guess would send a part of the password to a name server.
 
+use super::options;
 use std::borrow::Cow;
 
 /// What is wrong, in words that hold nothing of the password.
@@ -96,7 +97,7 @@ pub fn split(text: &str) -> Result<Parts, Problem> {
     let (hosts, database) = place.split_once('/').unwrap_or((place, ""));
     (parts.host, parts.port) = hosts_and_ports(hosts)?;
     parts.database = some(text_of(database, "database")?);
-    parts.options = options(query)?;
+    parts.options = given(query)?;
     Ok(parts)
 }
 
@@ -126,10 +127,28 @@ fn user_and_rest(text: &str) -> Result<UserAndRest<'_>, Problem> {
     // The first reading would have a host and then more; the last has it in the password.
     let first = password.find('@').unwrap_or(password.len());
     let first_has_more = password[first..].contains(['/', '?']);
+    if first_has_more && ends_in_options(&text[colon + 2 + first..]) {
+        let password = &password[..first];
+        return Ok((
+            Some((&text[..colon], Some(password))),
+            &text[colon + 2 + first..],
+        ));
+    }
     if first_has_more || text.starts_with('[') || is_port_and_options(password) {
         return Err(AMBIGUOUS.to_owned());
     }
     Ok((Some((&text[..colon], Some(password))), rest))
+}
+
+/// Whether this can only be hosts, a database and options, with a raw `@` in their values.
+fn ends_in_options(text: &str) -> bool {
+    let (place, query) = text.split_once('?').unwrap_or((text, "nonsense"));
+    let usual = |c: char| c.is_ascii_alphanumeric() || "-_.:,/%[]".contains(c);
+    let known = |item: &str| {
+        let name = item.split_once('=').map_or("", |(name, _)| name);
+        options::find(name).is_some()
+    };
+    place.chars().all(usual) && query.split('&').all(known)
 }
 
 /// Whether this may be no password but the port of a URL without one: `5432/database?name=`.
@@ -144,7 +163,9 @@ fn is_port_and_options(password: &str) -> bool {
 /// Both lists, joined with commas.
 fn hosts_and_ports(text: &str) -> Result<(Option<String>, Option<String>), Problem> {
     let (mut hosts, mut ports) = (Vec::new(), Vec::new());
-    for item in text.split(',').map(str::trim) {
+    for (index, item) in text.split(',').enumerate() {
+        // `one:1, two:2`
+        let item = if index > 0 { item.trim_start() } else { item };
         let (host, port) = match item.strip_prefix('[') {
             Some(rest) => {
                 let (host, rest) = rest
@@ -159,7 +180,7 @@ fn hosts_and_ports(text: &str) -> Result<(Option<String>, Option<String>), Probl
             None => item.split_once(':').unwrap_or((item, "")),
         };
         hosts.push(text_of(host, "host")?);
-        ports.push(port.trim().to_owned());
+        ports.push(port.to_owned());
     }
     if ports.iter().any(|port| !is_port(port)) {
         return Err(
@@ -186,7 +207,7 @@ pub fn is_port(text: &str) -> bool {
     text.is_empty() || text.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
-fn options(query: &str) -> Result<Vec<Given>, Problem> {
+fn given(query: &str) -> Result<Vec<Given>, Problem> {
     let mut found: Vec<Given> = Vec::new();
     let mut harmless = true;
     for item in query.split('&').filter(|item| !item.is_empty()) {
