@@ -213,14 +213,40 @@ fn dial(url: &Url, address: &SockAddr, patience: Patience) -> io::Result<Socket>
     })
 }
 
-/// What to tell about a failure to connect.
+/// What to tell about a failure to connect, and what to change.
 pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
     match failure {
-        Failure::Refused(refusal) => super::statements::refused(refusal),
-        Failure::Broken(reason) => Error::Unavailable(format!(
-            "cannot reach the database at {url}: {reason}; is the server running, \
-             and does it accept connections there?"
-        )),
+        Failure::Refused(mut refusal) => {
+            let name = match refusal.sqlstate.as_str() {
+                "28P01" => Some("password"),
+                "28000" => Some("user"),
+                "3D000" => Some("dbname"),
+                _ => None,
+            };
+            if let Some(name) = name {
+                let told = format!("; what to change: {}", url.said(name));
+                refusal.message.push_str(&told);
+            }
+            super::statements::refused(refusal)
+        }
+        // The library's words.
+        Failure::Broken(reason) if reason.ends_with("password missing") => {
+            Error::Configuration(format!(
+                "the database at {url} asks for a password, and there is none in sqlalchemy.url, \
+                 in PGPASSWORD and in the password file (PGPASSFILE or ~/.pgpass)"
+            ))
+        }
+        Failure::Broken(reason) => {
+            let refused = ["Connection refused", "No such file or directory"];
+            let hint = if refused.iter().any(|words| reason.contains(words)) {
+                "; is the server running, and does it accept connections there?"
+            } else {
+                ""
+            };
+            Error::Unavailable(format!(
+                "cannot reach the database at {url}: {reason}{hint}"
+            ))
+        }
         Failure::TooSlow => Error::Unavailable(format!(
             "the database at {url} did not answer within {seconds} s (sqlalchemy.pool_timeout)"
         )),

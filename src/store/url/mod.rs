@@ -61,8 +61,11 @@ pub struct Url {
     redacted: String,
 }
 
-/// What a connection may lack.
-const DEMANDS: [&str; 4] = [
+/// What a connection may lack, and what a server may not know.
+const DEMANDS: [&str; 7] = [
+    "user",
+    "password",
+    "dbname",
     "sslmode",
     "channel_binding",
     "require_auth",

@@ -182,6 +182,8 @@ proptest! {
         for run in letters.windows(4) {
             let run: String = run.iter().collect();
             let told = run.chars().all(char::is_alphanumeric) && shown.contains(&run);
+            // The default port is always shown.
+            let told = told && run != "5432";
             prop_assert!(!told, "{text}: {shown}");
         }
     }
