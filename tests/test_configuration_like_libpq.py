@@ -6,10 +6,13 @@ them; where we differ the row says from whom, and why.
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import subprocess
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,12 @@ from psycopg import conninfo, pq
 from sqlalchemy.dialects.postgresql import asyncpg, psycopg
 from sqlalchemy.engine import make_url
 
-from score.distlock import _engine
+from score.distlock import _config, _engine
 from score.distlock._distlock import _understood
 from score.init import ConfigurationError
 
 from .support.configuration_files import FILES
-from .support.configuration_options import options
+from .support.configuration_options import VALUES, options
 from .support.configuration_urls import URLS, Row
 
 ROWS = URLS + options() + FILES
@@ -177,6 +180,51 @@ def test_what_is_said_means_what_it_means_elsewhere(
             assert not differs, f"{reference.__name__}: {differs}"
 
 
-def test_the_table_is_no_sample() -> None:
-    assert len(ROWS) > 300
+MAKE_URL = """
+import json, sys
+from sqlalchemy.engine.url import make_url
+for line in json.load(sys.stdin):
+    url = make_url(line)
+    print(json.dumps([url.username, url.password, url.host, url.port, url.database]))
+"""
+
+
+def test_raw_passwords_mean_what_they_meant_to_the_original(original: str, clean: Path) -> None:
+    passwords = [
+        f"{before}{one}{between}{other}{after}"
+        for one, other in product("@:/?#%&=+ x", repeat=2)
+        for before, between, after in (("p", "q", "r"), ("", "q", "r"), ("p", "q", ""))
+    ]
+    urls = [f"postgresql://u:{password}@127.0.0.1:5433/d" for password in passwords]
+    command = [original, "-c", MAKE_URL]
+    made = subprocess.run(
+        command, input=json.dumps(urls), capture_output=True, text=True, check=True
+    )
+    refused = 0
+    for password, line in zip(passwords, made.stdout.splitlines(), strict=True):
+        user, secret, host, port, database = json.loads(line)
+        own = ours(Row(f"postgresql://u:{password}@127.0.0.1:5433/d"))
+        if isinstance(own, str):
+            # Today's SQLAlchemy reads a host out of these.
+            assert re.search("@.*[/?]|^:?[?/]", password), password
+            assert "percent-encode" in own
+            refused += 1
+            continue
+        assert own["endpoints"] == [f"{host}:{port}"]
+        assert (own["user"], own["password"]) == (user, secret.encode())
+        assert own["dbname"] == database
+    assert refused < len(passwords) / 10
+
+
+def test_no_row_is_there_twice() -> None:
     assert len({row.name() for row in ROWS}) == len(ROWS)
+
+
+def test_every_option_of_libpq_has_its_row_and_every_key_its_line() -> None:
+    known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+    in_other_rows = {"service", "oauth_client_secret"}
+    assert known - VALUES.keys() == in_other_rows
+    reference = (Path(__file__).parent.parent / "docs" / "configuration.rst").read_text()
+    variables = {option.envvar.decode() for option in pq.Conninfo.get_defaults() if option.envvar}
+    for name in known | variables | _config._KEYS.keys():
+        assert f"``{name}``" in reference

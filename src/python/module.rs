@@ -40,7 +40,7 @@ use std::time::{Duration, Instant};
 /// :param pool_timeout: how many seconds one call may take in all.
 /// :param pool_recycle: after how many seconds a connection is replaced.
 /// :param pool_pre_ping: whether to ask the server for a sign of life before each use.
-/// :param echo: for :attr:`engine` only, as :obj:`isolation_level`.
+/// :param echo: for :attr:`engine` only, as ``isolation_level``.
 /// :param connect_args: what the URL does not say, as libpq's options; see
 ///     :doc:`configuration`.
 /// :raises score.init.ConfigurationError: if a value cannot be used.

@@ -86,7 +86,11 @@ fn connect_to(url: &Url, endpoint: &Endpoint, patience: Patience) -> Result<Conn
     if let Some(password) = &endpoint.password {
         config.password(&password.0);
     }
-    for address in addresses(endpoint, patience)? {
+    let mut addresses = addresses(endpoint, patience)?;
+    if url.load_balance_hosts {
+        addresses.shuffle(&mut rand::rng());
+    }
+    for address in addresses {
         match dial(url, &address, patience) {
             Ok(socket) => match reach(&socket, patience) {
                 Ok(()) => {

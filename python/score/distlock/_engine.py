@@ -131,11 +131,13 @@ def _parameters(engine: Any) -> dict[str, object] | None:
 def _has_listeners(engine: Any) -> bool:
     """Whether somebody is told of connections and may change, for instance, their search path."""
     pool, dispatch = engine.pool.dispatch, engine.dispatch
-    connect = (getattr(function, "__module__", None) or "" for function in pool.connect)
+    # SQLAlchemy has some of its own among these.
+    own = (
+        getattr(listener, "__module__", None) for listener in (*pool.connect, *pool.first_connect)
+    )
     return (
-        not all(module.startswith("sqlalchemy.") for module in connect)
+        not all((module or "").startswith("sqlalchemy.") for module in own)
         or bool(pool.checkout)
-        or bool(pool.first_connect)
         or bool(dispatch.engine_connect)
         or bool(dispatch.begin)
     )
