@@ -129,6 +129,8 @@ FORMS = st.sampled_from(
         "postgresql://u@127.0.0.1:1/d?Pwd={}",
         "postgresql://u@127.0.0.1:1/d?passwd={}&connect_timeout=x",
         "postgresql://u@127.0.0.1:1/d?sslpassword={}",
+        "postgresql://u@127.0.0.1:1/d&password={}",
+        "postgresql://u@127.0.0.1:1/d;Pwd={};sslmode=require",
         "mysql://u:{}@127.0.0.1/d",
         "postgresql//u:{}@127.0.0.1/d",
         "postgresql:u:{}@127.0.0.1/d",

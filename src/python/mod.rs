@@ -39,9 +39,10 @@ mod _distlock {
     }
 
     #[pymodule_export]
-    use super::aio::{Acquisition, Inbox};
-    #[pymodule_export]
     use super::database::_understood;
+
+    #[pymodule_export]
+    use super::aio::{Acquisition, Inbox};
     #[pymodule_export]
     use super::events::{_deliver_all, _next_event};
 

@@ -23,6 +23,7 @@ DROPPED = "SQLAlchemy drops it without a word"
 TWICE = "SQLAlchemy makes a tuple of it, which no driver understands; libpq takes the last"
 EQUALS = "SQLAlchemy takes more = in a value"
 PLUS = "SQLAlchemy takes + for a space"
+IN_DATABASE = "the server would repeat what may be an option, and a password"
 JDBC = "libpq takes this word of JDBC's"
 WHITE = "files end lines, and white space around a URL is never meant"
 A_B = "white space around commas is never meant"
@@ -160,6 +161,9 @@ URLS: list[Row] = [
     Row("postgresql://u:p@localhost/d/e"),
     Row("postgresql://u:p@localhost/d%2Fe"),
     Row("postgresql://u:p@localhost/d+e"),
+    Row("postgresql://u:p@localhost/d%3De"),
+    Row("postgresql://u:p@localhost/d=e", IN_DATABASE, IN_DATABASE),
+    Row("postgresql://u@localhost/d&password=p", IN_DATABASE, IN_DATABASE),
     Row("postgresql://u:p@localhost?connect_timeout=3"),
     Row("postgresql://u:p@localhost/?connect_timeout=3"),
     Row("postgresql://u:p@localhost:5433?connect_timeout=3"),

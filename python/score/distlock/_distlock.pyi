@@ -54,6 +54,7 @@ __all__ = [
     "_next_event",
     "_schema",
     "_statements",
+    "_understood",
     "_waiting",
     "init",
 ]

@@ -158,6 +158,8 @@ fn around_it() -> impl Strategy<Value = (&'static str, &'static str)> {
         Just(("postgresql://u@h/d?pass%77ord=", "")),
         Just(("postgresql://u@h/d?Pwd=", "&sslmode=x")),
         Just(("postgresql://u@h/d?sslpassword=", "")),
+        Just(("postgresql://u@h/d&password=", "")),
+        Just(("postgresql://u@h/d;Pwd=", ";x=y")),
         Just(("mysql://u:", "@h/d")),
         Just(("\"postgresql://u:", "@h/d\"")),
         Just(("user=u password=", " host=h")),

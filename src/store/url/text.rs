@@ -95,6 +95,13 @@ pub fn split(text: &str) -> Result<Parts, Problem> {
     }
     let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
     let (hosts, database) = place.split_once('/').unwrap_or((place, ""));
+    if database.contains('=') {
+        // The server would repeat it, and it may be a password.
+        return Err(
+            "has an = in the database's name: options begin with ?, and an = is written %3D"
+                .to_owned(),
+        );
+    }
     (parts.host, parts.port) = hosts_and_ports(hosts)?;
     parts.database = some(text_of(database, "database")?);
     parts.options = given(query)?;
@@ -153,11 +160,8 @@ fn ends_in_options(text: &str) -> bool {
 
 /// Whether this may be no password but the port of a URL without one: `5432/database?name=`.
 fn is_port_and_options(password: &str) -> bool {
-    let Some((place, query)) = password.split_once('?') else {
-        return false;
-    };
-    let port = place.split(['/', ',']).next().unwrap_or_default();
-    port.chars().all(|c| c.is_ascii_digit()) && query.contains('=')
+    let more = password.trim_start_matches(|c: char| c.is_ascii_digit());
+    more.starts_with(['/', ',', '?', '&', ';']) && more.contains('=')
 }
 
 /// Both lists, joined with commas.
