@@ -161,7 +161,9 @@ fn ends_in_options(text: &str) -> bool {
 /// Whether this may be no password but the port of a URL without one: `5432/database?name=`.
 fn is_port_and_options(password: &str) -> bool {
     let more = password.trim_start_matches(|c: char| c.is_ascii_digit());
-    more.starts_with(['/', ',', '?', '&', ';']) && more.contains('=')
+    let has_port = more.len() < password.len();
+    let goes_on = more.starts_with(['/', '?']) || (has_port && more.starts_with([',', '&', ';']));
+    goes_on && more.contains('=')
 }
 
 /// Both lists, joined with commas.
