@@ -5,7 +5,7 @@
 use _distlock::engine::{Caller, Lease, Name, Place};
 use _distlock::error::Error;
 use _distlock::service::{Acquisition, Lock, Locks, Request, Wait, thread_wakeup};
-use _distlock::store::{Patience, Settings, Store, Url};
+use _distlock::store::{self, Patience, Settings, Store, Url};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +16,11 @@ fn main() -> Result<(), Error> {
         return Err(usage());
     };
     let count: u32 = count.parse().map_err(|_| usage())?;
-    let store = Store::new(Url::parse(url)?, Settings::default(), None);
+    let store = Store::new(
+        Url::parse(&store::Request::new(url))?,
+        Settings::default(),
+        None,
+    );
     let lease = Lease::from_seconds(60.0).ok_or_else(usage)?;
     let locks = Arc::new(Locks::new(store, lease, true));
     let lock = Lock::new(Name::new("cycle").ok_or_else(usage)?);

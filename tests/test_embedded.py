@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pwd
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 import score.distlock
 from score.distlock import embedded
+from score.init import ConfigurationError
 
 from .conftest import python
 
@@ -26,12 +32,22 @@ import score.distlock
 """
 
 
+def wait_for_the_end(data: Path) -> None:
+    """Waits until the guardian has stopped the server of a folder."""
+    with contextlib.suppress(FileNotFoundError, psutil.NoSuchProcess):
+        pid = int((data / "postmaster.pid").read_text().splitlines()[0])
+        psutil.Process(pid).wait(30)
+
+
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder that the user the server runs as can reach."""
     folder = Path(tempfile.mkdtemp(prefix="distlock-embedded-"))
     folder.chmod(0o755)
     yield folder
+    for data in (folder, folder / "data"):
+        if (data / "PG_VERSION").exists():
+            wait_for_the_end(data)
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -61,6 +77,117 @@ def test_a_hold_survives_the_end_of_the_server(folder: Path) -> None:
     )
     assert len(python(code, str(folder)).strip()) == 256
     assert python(code, str(folder)) == "None\n"
+
+
+USER = """
+import sys, score.distlock
+conf = score.distlock.init({'sqlalchemy.url': 'embedded:' + sys.argv[1]})
+print(conf.acquire(sys.argv[2]), flush=True)
+sys.stdin.readline()
+conf.acquire(sys.argv[2] + ' again')
+print('again', flush=True)
+sys.stdin.readline()
+import os, signal
+END
+"""
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        "pass",
+        "os._exit(0)",
+        "os.kill(os.getpid(), signal.SIGTERM)",
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    ],
+)
+def test_the_server_ends_with_its_last_user_however_that_ended(folder: Path, end: str) -> None:
+    code = USER.replace("END", end)
+
+    def start(name: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", code, str(folder), name]
+        pipe = subprocess.PIPE
+        user = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+        assert user.stdout is not None
+        assert len(user.stdout.readline()) == 257
+        return user
+
+    def step(user: subprocess.Popen[str]) -> str:
+        assert user.stdin is not None
+        assert user.stdout is not None
+        user.stdin.write("\n")
+        user.stdin.flush()
+        return user.stdout.readline()
+
+    first, second = start("first"), start("second")
+    server = psutil.Process(int((folder / "postmaster.pid").read_text().splitlines()[0]))
+    assert step(first) == "again\n"
+    assert step(first) == ""
+    first.wait()
+    assert step(second) == "again\n"
+    assert server.is_running()
+    assert step(second) == ""
+    second.wait()
+    server.wait(30)
+    for user in (first, second):
+        assert user.stdin is not None
+        assert user.stdout is not None
+        user.stdin.close()
+        user.stdout.close()
+
+
+def test_a_forked_child_keeps_the_server(folder: Path) -> None:
+    code = (
+        "import os, sys, score.distlock\n"
+        "url = 'embedded:' + sys.argv[1]\n"
+        "parent = score.distlock.init({'sqlalchemy.url': url})\n"
+        "parent.acquire('parent')\n"
+        "read, write = os.pipe()\n"
+        "if os.fork():\n"
+        "    os._exit(0)\n"
+        "conf = score.distlock.init({'sqlalchemy.url': url})\n"
+        "print(conf.try_acquiring('parent'), len(conf.acquire('child')))\n"
+    )
+    assert python(code, str(folder)) == "None 256\n"
+
+
+def test_variables_for_other_servers_do_not_matter(folder: Path) -> None:
+    code = (
+        "import sys, score.distlock\n"
+        "conf = score.distlock.init({'sqlalchemy.url': 'embedded:' + sys.argv[1]})\n"
+        "print(len(conf.acquire('name')))\n"
+    )
+    variables = {"PGPORT": "1", "PGHOST": "h", "PGUSER": "u", "PGSSLMODE": "require"}
+    assert python(code, str(folder), **variables) == "256\n"
+
+
+def no_account(name: str) -> object:
+    raise KeyError(name)
+
+
+def test_root_finds_useradd_where_the_path_does_not_lead(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not os.access("/usr/sbin/useradd", os.X_OK):
+        pytest.skip("there is no useradd here")
+    called: list[list[str]] = []
+
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        called.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(pwd, "getpwnam", no_account)
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    embedded._ensure_account()
+    assert called == [["/usr/sbin/useradd", "--system", "--shell", "/bin/sh", "pgserver"]]
+
+
+def test_root_without_useradd_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pwd, "getpwnam", no_account)
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+    with pytest.raises(ConfigurationError, match=r"needs the user 'pgserver'.*neither useradd nor"):
+        embedded._ensure_account()
 
 
 def test_the_folder_of_the_url_without_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ mod acquire;
 mod aio;
 mod arguments;
 mod call;
+mod database;
 mod errors;
 mod events;
 mod hold;
@@ -36,6 +37,9 @@ mod _distlock {
     fn _schema(schema: Option<&str>, role: Option<&str>) -> String {
         crate::store::schema_sql(schema, role)
     }
+
+    #[pymodule_export]
+    use super::database::_understood;
 
     #[pymodule_export]
     use super::aio::{Acquisition, Inbox};

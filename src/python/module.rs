@@ -4,19 +4,21 @@ use super::acquire::{Entering, Timeout, acquire, enter};
 use super::aio::{Acquisition, Inbox};
 use super::arguments;
 use super::call::call;
+use super::database::Database;
 use super::errors::exception;
 use super::hold::Levels;
 use super::lock::Lock;
+use super::owner;
 use crate::engine::{Lease, Name};
 use crate::error::Error;
-use crate::service::{Locks, Request, Wait};
-use crate::store::{Settings, Store, Url};
+use crate::service::{self, Locks, Request, Wait};
+use crate::store::{Settings, Store};
 use crate::zone;
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyWeakrefReference};
+use pyo3::types::{PyBytes, PyDict, PyWeakrefReference};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,8 +26,9 @@ use std::time::{Duration, Instant};
 
 /// The configured module: the locks of one database.
 ///
-/// :param engine: a SQLAlchemy Engine, or the URL of a PostgreSQL database as :class:`str`.
-///     Of an Engine only the URL is used; the locks have connections of their own.
+/// :param engine: a SQLAlchemy Engine, or the URL of a PostgreSQL database: a :class:`str`,
+///     SQLAlchemy's ``URL`` or one of pydantic's DSN objects. The locks have connections of
+///     their own, made as the Engine makes its own; see :doc:`configuration`.
 /// :param maxtime: how long a hold lasts unless it is extended: seconds as a number, a score
 ///     interval such as ``'1m'`` or ``'500ms'``, or a :class:`~datetime.timedelta`.
 /// :param reentrant: whether the owner of a Lock may acquire it again.
@@ -37,6 +40,9 @@ use std::time::{Duration, Instant};
 /// :param pool_timeout: how many seconds one call may take in all.
 /// :param pool_recycle: after how many seconds a connection is replaced.
 /// :param pool_pre_ping: whether to ask the server for a sign of life before each use.
+/// :param echo: for :attr:`engine` only, as ``isolation_level``.
+/// :param connect_args: what the URL does not say, as libpq's options; see
+///     :doc:`configuration`.
 /// :param table_owner: a role whose table is trusted, though it is neither ours, nor one that
 ///     we are a member of, nor the owner of the database, nor a superuser.
 /// :raises score.init.ConfigurationError: if a value cannot be used.
@@ -48,7 +54,6 @@ pub struct ConfiguredDistlockModule {
     maxtime: f64,
     timeout: Option<Duration>,
     autoextend: bool,
-    url: String,
     engine: Mutex<Option<Py<PyAny>>>,
     engine_options: Py<PyDict>,
     aio: Mutex<Option<Py<PyAny>>>,
@@ -96,6 +101,25 @@ impl ConfiguredDistlockModule {
         drop(dead);
     }
 
+    /// Makes sure that the Engine's connections see the table of the locks: they must see a hold.
+    fn verify(&self, py: Python<'_>) -> PyResult<()> {
+        let name = format!("distlock.engine.{:032x}", rand::random::<u128>());
+        let bound = name.as_str().into_pyobject(py)?.into_any();
+        let name = arguments::name(&bound)?;
+        let request = Request::default();
+        let acquired = acquire(py, &self.locks, &name, &request, None, || None)?;
+        let (_, token) = acquired.map_err(|error| exception(py, error))?;
+        let seen = py
+            .import("score.distlock._engine")?
+            .call_method1("verify", (self.engine(py)?, bound));
+        let (lock, caller) = (service::Lock::new(name.clone()), owner::current(py)?);
+        let ending = self.locks.begin_release(&lock, &caller, Some(&token));
+        call(py, self.timeout(), |patience| {
+            self.locks.finish(&name, ending, patience)
+        })?;
+        seen.map(drop)
+    }
+
     /// Acquires a hold that knows no owner.
     fn token(
         &self,
@@ -128,8 +152,9 @@ impl ConfiguredDistlockModule {
     #[new]
     #[pyo3(signature = (
         engine, maxtime, *, reentrant=true, timeout=Timeout::ZERO, autoextend=false, pool_size=None,
-        max_overflow=None, pool_timeout=None, pool_recycle=None, pool_pre_ping=None, echo=None, isolation_level=None, table_owner=None
-    ), text_signature = "(engine, maxtime, *, reentrant=True, timeout=0, autoextend=False, pool_size=None, max_overflow=None, pool_timeout=None, pool_recycle=None, pool_pre_ping=None, echo=None, isolation_level=None, table_owner=None)")]
+        max_overflow=None, pool_timeout=None, pool_recycle=None, pool_pre_ping=None, echo=None,
+        isolation_level=None, connect_args=None, table_owner=None
+    ), text_signature = "(engine, maxtime, *, reentrant=True, timeout=0, autoextend=False, pool_size=None, max_overflow=None, pool_timeout=None, pool_recycle=None, pool_pre_ping=None, echo=None, isolation_level=None, connect_args=None, table_owner=None)")]
     #[allow(clippy::too_many_arguments)] // a constructor with options
     fn new(
         py: Python<'_>,
@@ -145,6 +170,7 @@ impl ConfiguredDistlockModule {
         pool_pre_ping: Option<Bound<'_, PyAny>>,
         echo: Option<Bound<'_, PyAny>>,
         isolation_level: Option<Bound<'_, PyAny>>,
+        connect_args: Option<Bound<'_, PyAny>>,
         table_owner: Option<String>,
     ) -> PyResult<Self> {
         let config = py.import("score.distlock._config")?;
@@ -175,38 +201,30 @@ impl ConfiguredDistlockModule {
         for (key, value) in options.iter().filter(|(_, value)| !value.is_none()) {
             engine_options.set_item(key, value)?;
         }
-        let mut url: String = py
-            .import("score.distlock._sqlalchemy")?
-            .call_method1("url_of", (engine,))?
-            .extract()?;
-        if url == "embedded" || url.starts_with("embedded:") {
-            url = py
-                .import("score.distlock.embedded")?
-                .call_method1("start", (url,))?
-                .extract()?;
-        }
-        let parsed = Url::parse(&url).map_err(|error| exception(py, error))?;
+        let database = Database::read(py, engine, &connect_args.into_pyobject(py)?)?;
         let lease = Lease::from_seconds(maxtime).ok_or_else(|| {
             let message = format!("maxtime: {maxtime} is out of range");
             exception(py, Error::Configuration(message))
         })?;
-        let given = (!engine.is_instance_of::<pyo3::types::PyString>()).then(|| engine.clone());
-        Ok(ConfiguredDistlockModule {
+        let made = ConfiguredDistlockModule {
             locks: Arc::new(Locks::new(
-                Store::new(parsed, settings, table_owner),
+                Store::new(database.url, settings, table_owner),
                 lease,
                 reentrant,
             )),
             maxtime,
             timeout: timeout.or(Some(Duration::ZERO)),
             autoextend,
-            url,
-            engine: Mutex::new(given.map(Bound::unbind)),
+            engine: Mutex::new(database.engine),
             engine_options: engine_options.unbind(),
             aio: Mutex::new(None),
             alive: Mutex::default(),
             many: AtomicUsize::new(1000),
-        })
+        };
+        if database.verify {
+            made.verify(py)?;
+        }
+        Ok(made)
     }
 
     /// How long a hold lasts unless it is extended, in seconds.
@@ -228,9 +246,14 @@ impl ConfiguredDistlockModule {
             return Ok(engine);
         }
         // Not under the mutex: creating an engine runs Python, which may switch threads.
+        let (driver, explicit) = self.locks.store().url().explicit();
+        let explicit = explicit
+            .iter()
+            .map(|(name, value)| (*name, PyBytes::new(py, value)));
+        let explicit: Vec<_> = explicit.collect();
         let made = py
-            .import("score.distlock._sqlalchemy")?
-            .call_method1("create", (&self.url, &self.engine_options))?;
+            .import("score.distlock._engine")?
+            .call_method1("create", (driver, explicit, &self.engine_options))?;
         let mut slot = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(slot.get_or_insert_with(|| made.unbind()).bind(py).clone())
     }
@@ -567,6 +590,15 @@ impl ConfiguredDistlockModule {
 /// :raises DatabaseError: if the table cannot be created or upgraded.
 #[pyfunction]
 pub fn init<'py>(confdict: &Bound<'py, PyAny>) -> PyResult<Bound<'py, ConfiguredDistlockModule>> {
+    let py = confdict.py();
+    try_init(confdict).inspect_err(|error| {
+        let config = py.import("score.distlock._config");
+        // What was wrong is told in any case.
+        let _ = config.and_then(|it| it.call_method1("of_file", (error.value(py), confdict)));
+    })
+}
+
+fn try_init<'py>(confdict: &Bound<'py, PyAny>) -> PyResult<Bound<'py, ConfiguredDistlockModule>> {
     let py = confdict.py();
     let options = py
         .import("score.distlock._config")?

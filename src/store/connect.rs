@@ -5,10 +5,12 @@ use super::failure::Failure;
 use super::patience::Patience;
 use super::session::{Line, Route, Session};
 use super::socket::Socket;
+use super::sql::{Schema, Sql, Statements};
 use super::stream::Channel;
 use super::tls::{ChannelBinding, Mode};
-use super::url::{Endpoint, Url};
+use super::url::{Endpoint, Keepalives, Place, TargetSessionAttrs, Url};
 use crate::error::Error;
+use rand::seq::SliceRandom;
 use socket2::{Domain, SockAddr, TcpKeepalive, Type};
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
@@ -17,19 +19,88 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::{io, thread};
 use tokio_postgres::config::{self, SslMode};
 
-/// Connects to the first endpoint that answers.
+/// What this client cannot do, and must not do without.
+pub fn unsupported(url: &Url) -> crate::error::Result<()> {
+    let tcp = |endpoint: &Endpoint| matches!(endpoint.place, Place::Tcp(..));
+    // There is no TLS on a Unix socket, and without TLS nothing to bind to.
+    let encrypted = url.tls.mode != Mode::Disable && url.endpoints.iter().any(tcp);
+    let demanded = [
+        (
+            "channel_binding",
+            url.tls.channel_binding == ChannelBinding::Require && !encrypted,
+            "disable and prefer, as the connection is not encrypted",
+        ),
+        (
+            "require_auth",
+            url.require_auth.is_some(),
+            "none, as the server decides",
+        ),
+    ];
+    match demanded.iter().find(|(_, demanded, _)| *demanded) {
+        Some((name, _, allowed)) => Err(Error::Configuration(format!(
+            "{} cannot be had; allowed are {allowed}",
+            url.said(name)
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Which sessions will do, in the order in which they are preferred.
+fn wanted(url: &Url) -> &'static [TargetSessionAttrs] {
+    use TargetSessionAttrs::{Any, PreferStandby, Primary, ReadOnly, ReadWrite, Standby};
+    match url.target_session_attrs {
+        // Locks have to be written, so one of several servers that can is better.
+        Any if url.endpoints.len() > 1 => &[ReadWrite, Any],
+        PreferStandby => &[Standby, Any],
+        Any => &[Any],
+        ReadWrite => &[ReadWrite],
+        ReadOnly => &[ReadOnly],
+        Primary => &[Primary],
+        Standby => &[Standby],
+    }
+}
+
+/// Connects to the first endpoint that answers and is of the wanted kind.
 pub fn connect(url: &Url, patience: Patience) -> Result<Session, Failure> {
+    let mut endpoints: Vec<&Endpoint> = url.endpoints.iter().collect();
+    if url.load_balance_hosts {
+        endpoints.shuffle(&mut rand::rng());
+    }
+    let wanted = wanted(url);
+    let mut last = Failure::Broken("there is no host".to_owned());
+    for (turn, attributes) in wanted.iter().enumerate() {
+        // What is left for those that come later.
+        let limited = share(patience, wanted.len() - turn);
+        match connect_to_one_of(url, &endpoints, *attributes, limited) {
+            Err(failure @ (Failure::Broken(_) | Failure::TooSlow)) => last = failure,
+            result => return result,
+        }
+    }
+    Err(last)
+}
+
+/// A part of the time that is left, if so many have to do with it.
+fn share(patience: Patience, parts: usize) -> Patience {
+    match (parts, u32::try_from(parts)) {
+        (2.., Ok(parts)) => patience.at_most(patience.left() / parts),
+        _ => patience,
+    }
+}
+
+fn connect_to_one_of(
+    url: &Url,
+    endpoints: &[&Endpoint],
+    attributes: TargetSessionAttrs,
+    patience: Patience,
+) -> Result<Session, Failure> {
     let mut reasons = Vec::new();
-    for endpoint in &url.endpoints {
-        let limited = match url.config.get_connect_timeout() {
-            Some(timeout) => patience.at_most(*timeout),
-            None => patience,
-        };
-        match connect_to(url, endpoint, limited) {
-            Ok(connection) => return Ok(connection),
+    for (position, endpoint) in endpoints.iter().enumerate() {
+        let limited = share(patience, endpoints.len() - position);
+        match connect_to(url, endpoint, attributes, limited) {
+            Ok(session) => return Ok(session),
             Err(Failure::Broken(reason)) => reasons.push(format!("{endpoint}: {reason}")),
             // The only one: the whole time is over, which has words of its own.
-            Err(Failure::TooSlow) if url.endpoints.len() == 1 && patience.over() => {
+            Err(Failure::TooSlow) if endpoints.len() == 1 && patience.over() => {
                 return Err(Failure::TooSlow);
             }
             Err(Failure::TooSlow) => reasons.push(format!("{endpoint}: no answer in time")),
@@ -42,15 +113,57 @@ pub fn connect(url: &Url, patience: Patience) -> Result<Session, Failure> {
     Err(Failure::Broken(reasons.join("; ")))
 }
 
-fn connect_to(url: &Url, endpoint: &Endpoint, patience: Patience) -> Result<Session, Failure> {
+fn connect_to(
+    url: &Url,
+    endpoint: &Endpoint,
+    attributes: TargetSessionAttrs,
+    patience: Patience,
+) -> Result<Session, Failure> {
     let mut last = Failure::Broken("the name has no address".to_owned());
-    for address in addresses(endpoint, patience)? {
-        match connect_securely(url, endpoint, &address, patience) {
-            Err(Failure::Broken(reason)) => last = Failure::Broken(reason),
+    let mut addresses = addresses(endpoint, patience)?;
+    if url.load_balance_hosts {
+        addresses.shuffle(&mut rand::rng());
+    }
+    for (position, address) in addresses.iter().enumerate() {
+        let mut limited = share(patience, addresses.len() - position);
+        if let Some(timeout) = url.connect_timeout {
+            limited = limited.at_most(timeout);
+        }
+        let connected = connect_securely(url, endpoint, address, limited);
+        match connected.and_then(|session| checked(session, attributes, limited)) {
+            Err(failure @ (Failure::Broken(_) | Failure::TooSlow)) => last = failure,
             result => return result,
         }
     }
     Err(last)
+}
+
+/// The session, if it is of this kind.
+fn checked(
+    mut session: Session,
+    attributes: TargetSessionAttrs,
+    patience: Patience,
+) -> Result<Session, Failure> {
+    if attributes == TargetSessionAttrs::Any {
+        return Ok(session);
+    }
+    let statements = Statements::new(&Schema::new(None));
+    let answer = session.query_unprepared(&statements[Sql::Role], &[], patience)?;
+    let column = |name| match answer.rows.first() {
+        Some(row) => row.get::<bool>(name).map_err(Failure::Stopped),
+        None => Err(Failure::Broken(
+            "the server does not say what it is".to_owned(),
+        )),
+    };
+    let (standby, read_only) = (column("standby")?, column("read_only")?);
+    let what = match attributes {
+        TargetSessionAttrs::ReadWrite if read_only => "sessions are read-only there",
+        TargetSessionAttrs::ReadOnly if !read_only => "sessions are not read-only there",
+        TargetSessionAttrs::Primary if standby => "it is a standby",
+        TargetSessionAttrs::Standby if !standby => "it is no standby",
+        _ => return Ok(session),
+    };
+    Err(Failure::Broken(what.to_owned()))
 }
 
 /// How a connection is secured.
@@ -62,10 +175,10 @@ enum Security {
 }
 
 /// What `sslmode` tries, and what after a refusal.
-fn attempts(mode: Mode, endpoint: &Endpoint) -> &'static [Security] {
-    match (mode, endpoint) {
+fn attempts(mode: Mode, place: &Place) -> &'static [Security] {
+    match (mode, place) {
         // There is no TLS on a Unix socket, whatever the mode.
-        (Mode::Disable, _) | (_, Endpoint::Unix(_)) => &[Security::Plain],
+        (Mode::Disable, _) | (_, Place::Unix(_)) => &[Security::Plain],
         (Mode::Allow, _) => &[Security::Plain, Security::Required],
         (Mode::Prefer, _) => &[Security::IfOffered, Security::Plain],
         (Mode::Require | Mode::VerifyCa | Mode::VerifyFull, _) => &[Security::Required],
@@ -79,7 +192,7 @@ fn connect_securely(
     patience: Patience,
 ) -> Result<Session, Failure> {
     let mut before: Option<Failure> = None;
-    let mut attempts = attempts(url.tls.mode, endpoint).iter().peekable();
+    let mut attempts = attempts(url.tls.mode, &endpoint.place).iter().peekable();
     while let Some(security) = attempts.next() {
         let failure = match log_in(url, endpoint, address, *security, patience) {
             Ok(session) => return Ok(session),
@@ -106,6 +219,9 @@ fn log_in(
     patience: Patience,
 ) -> Result<Session, Failure> {
     let mut config = url.config.clone();
+    if let Some(password) = &endpoint.password {
+        config.password(&password.0);
+    }
     config.ssl_mode(match security {
         Security::Plain => SslMode::Disable,
         Security::IfOffered => SslMode::Prefer,
@@ -116,12 +232,15 @@ fn log_in(
         ChannelBinding::Prefer => config::ChannelBinding::Prefer,
         ChannelBinding::Require => config::ChannelBinding::Require,
     });
-    let connector = match (security, endpoint) {
-        (Security::IfOffered | Security::Required, Endpoint::Tcp(host, _)) => {
+    let connector = match (security, &endpoint.place) {
+        (Security::IfOffered | Security::Required, Place::Tcp(host, _)) => {
             Connector::new(&url.tls, host).map_err(|error| match url.tls.mode {
                 // These do without.
                 Mode::Allow | Mode::Prefer => Failure::Insecure(error.to_string()),
-                _ => Failure::Stopped(error),
+                _ => Failure::Stopped(Error::Configuration(format!(
+                    "{error}; what to change: {}",
+                    url.said("sslmode")
+                ))),
             })?
         }
         _ => Connector::plain(),
@@ -168,9 +287,10 @@ fn is_connected(socket: &Socket) -> io::Result<bool> {
 /// The addresses of an endpoint. Names are resolved on a thread that lives no
 /// longer than that, because getaddrinfo(3) can neither be interrupted nor limited.
 fn addresses(endpoint: &Endpoint, patience: Patience) -> Result<Vec<SockAddr>, Failure> {
-    match endpoint {
-        Endpoint::Unix(path) => Ok(vec![SockAddr::unix(path)?]),
-        Endpoint::Tcp(host, port) => {
+    match &endpoint.place {
+        Place::Unix(path) => Ok(vec![SockAddr::unix(path)?]),
+        Place::Tcp(host, port) => {
+            let host = endpoint.address.as_ref().unwrap_or(host);
             if let Ok(address) = host.parse::<IpAddr>() {
                 return Ok(vec![SocketAddr::new(address, *port).into()]);
             }
@@ -201,6 +321,24 @@ fn addresses(endpoint: &Endpoint, patience: Patience) -> Result<Vec<SockAddr>, F
     }
 }
 
+fn keep_alive(socket: &socket2::Socket, wanted: &Keepalives) -> io::Result<()> {
+    if !wanted.enabled {
+        return Ok(());
+    }
+    socket.set_keepalive(true)?;
+    let mut keepalive = TcpKeepalive::new();
+    if let Some(idle) = wanted.idle {
+        keepalive = keepalive.with_time(idle);
+    }
+    if let Some(interval) = wanted.interval {
+        keepalive = keepalive.with_interval(interval);
+    }
+    if let Some(count) = wanted.count {
+        keepalive = keepalive.with_retries(count);
+    }
+    socket.set_tcp_keepalive(&keepalive)
+}
+
 /// Starts a connect that does not block.
 fn dial(url: &Url, address: &SockAddr, patience: Patience) -> io::Result<Socket> {
     let unix = address.domain() == Domain::UNIX;
@@ -208,17 +346,8 @@ fn dial(url: &Url, address: &SockAddr, patience: Patience) -> io::Result<Socket>
     socket.set_nonblocking(true)?;
     if !unix {
         socket.set_tcp_nodelay(true)?;
-        let config = &url.config;
-        if config.get_keepalives() {
-            let mut keepalive = TcpKeepalive::new().with_time(config.get_keepalives_idle());
-            if let Some(interval) = config.get_keepalives_interval() {
-                keepalive = keepalive.with_interval(interval);
-            }
-            if let Some(retries) = config.get_keepalives_retries() {
-                keepalive = keepalive.with_retries(retries);
-            }
-            socket.set_tcp_keepalive(&keepalive)?;
-        }
+        socket.set_tcp_user_timeout(url.tcp_user_timeout)?;
+        keep_alive(&socket, &url.keepalives)?;
     }
     loop {
         match socket.connect(address) {
@@ -243,16 +372,45 @@ fn dial(url: &Url, address: &SockAddr, patience: Patience) -> io::Result<Socket>
     })
 }
 
-/// What to tell about a failure to connect.
+/// What to tell about a failure to connect, and what to change.
 pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
     match failure {
-        Failure::Refused(refusal) => super::statements::refused(refusal),
-        Failure::Broken(reason) => Error::Unavailable(format!(
-            "cannot reach the database at {url}: {reason}; is the server running, \
-             and does it accept connections there?"
+        Failure::Refused(mut refusal) => {
+            let name = match refusal.sqlstate.as_str() {
+                "28P01" => Some("password"),
+                "28000" => Some("user"),
+                "3D000" => Some("dbname"),
+                _ => None,
+            };
+            if let Some(name) = name {
+                let told = format!("; what to change: {}", url.said(name));
+                refusal.message.push_str(&told);
+            }
+            super::statements::refused(refusal)
+        }
+        Failure::NoPassword => Error::Configuration(format!(
+            "the database at {url} asks for a password, and there is none in sqlalchemy.url, \
+             in PGPASSWORD and in the password file (PGPASSFILE or ~/.pgpass)"
         )),
+        Failure::Broken(reason) => {
+            let refused = ["Connection refused", "No such file or directory"];
+            let hint = if refused.iter().any(|words| reason.contains(words)) {
+                "; is the server running, and does it accept connections there?"
+            } else {
+                ""
+            };
+            Error::Unavailable(format!(
+                "cannot reach the database at {url}: {reason}{hint}"
+            ))
+        }
         Failure::Insecure(reason) => Error::Unavailable(format!(
-            "cannot connect to the database at {url} as securely as is asked for: {reason}"
+            "cannot connect to the database at {url} as securely as is asked for: {reason}; \
+             what to change: {}",
+            url.said(if reason.contains("channel binding") {
+                "channel_binding"
+            } else {
+                "sslmode"
+            })
         )),
         Failure::TooSlow => Error::Unavailable(format!(
             "the database at {url} did not answer within {seconds} s (sqlalchemy.pool_timeout)"

@@ -67,7 +67,7 @@ impl Connector {
 
 /// Says what is wrong with an option.
 fn refuse(what: impl std::fmt::Display, why: impl std::fmt::Display) -> Error {
-    Error::Configuration(format!("sqlalchemy.url: {what}: {why}"))
+    Error::Configuration(format!("{what}: {why}"))
 }
 
 /// A file in libpq's folder.

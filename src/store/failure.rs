@@ -15,6 +15,8 @@ pub enum Failure {
     Broken(String),
     /// The server is there, but no connection to it is as secure as the configuration asks for.
     Insecure(String),
+    /// The server asks for a password, and there is none.
+    NoPassword,
     /// The patience ended: whether the statement was or will be executed is unknown.
     TooSlow,
     /// The caller was interrupted: unknown too.
@@ -88,8 +90,6 @@ impl From<&tokio_postgres::Error> for Failure {
 }
 
 /// What one who cannot log in is to change.
-const PASSWORD: &str = "the server asks for a password: put it into sqlalchemy.url, or into \
-                        the environment as PGPASSWORD";
 const TLS: &str = "if the server demands TLS, put sslmode=require into sqlalchemy.url";
 const CERTIFICATE: &str = "name a certificate and its key with sslcert and sslkey";
 
@@ -100,12 +100,7 @@ impl Failure {
         let source = error.source().and_then(|source| source.downcast_ref());
         let inner = source.and_then(io::Error::get_ref);
         if reason.ends_with("password missing") {
-            Failure::Refused(Refusal {
-                // invalid_password
-                sqlstate: "28P01".to_owned(),
-                message: PASSWORD.to_owned(),
-                ..Refusal::default()
-            })
+            Failure::NoPassword
         } else if inner.is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
             || reason.starts_with("authentication error")
             || reason.ends_with("does not support TLS")
@@ -143,7 +138,7 @@ impl Failure {
             Failure::Refused(refusal) => refusal.sqlstate.starts_with("28"),
             Failure::Insecure(_) => true,
             Failure::Broken(reason) => reason.starts_with("error performing TLS handshake"),
-            Failure::TooSlow | Failure::Stopped(_) => false,
+            Failure::NoPassword | Failure::TooSlow | Failure::Stopped(_) => false,
         }
     }
 

@@ -18,6 +18,7 @@ pub mod tls;
 mod trust;
 mod url;
 
+pub use connect::unsupported;
 pub use failure::Failure;
 pub use listener::{Call, Deaf, Listener};
 pub use patience::{Check, Patience};
@@ -25,4 +26,4 @@ pub use pool::Settings;
 pub use schema::schema_sql;
 pub use sql::Sql;
 pub use statements::{Answer, Candidate, Look, Queue, Released, Renewed, Store, Turn};
-pub use url::Url;
+pub use url::{Request, Url};

@@ -64,6 +64,12 @@ impl<'a> Patience<'a> {
         }
     }
 
+    /// How much time is left.
+    #[must_use]
+    pub fn left(self) -> Duration {
+        self.until.saturating_duration_since(Instant::now())
+    }
+
     /// Whether the time is over.
     #[must_use]
     pub fn over(self) -> bool {
@@ -73,7 +79,7 @@ impl<'a> Patience<'a> {
     /// For how long to wait before asking again; `None` if the time is over.
     #[must_use]
     pub fn slice(self) -> Option<Duration> {
-        let left = self.until.saturating_duration_since(Instant::now());
+        let left = self.left();
         (!left.is_zero()).then(|| left.min(self.tick))
     }
 

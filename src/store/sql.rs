@@ -255,6 +255,7 @@ statements! {
     Check = "check.sql" (lease 0, zone 0) [TEXT];
     Number = "number.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
     Busy = "busy.sql" (lease 0, zone 0) [];
+    Role = "role.sql" (lease 0, zone 0) [];
     Whose = "whose.sql" (lease 0, zone 0) [INT4];
 }
 

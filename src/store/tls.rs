@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 /// `sslmode`: how much the connection has to be protected.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
     /// Without TLS.
     Disable,

@@ -121,6 +121,7 @@ class ConfiguredDistlockModule:
         echo: bool | None = None,
         isolation_level: str | None = None,
         table_owner: str | None = None,
+        connect_args: Mapping[str, object] | None = None,
     ) -> Self: ...
     @property
     def engine(self) -> Any: ...

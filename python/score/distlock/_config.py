@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 
 from score.init import ConfigurationError, parse_bool, parse_time_interval
 
+from ._url import text_of
+
 #: A century; the core has the same limit.
 MAX_SECONDS = 100 * 366 * 86400.0
 
@@ -124,6 +126,25 @@ def _boolean(value: object, key: str) -> bool:
         refuse(f"{key}: {value!r} is not a truth value; allowed are true and false")
 
 
+def _url(value: object, key: str) -> str:
+    text = text_of(value)
+    if text is None:
+        refuse(
+            f"{key} must be a str, SQLAlchemy's URL or a DSN of pydantic, "
+            f"not {type(value).__name__}"
+        )
+    return text
+
+
+def _arguments(value: object, key: str) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        refuse(
+            f"{key} must be a mapping of libpq's options, not {type(value).__name__}; in a file "
+            "append them to sqlalchemy.url: ?name=value&name=value"
+        )
+    return value
+
+
 def _text(value: object, key: str) -> str:
     if not isinstance(value, str):
         refuse(f"{key} must be a str, not {type(value).__name__}")
@@ -150,7 +171,7 @@ def _isolation(value: object, key: str) -> str:
 
 #: Key of the configuration → (keyword of the constructor, parser).
 _KEYS: dict[str, tuple[str, Callable[[object, str], Any]]] = {
-    "sqlalchemy.url": ("engine", _text),
+    "sqlalchemy.url": ("engine", _url),
     "sqlalchemy.pool_size": ("pool_size", _integer(0, "0 (no limit) to 100000")),
     "sqlalchemy.max_overflow": ("max_overflow", _integer(-1, "-1 (no limit) to 100000")),
     "sqlalchemy.pool_timeout": ("pool_timeout", _timeout),
@@ -158,6 +179,7 @@ _KEYS: dict[str, tuple[str, Callable[[object, str], Any]]] = {
     "sqlalchemy.pool_pre_ping": ("pool_pre_ping", _boolean),
     "sqlalchemy.echo": ("echo", _boolean),
     "sqlalchemy.isolation_level": ("isolation_level", _isolation),
+    "sqlalchemy.connect_args": ("connect_args", _arguments),
     "maxtime": ("maxtime", _seconds),
     "timeout": ("timeout", _wait),
     "autoextend": ("autoextend", _boolean),
@@ -198,14 +220,19 @@ def read(confdict: object) -> dict[str, Any]:
             _refuse_unknown(key, confdict)
     if "engine" not in found:
         refuse(
-            "sqlalchemy.url is missing: set it to the URL of a PostgreSQL database, "
-            "such as postgresql://user@host/database, or to embedded: for development"
-        )
-    if not found["engine"].strip():
-        refuse(
-            "sqlalchemy.url is empty; allowed are postgresql://…, embedded: and embedded:/folder"
+            "sqlalchemy.url is missing (in a file: in the section [distlock]): set it to the URL "
+            "of a PostgreSQL database, such as postgresql://user@host/database, or to embedded: "
+            "for development"
         )
     return found
+
+
+def of_file(error: BaseException, confdict: object) -> None:
+    """Has an error of the configuration name the section of the file that this came from."""
+    if isinstance(error, ConfigurationError) and isinstance(confdict, Mapping):
+        prefix = "[score.distlock] "
+        if "here" in confdict and "cwd" in confdict and str(error).startswith(prefix):
+            error.args = ("[distlock] " + str(error).removeprefix(prefix),)
 
 
 def pool(options: Mapping[str, Any]) -> tuple[int, int, float, float | None, bool]:

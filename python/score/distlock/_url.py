@@ -1,0 +1,33 @@
+"""URLs that are objects."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import quote, urlencode
+
+
+def text_of(value: object) -> str | None:
+    """The text of a URL: a str, SQLAlchemy's URL, a DSN of pydantic, or a secret with one."""
+    if hasattr(value, "get_secret_value"):
+        return text_of(value.get_secret_value())
+    if isinstance(value, str):
+        return value
+    package = type(value).__module__.partition(".")[0]
+    if package == "sqlalchemy" and hasattr(value, "drivername"):
+        return rendered(value)
+    if package in ("pydantic", "pydantic_core") and "://" in str(value):
+        return str(value)
+    return None
+
+
+def rendered(url: Any) -> str:
+    """SQLAlchemy's URL as text, with everything encoded."""
+    user = "" if url.username is None else quote(url.username, safe="")
+    if url.password is not None:
+        user += ":" + quote(str(url.password), safe="")
+    host = url.host or ""
+    host = f"[{host}]" if ":" in host else quote(host, safe=",")
+    port = "" if url.port is None else f":{url.port}"
+    database = quote(url.database or "", safe="")
+    query = urlencode(dict(url.query or {}), doseq=True, quote_via=quote, safe="")
+    return f"{url.drivername}://{user}{'@' if user else ''}{host}{port}/{database}?{query}"

@@ -1,0 +1,74 @@
+//! From an Engine, a URL or what else names a database to the core's `Url`.
+
+use super::errors::exception;
+use crate::store::{self, Request, Url};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+/// What names a database, and the core's reading of it.
+pub struct Database {
+    pub url: Url,
+    /// The Engine that was given, if it was one.
+    pub engine: Option<Py<PyAny>>,
+    /// Whether the Engine's connections may go elsewhere.
+    pub verify: bool,
+}
+
+impl Database {
+    /// Reads what was given to the constructor; an embedded server is started.
+    pub fn read(
+        py: Python<'_>,
+        given: &Bound<'_, PyAny>,
+        arguments: &Bound<'_, PyAny>,
+    ) -> PyResult<Self> {
+        let source = py
+            .import("score.distlock._engine")?
+            .call_method1("source", (given, arguments))?;
+        let text: String = source.getattr("text")?.extract()?;
+        let label: String = source.getattr("label")?.extract()?;
+        let options: Vec<(String, String)> = source.getattr("arguments")?.extract()?;
+        let request = Request {
+            text: &text,
+            label: &label,
+            arguments: &options,
+        };
+        let url = Url::parse(&request).map_err(|error| exception(py, error))?;
+        store::unsupported(&url).map_err(|error| exception(py, error))?;
+        Ok(Database {
+            url,
+            engine: source.getattr("engine")?.extract()?,
+            verify: source.getattr("verify")?.extract()?,
+        })
+    }
+}
+
+/// How a URL and what comes with it are understood, for the tests that compare it with libpq.
+#[pyfunction]
+#[allow(clippy::needless_pass_by_value)] // PyO3 extracts no slices of tuples
+#[pyo3(signature = (text, arguments=Vec::new()))]
+pub fn _understood<'py>(
+    py: Python<'py>,
+    text: &str,
+    arguments: Vec<(String, String)>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let request = Request {
+        text,
+        label: "sqlalchemy.url",
+        arguments: &arguments,
+    };
+    let url = Url::parse(&request).map_err(|error| exception(py, error))?;
+    let found = PyDict::new(py);
+    for (name, value) in url.explain() {
+        found.set_item(name, value)?;
+    }
+    let passwords = url.passwords().into_iter();
+    let passwords: Vec<_> = passwords
+        .map(|one| one.map(|one| PyBytes::new(py, one)))
+        .collect();
+    found.set_item("passwords", passwords)?;
+    let refused = store::unsupported(&url)
+        .err()
+        .map(|error| error.to_string());
+    found.set_item("refused", refused)?;
+    Ok(found)
+}

@@ -1,0 +1,208 @@
+//! What the tables in `tests/test_configuration_like_libpq.py` do not show: secrets, and words.
+
+use super::*;
+use proptest::prelude::*;
+
+/// An environment of these variables, without a home.
+fn read_with(text: &str, variables: &[(&str, &str)]) -> Result<Url> {
+    let variable = |name: &str| {
+        let found = variables.iter().find(|(known, _)| *known == name);
+        found.map(|(_, value)| value.as_bytes().to_vec())
+    };
+    let around = Surroundings {
+        variable: &variable,
+        home: None,
+        user: Some("me".to_owned()),
+    };
+    Url::read(&Request::new(text), &around)
+}
+
+fn read(text: &str) -> Result<Url> {
+    read_with(text, &[])
+}
+
+fn places(text: &str) -> String {
+    let url = read(text).unwrap();
+    let places: Vec<String> = url.endpoints.iter().map(ToString::to_string).collect();
+    places.join(" ")
+}
+
+#[test]
+fn sockets_lists_and_ipv6() {
+    let socket = "/run/pg/.s.PGSQL.6000";
+    assert_eq!(places("postgresql://u@/d?host=/run/pg&port=6000"), socket);
+    assert_eq!(places("postgres://u@%2Frun%2Fpg:6000/d"), socket);
+    assert_eq!(places("postgres://u@one:1, two/d"), "one:1 two:5432");
+    assert_eq!(
+        places("postgres://u@/d?host=one:1&host=two:2"),
+        "one:1 two:2"
+    );
+    assert_eq!(places("postgres://u@[::1]:7/d"), "[::1]:7");
+    let name = places("postgres://u@/d?host=@name");
+    assert_eq!(name, "@name/.s.PGSQL.5432");
+}
+
+#[test]
+fn what_is_shown_has_no_password_and_no_options() {
+    for (text, shown) in [
+        (
+            "postgresql+psycopg2://a%40b:p%3Aw%2F@db:5433/my%20db",
+            "postgresql+psycopg2://a%40b:***@db:5433/my%20db",
+        ),
+        (
+            "postgresql://u@h/d?password=secret&application_name=x",
+            "postgresql://u:***@h:5432/d",
+        ),
+        (
+            "postgresql://u@/d?host=/run/pg",
+            "postgresql://u@/d (/run/pg/.s.PGSQL.5432)",
+        ),
+    ] {
+        let url = read(text).unwrap();
+        assert_eq!(url.to_string(), shown);
+        assert_eq!(format!("{url:?}"), format!("Url({shown})"));
+    }
+}
+
+#[test]
+fn errors_say_who_is_to_change_what() {
+    for (text, variables, expected) in [
+        ("", &[][..], "sqlalchemy.url is empty"),
+        ("secret", &[], "sqlalchemy.url: it is not a URL"),
+        (
+            "mysql://u:secret@h/d",
+            &[],
+            "is not for PostgreSQL, but mysql",
+        ),
+        ("postgresql://u:secret@h:port/d", &[], "percent-encode"),
+        ("postgresql://u:se@secret@h:x/d", &[], "percent-encode"),
+        ("postgresql://u:x@secret@h", &[], ""),
+        ("postgresql://u:secret/d", &[], "percent-encode"),
+        (
+            "postgresql://u@h/d?PASSWORD=secret",
+            &[],
+            "unknown option \"PASSWORD\"",
+        ),
+        (
+            "postgresql://u@h/d?pass%77ord=secret&x=1",
+            &[],
+            "an unknown option",
+        ),
+        (
+            "postgresql://u@h/d?Pwd=secret",
+            &[],
+            "unknown option \"Pwd\"",
+        ),
+        ("postgresql://u@h/d?x=1", &[], "unknown option \"x\""),
+        (
+            "postgresql://h/d?sslmode=odd",
+            &[],
+            "sqlalchemy.url: sslmode=odd is not",
+        ),
+        (
+            "postgresql://h",
+            &[("PGCONNECT_TIMEOUT", "soon")],
+            "the environment variable PGCONNECT_TIMEOUT=soon is not",
+        ),
+        (
+            "postgresql://h",
+            &[("PGPORT", "x")],
+            "the environment variable PGPORT=x",
+        ),
+        (
+            "postgresql://a,b/d?port=1,2,3",
+            &[],
+            "has 3 ports for 2 hosts",
+        ),
+    ] {
+        match read_with(text, variables) {
+            Err(error) => {
+                let error = error.to_string();
+                assert!(error.contains(expected), "{error}");
+                assert!(!error.contains("secret"), "{error}");
+            }
+            Ok(url) => assert!(expected.is_empty() && !url.to_string().contains("secret")),
+        }
+    }
+}
+
+#[test]
+fn an_empty_url_will_do_where_the_environment_says_it() {
+    let url = read_with(" ", &[("PGHOST", "h"), ("PGDATABASE", "d")]).unwrap();
+    assert_eq!(url.to_string(), "postgresql://me@h:5432/d");
+}
+
+/// Pieces that decide how a URL is split.
+fn password() -> impl Strategy<Value = String> {
+    prop::collection::vec(
+        prop_oneof![
+            Just("SECRET".to_owned()),
+            Just("hush".to_owned()),
+            "[A-Z0-9]{4,6}",
+            "[@:/?&=#%+,\\[\\] '\"]",
+        ],
+        1..8,
+    )
+    .prop_map(|parts| parts.concat())
+}
+
+fn around_it() -> impl Strategy<Value = (&'static str, &'static str)> {
+    prop_oneof![
+        Just(("postgresql://u:", "@h/d")),
+        Just(("postgresql://u:", "@h:5432/d?application_name=x")),
+        Just(("postgresql://u:", "/d")),
+        Just(("postgresql://u:", "")),
+        Just(("postgresql://u:x@", "@h")),
+        Just(("postgresql://u@h/d?password=", "")),
+        Just(("postgresql://u@h/d?PASSWORD=", "&x=y")),
+        Just(("postgresql://u@h/d?pass%77ord=", "")),
+        Just(("postgresql://u@h/d?Pwd=", "&sslmode=x")),
+        Just(("postgresql://u@h/d?sslpassword=", "")),
+        Just(("postgresql://u@h/d&password=", "")),
+        Just(("postgresql://u@h/d;Pwd=", ";x=y")),
+        Just(("mysql://u:", "@h/d")),
+        Just(("\"postgresql://u:", "@h/d\"")),
+        Just(("user=u password=", " host=h")),
+    ]
+}
+
+proptest! {
+    /// Every run of four letters or digits of the password, which is nowhere else.
+    #[test]
+    fn no_part_of_a_password_is_shown(secret in password(), (before, after) in around_it()) {
+        // Without a host after it, `u:1,more` and `u:1/more` are a host, its port, and more, and
+        // `u:@more` is a user and a host.
+        let port = secret.trim_start_matches(|c: char| c.is_ascii_digit());
+        let is_more = port.is_empty() || port.starts_with([',', '/', '?']) || secret.contains('@');
+        prop_assume!(before != "postgresql://u:" || after.contains('@') || !is_more);
+        let text = format!("{before}{secret}{after}");
+        let shown = match read(&text) {
+            Ok(url) => format!("{url} {url:?}"),
+            Err(error) => error.to_string(),
+        };
+        let letters: Vec<char> = secret.chars().collect();
+        for run in letters.windows(4) {
+            let run: String = run.iter().collect();
+            let told = run.chars().all(char::is_alphanumeric) && shown.contains(&run);
+            // The default port is always shown.
+            let told = told && run != "5432";
+            prop_assert!(!told, "{text}: {shown}");
+        }
+    }
+
+    #[test]
+    fn whatever_is_given_is_read_or_refused(text in "\\PC*", rest in "\\PC*") {
+        let _ = read(&text);
+        let _ = read(&format!("postgresql://{text}@{rest}"));
+    }
+
+    /// What is percent-encoded arrives.
+    #[test]
+    fn a_password_of_any_characters_arrives(password in "[^\0]{1,20}") {
+        let encoded = percent_encoding::utf8_percent_encode(
+            &password, percent_encoding::NON_ALPHANUMERIC,
+        );
+        let url = read(&format!("postgresql://u:{encoded}@h/d")).unwrap();
+        prop_assert_eq!(url.config.get_password(), Some(password.as_bytes()));
+    }
+}
