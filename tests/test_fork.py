@@ -8,7 +8,9 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
 
 import score.distlock
@@ -17,6 +19,7 @@ from .conftest import python
 from .support.server import free_port
 
 Conf = score.distlock.ConfiguredDistlockModule
+Db = psycopg.Connection[Any]
 
 START = """
 import multiprocessing, os, sys, threading, score.distlock
@@ -186,3 +189,43 @@ def test_a_prefork_server_under_load(url: str, conf: Conf, tmp_path: Path) -> No
         server.terminate()
         server.wait()
         log.close()
+
+
+IDLE_CHILD = """
+import os, sys, signal, score.distlock
+conf = score.distlock.init({'sqlalchemy.url': sys.argv[1]})
+conf.acquire('name')
+if sys.argv[2] == 'waits':
+    import threading
+    threading.Thread(target=lambda: conf.acquire('name', timeout=None), daemon=True).start()
+    while not score.distlock._distlock._waiting('name')[1]:
+        pass
+if os.fork() == 0:
+    print('forked', flush=True)
+    sys.stdin.read()  # A child that never uses the locks.
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.parametrize("kind", ["holds", "waits"])
+def test_no_session_outlives_its_process_in_a_child(url: str, db: Db, kind: str) -> None:
+    """The server sees that the parent is gone, though a child that it forked lives."""
+    named = url + ("&" if "?" in url else "?") + "application_name=parent"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", IDLE_CHILD, named, kind],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == "forked\n"
+    sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'parent'"
+    assert db.execute(sessions).fetchone() != (0,)
+    parent.kill()
+    parent.wait()
+    while db.execute(sessions).fetchone() != (0,):
+        pass
+    assert parent.stdin is not None
+    parent.stdin.close()
+    parent.stdout.close()

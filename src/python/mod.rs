@@ -61,6 +61,12 @@ mod _distlock {
             .collect()
     }
 
+    /// The descriptors of connections that a process has from its parent, right after a fork.
+    #[pyfunction]
+    fn _inherited() -> Vec<i32> {
+        crate::store::inherited()
+    }
+
     /// How many of this process wait for a lock, and how many tickets they have.
     #[pyfunction]
     fn _waiting(name: &str) -> (usize, usize) {

@@ -25,7 +25,9 @@ use std::time::{Duration, Instant};
 /// For how long to wait.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Wait {
-    /// Up to an instant, which may have passed: then not at all.
+    /// Not at all.
+    Not,
+    /// Up to an instant.
     Until(Instant),
     /// For ever.
     Forever,
@@ -35,6 +37,9 @@ impl Wait {
     /// From a timeout; `None` is for ever.
     #[must_use]
     pub fn new(timeout: Option<Duration>) -> Wait {
+        if timeout == Some(Duration::ZERO) {
+            return Wait::Not;
+        }
         timeout
             .and_then(|timeout| Instant::now().checked_add(timeout))
             .map_or(Wait::Forever, Wait::Until)
@@ -42,8 +47,23 @@ impl Wait {
 
     fn over(self) -> bool {
         match self {
+            Wait::Not => true,
             Wait::Until(until) => Instant::now() >= until,
             Wait::Forever => false,
+        }
+    }
+
+    /// For what is asked of the database at the end of a wait.
+    const GRACE: Duration = Duration::from_millis(250);
+
+    /// A wait bounds the whole call, so also what it asks of the database.
+    fn bounds(self, patience: Patience) -> Patience {
+        match self {
+            Wait::Until(until) => {
+                let left = until.saturating_duration_since(Instant::now());
+                patience.at_most(left + Wait::GRACE)
+            }
+            Wait::Not | Wait::Forever => patience,
         }
     }
 
@@ -52,6 +72,7 @@ impl Wait {
         // In an hour, if nothing is going to happen.
         let due = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
         match self {
+            Wait::Not => Instant::now(),
             Wait::Until(until) => until.min(due),
             Wait::Forever => due,
         }
@@ -173,7 +194,7 @@ impl Acquisition {
         if self.is_the_parents() {
             return Err(Error::Forked);
         }
-        let step = self.step_locked(patience);
+        let step = self.step_locked(self.wait.bounds(patience));
         // Whoever gave up while the mutex was locked could not end it, see `give_up`: of the
         // two, the one sees the flag or the other gets the mutex.
         fence(SeqCst);

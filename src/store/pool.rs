@@ -9,6 +9,7 @@
 
 use super::connect::{connect, line};
 use super::failure::Failure;
+use super::outage::Outage;
 use super::patience::Patience;
 use super::session::Session;
 use super::url::Url;
@@ -65,6 +66,9 @@ impl Settings {
 
 /// What was used so short a time ago is not asked whether it is alive.
 const FRESH: Duration = Duration::from_millis(20);
+
+/// What was used a shorter time ago was not dropped by a firewall.
+const REST: Duration = Duration::from_secs(1);
 
 /// How long sessions beyond `pool_size` stay open after one of them was needed. To open
 /// and close one costs as much as ten calls, and callers who are a few more than `pool_size`
@@ -265,6 +269,7 @@ pub struct Pool {
     shared: ProcessLocal<Shared>,
     /// A session could be opened once: the address is right.
     reached: AtomicBool,
+    outage: Outage,
 }
 
 /// A session in use. It goes back to its pool when dropped.
@@ -272,6 +277,8 @@ pub struct Pooled {
     /// `None` only while it is being dropped.
     place: Option<PooledConnection<Places>>,
     sessions: Arc<Sessions>,
+    /// The session was opened for this use.
+    opened: bool,
     /// Whose the pool is.
     process: u32,
 }
@@ -285,6 +292,12 @@ impl Pooled {
         if let Some(place) = &mut self.place {
             place.session = session.map(Box::new);
         }
+    }
+
+    /// Whether the session was in the pool for so long that a firewall may have dropped it.
+    pub fn rested(&self) -> bool {
+        let used = self.place.as_ref().and_then(|place| place.used);
+        !self.opened && used.is_none_or(|used| used.elapsed() > REST)
     }
 
     /// Whether there is a session that looks alive.
@@ -342,6 +355,7 @@ impl Pool {
     /// A pool without sessions.
     pub fn new(url: Url, settings: Settings) -> Pool {
         Pool {
+            outage: Outage::new(settings.timeout),
             url,
             settings,
             shared: ProcessLocal::default(),
@@ -356,9 +370,35 @@ impl Pool {
 
     /// Opens a session that never enters the pool.
     pub fn connect(&self, patience: Patience) -> std::result::Result<Session, Failure> {
-        let session = connect(&self.url, patience)?;
-        self.reached.store(true, Relaxed);
-        Ok(session)
+        let began = Instant::now();
+        let connected = connect(&self.url, self.outage.admit(patience)?);
+        let reason = match &connected {
+            Ok(_) => {
+                self.reached.store(true, Relaxed);
+                self.answered();
+                return connected;
+            }
+            Err(Failure::Broken(reason)) => reason,
+            Err(Failure::TooSlow) => "no answer in time",
+            Err(_) => return connected,
+        };
+        if self.outage.failed(began, reason) && self.was_reached() {
+            log::warn!("the database at {} cannot be reached: {reason}", self.url);
+        }
+        connected
+    }
+
+    /// Something has come back from the database.
+    pub fn answered(&self) {
+        if let Some(duration) = self.outage.ended() {
+            let seconds = duration.as_secs_f64();
+            log::warn!("the database at {} is back after {seconds:.1} s", self.url);
+        }
+    }
+
+    /// Whether it has been gone for so long that nobody waits for it any more.
+    pub fn is_given_up(&self) -> bool {
+        self.outage.is_given_up()
     }
 
     /// Whether a session was ever opened, here or in a parent process.
@@ -389,11 +429,13 @@ impl Pool {
         let mut pooled = Pooled {
             place: Some(place),
             sessions: sessions.clone(),
+            opened: false,
             process: patience.process,
         };
         if !(pooled.is_usable(self.settings.recycle) && self.ping(&mut pooled, patience)?) {
             pooled.put(None);
             pooled.put(Some(self.connect(patience)?));
+            pooled.opened = true;
         }
         Ok(pooled)
     }

@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::zone;
 use rand::RngExt;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// How the name of the table's primary key begins; a number may follow. That of `name` is
@@ -148,8 +148,6 @@ pub struct Store {
     table_owner: Option<String>,
     /// The statements on the table, once it is known to be there and complete.
     statements: OnceLock<Statements>,
-    /// A pooler hands our sessions around: prepare nothing.
-    pooler: AtomicBool,
     /// Calls since the last sweep, and where that one ended.
     calls: AtomicU32,
     acquisitions: AtomicU32,
@@ -158,6 +156,44 @@ pub struct Store {
     /// is worth while.
     made: Instant,
     rest: AtomicU64,
+}
+
+/// What became of the attempts to execute a statement.
+struct Attempts {
+    /// One of them may have had an effect: its answer was lost.
+    repeated: bool,
+    /// How often the sequences were repaired, a limit was met, a session retired.
+    repairs: u32,
+    limited: u32,
+    retired: usize,
+    /// Why the last connection broke.
+    last: Option<String>,
+    pause: Duration,
+}
+
+impl Attempts {
+    const SHORTEST: Duration = Duration::from_millis(5);
+
+    fn new() -> Attempts {
+        Attempts {
+            repeated: false,
+            repairs: 0,
+            limited: 0,
+            retired: 0,
+            last: None,
+            pause: Attempts::SHORTEST,
+        }
+    }
+
+    /// Waits before the next one. The first repetition goes at once, as an idle connection
+    /// that broke is the usual reason.
+    fn pause(&mut self, taken: bool, patience: Patience) -> Result<()> {
+        if !taken || self.pause > Attempts::SHORTEST {
+            patience.pause(self.pause.mul_f64(rand::rng().random_range(0.5..1.5)))?;
+        }
+        self.pause = (self.pause * 2).min(Duration::from_millis(500));
+        Ok(())
+    }
 }
 
 /// How one execution of a statement went, and whether earlier ones of the same
@@ -227,7 +263,6 @@ impl Store {
             pool: Pool::new(url, settings),
             holder: OnceLock::new(),
             statements: OnceLock::new(),
-            pooler: AtomicBool::new(false),
             calls: AtomicU32::new(0),
             acquisitions: AtomicU32::new(0),
             swept: AtomicI64::new(i64::MIN),
@@ -283,89 +318,115 @@ impl Store {
     /// Executes a statement, on as many connections as it takes.
     fn execute(&self, sql: Sql, parameters: &[Parameter], patience: Patience) -> Result<Outcome> {
         let statement = &self.statements(patience)?[sql];
-        let mut repeated = false;
-        let (mut repairs, mut limited) = (0, 0);
-        let mut last = None;
-        let mut pause = Duration::from_millis(5);
+        let mut attempts = Attempts::new();
         loop {
-            let prepare = !self.pooler.load(Relaxed);
             let mut taken = false;
             let mut sent = Moment::now();
-            let outcome = self.pool.take(patience).and_then(|mut connection| {
+            let outcome = self.pool.take(patience).and_then(|mut session| {
                 taken = true;
                 sent = Moment::now();
-                if prepare {
-                    connection.query(statement, parameters, patience)
+                let limited = if session.rested() {
+                    patience.at_most(Store::FIRST_TRY.max(patience.left() / 3))
                 } else {
-                    connection.query_unprepared(statement, parameters, patience)
-                }
+                    patience
+                };
+                session.query(statement, parameters, limited)
             });
-            let failure = match outcome {
+            match outcome {
                 Ok(answer) => {
+                    self.pool.answered();
                     return Ok(Outcome {
                         rows: answer.rows,
                         affected: answer.affected,
                         sent,
-                        repeated,
+                        repeated: attempts.repeated,
                     });
                 }
-                Err(failure) => failure,
-            };
-            match failure {
-                Failure::Refused(refusal) => match refusal.sqlstate.as_str() {
-                    // Missing or duplicate prepared statement: PgBouncer in
-                    // transaction mode. The statement was not executed.
-                    "26000" | "42P05" if prepare => {
-                        self.pooler.store(true, Relaxed);
-                    }
-                    // Serialization failure, deadlock: only where the database's
-                    // default isolation is stricter than ours needs to be.
-                    "40001" | "40P01" if !patience.over() => {}
-                    // A limit that the role or the server has set. Statements that set one
-                    // themselves are not repeated because of a lock, and not for long.
-                    state if is_a_limit(state) && !patience.over() => {
-                        limited += 1;
-                        if sql.is_limited() && (state == "55P03" || limited > Store::TRIES_LIMITED)
-                        {
-                            return Err(refused(refusal).after(repeated));
-                        }
-                    }
-                    // An `id` that a row has already: the sequence was set back.
-                    "23505"
-                        if repairs < Store::REPAIRS && refusal.constraint.starts_with(PRIMARY) =>
-                    {
-                        repairs += 1;
-                        self.repair(patience)
-                            .map_err(|error| error.after(repeated))?;
-                    }
-                    _ => return Err(refused(refusal).after(repeated)),
-                },
-                // Nothing answers at an address that never did: a mistake
-                // rather than a restart, so say so at once.
-                Failure::Broken(_) if !taken && !self.pool.was_reached() => {
-                    return result(Err(failure), &self.pool);
-                }
-                Failure::Broken(reason) if !patience.over() => {
-                    log::debug!("repeating on a fresh connection: {reason}");
-                    repeated |= taken;
-                    last = Some(reason);
-                }
-                // The time ended between two attempts: tell how they failed.
-                Failure::TooSlow if !taken && last.is_some() => {
-                    let reason = last.unwrap_or_default();
-                    return result(Err(Failure::Broken(reason)), &self.pool);
-                }
-                failure => return result(Err(failure), &self.pool),
+                Err(failure) => self.try_again(sql, failure, taken, &mut attempts, patience)?,
             }
-            // The first repetition goes at once, as an idle connection that
-            // broke is the usual reason.
-            if !taken || pause > Duration::from_millis(5) {
-                patience.pause(pause.mul_f64(rand::rng().random_range(0.5..1.5)))?;
-            }
-            pause = (pause * 2).min(Duration::from_millis(500));
         }
     }
 
+    /// Waits for the next attempt, or tells why there is none. A session was `taken` for the
+    /// one that failed.
+    fn try_again(
+        &self,
+        sql: Sql,
+        failure: Failure,
+        taken: bool,
+        attempts: &mut Attempts,
+        patience: Patience,
+    ) -> Result<()> {
+        match failure {
+            Failure::Refused(refusal) => {
+                if !self.may_repeat(sql, &refusal, attempts, patience)? {
+                    return Err(refused(refusal).after(attempts.repeated));
+                }
+            }
+            // Nothing answers at an address that never did: a mistake
+            // rather than a restart, so say so at once.
+            Failure::Broken(_) if !taken && !self.pool.was_reached() => {
+                return result(Err(failure), &self.pool);
+            }
+            Failure::Broken(reason) if !patience.over() && !self.pool.is_given_up() => {
+                log::debug!("repeating on a fresh connection: {reason}");
+                attempts.repeated |= taken;
+                attempts.last = Some(reason);
+            }
+            // A connection that had a rest may have been dropped by a firewall meanwhile.
+            Failure::TooSlow if taken && !patience.over() => {
+                attempts.repeated = true;
+                attempts.last = Some("no answer in time".to_owned());
+            }
+            // The time ended between two attempts: tell how they failed.
+            Failure::TooSlow if !taken && attempts.last.is_some() => {
+                let reason = attempts.last.take().unwrap_or_default();
+                return result(Err(Failure::Broken(reason)), &self.pool);
+            }
+            failure => return result(Err(failure), &self.pool),
+        }
+        attempts.pause(taken, patience)
+    }
+
+    /// Whether the statement may succeed if it is repeated.
+    fn may_repeat(
+        &self,
+        sql: Sql,
+        refusal: &Refusal,
+        attempts: &mut Attempts,
+        patience: Patience,
+    ) -> Result<bool> {
+        Ok(match refusal.sqlstate.as_str() {
+            _ if patience.over() => false,
+            // The session has ended by that. There may be others like it in the pool.
+            _ if refusal.ends_session() => {
+                attempts.retired += 1;
+                attempts.retired <= self.connections()
+            }
+            // Serialization failure, deadlock: only where the database's
+            // default isolation is stricter than ours needs to be.
+            "40001" | "40P01" => true,
+            // A limit that the role or the server has set. Statements that set one
+            // themselves are not repeated because of a lock, and not for long.
+            state if is_a_limit(state) => {
+                attempts.limited += 1;
+                !sql.is_limited() || state != "55P03" && attempts.limited <= Store::TRIES_LIMITED
+            }
+            // An `id` that a row has already: the sequence was set back.
+            "23505"
+                if attempts.repairs < Store::REPAIRS && refusal.constraint.starts_with(PRIMARY) =>
+            {
+                attempts.repairs += 1;
+                self.repair(patience)
+                    .map_err(|error| error.after(attempts.repeated))?;
+                true
+            }
+            _ => false,
+        })
+    }
+
+    /// How long to wait, at least, for the first answer over a connection that had a rest.
+    const FIRST_TRY: Duration = Duration::from_secs(2);
     /// How often a statement that should not take long is repeated when it did.
     const TRIES_LIMITED: u32 = 3;
 

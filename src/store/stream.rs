@@ -5,7 +5,9 @@
 //! `session.rs` waits with poll(2), which can be interrupted and given up.
 
 use super::socket::Socket;
+use arc_swap::ArcSwapOption;
 use std::io::{self, Result};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -39,9 +41,35 @@ impl Wake for Channel {
     }
 }
 
+/// The descriptors of all sockets that are open. A child reads it right after a fork, when
+/// another thread of its parent may have been writing: so nobody locks it.
+static OPEN: ArcSwapOption<Vec<RawFd>> = ArcSwapOption::const_empty();
+
+/// The descriptors that this process, which was just forked, has from its parent. Whoever
+/// asks is the only one who is told.
+pub fn inherited() -> Vec<RawFd> {
+    OPEN.swap(None).map_or(Vec::new(), |open| open.to_vec())
+}
+
+fn note(descriptor: RawFd, open: bool) {
+    OPEN.rcu(|before| {
+        let before = before.iter().flat_map(|all| all.iter()).copied();
+        let others = before.filter(|other| *other != descriptor);
+        Some(Arc::new(others.chain(open.then_some(descriptor)).collect()))
+    });
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        // Before it is closed: then the number may be that of another file.
+        note(self.socket.as_fd().as_raw_fd(), false);
+    }
+}
+
 impl Channel {
     /// Takes over a connected socket.
     pub fn new(socket: Socket) -> Arc<Channel> {
+        note(socket.as_fd().as_raw_fd(), true);
         Arc::new(Channel {
             socket,
             readable: AtomicBool::new(false),

@@ -46,6 +46,9 @@ class Proxy:
     def __init__(self, path: str) -> None:
         self.path = path
         self.cut: Cut | None = None
+        #: How many connections were asked for.
+        self.connects = 0
+        self._swallowed: set[socket.socket] = set()
         self.refusing = False
         self.refuse_after_cut = False
         self._flowing = threading.Event()
@@ -76,6 +79,10 @@ class Proxy:
     def refuse(self, refusing: bool) -> None:
         """Closes new connections at once, or no longer."""
         self.refusing = refusing
+
+    def swallow(self) -> None:
+        """Lets nothing through any more over the connections there are, and says nothing."""
+        self._swallowed.update(self._sockets)
 
     def freeze_answers(self) -> None:
         """Keeps every answer of the server back until :meth:`thaw`."""
@@ -138,6 +145,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 client, _ = self._listener.accept()
+                self.connects += 1
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self.refusing:
                     _close(client)
@@ -171,6 +179,8 @@ class Proxy:
                     self._describe = False
                     self._hold()
                 typed = True
+                if source in self._swallowed:
+                    continue
                 # The end of the answer before may still be on its way.
                 begins = message[:1] != b"Z" or self.frozen.is_set()
                 if side == "answer" and begins and not self._flowing.is_set():

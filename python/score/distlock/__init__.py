@@ -6,6 +6,7 @@
 ...     do_more_things()
 """
 
+from . import _fork
 from ._distlock import ConfiguredDistlockModule, Hold, Lock, __version__, init
 from ._errors import (
     CouldNotAcquireLock,
@@ -14,6 +15,8 @@ from ._errors import (
     DistlockError,
     LockExpired,
 )
+
+_fork.attend()
 
 __all__ = (
     "ConfiguredDistlockModule",

@@ -1,0 +1,142 @@
+//! Since when the database is gone: an outage is waited for once, and not by every call.
+//!
+//! | state       | a connection is needed              | it fails          | something succeeds |
+//! |-------------|-------------------------------------|-------------------|--------------------|
+//! | there       | try                                 | gone since now    | there              |
+//! | gone        | try, until the limit has passed     | gone              | there              |
+//! | given up    | one call at a time tries for a      | given up          | there              |
+//! |             | moment, the others fail at once     |                   |                    |
+
+use super::failure::Failure;
+use super::patience::Patience;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long one call tries while all others fail at once.
+const MOMENT: Duration = Duration::from_secs(1);
+
+struct Gone {
+    since: Instant,
+    reason: String,
+    /// When somebody began to try, after it was given up.
+    trying: Option<Instant>,
+}
+
+/// Whether the database is there.
+pub struct Outage {
+    /// For how long calls wait for it.
+    limit: Duration,
+    /// As in `state`, to be read at each call.
+    gone: AtomicBool,
+    state: Mutex<Option<Gone>>,
+}
+
+impl Outage {
+    /// It is there until something fails.
+    pub fn new(limit: Duration) -> Outage {
+        Outage {
+            limit,
+            gone: AtomicBool::new(false),
+            state: Mutex::new(None),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Option<Gone>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For how long the caller may try to connect.
+    pub fn admit<'a>(&self, patience: Patience<'a>) -> Result<Patience<'a>, Failure> {
+        let mut state = self.state();
+        let Some(gone) = &mut *state else {
+            return Ok(patience);
+        };
+        let left = self.limit.saturating_sub(gone.since.elapsed());
+        if !left.is_zero() {
+            return Ok(patience.at_most(left));
+        }
+        if gone.trying.is_some_and(|since| since.elapsed() < MOMENT) {
+            return Err(Failure::Broken(gone.reason.clone()));
+        }
+        gone.trying = Some(Instant::now());
+        Ok(patience.at_most(MOMENT))
+    }
+
+    /// Whether it has been gone for so long that nobody waits for it any more.
+    pub fn is_given_up(&self) -> bool {
+        let is_old = |gone: &Gone| gone.since.elapsed() >= self.limit;
+        self.gone.load(Relaxed) && self.state().as_ref().is_some_and(is_old)
+    }
+
+    /// It could not be reached, for the first time since `began`.
+    pub fn failed(&self, began: Instant, reason: &str) -> bool {
+        let mut state = self.state();
+        let first = state.is_none();
+        let gone = state.get_or_insert_with(|| Gone {
+            since: began,
+            reason: String::new(),
+            trying: None,
+        });
+        reason.clone_into(&mut gone.reason);
+        gone.trying = None;
+        self.gone.store(true, Relaxed);
+        first
+    }
+
+    /// It has answered. Tells for how long it was gone, if it was.
+    pub fn ended(&self) -> Option<Duration> {
+        if !self.gone.load(Relaxed) {
+            return None;
+        }
+        let mut state = self.state();
+        self.gone.store(false, Relaxed);
+        state.take().map(|gone| gone.since.elapsed())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    fn admitted(outage: &Outage) -> Option<Duration> {
+        let patience = Patience::new(LONG, &|| Ok(()));
+        outage.admit(patience).ok().map(Patience::left)
+    }
+
+    #[test]
+    fn what_is_there_is_tried_for_as_long_as_the_caller_likes() {
+        let outage = Outage::new(Duration::from_secs(30));
+        assert!(admitted(&outage).unwrap() > LONG / 2);
+        assert!(!outage.is_given_up());
+        assert_eq!(outage.ended(), None);
+    }
+
+    #[test]
+    fn what_is_gone_is_waited_for_once() {
+        let outage = Outage::new(Duration::from_secs(30));
+        assert!(outage.failed(Instant::now(), "refused"));
+        assert!(!outage.failed(Instant::now(), "refused again"));
+        assert!(admitted(&outage).unwrap() <= Duration::from_secs(30));
+        assert!(!outage.is_given_up());
+        assert!(outage.ended().is_some());
+        assert!(admitted(&outage).unwrap() > LONG / 2);
+    }
+
+    #[test]
+    fn what_was_given_up_is_tried_by_one_at_a_time() {
+        let outage = Outage::new(Duration::ZERO);
+        outage.failed(Instant::now(), "refused");
+        assert!(outage.is_given_up());
+        assert!(admitted(&outage).unwrap() <= MOMENT);
+        let patience = Patience::new(LONG, &|| Ok(()));
+        let others = outage.admit(patience);
+        assert!(matches!(others, Err(Failure::Broken(reason)) if reason == "refused"));
+        outage.failed(Instant::now(), "refused");
+        assert!(admitted(&outage).is_some());
+        outage.ended();
+        assert!(!outage.is_given_up());
+    }
+}

@@ -1,0 +1,166 @@
+"""The database is gone, or a part of the way to it: who waits, for how long, and what is told."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+import score.distlock
+from score.distlock import DatabaseUnavailable
+
+from .support.proxy import Proxy
+from .support.server import Server
+
+Conf = score.distlock.ConfiguredDistlockModule
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    proxy = Proxy(f"{server.folder}/.s.PGSQL.{server.port}")
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def database(server_url: str) -> str:
+    return server_url.partition("?")[0].rpartition("/")[2]
+
+
+def through(proxy: Proxy, database: str, **options: Any) -> Conf:
+    url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}?application_name=through"
+    return score.distlock.init({"sqlalchemy.url": url, **options})
+
+
+def test_an_outage_is_waited_for_once(
+    proxy: Proxy, database: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    conf = through(proxy, database, **{"sqlalchemy.pool_timeout": "1s"})
+    conf.acquire("before")
+    proxy.refuse(True)
+    proxy.cut_all()
+    with pytest.raises(DatabaseUnavailable):
+        conf.acquire("the one that waits")
+    before = proxy.connects
+    for number in range(20):
+        with pytest.raises(DatabaseUnavailable, match="cannot reach"):
+            conf.acquire(f"at once {number}")
+    # One attempt for each call and for what is owed, or none; each call that waited a second
+    # would try eight times.
+    assert proxy.connects - before <= 45
+    with caplog.at_level(logging.WARNING, "score.distlock"):
+        proxy.refuse(False)
+        token = conf.acquire("afterwards")
+    conf.extend("afterwards", token)
+    assert "is back after" in caplog.text
+
+
+def test_an_outage_is_logged(proxy: Proxy, database: str, caplog: pytest.LogCaptureFixture) -> None:
+    conf = through(proxy, database, **{"sqlalchemy.pool_timeout": "300ms"})
+    with caplog.at_level(logging.WARNING, "score.distlock"):
+        proxy.refuse(True)
+        proxy.cut_all()
+        for _ in range(3):
+            with pytest.raises(DatabaseUnavailable):
+                conf.acquire("name")
+    messages = [record.getMessage() for record in caplog.records]
+    ours = f"{proxy.port}/{database}"
+    assert len([text for text in messages if "cannot be reached" in text and ours in text]) == 1
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("gone", ["refused", "silent"])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_timeout_bounds_the_whole_call(
+    proxy: Proxy, database: str, gone: str, asynchronous: bool
+) -> None:
+    """Whatever `pool_timeout` allows: this test's own limit is shorter."""
+    import asyncio
+
+    conf = through(proxy, database, **{"sqlalchemy.pool_timeout": "10m"})
+    conf.acquire("before")
+    if gone == "refused":
+        proxy.refuse(True)
+        proxy.cut_all()
+    else:
+        proxy.freeze_answers()
+    with pytest.raises(DatabaseUnavailable):
+        if asynchronous:
+            asyncio.run(conf.aio.acquire("name", timeout=1))
+        else:
+            conf.acquire("name", timeout=1)
+    proxy.thaw()
+
+
+@pytest.mark.parametrize("call", ["acquire", "extend", "release"])
+def test_a_connection_that_a_firewall_dropped_is_replaced(
+    proxy: Proxy, database: str, server_url: str, call: str
+) -> None:
+    conf = through(proxy, database, **{"sqlalchemy.pool_timeout": "20s"})
+    token = conf.acquire("name")
+    with psycopg.connect(server_url, autocommit=True) as db:
+        rested = """
+            SELECT bool_and(state_change < clock_timestamp() - interval '1.2 seconds')
+              FROM pg_stat_activity WHERE application_name = 'through'
+        """
+        while db.execute(rested).fetchone() != (True,):
+            pass
+        proxy.swallow()
+        if call == "acquire":
+            assert conf.acquire("another")
+        else:
+            getattr(conf, call)("name", token)
+        held = db.execute(
+            "SELECT expires > clock_timestamp() FROM _score_distlock WHERE name = 'name'"
+        )
+        assert held.fetchone() == (call != "release",)
+
+
+@pytest.mark.parametrize("hosts", [1, 2], ids=["first of two", "first two of three"])
+def test_a_host_that_swallows_everything_leaves_time_for_the_others(
+    server: Server, proxy: Proxy, database: str, hosts: int
+) -> None:
+    with contextlib.ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            for _ in range(hosts)
+        ]
+        places = ",".join(f"127.0.0.1:{port}" for port in [*silent, proxy.port])
+        url = f"postgresql://postgres@{places}/{database}"
+        conf = score.distlock.init({"sqlalchemy.url": url, "sqlalchemy.pool_timeout": "8s"})
+        assert conf.acquire("name")
+
+
+def test_a_host_that_cannot_write_is_passed_over(
+    server: Server, proxy: Proxy, database: str, server_url: str
+) -> None:
+    """The first of two hosts is one whose sessions are read-only."""
+    name = server_url.partition("?")[0].rpartition("/")[2]
+    with psycopg.connect(server_url, autocommit=True) as db:
+        db.execute(f"CREATE ROLE {name}_reader LOGIN SUPERUSER".encode())
+        db.execute(f"ALTER ROLE {name}_reader SET default_transaction_read_only = on".encode())
+    both = f"127.0.0.1:{proxy.port},127.0.0.1:{proxy.port}"
+    try:
+        for attributes, expected in (
+            ("", "25006"),
+            ("read-write", None),
+            ("primary", "25006"),
+            ("standby", None),
+            ("prefer-standby", "25006"),
+            ("read-only", "25006"),
+        ):
+            query = f"?target_session_attrs={attributes}" if attributes else ""
+            url = f"postgresql://{name}_reader@{both}/{database}{query}"
+            with pytest.raises(score.distlock.DatabaseError) as raised:
+                score.distlock.init(
+                    {"sqlalchemy.url": url, "sqlalchemy.pool_timeout": "2s"}
+                ).acquire("name")
+            assert raised.value.sqlstate == expected, attributes
+    finally:
+        with psycopg.connect(server_url, autocommit=True) as db:
+            db.execute(f"DROP ROLE {name}_reader".encode())
