@@ -18,7 +18,7 @@ use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyWeakrefReference};
+use pyo3::types::{PyBytes, PyDict, PyTuple, PyWeakrefReference};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -54,6 +54,8 @@ pub struct ConfiguredDistlockModule {
     maxtime: f64,
     timeout: Option<Duration>,
     autoextend: bool,
+    /// The Engine that was given, or else the one that was made when it was asked for.
+    given: Option<Py<PyAny>>,
     engine: Mutex<Option<Py<PyAny>>>,
     engine_options: Py<PyDict>,
     aio: Mutex<Option<Py<PyAny>>>,
@@ -215,7 +217,8 @@ impl ConfiguredDistlockModule {
             maxtime,
             timeout: timeout.or(Some(Duration::ZERO)),
             autoextend,
-            engine: Mutex::new(database.engine),
+            given: database.engine,
+            engine: Mutex::new(None),
             engine_options: engine_options.unbind(),
             aio: Mutex::new(None),
             alive: Mutex::default(),
@@ -242,6 +245,9 @@ impl ConfiguredDistlockModule {
             let slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
             slot.as_ref().map(|engine| engine.bind(py).clone())
         };
+        if let Some(given) = &self.given {
+            return Ok(given.bind(py).clone());
+        }
         if let Some(engine) = known(&self.engine) {
             return Ok(engine);
         }
@@ -556,6 +562,35 @@ impl ConfiguredDistlockModule {
             }
             None => call(py, self.timeout(), |patience| self.locks.vacuum(patience)),
         }
+    }
+
+    /// Ends the threads and connections, as if nothing had been used yet; the next call opens
+    /// new ones.
+    ///
+    /// What is owed to the database is done first, for which this waits no longer than
+    /// ``pool_timeout``. Holds stay. Those that are extended automatically, and whoever waits for
+    /// a lock, keep what they need. Also disposes of :attr:`engine`, if it was made here.
+    ///
+    /// ``with conf:`` and ``async with conf.aio:`` do so at the end.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let engine = self
+            .engine
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(engine) = engine {
+            engine.bind(py).call_method0("dispose")?;
+        }
+        call(py, self.timeout(), |patience| self.locks.close(patience))
+    }
+
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyTuple>) -> PyResult<()> {
+        self.close(py)
     }
 
     fn __repr__(&self) -> String {

@@ -5,6 +5,7 @@ use super::locked;
 use super::owed::Owed;
 use super::registry::{OnLost, Registry, registry};
 use super::renewal::Renewal;
+use super::threads::Threads;
 use super::waiters::Waiters;
 use super::workers::{Job, Workers};
 use crate::engine::{
@@ -37,6 +38,7 @@ pub struct Locks {
     workers: ProcessLocal<Workers>,
     /// For endings, for which those who ask wait: never behind them.
     enders: ProcessLocal<Workers>,
+    threads: ProcessLocal<Threads>,
 }
 
 /// How a lock is to be acquired.
@@ -167,6 +169,7 @@ impl Locks {
             renewal: ProcessLocal::default(),
             workers: ProcessLocal::default(),
             enders: ProcessLocal::default(),
+            threads: ProcessLocal::default(),
         }
     }
 
@@ -199,13 +202,31 @@ impl Locks {
 
     fn spawn(self: &Arc<Locks>, name: &str, work: impl FnOnce(&Locks) + Send + 'static) -> bool {
         let locks = self.clone();
+        let living = self.threads.get().begin();
         let started = thread::Builder::new()
             .name(format!("distlock-{name}"))
-            .spawn(move || work(&locks));
+            .spawn(move || {
+                work(&locks);
+                drop(living);
+            });
         if let Err(error) = &started {
             log::warn!("the thread distlock-{name} could not be started: {error}");
         }
         started.is_ok()
+    }
+
+    /// Ends all threads and sessions, after what is owed was done; the next call makes new
+    /// ones. What is extended automatically, and who waits, keep theirs.
+    pub fn close(&self, patience: Patience) -> Result<()> {
+        self.enders.get().retire(patience)?;
+        self.workers.get().retire(patience)?;
+        self.owed.get().retire();
+        let waiting = usize::from(!self.waiters.get().retire());
+        let extending = self.renewal.get().retire();
+        self.threads
+            .get()
+            .await_end(waiting + extending, patience)?;
+        self.store.close(patience)
     }
 
     /// Starts the thread that listens for waiters.

@@ -5,6 +5,7 @@ mod locks;
 mod owed;
 mod registry;
 mod renewal;
+mod threads;
 mod waiters;
 mod workers;
 

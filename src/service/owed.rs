@@ -13,6 +13,8 @@ struct State {
     unresolved: Unresolved,
     /// A thread looks after them.
     attended: bool,
+    /// The thread is to end as soon as nothing is owed.
+    retired: bool,
     /// How many threads wait for a change.
     waiting: usize,
 }
@@ -74,6 +76,14 @@ impl Owed {
     /// No thread could be started: the next acquire of the name does it.
     pub fn unattended(&self) {
         locked(&self.state).attended = false;
+    }
+
+    /// Ends the thread as soon as nothing is owed.
+    pub fn retire(&self) {
+        let mut state = locked(&self.state);
+        state.retired = state.attended;
+        drop(state);
+        self.changed.notify_all();
     }
 
     /// Releases what is owed for a name, also what is under way by now. `true` if a hold
@@ -141,10 +151,11 @@ impl Owed {
                     .wait_timeout(state, pause)
                     .unwrap_or_else(PoisonError::into_inner);
                 state.waiting -= 1;
-                if next.is_none() && waited.timed_out() {
+                if next.is_none() && (waited.timed_out() || state.retired) {
                     let (due, next) = state.unresolved.due(Moment::now());
                     if due.is_empty() && next.is_none() {
                         state.attended = false;
+                        state.retired = false;
                         return;
                     }
                 }

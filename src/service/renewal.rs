@@ -27,6 +27,8 @@ struct State {
     /// When to look after each level.
     entries: HashMap<Entered, Instant>,
     attended: bool,
+    /// The thread is to end as soon as there is nothing to extend.
+    retired: bool,
     /// Until when the thread sleeps.
     asleep: Option<Instant>,
 }
@@ -60,6 +62,12 @@ impl Renewal {
         let first = Instant::now() + part(lease, if extended { 3.0 } else { 1.0 });
         class.add(entered, first).then_some(class)
     }
+
+    /// Ends the threads that have nothing to extend. Tells how many others there are.
+    pub fn retire(&self) -> usize {
+        let classes: Vec<_> = locked(&self.0).values().cloned().collect();
+        classes.iter().filter(|class| !class.retire()).count()
+    }
 }
 
 impl Class {
@@ -80,6 +88,23 @@ impl Class {
         locked(&self.state).attended = false;
     }
 
+    /// Whether there is no thread, or one that ends by this.
+    fn retire(&self) -> bool {
+        let mut state = locked(&self.state);
+        let process = std::process::id();
+        // Levels that have been left are still here until their time comes.
+        registry(process).with(|holds| {
+            state
+                .entries
+                .retain(|entered, _| holds.watched(*entered).is_some());
+        });
+        let idle = state.entries.is_empty();
+        state.retired = idle && state.attended;
+        drop(state);
+        self.changed.notify_one();
+        idle
+    }
+
     /// Extends for as long as there is something to extend.
     pub fn attend(&self, store: &Store) {
         let process = std::process::id();
@@ -95,8 +120,9 @@ impl Class {
                     .wait_timeout(state, left)
                     .unwrap_or_else(PoisonError::into_inner);
                 state.asleep = None;
-                if waited.timed_out() && state.entries.is_empty() {
+                if (waited.timed_out() || state.retired) && state.entries.is_empty() {
                     state.attended = false;
+                    state.retired = false;
                     return;
                 }
                 continue;

@@ -370,6 +370,18 @@ impl Waiters {
         wanted
     }
 
+    /// Ends the thread that listens, unless somebody waits. Tells whether it does.
+    pub fn retire(&self) -> bool {
+        let mut state = locked(&self.state);
+        let idle = state.lines.is_empty();
+        if idle && state.attended {
+            state.quiet = Instant::now().checked_sub(QUIET);
+        }
+        drop(state);
+        self.somebody.notify_one();
+        idle
+    }
+
     /// Nobody could be found to listen.
     pub fn unattended(&self) {
         locked(&self.state).attended = false;

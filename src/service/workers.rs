@@ -1,5 +1,7 @@
 //! Threads for what cannot be waited for on the caller's own thread: an event loop's.
 
+use crate::error::Result;
+use crate::store::Patience;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -13,6 +15,8 @@ struct Queue {
     jobs: VecDeque<Job>,
     threads: usize,
     idle: usize,
+    /// All are to leave as soon as there is nothing to do.
+    retired: bool,
 }
 
 /// A few threads that come when there is something to do and leave when there
@@ -21,6 +25,7 @@ struct Queue {
 pub struct Workers {
     queue: Mutex<Queue>,
     arrived: Condvar,
+    left: Condvar,
 }
 
 /// How long one stays without work.
@@ -36,6 +41,7 @@ impl Workers {
     /// there cannot be any.
     pub fn submit(self: &Arc<Workers>, most: usize, job: Job) {
         let mut queue = self.queue();
+        queue.retired = false;
         queue.jobs.push_back(job);
         if queue.jobs.len() > queue.idle && queue.threads < most {
             queue.threads += 1;
@@ -61,6 +67,21 @@ impl Workers {
         self.arrived.notify_one();
     }
 
+    /// Waits until all have left, or the time is over.
+    pub fn retire(&self, patience: Patience) -> Result<()> {
+        self.queue().retired = true;
+        self.arrived.notify_all();
+        while let Some(slice) = patience.slice() {
+            let queue = self.queue();
+            if queue.threads == 0 || !queue.retired {
+                break;
+            }
+            drop(self.left.wait_timeout(queue, slice));
+            patience.check()?;
+        }
+        Ok(())
+    }
+
     fn work(&self) {
         let mut queue = self.queue();
         loop {
@@ -77,8 +98,9 @@ impl Workers {
                 .unwrap_or_else(PoisonError::into_inner);
             queue = woken;
             queue.idle -= 1;
-            if waited.timed_out() && queue.jobs.is_empty() {
+            if (waited.timed_out() || queue.retired) && queue.jobs.is_empty() {
                 queue.threads -= 1;
+                self.left.notify_all();
                 return;
             }
         }

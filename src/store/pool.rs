@@ -19,7 +19,7 @@ use r2d2::{ManageConnection, NopErrorHandler, PooledConnection};
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -257,9 +257,15 @@ impl Sessions {
     }
 }
 
-/// The sessions of the process, made at the first use.
+/// The sessions of the process, made at the first use, and anew after they were closed.
 #[derive(Default)]
-struct Shared(OnceLock<Arc<Sessions>>);
+struct Shared(Mutex<Option<Arc<Sessions>>>);
+
+impl Shared {
+    fn slot(&self) -> MutexGuard<'_, Option<Arc<Sessions>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// The pool of one configuration.
 pub struct Pool {
@@ -414,8 +420,9 @@ impl Pool {
         }
         let shared = self.shared.of(patience.process);
         let sessions = shared
-            .0
-            .get_or_init(|| Arc::new(Sessions::new(&self.url, &self.settings)));
+            .slot()
+            .get_or_insert_with(|| Arc::new(Sessions::new(&self.url, &self.settings)))
+            .clone();
         let Some(place) = sessions.place(patience)? else {
             let free = sessions.in_use.load(Relaxed) < self.settings.limit();
             return Err(if free {
@@ -438,6 +445,19 @@ impl Pool {
             pooled.opened = true;
         }
         Ok(pooled)
+    }
+
+    /// Closes the sessions, those in use when they come back, for which it waits a while.
+    pub fn close(&self, patience: Patience) -> Result<()> {
+        let sessions = self.shared.of(patience.process).slot().take();
+        let Some(sessions) = sessions else {
+            return Ok(());
+        };
+        let pause = patience.at_most(CANCELLING);
+        while sessions.in_use.load(Relaxed) > 0 && !pause.over() {
+            pause.pause(Duration::from_millis(5))?;
+        }
+        Ok(())
     }
 
     fn exhausted(&self) -> Failure {

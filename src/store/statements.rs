@@ -315,6 +315,11 @@ impl Store {
         }
     }
 
+    /// Closes all sessions that are not in use; the next call opens new ones.
+    pub fn close(&self, patience: Patience) -> Result<()> {
+        self.pool.close(patience)
+    }
+
     /// Executes a statement, on as many connections as it takes.
     fn execute(&self, sql: Sql, parameters: &[Parameter], patience: Patience) -> Result<Outcome> {
         let statement = &self.statements(patience)?[sql];

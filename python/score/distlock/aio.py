@@ -153,6 +153,17 @@ class AsyncModule:
         """The configured module."""
         return self._conf
 
+    async def close(self) -> None:
+        """As :meth:`~score.distlock.ConfiguredDistlockModule.close`."""
+        # Not a thread of ours, which would have to end for it.
+        await asyncio.get_running_loop().run_in_executor(None, self._conf.close)
+
+    async def __aenter__(self) -> AsyncModule:
+        return self
+
+    async def __aexit__(self, *_exception: object) -> None:
+        await self.close()
+
     def get(self, name: str) -> AsyncLock:
         """The lock of this name: the same object for as long as somebody keeps it.
 

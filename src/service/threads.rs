@@ -1,0 +1,45 @@
+//! How many threads of a configuration live, so that closing it can wait for their end.
+
+use super::locked;
+use crate::error::Result;
+use crate::store::Patience;
+use std::sync::{Arc, Condvar, Mutex};
+
+/// The threads of one process.
+#[derive(Default)]
+pub struct Threads {
+    living: Mutex<usize>,
+    ended: Condvar,
+}
+
+/// One that lives, until this is dropped.
+pub struct Living(Arc<Threads>);
+
+impl Drop for Living {
+    fn drop(&mut self) {
+        *locked(&self.0.living) -= 1;
+        self.0.ended.notify_all();
+    }
+}
+
+impl Threads {
+    /// One more lives.
+    #[must_use]
+    pub fn begin(self: &Arc<Threads>) -> Living {
+        *locked(&self.living) += 1;
+        Living(self.clone())
+    }
+
+    /// Waits until no more than `most` live, or the time is over.
+    pub fn await_end(&self, most: usize, patience: Patience) -> Result<()> {
+        while let Some(slice) = patience.slice() {
+            let living = locked(&self.living);
+            if *living <= most {
+                break;
+            }
+            drop(self.ended.wait_timeout(living, slice));
+            patience.check()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,145 @@
+"""What is left when a configuration is closed: nothing. It can be used again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+import score.distlock
+
+from .conftest import fresh_database
+from .support.line import Background, wait_until_waiting
+
+Db = psycopg.Connection[Any]
+Conf = score.distlock.ConfiguredDistlockModule
+
+SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'closed'"
+
+
+def threads() -> list[str]:
+    """The names of the threads of configurations, in this process."""
+    files = Path("/proc/self/task").glob("*/comm")
+    found = []
+    for file in files:
+        with contextlib.suppress(OSError):
+            found.append(file.read_text().strip())
+    return [name for name in found if name.startswith("distlock-")]
+
+
+def named(url: str) -> str:
+    return url + ("&" if "?" in url else "?") + "application_name=closed"
+
+
+@pytest.fixture
+def before() -> list[str]:
+    """Threads of other tests' configurations, which may still end."""
+    return threads()
+
+
+def await_nothing(db: Db) -> None:
+    while db.execute(SESSIONS).fetchone() != (0,):
+        pass
+
+
+def use_everything(conf: Conf, db: Db) -> None:
+    lock = conf.get("name")
+    with lock.hold(autoextend=True), conf.acquire_all(["a", "b"]):
+        pass
+    token = conf.acquire("waited for")
+    waiter = Background(conf.acquire, "waited for", timeout=60)
+    wait_until_waiting(db, 1, "waited for")
+    conf.release("waited for", token)
+    conf.release("waited for", waiter.result())
+
+    async def work() -> None:
+        async with conf.aio.get("name"):
+            pass
+
+    asyncio.run(work())
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
+@pytest.mark.parametrize("how", ["close", "with", "aio"])
+def test_nothing_is_left(url: str, db: Db, how: str) -> None:
+    conf = score.distlock.init({"sqlalchemy.url": named(url)})
+    for _ in range(2):
+        others = threading.active_count()
+        if how == "with":
+            with conf as same:
+                assert same is conf
+                use_everything(conf, db)
+        else:
+            use_everything(conf, db)
+            if how == "close":
+                conf.close()
+            else:
+                asyncio.run(conf.aio.close())
+        await_nothing(db)
+        del others
+        wanted = {"distlock-listen", "distlock-extend", "distlock-settle", "distlock-work"}
+        while wanted & set(threads()):
+            pass  # those of other tests' configurations end by themselves, after a while
+    assert conf.acquire("again")
+
+
+def test_a_database_can_be_dropped_at_once(admin_url: str) -> None:
+    with fresh_database(admin_url) as url, score.distlock.init({"sqlalchemy.url": url}) as conf:
+        with psycopg.connect(url, autocommit=True) as db:
+            use_everything(conf, db)
+        conf.close()
+        name = url.partition("?")[0].rpartition("/")[2]
+        with psycopg.connect(admin_url, autocommit=True) as admin:
+            # Without FORCE: it fails if somebody is connected for longer than five seconds.
+            admin.execute(f'DROP DATABASE "{name}"'.encode())
+            admin.execute(f'CREATE DATABASE "{name}"'.encode())
+
+
+def test_holds_and_waiters_go_on(url: str, db: Db) -> None:
+    conf = score.distlock.init({"sqlalchemy.url": url, "maxtime": "1s"})
+    token = conf.acquire("held")
+    waiter = Background(conf.acquire, "held", timeout=60)
+    wait_until_waiting(db, 1, "held")
+    with conf.get("extended").hold(autoextend=True) as lock:
+        conf.close()
+        expires = "SELECT expires FROM _score_distlock WHERE name = 'extended'"
+        before = db.execute(expires).fetchone()
+        while db.execute(expires).fetchone() == before:
+            pass
+        assert not lock.expired
+    with contextlib.suppress(score.distlock.LockExpired):
+        conf.release("held", token)
+    assert waiter.result()
+
+
+def test_what_is_owed_is_done_first(url: str, db: Db) -> None:
+    conf = score.distlock.init({"sqlalchemy.url": url})
+    db.execute("ALTER TABLE _score_distlock RENAME TO elsewhere")
+    db.execute("ALTER TABLE elsewhere RENAME TO _score_distlock")
+    lock = conf.get("name")
+    with pytest.raises(score.distlock.DatabaseError), lock:
+        db.execute("ALTER TABLE _score_distlock RENAME TO elsewhere")
+    db.execute("ALTER TABLE elsewhere RENAME TO _score_distlock")
+    conf.close()
+    assert score.distlock.init({"sqlalchemy.url": url}).try_acquiring("name")
+
+
+def test_the_engine_that_was_made_here_is_disposed_of(url: str) -> None:
+    conf = score.distlock.init({"sqlalchemy.url": url})
+    engine = conf.engine
+    with engine.connect():
+        pass
+    conf.close()
+    assert engine.pool.checkedin() == 0
+    given = score.distlock.ConfiguredDistlockModule(engine, 60)
+    with engine.connect():
+        pass
+    given.close()
+    assert given.engine is engine
+    assert engine.pool.checkedin() == 1
+    engine.dispose()
