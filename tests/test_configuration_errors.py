@@ -81,7 +81,7 @@ def test_the_servers_refusal_names_what_to_change(
         ("PGSSLROOTCERT", "system"),
         ("PGREQUIRESSL", "1"),
         ("PGCHANNELBINDING", "require"),
-        ("PGREQUIREAUTH", "scram-sha-256"),
+        ("PGREQUIREAUTH", "md5"),
         ("PGGSSENCMODE", "require"),
         ("PGREQUIREPEER", "postgres"),
     ],

@@ -9,6 +9,7 @@ import ssl
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import psycopg
 import pytest
@@ -336,3 +337,44 @@ def test_locks_over_tls(
                 pass
     assert server.encrypted
     assert all(server.encrypted)
+
+
+@pytest.mark.parametrize(
+    "required",
+    [
+        "scram-sha-256",
+        "!scram-sha-256",
+        "none",
+        "!none",
+        "password",
+        "md5,gss",
+        "scram-sha-256,none",
+        "!password,!md5",
+    ],
+)
+def test_require_auth_comes_to_what_libpq_does(
+    serve: Serve, database: str, tcp_url: str, server: Server, required: str
+) -> None:
+    """With a server that asks for a password and one that asks for nothing, TLS and none."""
+    query = f"?require_auth={quote(required)}"
+    trusting = serve("right")
+    places = {
+        "asks": f"{tcp_url}{query}",
+        "asks for nothing": f"{server.url(database)}&{query[1:]}",
+        "with TLS": f"postgresql://postgres@localhost:{trusting.port}/{database}{query}",
+        "without": f"postgresql://postgres@localhost:{trusting.port}/{database}{query}"
+        "&sslmode=disable",
+    }
+    for place, url in places.items():
+        try:
+            psycopg.connect(url).close()
+            expected = "connected"
+        except psycopg.OperationalError:
+            expected = "refused"
+        try:
+            score.distlock.init({"sqlalchemy.url": url})
+            found = "connected"
+        except DatabaseError as error:
+            assert "require_auth" in str(error)
+            found = "refused"
+        assert found == expected, place

@@ -24,18 +24,11 @@ pub fn unsupported(url: &Url) -> crate::error::Result<()> {
     let tcp = |endpoint: &Endpoint| matches!(endpoint.place, Place::Tcp(..));
     // There is no TLS on a Unix socket, and without TLS nothing to bind to.
     let encrypted = url.tls.mode != Mode::Disable && url.endpoints.iter().any(tcp);
-    let demanded = [
-        (
-            "channel_binding",
-            url.tls.channel_binding == ChannelBinding::Require && !encrypted,
-            "disable and prefer, as the connection is not encrypted",
-        ),
-        (
-            "require_auth",
-            url.require_auth.is_some(),
-            "none, as the server decides",
-        ),
-    ];
+    let demanded = [(
+        "channel_binding",
+        url.tls.channel_binding == ChannelBinding::Require && !encrypted,
+        "disable and prefer, as the connection is not encrypted",
+    )];
     match demanded.iter().find(|(_, demanded, _)| *demanded) {
         Some((name, _, allowed)) => Err(Error::Configuration(format!(
             "{} cannot be had; allowed are {allowed}",
@@ -247,7 +240,7 @@ fn log_in(
     };
     let route = Route {
         address: address.clone(),
-        connector,
+        connector: connector.requiring(url.require_auth.clone()),
     };
     Session::open(&config, line(url, route, patience)?, patience)
 }
@@ -406,11 +399,15 @@ pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
         Failure::Insecure(reason) => Error::Unavailable(format!(
             "cannot connect to the database at {url} as securely as is asked for: {reason}; \
              what to change: {}",
-            url.said(if reason.contains("channel binding") {
-                "channel_binding"
-            } else {
-                "sslmode"
-            })
+            url.said(
+                [
+                    ("channel binding", "channel_binding"),
+                    ("require_auth", "require_auth")
+                ]
+                .into_iter()
+                .find_map(|(words, name)| reason.contains(words).then_some(name))
+                .unwrap_or("sslmode")
+            )
         )),
         Failure::TooSlow => Error::Unavailable(format!(
             "the database at {url} did not answer within {seconds} s (sqlalchemy.pool_timeout)"

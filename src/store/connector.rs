@@ -1,8 +1,10 @@
 //! TLS for a session: rustls over our stream, set up as libpq would.
 
-use super::stream::Stream;
+use super::auth::Watch;
+use super::stream::{Stream, show};
 use super::tls::{Mode, Tls};
 use super::trust::{Roots, Trust};
+use super::url::RequireAuth;
 use crate::error::{Error, Result};
 use ring::digest;
 use rustls::ClientConfig;
@@ -29,12 +31,31 @@ use x509_cert::der::oid::db::rfc5912::{
 
 /// Secures a connection, if it is to be secured.
 #[derive(Clone)]
-pub struct Connector(Option<(Arc<ClientConfig>, ServerName<'static>)>);
+pub struct Connector {
+    tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    /// Which ways to log in the server may ask for.
+    required: Option<RequireAuth>,
+}
 
 impl Connector {
     /// For a connection without TLS.
     pub fn plain() -> Connector {
-        Connector(None)
+        Connector {
+            tls: None,
+            required: None,
+        }
+    }
+
+    /// The same with a demand on the way to log in.
+    #[must_use]
+    pub fn requiring(self, required: Option<RequireAuth>) -> Connector {
+        Connector { required, ..self }
+    }
+
+    /// Who looks at what the server sends, from the first byte on.
+    pub fn watch(&self) -> Option<Watch> {
+        let required = self.required.clone()?;
+        Some(Watch::new(required, self.tls.is_some()))
     }
 
     /// For a connection to this host with TLS, whose files are read anew.
@@ -61,7 +82,10 @@ impl Connector {
             config.enable_sni = false;
             ServerName::from(IpAddr::from([0, 0, 0, 0]))
         });
-        Ok(Connector(Some((Arc::new(config), name))))
+        Ok(Connector {
+            tls: Some((Arc::new(config), name)),
+            required: None,
+        })
     }
 }
 
@@ -175,17 +199,19 @@ impl TlsConnect<Stream> for Connector {
 
     fn connect(self, stream: Stream) -> Self::Future {
         Box::pin(async move {
-            let Some((config, name)) = self.0 else {
+            let Some((config, name)) = self.tls else {
                 return Err(io::Error::other("TLS was not asked for"));
             };
             let connector = tokio_rustls::TlsConnector::from(config);
-            connector.connect(name, stream).await.map(TlsStream)
+            let watch = self.required.map(|required| Watch::new(required, false));
+            let secured = connector.connect(name, stream).await?;
+            Ok(TlsStream(secured, watch))
         })
     }
 }
 
 /// A secured connection.
-pub struct TlsStream(tokio_rustls::client::TlsStream<Stream>);
+pub struct TlsStream(tokio_rustls::client::TlsStream<Stream>, Option<Watch>);
 
 impl tokio_postgres::tls::TlsStream for TlsStream {
     /// The hash of the server's certificate, with the hash function of its signature
@@ -215,7 +241,12 @@ impl AsyncRead for TlsStream {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.0).poll_read(context, buffer);
+        if self.1.is_some() && matches!(read, Poll::Ready(Ok(()))) {
+            return Poll::Ready(show(&mut self.1, &buffer.filled()[before..]));
+        }
+        read
     }
 }
 

@@ -103,6 +103,7 @@ impl Failure {
             Failure::NoPassword
         } else if inner.is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
             || reason.starts_with("authentication error")
+            || reason.contains("require_auth does not allow")
             || reason.ends_with("does not support TLS")
         {
             Failure::Insecure(reason)

@@ -1,6 +1,7 @@
 //! PostgreSQL: statements, connections, the pool and the table. No Python, no policy
 //! about locks.
 
+mod auth;
 mod cancel;
 mod connect;
 mod connector;

@@ -177,7 +177,8 @@ impl Session {
     /// Logs in over a connected socket.
     pub fn open(config: &Config, line: Line, patience: Patience) -> Result<Session, Failure> {
         let Line { channel, route } = line;
-        let login = config.connect_raw(Stream(channel.clone()), route.connector.clone());
+        let stream = Stream(channel.clone(), route.connector.watch());
+        let login = config.connect_raw(stream, route.connector.clone());
         let (client, wire) = run(login, &channel, patience, |_| Ok(()))?
             .map_err(|error| Failure::of_login(&error))?;
         Ok(Session {
@@ -227,7 +228,7 @@ impl Session {
         };
         let Line { channel, route } = line;
         let request = client.cancel_token();
-        let sent = request.cancel_query_raw(Stream(channel.clone()), route.connector);
+        let sent = request.cancel_query_raw(Stream(channel.clone(), None), route.connector);
         run(sent, &channel, patience, |_| Ok(()))?.map_err(|error| Failure::from(&error))?;
         self.ping(patience)
     }

@@ -4,6 +4,7 @@
 //! It needs no runtime, no thread and no epoll. It notes what it waits for, and
 //! `session.rs` waits with poll(2), which can be interrupted and given up.
 
+use super::auth::Watch;
 use super::socket::Socket;
 use arc_swap::ArcSwapOption;
 use std::io::{self, Result};
@@ -99,17 +100,27 @@ impl Channel {
 /// since what is read into is zeroed before.
 const CHUNK: usize = 1024;
 
-/// The stream itself.
+/// The stream itself, and who looks at what is read until the login is under way.
 #[derive(Debug)]
-pub struct Stream(pub Arc<Channel>);
+pub struct Stream(pub Arc<Channel>, pub Option<Watch>);
+
+/// Shows what was read to who looks at it, if there is somebody.
+pub fn show(watch: &mut Option<Watch>, read: &[u8]) -> Result<()> {
+    if let Some(looking) = watch {
+        if looking.read(read)? {
+            *watch = None;
+        }
+    }
+    Ok(())
+}
 
 impl AsyncRead for Stream {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<Result<()>> {
-        let channel = &self.0;
+        let Stream(channel, watch) = &mut *self;
         if !channel.readable.load(Relaxed) {
             return Poll::Pending;
         }
@@ -122,7 +133,9 @@ impl AsyncRead for Stream {
                 let more = count == size || channel.cut.load(Relaxed);
                 channel.readable.store(more, Relaxed);
                 buffer.advance(count);
-                Poll::Ready(Ok(()))
+                let all = buffer.filled();
+                let read = &all[all.len() - count..];
+                Poll::Ready(show(watch, read))
             }
             None if channel.cut.load(Relaxed) => {
                 Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()))

@@ -15,7 +15,7 @@ mod tests;
 mod text;
 
 pub use endpoints::{Endpoint, Password, Place};
-pub use settings::{Keepalives, RequireAuth, TargetSessionAttrs};
+pub use settings::{AuthMethod, Keepalives, RequireAuth, TargetSessionAttrs};
 
 use super::tls::Tls;
 use crate::error::{Error, Result};

@@ -42,6 +42,14 @@ pub enum AuthMethod {
     None,
 }
 
+impl AuthMethod {
+    /// libpq's word for it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        word(METHODS, &self)
+    }
+}
+
 const METHODS: &[(&str, AuthMethod)] = &[
     ("password", AuthMethod::Password),
     ("md5", AuthMethod::Md5),
