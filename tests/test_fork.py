@@ -16,7 +16,7 @@ import pytest
 
 import score.distlock
 
-from .conftest import python
+from .conftest import python, run
 from .support.server import free_port
 
 Conf = score.distlock.ConfiguredDistlockModule
@@ -234,3 +234,8 @@ def test_no_session_outlives_its_process_in_a_child(url: str, db: Db, kind: str)
     assert parent.stdin is not None
     parent.stdin.close()
     parent.stdout.close()
+
+
+def test_children_make_pools_where_their_parent_had_some(url: str) -> None:
+    """A table of waiting threads, as parking_lot has one, would have entries of the parent's."""
+    assert run(sys.executable, "forking.py", url, "40") == "good\n"

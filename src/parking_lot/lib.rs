@@ -1,0 +1,116 @@
+//! What `r2d2` and `scheduled-thread-pool` use of the crate `parking_lot`, on the standard
+//! library's mutexes.
+//!
+//! `parking_lot` keeps the threads that wait in one table of the process. A forked child
+//! inherits the entries of threads that it does not have. The next thread that it starts may
+//! get the memory of such an entry, and is then its own successor in a list: whoever walks
+//! along that never comes to an end. Seen in a child that ended with `sys.exit`, once in a
+//! few thousand. The standard library's mutexes have no table.
+
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+use std::sync::{self, PoisonError};
+use std::time::Instant;
+
+/// As `parking_lot::Mutex`.
+#[derive(Default)]
+pub struct Mutex<T: ?Sized>(sync::Mutex<T>);
+
+/// As `parking_lot::MutexGuard`.
+pub struct MutexGuard<'a, T: ?Sized>(Option<sync::MutexGuard<'a, T>>);
+
+/// As `parking_lot::Condvar`.
+#[derive(Debug, Default)]
+pub struct Condvar(sync::Condvar);
+
+/// As `parking_lot::WaitTimeoutResult`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitTimeoutResult(bool);
+
+impl<T> Mutex<T> {
+    /// An unlocked one.
+    pub const fn new(value: T) -> Mutex<T> {
+        Mutex(sync::Mutex::new(value))
+    }
+}
+
+impl<T: ?Sized> Mutex<T> {
+    /// Locks it, also after a panic of another thread.
+    pub fn lock(&self) -> MutexGuard<'_, T> {
+        MutexGuard(Some(self.0.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+impl<T: ?Sized + fmt::Debug> fmt::Debug for Mutex<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl<T: ?Sized> Deref for MutexGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // Only a wait takes it out, and puts it back.
+        self.0.as_ref().unwrap()
+    }
+}
+
+impl<T: ?Sized> DerefMut for MutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        // As above.
+        self.0.as_mut().unwrap()
+    }
+}
+
+impl Condvar {
+    /// One that nobody waits for.
+    #[must_use]
+    pub const fn new() -> Condvar {
+        Condvar(sync::Condvar::new())
+    }
+
+    /// Wakes one thread.
+    pub fn notify_one(&self) {
+        self.0.notify_one();
+    }
+
+    /// Wakes all threads. How many these are, the standard library does not tell: 0.
+    pub fn notify_all(&self) -> usize {
+        self.0.notify_all();
+        0
+    }
+
+    /// Waits to be woken.
+    pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
+        if let Some(locked) = guard.0.take() {
+            guard.0 = Some(self.0.wait(locked).unwrap_or_else(PoisonError::into_inner));
+        }
+    }
+
+    /// Waits to be woken, but not beyond `until`.
+    pub fn wait_until<T>(
+        &self,
+        guard: &mut MutexGuard<'_, T>,
+        until: Instant,
+    ) -> WaitTimeoutResult {
+        let left = until.saturating_duration_since(Instant::now());
+        let Some(locked) = guard.0.take() else {
+            return WaitTimeoutResult(true);
+        };
+        let (locked, waited) = self
+            .0
+            .wait_timeout(locked, left)
+            .unwrap_or_else(PoisonError::into_inner);
+        guard.0 = Some(locked);
+        WaitTimeoutResult(waited.timed_out())
+    }
+}
+
+impl WaitTimeoutResult {
+    /// Whether the time was over.
+    #[must_use]
+    pub fn timed_out(self) -> bool {
+        self.0
+    }
+}
