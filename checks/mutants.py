@@ -1,10 +1,10 @@
 """Changes the product in many small ways, and asks the tests whether they notice.
 
-Usage: run.py [--jobs N] [--list] [PART ...]; a part of the mutants' names selects them.
+Usage: mutants.py [--jobs N] [--list] [PART ...]; a part of the mutants' names selects them.
 
 The SQL files are compiled into the extension module as they stand. A mutant of one is that
 module with other bytes in place of the file's, so nothing is built. The Python files are
-changed in a copy too. The tests of a mutant are those that `tests.toml` names for its file;
+changed in a copy too. The tests of a mutant are those that `plan.py` names for its file;
 what no test can notice is named there as well, with the reason.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import concurrent.futures
+import contextlib
 import os
 import re
 import shutil
@@ -21,7 +22,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,9 +32,9 @@ import score.distlock
 PROJECT = Path(__file__).parent.parent
 SQL = PROJECT / "src" / "store" / "sql"
 PACKAGE = Path(score.distlock.__file__).parent
-PLAN = tomllib.loads((PROJECT / "mutants" / "tests.toml").read_text())
 
 sys.path.insert(0, str(PROJECT))
+from checks.plan import EXCUSED, LIMIT, TESTS, TIMEOUT  # noqa: E402
 from tests.support.server import Server  # noqa: E402
 
 
@@ -187,7 +187,7 @@ class PythonMutants(ast.NodeVisitor):
 def mutants() -> list[Mutant]:
     """All of them, each with a name of its own."""
     found: list[Mutant] = []
-    for name in PLAN["tests"]:
+    for name in TESTS:
         if name.endswith(".sql"):
             found += of_sql(SQL / name)
         else:
@@ -235,8 +235,8 @@ def judge(mutant: Mutant, url: str) -> Verdict:
     with tempfile.TemporaryDirectory(prefix="distlock-mutant-") as folder:
         overlay(mutant, Path(folder))
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
-        command += ["--timeout", str(PLAN["timeout"]), "--tb", "no"]
-        tests = [f"tests/{test}" for test in PLAN["tests"][mutant.file.name]]
+        command += ["--timeout", str(TIMEOUT), "--tb", "no"]
+        tests = [f"tests/{test}" for test in TESTS[mutant.file.name]]
         environment = {**os.environ, "PYTHONPATH": folder, "DISTLOCK_TEST_URL": url}
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
         process = subprocess.Popen(
@@ -249,21 +249,17 @@ def judge(mutant: Mutant, url: str) -> Verdict:
             start_new_session=True,
         )
         try:
-            output, _ = process.communicate(timeout=PLAN["limit"])
+            output, _ = process.communicate(timeout=LIMIT)
         except subprocess.TimeoutExpired:
-            output = "FAILED it hung\n"
-        # A test that fails may leave processes behind.
-        with_them = os.killpg
-        try:
-            with_them(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+            output = ""
+        with contextlib.suppress(ProcessLookupError):  # what its tests left behind
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    caught = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)|Timeout", output, re.MULTILINE)
-    if caught is None and process.returncode != 0 and "hung" not in output:
-        caught = re.search(r"\S+", "crashed")
-    name = (caught[1] if caught.re.groups and caught[1] else caught[0]) if caught else None
-    return Verdict(mutant, name, time.monotonic() - start)
+    found = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", output, re.MULTILINE)
+    caught = found[1] if found else None
+    if not caught and process.returncode != 0:
+        caught = "a crash or a timeout"
+    return Verdict(mutant, caught, time.monotonic() - start)
 
 
 def main() -> int:
@@ -273,16 +269,15 @@ def main() -> int:
     parser.add_argument("--list", action="store_true")
     parser.add_argument("parts", nargs="*")
     options = parser.parse_args()
-    excused: dict[str, str] = PLAN["excused"]
     every = mutants()
-    for name in set(excused) - {mutant.name for mutant in every}:
-        sys.exit(f"tests.toml excuses a mutant that does not exist: {name}")
+    for name in set(EXCUSED) - {mutant.name for mutant in every}:
+        sys.exit(f"plan.py excuses a mutant that does not exist: {name}")
     parts = options.parts
     chosen = [
         mutant
         for mutant in every
         if (not parts or any(part in mutant.name for part in parts))
-        and (mutant.name not in excused or parts)
+        and (mutant.name not in EXCUSED or parts)
     ]
     if options.list:
         print(*(mutant.name for mutant in chosen), sep="\n")
@@ -298,7 +293,7 @@ def main() -> int:
                     survivors.append(verdict.mutant.name)
     finally:
         server.destroy()
-    print(f"== {len(chosen)} mutants, {len(survivors)} survive, {len(excused)} are excused")
+    print(f"== {len(chosen)} mutants, {len(survivors)} survive, {len(EXCUSED)} excused")
     print(*survivors, sep="\n")
     return bool(survivors)
 
