@@ -14,6 +14,7 @@ import pytest
 import score.distlock
 from score.distlock import DatabaseUnavailable
 
+from .conftest import with_options
 from .support.server import Server
 
 Conf = score.distlock.ConfiguredDistlockModule
@@ -219,7 +220,7 @@ def test_statements_that_were_given_up_are_cancelled(server_url: str) -> None:
     """The pool's limit is one for the server too, and nobody holds what nobody waits for."""
     conf = score.distlock.init(
         {
-            "sqlalchemy.url": server_url + "&application_name=limited",
+            "sqlalchemy.url": with_options(server_url, "application_name=limited"),
             "sqlalchemy.pool_size": 2,
             "sqlalchemy.max_overflow": 0,
             "sqlalchemy.pool_timeout": "200ms",
