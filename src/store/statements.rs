@@ -150,6 +150,8 @@ pub struct Store {
     statements: OnceLock<Statements>,
     /// A pooler hands our sessions around: prepare nothing.
     pooler: AtomicBool,
+    /// Something was written: the database is the right one.
+    written: AtomicBool,
     /// Calls since the last sweep, and where that one ended.
     calls: AtomicU32,
     acquisitions: AtomicU32,
@@ -179,6 +181,10 @@ pub(super) fn refused(refusal: Refusal) -> Error {
             "42P01" => format!(
                 "{said}; the table is missing: score.distlock.init() creates it, \
                  or an administrator with the output of `python -m score.distlock schema`"
+            ),
+            "25006" => format!(
+                "{said}; it is a standby, or its sessions are read-only by default: \
+                 sqlalchemy.url needs the primary, or all hosts of the cluster"
             ),
             "42501" => format!("{said}; grant it, or ask the administrator to"),
             "55P03" | "57014" => format!(
@@ -228,6 +234,7 @@ impl Store {
             holder: OnceLock::new(),
             statements: OnceLock::new(),
             pooler: AtomicBool::new(false),
+            written: AtomicBool::new(false),
             calls: AtomicU32::new(0),
             acquisitions: AtomicU32::new(0),
             swept: AtomicI64::new(i64::MIN),
@@ -302,6 +309,9 @@ impl Store {
             });
             let failure = match outcome {
                 Ok(answer) => {
+                    if !sql.only_reads() {
+                        self.written.store(true, Relaxed);
+                    }
                     return Ok(Outcome {
                         rows: answer.rows,
                         affected: answer.affected,
@@ -321,6 +331,14 @@ impl Store {
                     // Serialization failure, deadlock: only where the database's
                     // default isolation is stricter than ours needs to be.
                     "40001" | "40P01" if !patience.over() => {}
+                    // A primary that was demoted. Another host may be the primary now, or this
+                    // one may become it.
+                    _ if refusal.is_read_only()
+                        && self.written.load(Relaxed)
+                        && !patience.over() =>
+                    {
+                        last = Some(refusal.message);
+                    }
                     // A limit that the role or the server has set. Statements that set one
                     // themselves are not repeated because of a lock, and not for long.
                     state if is_a_limit(state) && !patience.over() => {
