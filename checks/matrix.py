@@ -21,10 +21,24 @@ PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 SERVERS = ["15", "16", "17", "18"]
 CORE = [
     f"tests/test_{promise}.py"
-    for promise in (
-        "acquire_all aio autoextend clock drop_in durability errors fence guard locked owners "
-        "reentrancy schema small_ones taken_again waiting"
-    ).split()
+    for promise in [
+        "acquire_all",
+        "aio",
+        "autoextend",
+        "clock",
+        "drop_in",
+        "durability",
+        "errors",
+        "fence",
+        "guard",
+        "locked",
+        "owners",
+        "reentrancy",
+        "schema",
+        "small_ones",
+        "taken_again",
+        "waiting",
+    ]
 ]
 
 

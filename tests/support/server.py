@@ -36,9 +36,12 @@ def free_port() -> int:
 
 
 class Server:
-    """A server on a Unix socket (trusting everybody) and on TCP (asking for a password)."""
+    """A server on a Unix socket (trusting everybody) and on TCP (asking for a password).
 
-    def __init__(self) -> None:
+    It is a standby of ``primary`` if there is one.
+    """
+
+    def __init__(self, primary: Server | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="distlock-"))
         self.folder.chmod(0o755)
         self.data = self.folder / "data"
@@ -55,9 +58,13 @@ class Server:
         self._guardian = Guardian(
             "server", str(self.folder), str(self.bin / "pg_ctl"), self.user or ""
         )
-        self._run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8")
-        hba = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
-        (self.data / "pg_hba.conf").write_text(hba)
+        if primary is None:
+            self._run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8")
+            hba = "local all,replication all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+            (self.data / "pg_hba.conf").write_text(hba)
+        else:
+            copy = ["pg_basebackup", "-D", str(self.data), "-d", primary.url(), "-R", "-c", "fast"]
+            self._run(*copy)
         with (self.data / "postgresql.conf").open("a") as config:
             config.write(
                 f"port = {self.port}\nlisten_addresses = '127.0.0.1'\n"
@@ -84,6 +91,10 @@ class Server:
     def stop(self, mode: str = "fast") -> None:
         """Stops the server; ``immediate`` is a crash."""
         self._run("pg_ctl", "-D", str(self.data), "-m", mode, "-w", "stop")
+
+    def promote(self) -> None:
+        """Makes a primary of a standby."""
+        self._run("pg_ctl", "-D", str(self.data), "-w", "promote")
 
     def url(self, database: str = "postgres") -> str:
         """The URL over the Unix socket."""
