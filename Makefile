@@ -1,6 +1,8 @@
 # Commands for everybody: `make demo` shows the locks at work, `make test`
-# checks everything, `make bench` measures. All need a Rust toolchain and Python
-# 3.10 or later, and make environments of their own in build/.
+# checks everything, `make bench` measures, `make mutants` changes the code to see
+# whether the tests notice, `make matrix` tries other Pythons and servers. All need
+# a Rust toolchain and Python 3.10 or later, and make environments of their own in
+# build/, anew if PYTHON changes.
 
 PYTHON ?= python3
 BUILD := build
@@ -12,7 +14,7 @@ PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md \
     $(shell find src python -type f -not -name '*.pyc')
 
-.PHONY: bench demo test rust lint types stubs pytest docs wheel clean
+.PHONY: bench demo test rust lint types stubs pytest mutants matrix docs wheel clean always
 .DEFAULT_GOAL := test
 
 demo: $(BUILD)/installed
@@ -21,8 +23,15 @@ demo: $(BUILD)/installed
 test: rust lint types stubs pytest docs
 	@echo "== everything passed"
 
+# The interpreter. It is written only if it is another one, and what it made then goes.
+$(BUILD)/python: always
+	@mkdir -p $(BUILD)
+	@$(PYTHON) -c 'import sys; print(sys.executable, sys.version)' > $@.now
+	@cmp -s $@.now $@ || { rm -rf $(ENV) $(ORIGINAL) $(BUILD)/bench && mv $@.now $@; }
+	@rm -f $@.now
+
 # The tools, which change rarely.
-$(BUILD)/tools: requirements/develop.txt
+$(BUILD)/tools: $(BUILD)/python requirements/develop.txt requirements/tests.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed; set PYTHON=…")'
 	$(PYTHON) -m venv $(ENV)
 	$(BIN)/python $(PIP) --upgrade pip
@@ -43,7 +52,7 @@ wheel: $(BUILD)/installed
 
 # score.distlock 0.2.5, the original, with what it needs. Python 3.12 and later
 # may not be able to install that; the tests are then skipped with the reason.
-$(BUILD)/original.done: requirements/original.txt
+$(BUILD)/original.done: $(BUILD)/python requirements/original.txt
 	rm -rf $(ORIGINAL)
 	$(PYTHON) -m venv $(ORIGINAL)
 	@echo "== installing score.distlock 0.2.5 into $(ORIGINAL)"
@@ -79,6 +88,16 @@ pytest: $(BUILD)/installed $(BUILD)/original.done
 	@echo "== pytest"
 	$(BIN)/python -m pytest $(PYTEST)
 
+# Small changes of the SQL and the Python, then of the Rust that needs no database.
+# MUTANTS='release.sql _all.py' selects some; whoever survives fails it. Some forty minutes.
+mutants: $(BUILD)/installed $(BUILD)/original.done
+	$(BIN)/python checks/mutants.py $(MUTANTS)
+	command -v cargo-mutants > /dev/null || cargo install --quiet --locked cargo-mutants
+	cargo mutants --no-shuffle --output $(BUILD)
+
+matrix: $(BUILD)/installed $(BUILD)/original.done
+	$(BIN)/python checks/matrix.py $(BUILD)/wheel/*.whl
+
 docs: $(BUILD)/installed
 	@echo "== Sphinx"
 	$(BIN)/sphinx-build -q -n -W --keep-going -b html docs $(BUILD)/docs
@@ -86,7 +105,7 @@ docs: $(BUILD)/installed
 
 # The competitors, each in an environment of its own; those that cannot be
 # installed here are left out, and the results say so.
-$(BUILD)/bench.done: requirements/bench.txt
+$(BUILD)/bench.done: $(BUILD)/python requirements/bench.txt
 	mkdir -p $(BUILD)/bench
 	newest=$(PYTHON); for version in 3.12 3.13 3.14; do \
 	    for python in $${PYENV_ROOT:-~/.pyenv}/versions/*/bin/python$$version python$$version; do \

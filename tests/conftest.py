@@ -17,6 +17,7 @@ from psycopg import sql
 
 import score.distlock
 
+from .support.guardian import Guardian
 from .support.server import PASSWORD, Server
 
 if TYPE_CHECKING:
@@ -37,10 +38,22 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def admin_url(request: pytest.FixtureRequest) -> str:
+def admin_url(request: pytest.FixtureRequest) -> Iterator[str]:
     """The server that DISTLOCK_TEST_URL names, or else one of our own."""
     given = os.environ.get("DISTLOCK_TEST_URL")
-    return given or str(request.getfixturevalue("server").url())
+    if given:
+        with guarded(given):
+            yield given
+    else:
+        yield request.getfixturevalue("server").url()
+
+
+@contextlib.contextmanager
+def guarded(admin_url: str) -> Iterator[None]:
+    """Sees to it that no database of this process stays on a server that is not ours."""
+    guardian = Guardian("databases", admin_url, f"distlock_{os.getpid()}_")
+    yield
+    guardian.tidy_up()
 
 
 _numbers = itertools.count()
@@ -53,11 +66,21 @@ def fresh_database(admin_url: str, options: LiteralString = "") -> Iterator[str]
     with psycopg.connect(admin_url, autocommit=True) as admin:
         create = sql.SQL("CREATE DATABASE {} " + options)
         admin.execute(create.format(sql.Identifier(name)))
-    base, _, query = admin_url.partition("?")
-    yield f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
+    yield with_database(admin_url, name)
     with psycopg.connect(admin_url, autocommit=True) as admin:
         drop = sql.SQL("DROP DATABASE {} WITH (FORCE)")
         admin.execute(drop.format(sql.Identifier(name)))
+
+
+def with_database(url: str, name: str) -> str:
+    """The URL of another database of the same server."""
+    base, mark, query = url.partition("?")
+    return base.rpartition("/")[0] + "/" + name + mark + query
+
+
+def with_options(url: str, options: str) -> str:
+    """A URL, which may have options already, with more of them."""
+    return url + ("&" if "?" in url else "?") + options
 
 
 @pytest.fixture

@@ -10,10 +10,12 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 import score.distlock
 from score.distlock import DatabaseUnavailable
 
+from .conftest import with_options
 from .support.server import Server
 
 Conf = score.distlock.ConfiguredDistlockModule
@@ -219,7 +221,7 @@ def test_statements_that_were_given_up_are_cancelled(server_url: str) -> None:
     """The pool's limit is one for the server too, and nobody holds what nobody waits for."""
     conf = score.distlock.init(
         {
-            "sqlalchemy.url": server_url + "&application_name=limited",
+            "sqlalchemy.url": with_options(server_url, "application_name=limited"),
             "sqlalchemy.pool_size": 2,
             "sqlalchemy.max_overflow": 0,
             "sqlalchemy.pool_timeout": "200ms",
@@ -241,3 +243,37 @@ def test_statements_that_were_given_up_are_cancelled(server_url: str) -> None:
         while db.execute("SELECT count(*) FROM _score_distlock").fetchone() != (0,):
             pass
     assert conf.acquire("name 0")
+
+
+def read_only(db: Db, setting: str) -> None:
+    """What sessions that are opened from now on may do."""
+    name = sql.Identifier(db.info.dbname)
+    alter = sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = {}")
+    db.execute(alter.format(name, sql.Literal(setting)))
+
+
+def test_what_was_never_writable_is_refused_at_once(conf: Conf, url: str, db: Db) -> None:
+    """The URL names a standby: waiting would not help."""
+    conf.get("name")
+    read_only(db, "on")
+    with pytest.raises(score.distlock.DatabaseError, match="needs the primary") as raised:
+        score.distlock.init({"sqlalchemy.url": url}).get("name").acquire()
+    assert raised.value.sqlstate == "25006"
+
+
+def test_a_primary_that_is_demoted_for_a_while_is_waited_for(conf: Conf, db: Db) -> None:
+    """Sessions that cannot write any more are not used again."""
+    lock = conf.get("name")
+    lock.acquire()
+    fence = lock.fence
+    read_only(db, "on")
+    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    db.execute("SELECT pg_terminate_backend(pid) " + others)
+    with ThreadPoolExecutor(1) as thread:
+        extended = thread.submit(lock.extend)
+        while not db.execute("SELECT 1 " + others + " AND query <> ''").fetchone():
+            assert not extended.done()
+        read_only(db, "off")
+        extended.result()
+    assert lock.fence == fence
+    lock.release()

@@ -13,7 +13,7 @@ import pytest
 
 import score.distlock
 
-from .conftest import fresh_database
+from .conftest import fresh_database, with_options
 from .support.line import Background, wait_until_waiting
 
 Db = psycopg.Connection[Any]
@@ -33,7 +33,7 @@ def threads() -> list[str]:
 
 
 def named(url: str) -> str:
-    return url + ("&" if "?" in url else "?") + "application_name=closed"
+    return with_options(url, "application_name=closed")
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import psycopg
 import pytest
 
-from .conftest import run
+from .conftest import fresh_database, run
 from .support.behaviours import CASES
 
 
@@ -73,17 +72,8 @@ Observed = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def databases(admin_url: str) -> Iterator[tuple[str, str]]:
-    names = ("behaviours_original", "behaviours_ours")
-    base, _, query = admin_url.partition("?")
-    with psycopg.connect(admin_url, autocommit=True) as admin:
-        for name in names:
-            admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-            admin.execute(f"CREATE DATABASE {name}")
-        suffix = f"?{query}" if query else ""
-        first, second = (f"{base.rpartition('/')[0]}/{name}{suffix}" for name in names)
+    with fresh_database(admin_url) as first, fresh_database(admin_url) as second:
         yield first, second
-        for name in names:
-            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture(scope="module")

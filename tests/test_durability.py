@@ -12,7 +12,7 @@ import pytest
 
 import score.distlock
 
-from .conftest import fresh_database
+from .conftest import fresh_database, with_options
 from .support.server import Server
 
 Conf = score.distlock.ConfiguredDistlockModule
@@ -199,7 +199,7 @@ def test_a_stronger_setting_stays(url: str, db: Db, setting: str) -> None:
     """Only `off` is raised: it is for the administrator to say what a replica has to confirm."""
     score.distlock.init({"sqlalchemy.url": url})
     db.execute(WITNESS.encode())
-    there = f"{url}&options=-csynchronous_commit%3D{setting}"
+    there = with_options(url, f"options=-csynchronous_commit%3D{setting}")
     conf = score.distlock.init({"sqlalchemy.url": there})
     lock = conf.get("name")
     deeds: list[Callable[[], Any]] = [
@@ -218,7 +218,7 @@ def test_a_stronger_setting_stays(url: str, db: Db, setting: str) -> None:
 
 def test_the_session_keeps_its_setting(url: str, db: Db) -> None:
     """It is raised for one transaction: behind a pooler the session is not ours alone."""
-    there = f"{url}&options=-csynchronous_commit%3Doff"
+    there = with_options(url, "options=-csynchronous_commit%3Doff")
     conf = score.distlock.init({"sqlalchemy.url": there})
     lock = conf.get("name")
     db.execute(WITNESS.replace("NEW.lease IS NOT NULL", "true").encode())

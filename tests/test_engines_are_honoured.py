@@ -24,6 +24,7 @@ from score.distlock import ConfiguredDistlockModule as Conf
 from score.distlock import DatabaseError
 from score.init import ConfigurationError
 
+from .conftest import with_options
 from .server_free import URL as NOWHERE
 
 DRIVERS = ("psycopg", "psycopg2")
@@ -126,7 +127,9 @@ def test_listeners_that_lead_elsewhere_are_refused(
     known: bool,
 ) -> None:
     if known:  # there is a table, but another one
-        score.distlock.init({"sqlalchemy.url": f"{url}&options=-csearch_path%3Delsewhere"})
+        score.distlock.init(
+            {"sqlalchemy.url": with_options(url, "options=-csearch_path%3Delsewhere")}
+        )
     engine = create_engine(with_driver(url, driver))
     listen(engine, elsewhere)
     with pytest.raises(ConfigurationError, match=r"see another table.*options=-csearch_path"):

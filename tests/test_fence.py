@@ -13,7 +13,7 @@ import pytest
 
 import score.distlock
 
-from .conftest import SUPPORT, python
+from .conftest import SUPPORT, python, with_options
 from .test_clock import await_expiry
 
 Conf = score.distlock.ConfiguredDistlockModule
@@ -131,7 +131,7 @@ def test_a_number_drawn_before_another_acquisition_is_replaced(url: str, db: Db,
     )
     db.execute("SELECT pg_advisory_lock(hashtext('stopped'))")
     slow = score.distlock.ConfiguredDistlockModule(
-        url + ("&" if "?" in url else "?") + "application_name=slow", "1m"
+        with_options(url, "application_name=slow"), "1m"
     ).get("name")
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(slow.acquire(timeout=wait)))

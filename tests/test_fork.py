@@ -16,7 +16,7 @@ import pytest
 
 import score.distlock
 
-from .conftest import python, run
+from .conftest import python, run, with_options
 from .support.server import free_port
 
 Conf = score.distlock.ConfiguredDistlockModule
@@ -216,7 +216,7 @@ os.wait()
 @pytest.mark.parametrize("kind", ["holds", "waits"])
 def test_no_session_outlives_its_process_in_a_child(url: str, db: Db, kind: str) -> None:
     """The server sees that the parent is gone, though a child that it forked lives."""
-    named = url + ("&" if "?" in url else "?") + "application_name=parent"
+    named = with_options(url, "application_name=parent")
     parent = subprocess.Popen(
         [sys.executable, "-c", IDLE_CHILD, named, kind],
         stdin=subprocess.PIPE,

@@ -18,6 +18,7 @@ from score.distlock import CouldNotAcquireLock
 from score.distlock._distlock import _statements
 from score.init import ConfigurationError
 
+from .conftest import with_options
 from .support.line import Background, wait_until_waiting
 from .support.proxy import Proxy
 from .support.server import Server
@@ -61,7 +62,7 @@ def softened(text: str) -> str:
 
 
 def with_search_path(url: str, path: str) -> str:
-    return f"{url}{'&' if '?' in url else '?'}options=-csearch_path%3D{path}"
+    return with_options(url, f"options=-csearch_path%3D{path}")
 
 
 def words(texts: list[str]) -> set[str]:

@@ -1,16 +1,32 @@
-"""Behind PgBouncer in transaction mode everything works, though sessions are handed around."""
+"""Behind PgBouncer everything works in each of its modes, though sessions are handed around."""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
+from psycopg import sql
 
+import score.distlock
+
+from .conftest import fresh_database
 from .support.server import Server, free_port
+
+Conf = score.distlock.ConfiguredDistlockModule
 
 CONFIGURATION = """
 [databases]
@@ -20,8 +36,9 @@ listen_addr = 127.0.0.1
 listen_port = {listen}
 unix_socket_dir =
 auth_type = any
-pool_mode = transaction
-default_pool_size = 3
+pool_mode = {mode}
+default_pool_size = {size}
+{more}
 """
 
 WORK = """
@@ -30,7 +47,7 @@ conf = score.distlock.init({'sqlalchemy.url': sys.argv[1]})
 failed = []
 def work(number):
     try:
-        for _ in range(40):
+        for _ in range(20):
             with conf.get(f'{sys.argv[2]} {number}') as lock:
                 assert conf.get(f'{sys.argv[2]} {number}').acquire() == lock.token
                 lock.release(); lock.extend(); lock.transfer()
@@ -45,33 +62,91 @@ print(failed)
 """
 
 
-@pytest.fixture
-def bouncer(server: Server) -> Iterator[int]:
-    """The port of a PgBouncer in front of the server."""
-    program = shutil.which("pgbouncer")
-    if program is None:
-        pytest.skip("pgbouncer is not installed")
+def until(condition: Callable[[], Any]) -> None:
+    """Waits for something that is about to happen."""
+    while not condition():
+        time.sleep(0.002)
+
+
+def program() -> str:
+    """PgBouncer, if it is there; DISTLOCK_TEST_PGBOUNCER may name another one."""
+    name = os.environ.get("DISTLOCK_TEST_PGBOUNCER", "pgbouncer")
+    found = shutil.which(name, path=f"{os.environ.get('PATH')}:/usr/sbin")
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+@dataclass
+class Bouncer:
+    """A PgBouncer in front of the server."""
+
+    mode: str
+    port: int
+
+    def url(self, database: str) -> str:
+        """The URL of a database through it."""
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
+
+@pytest.fixture(scope="module", params=["session", "transaction", "statement"])
+def mode(request: pytest.FixtureRequest) -> str:
+    """When it hands a session of the server to somebody else."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=["old", "new"])
+def bouncer(server: Server, mode: str, request: pytest.FixtureRequest) -> Iterator[Bouncer]:
+    """One that knows nothing of prepared statements, as before 1.21, and one that does."""
+    told = subprocess.run([program(), "--version"], check=True, capture_output=True, text=True)
+    version = re.search(r"(\d+)\.(\d+)", told.stdout)
+    assert version
+    knows = (int(version[1]), int(version[2])) >= (1, 21)
+    if request.param == "new" and not knows:
+        pytest.skip(f"this pgbouncer does not know prepared statements: {version[0]}")
+    prepared = {"old": 0, "new": 100}[request.param]
+    more = f"max_prepared_statements = {prepared}" if knows else ""
     port = free_port()
-    file = server.folder / "pgbouncer.ini"
-    file.write_text(CONFIGURATION.format(folder=server.folder, port=server.port, listen=port))
+    file = Path(server.folder) / "pgbouncer.ini"
+    # Sessions are kept by their users in one mode, and shared in the others.
+    text = CONFIGURATION.format(
+        folder=server.folder,
+        port=server.port,
+        listen=port,
+        mode=mode,
+        size=40 if mode == "session" else 3,
+        more=more,
+    )
+    file.write_text(text)
     file.chmod(0o644)
     process = subprocess.Popen(
-        [program, "--quiet", str(file)], user=server.user, stderr=subprocess.DEVNULL
+        [program(), "--quiet", str(file)], user=server.user, stderr=subprocess.DEVNULL
     )
     while True:
         assert process.poll() is None
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 break
-    yield port
+    yield Bouncer(mode, port)
     process.terminate()
     process.wait()
 
 
-def test_sessions_that_are_handed_around(bouncer: int, server_url: str) -> None:
-    """Several processes whose prepared statements have the same names."""
-    database = server_url.partition("?")[0].rpartition("/")[2]
-    through = f"postgresql://postgres@127.0.0.1:{bouncer}/{database}"
+@pytest.fixture
+def through(bouncer: Bouncer, server: Server) -> Iterator[str]:
+    """The URL of a fresh database through the pooler."""
+    with fresh_database(server.url()) as url:
+        yield bouncer.url(url.partition("?")[0].rpartition("/")[2])
+
+
+@pytest.fixture
+def pooled(through: str) -> Conf:
+    """A configured module whose holds last a minute."""
+    return score.distlock.init({"sqlalchemy.url": through, "maxtime": "1m"})
+
+
+def test_sessions_that_are_handed_around(through: str) -> None:
+    """Several processes whose prepared statements have the same names, and no table yet."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", WORK, through, str(number)], stdout=subprocess.PIPE, text=True
@@ -79,3 +154,81 @@ def test_sessions_that_are_handed_around(bouncer: int, server_url: str) -> None:
         for number in range(3)
     ]
     assert [process.communicate()[0] for process in processes] == ["[]\n"] * 3
+
+
+def test_who_waits_gets_the_lock_and_leaves_nothing_on_the_server(
+    through: str, server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A channel would stay on a session that others use, and so would an advisory lock."""
+    caplog.set_level(logging.INFO, "score.distlock")
+    database = through.rpartition("/")[2]
+    with psycopg.connect(server.url(), autocommit=True) as admin:
+        alter = sql.SQL("ALTER DATABASE {} SET log_statement TO 'all'")
+        admin.execute(alter.format(sql.Identifier(database)))
+        log = server.folder / "log"
+        start = log.stat().st_size
+        lock = Conf(through, "1m").get("waited for")
+        lock.acquire()
+        before = lock.fence
+        fences: list[int | None] = []
+
+        def wait() -> None:
+            with Conf(through, "1m").get("waited for").hold(timeout=30) as other:
+                fences.append(other.fence)
+
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        # Each call hands over what was logged meanwhile.
+        while "waiters poll" not in caplog.text:
+            lock.extend()
+        lock.release()
+        waiter.join()
+        assert before is not None
+        assert fences[0] is not None
+        assert fences[0] > before
+        assert "LISTEN" not in log.read_bytes()[start:].decode()
+        left = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'"
+        assert admin.execute(left).fetchone() == (0,)
+
+
+def test_holds_are_extended_automatically(through: str) -> None:
+    """Others are still refused when two of the first leases would be over."""
+    started = time.monotonic()
+    conf, other = Conf(through, "500ms"), Conf(through, "1m")
+    with conf.get("extended").hold(autoextend=True) as lock:
+        until(lambda: time.monotonic() > started + 1)
+        assert not other.get("extended").try_acquiring()
+        assert not lock.expired
+
+
+def test_coroutines(pooled: Conf) -> None:
+    """They wait for each other."""
+    order = []
+
+    async def work(number: int) -> None:
+        async with pooled.aio.get("coroutines").hold(timeout=30):
+            order.append(number)
+            await asyncio.sleep(0)
+            order.append(number)
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(work(number) for number in range(4)))
+
+    asyncio.run(all_of_them())
+    assert order[::2] == order[1::2]
+    assert sorted(order[::2]) == list(range(4))
+
+
+def test_guarded_work(pooled: Conf, bouncer: Bouncer, through: str) -> None:
+    """A guard needs a transaction, which one mode does not have: that is said."""
+    with (
+        psycopg.connect(through, prepare_threshold=None) as connection,
+        pooled.get("guarded") as lock,
+    ):
+        if bouncer.mode != "statement":
+            with lock.guard(connection):
+                assert connection.execute("SELECT 1").fetchone() == (1,)
+            return
+        with pytest.raises(psycopg.Error, match="statement pooling"), lock.guard(connection):
+            pass
+        assert not lock.expired

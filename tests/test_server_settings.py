@@ -10,13 +10,15 @@ import pytest
 
 import score.distlock
 
+from .conftest import with_options
+
 Db = psycopg.Connection[Any]
 Conf = score.distlock.ConfiguredDistlockModule
 
 
 def with_settings(url: str, *settings: str) -> str:
     options = "%20".join(f"-c{setting.replace('=', '%3D')}" for setting in settings)
-    return f"{url}{'&' if '?' in url else '?'}application_name=limited&options={options}"
+    return with_options(url, f"application_name=limited&options={options}")
 
 
 def await_attempts(db: Db, number: int) -> None:

@@ -39,7 +39,12 @@ impl Refusal {
     pub(super) fn ends_session(&self) -> bool {
         // A plan that was prepared for another table (feature_not_supported); a prepared
         // statement that is unknown, or that somebody else has prepared.
-        ["0A000", "26000", "42P05"].contains(&self.sqlstate.as_str())
+        ["0A000", "26000", "42P05"].contains(&self.sqlstate.as_str()) || self.is_read_only()
+    }
+
+    /// Whether nothing can be written in the session: a standby, or a demoted primary.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.sqlstate == "25006"
     }
 }
 

@@ -53,10 +53,15 @@ impl From<Failure> for Deaf {
 impl Listener {
     /// How long a notification to oneself may take.
     const PROOF: Duration = Duration::from_secs(1);
+
     /// Opens a listening connection and proves it.
     pub fn open(store: &Store, patience: Patience) -> Result<Listener, Deaf> {
         let number = rand::rng().random_range(1..1_i64 << (63 - TICKET_BITS));
         let mut connection = store.connect(patience)?;
+        // The channel would stay on a server process that others use.
+        if !connection.is_ours(patience)? {
+            return Err(Deaf::Pooler);
+        }
         connection.batch(&format!("LISTEN score_distlock_{number:x}"), patience)?;
         let proof = format!("proof {}", rand::rng().random::<u64>());
         if let Err(error) = store.tell(number, &proof, patience) {

@@ -107,7 +107,13 @@ pub fn ensure(
     let mut attempts = 0;
     loop {
         attempts += 1;
-        match upgrade(connection, table_owner, attempts == 1, patience) {
+        let polite = attempts == 1;
+        let upgraded = if connection.is_ours(patience)? {
+            upgrade(connection, table_owner, polite, patience)
+        } else {
+            upgrade_at_once(connection, table_owner, &state.place(), polite, patience)
+        };
+        match upgraded {
             // Somebody who does not know our advisory lock, such as 0.2.5's
             // create_all(), was creating the table at the same moment.
             Err(Failure::Refused(refusal))
@@ -152,11 +158,8 @@ fn upgrade(
     polite: bool,
     patience: Patience,
 ) -> Result<Schema, Failure> {
-    connection.batch("BEGIN; SET LOCAL lock_timeout TO '2s'", patience)?;
-    if polite {
-        let lock = format!("SELECT pg_catalog.pg_advisory_xact_lock({KEY})");
-        connection.batch(&lock, patience)?;
-    }
+    connection.batch("BEGIN", patience)?;
+    connection.batch(&start(polite), patience)?;
     let mut state = check(connection, table_owner, patience)?;
     if !state.complete {
         // The table may be in any schema of the search path; what is added
@@ -167,6 +170,27 @@ fn upgrade(
     }
     connection.batch("COMMIT", patience)?;
     Ok(state.place())
+}
+
+/// How the transaction begins.
+fn start(polite: bool) -> String {
+    let lock = format!("SELECT pg_catalog.pg_advisory_xact_lock({KEY});");
+    let lock = if polite { lock.as_str() } else { "" };
+    format!("SET LOCAL lock_timeout TO '2s'; {lock}")
+}
+
+/// The same in one message, which is a transaction too: a pooler may give us the session for
+/// no longer. If others do it at the same moment, nothing is left to do for most of it.
+fn upgrade_at_once(
+    connection: &mut Session,
+    table_owner: Option<&str>,
+    place: &Schema,
+    polite: bool,
+    patience: Patience,
+) -> Result<Schema, Failure> {
+    let sql = format!("{} {}", start(polite), creation(place));
+    connection.batch(&sql, patience)?;
+    Ok(check(connection, table_owner, patience)?.place())
 }
 
 #[cfg(test)]

@@ -340,7 +340,21 @@ impl Session {
         answer.inspect_err(|failure| self.note(failure))
     }
 
-    /// The same without preparing, for a session that is used once.
+    /// Whether the server process is ours alone, and not one that a pooler hands around.
+    pub fn is_ours(&mut self, patience: Patience) -> Result<bool, Failure> {
+        if let Some(alone) = self.alone {
+            return Ok(alone);
+        }
+        // It names no schema.
+        let statements = Statements::new(&Schema::new(None));
+        let backend = self.client.as_ref().and_then(super::cancel::backend);
+        let told = self.query_unprepared(&statements[Sql::Whose], &[&backend], patience)?;
+        let alone = told.rows.first().map(|row| row.get("alone")).transpose();
+        self.alone = alone.map_err(Failure::Stopped)?;
+        Ok(self.alone == Some(true))
+    }
+
+    /// Executes a statement without preparing it, for a session that is used once.
     pub fn query_unprepared(
         &mut self,
         statement: &Statement,

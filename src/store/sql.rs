@@ -202,6 +202,12 @@ macro_rules! statements {
 }
 
 impl Sql {
+    /// Whether it can be executed where nothing can be written.
+    #[must_use]
+    pub fn only_reads(self) -> bool {
+        matches!(self, Sql::Probe | Sql::Busy | Sql::Held | Sql::Released)
+    }
+
     /// Whether it waits for other transactions no longer than it has set itself.
     #[must_use]
     pub fn is_limited(self) -> bool {

