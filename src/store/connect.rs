@@ -106,11 +106,21 @@ fn connect_to(
     attributes: TargetSessionAttrs,
     patience: Patience,
 ) -> Result<Session, Failure> {
-    let mut last = Failure::Broken("the name has no address".to_owned());
     let mut addresses = addresses(endpoint, patience)?;
     if url.load_balance_hosts {
         addresses.shuffle(&mut rand::rng());
     }
+    connect_to_one_address(url, endpoint, &addresses, attributes, patience)
+}
+
+fn connect_to_one_address(
+    url: &Url,
+    endpoint: &Endpoint,
+    addresses: &[SockAddr],
+    attributes: TargetSessionAttrs,
+    patience: Patience,
+) -> Result<Session, Failure> {
+    let mut last = Failure::Broken("the name has no address".to_owned());
     for (position, address) in addresses.iter().enumerate() {
         let mut limited = share(patience, addresses.len() - position);
         if let Some(timeout) = url.connect_timeout {
@@ -287,5 +297,32 @@ pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
             "the database at {url} did not answer within {seconds} s (sqlalchemy.pool_timeout)"
         )),
         Failure::Stopped(error) => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::url::Request;
+    use super::*;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    #[test]
+    fn an_address_that_says_nothing_leaves_time_for_the_next_one() {
+        let url = Url::parse(&Request::new("postgresql://u@name/d?sslmode=disable")).unwrap();
+        let silent = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let addresses = silent
+            .each_ref()
+            .map(|listener| listener.local_addr().unwrap().into());
+        let patience = Patience::new(Duration::from_millis(300), &|| Ok(()));
+        let attributes = TargetSessionAttrs::Any;
+        let endpoint = &url.endpoints[0];
+        let connected = connect_to_one_address(&url, endpoint, &addresses, attributes, patience);
+        assert!(matches!(connected, Err(Failure::TooSlow)));
+        for listener in &silent {
+            // Somebody came.
+            listener.set_nonblocking(true).unwrap();
+            listener.accept().unwrap();
+        }
     }
 }
