@@ -1,22 +1,16 @@
-//! Opening a connection: resolve, connect, log in; every wait can be given up.
+//! Opening a session with one of several servers, as securely as is asked for.
 
 use super::connector::Connector;
+use super::dial::{addresses, line};
 use super::failure::Failure;
 use super::patience::Patience;
-use super::session::{Line, Route, Session};
-use super::socket::Socket;
+use super::session::{Route, Session};
 use super::sql::{Schema, Sql, Statements};
-use super::stream::Channel;
 use super::tls::{ChannelBinding, Mode};
-use super::url::{Endpoint, Keepalives, Place, TargetSessionAttrs, Url};
+use super::url::{Endpoint, Place, TargetSessionAttrs, Url};
 use crate::error::Error;
 use rand::seq::SliceRandom;
-use socket2::{Domain, SockAddr, TcpKeepalive, Type};
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::{io, thread};
+use socket2::SockAddr;
 use tokio_postgres::config::{self, SslMode};
 
 /// What this client cannot do, and must not do without.
@@ -112,11 +106,21 @@ fn connect_to(
     attributes: TargetSessionAttrs,
     patience: Patience,
 ) -> Result<Session, Failure> {
-    let mut last = Failure::Broken("the name has no address".to_owned());
     let mut addresses = addresses(endpoint, patience)?;
     if url.load_balance_hosts {
         addresses.shuffle(&mut rand::rng());
     }
+    connect_to_one_address(url, endpoint, &addresses, attributes, patience)
+}
+
+fn connect_to_one_address(
+    url: &Url,
+    endpoint: &Endpoint,
+    addresses: &[SockAddr],
+    attributes: TargetSessionAttrs,
+    patience: Patience,
+) -> Result<Session, Failure> {
+    let mut last = Failure::Broken("the name has no address".to_owned());
     for (position, address) in addresses.iter().enumerate() {
         let mut limited = share(patience, addresses.len() - position);
         if let Some(timeout) = url.connect_timeout {
@@ -245,126 +249,6 @@ fn log_in(
     Session::open(&config, line(url, route, patience)?, patience)
 }
 
-/// Connects a socket.
-pub fn line(url: &Url, route: Route, patience: Patience) -> Result<Line, Failure> {
-    let socket = dial(url, &route.address, patience)?;
-    reach(&socket, patience)?;
-    let channel = Channel::new(socket);
-    Ok(Line { channel, route })
-}
-
-/// Waits for the end of a connect that was started.
-fn reach(socket: &Socket, patience: Patience) -> Result<(), Failure> {
-    while !is_connected(socket)? {
-        let slice = patience.slice().ok_or(Failure::TooSlow)?;
-        socket.wait(true, slice);
-        patience.check().map_err(Failure::Stopped)?;
-    }
-    Ok(())
-}
-
-/// Whether a non-blocking connect has come to its end.
-fn is_connected(socket: &Socket) -> io::Result<bool> {
-    let (error, peer) = match socket {
-        Socket::Tcp(socket) => (socket.take_error()?, socket.peer_addr().map(drop)),
-        Socket::Unix(socket) => (socket.take_error()?, socket.peer_addr().map(drop)),
-    };
-    match (error, peer) {
-        (Some(error), _) => Err(error),
-        (None, Ok(())) => Ok(true),
-        (None, Err(error)) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
-        (None, Err(error)) => Err(error),
-    }
-}
-
-/// The addresses of an endpoint. Names are resolved on a thread that lives no
-/// longer than that, because getaddrinfo(3) can neither be interrupted nor limited.
-fn addresses(endpoint: &Endpoint, patience: Patience) -> Result<Vec<SockAddr>, Failure> {
-    match &endpoint.place {
-        Place::Unix(path) => Ok(vec![SockAddr::unix(path)?]),
-        Place::Tcp(host, port) => {
-            let host = endpoint.address.as_ref().unwrap_or(host);
-            if let Ok(address) = host.parse::<IpAddr>() {
-                return Ok(vec![SocketAddr::new(address, *port).into()]);
-            }
-            let (sender, receiver) = channel();
-            let (host, port) = (host.clone(), *port);
-            thread::Builder::new()
-                .name("distlock-dns".to_owned())
-                .spawn(move || {
-                    let found = (host.as_str(), port).to_socket_addrs();
-                    // Nobody listens any more if the caller has given up.
-                    let _ = sender.send(found.map(Iterator::collect::<Vec<_>>));
-                })?;
-            loop {
-                let slice = patience.slice().ok_or(Failure::TooSlow)?;
-                match receiver.recv_timeout(slice) {
-                    Ok(found) => {
-                        return Ok(found?.into_iter().map(Into::into).collect());
-                    }
-                    Err(RecvTimeoutError::Timeout) => {
-                        patience.check().map_err(Failure::Stopped)?;
-                    }
-                    Err(RecvTimeoutError::Disconnected) => {
-                        return Err(Failure::Broken("the name was not resolved".to_owned()));
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn keep_alive(socket: &socket2::Socket, wanted: &Keepalives) -> io::Result<()> {
-    if !wanted.enabled {
-        return Ok(());
-    }
-    socket.set_keepalive(true)?;
-    let mut keepalive = TcpKeepalive::new();
-    if let Some(idle) = wanted.idle {
-        keepalive = keepalive.with_time(idle);
-    }
-    if let Some(interval) = wanted.interval {
-        keepalive = keepalive.with_interval(interval);
-    }
-    if let Some(count) = wanted.count {
-        keepalive = keepalive.with_retries(count);
-    }
-    socket.set_tcp_keepalive(&keepalive)
-}
-
-/// Starts a connect that does not block.
-fn dial(url: &Url, address: &SockAddr, patience: Patience) -> io::Result<Socket> {
-    let unix = address.domain() == Domain::UNIX;
-    let socket = socket2::Socket::new(address.domain(), Type::STREAM, None)?;
-    socket.set_nonblocking(true)?;
-    if !unix {
-        socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_user_timeout(url.tcp_user_timeout)?;
-        keep_alive(&socket, &url.keepalives)?;
-    }
-    loop {
-        match socket.connect(address) {
-            Ok(()) => break,
-            Err(error)
-                if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) =>
-            {
-                break;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // The queue of a Unix socket is full: there is nothing to poll for.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !patience.over() => {
-                thread::sleep(std::time::Duration::from_millis(5));
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(if unix {
-        Socket::Unix(UnixStream::from(OwnedFd::from(socket)))
-    } else {
-        Socket::Tcp(socket.into())
-    })
-}
-
 /// What to tell about a failure to connect, and what to change.
 pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
     match failure {
@@ -413,5 +297,32 @@ pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
             "the database at {url} did not answer within {seconds} s (sqlalchemy.pool_timeout)"
         )),
         Failure::Stopped(error) => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::url::Request;
+    use super::*;
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    #[test]
+    fn an_address_that_says_nothing_leaves_time_for_the_next_one() {
+        let url = Url::parse(&Request::new("postgresql://u@name/d?sslmode=disable")).unwrap();
+        let silent = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+        let addresses = silent
+            .each_ref()
+            .map(|listener| listener.local_addr().unwrap().into());
+        let patience = Patience::new(Duration::from_millis(300), &|| Ok(()));
+        let attributes = TargetSessionAttrs::Any;
+        let endpoint = &url.endpoints[0];
+        let connected = connect_to_one_address(&url, endpoint, &addresses, attributes, patience);
+        assert!(matches!(connected, Err(Failure::TooSlow)));
+        for listener in &silent {
+            // Somebody came.
+            listener.set_nonblocking(true).unwrap();
+            listener.accept().unwrap();
+        }
     }
 }

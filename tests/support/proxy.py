@@ -49,6 +49,7 @@ class Proxy:
         #: How many connections were asked for.
         self.connects = 0
         self._swallowed: set[socket.socket] = set()
+        self._forgetting: dict[socket.socket, threading.Event] = {}
         self.refusing = False
         self.refuse_after_cut = False
         self._flowing = threading.Event()
@@ -83,6 +84,16 @@ class Proxy:
     def swallow(self) -> None:
         """Lets nothing through any more over the connections there are, and says nothing."""
         self._swallowed.update(self._sockets)
+
+    def deallocate(self) -> None:
+        """Has the server forget what idle sessions have prepared, as some poolers do."""
+        for server in self._sockets[1::2]:
+            if server.fileno() < 0 or server in self._swallowed:
+                continue
+            told = self._forgetting[server] = threading.Event()
+            query = b"DEALLOCATE ALL\0"
+            server.sendall(b"Q" + struct.pack("!I", len(query) + 4) + query)
+            told.wait()
 
     def freeze_answers(self) -> None:
         """Keeps every answer of the server back until :meth:`thaw`."""
@@ -180,6 +191,10 @@ class Proxy:
                     self._hold()
                 typed = True
                 if source in self._swallowed:
+                    continue
+                if source in self._forgetting:
+                    if message[:1] == b"Z":  # The answer ends, which nobody has asked for.
+                        self._forgetting.pop(source).set()
                     continue
                 # The end of the answer before may still be on its way.
                 begins = message[:1] != b"Z" or self.frozen.is_set()

@@ -1,0 +1,134 @@
+//! Connecting a socket: resolve, connect; every wait can be given up.
+
+use super::failure::Failure;
+use super::patience::Patience;
+use super::session::{Line, Route};
+use super::socket::Socket;
+use super::stream::Channel;
+use super::url::{Endpoint, Keepalives, Place, Url};
+use socket2::{Domain, SockAddr, TcpKeepalive, Type};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::{io, thread};
+
+/// Connects a socket.
+pub fn line(url: &Url, route: Route, patience: Patience) -> Result<Line, Failure> {
+    let socket = dial(url, &route.address, patience)?;
+    reach(&socket, patience)?;
+    let channel = Channel::new(socket);
+    Ok(Line { channel, route })
+}
+
+/// Waits for the end of a connect that was started.
+fn reach(socket: &Socket, patience: Patience) -> Result<(), Failure> {
+    while !is_connected(socket)? {
+        let slice = patience.slice().ok_or(Failure::TooSlow)?;
+        socket.wait(true, slice);
+        patience.check().map_err(Failure::Stopped)?;
+    }
+    Ok(())
+}
+
+/// Whether a non-blocking connect has come to its end.
+fn is_connected(socket: &Socket) -> io::Result<bool> {
+    let (error, peer) = match socket {
+        Socket::Tcp(socket) => (socket.take_error()?, socket.peer_addr().map(drop)),
+        Socket::Unix(socket) => (socket.take_error()?, socket.peer_addr().map(drop)),
+    };
+    match (error, peer) {
+        (Some(error), _) => Err(error),
+        (None, Ok(())) => Ok(true),
+        (None, Err(error)) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
+        (None, Err(error)) => Err(error),
+    }
+}
+
+/// The addresses of an endpoint. Names are resolved on a thread that lives no
+/// longer than that, because getaddrinfo(3) can neither be interrupted nor limited.
+pub fn addresses(endpoint: &Endpoint, patience: Patience) -> Result<Vec<SockAddr>, Failure> {
+    match &endpoint.place {
+        Place::Unix(path) => Ok(vec![SockAddr::unix(path)?]),
+        Place::Tcp(host, port) => {
+            let host = endpoint.address.as_ref().unwrap_or(host);
+            if let Ok(address) = host.parse::<IpAddr>() {
+                return Ok(vec![SocketAddr::new(address, *port).into()]);
+            }
+            let (sender, receiver) = channel();
+            let (host, port) = (host.clone(), *port);
+            thread::Builder::new()
+                .name("distlock-dns".to_owned())
+                .spawn(move || {
+                    let found = (host.as_str(), port).to_socket_addrs();
+                    // Nobody listens any more if the caller has given up.
+                    let _ = sender.send(found.map(Iterator::collect::<Vec<_>>));
+                })?;
+            loop {
+                let slice = patience.slice().ok_or(Failure::TooSlow)?;
+                match receiver.recv_timeout(slice) {
+                    Ok(found) => {
+                        return Ok(found?.into_iter().map(Into::into).collect());
+                    }
+                    Err(RecvTimeoutError::Timeout) => {
+                        patience.check().map_err(Failure::Stopped)?;
+                    }
+                    Err(RecvTimeoutError::Disconnected) => {
+                        return Err(Failure::Broken("the name was not resolved".to_owned()));
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn keep_alive(socket: &socket2::Socket, wanted: &Keepalives) -> io::Result<()> {
+    if !wanted.enabled {
+        return Ok(());
+    }
+    socket.set_keepalive(true)?;
+    let mut keepalive = TcpKeepalive::new();
+    if let Some(idle) = wanted.idle {
+        keepalive = keepalive.with_time(idle);
+    }
+    if let Some(interval) = wanted.interval {
+        keepalive = keepalive.with_interval(interval);
+    }
+    if let Some(count) = wanted.count {
+        keepalive = keepalive.with_retries(count);
+    }
+    socket.set_tcp_keepalive(&keepalive)
+}
+
+/// Starts a connect that does not block.
+fn dial(url: &Url, address: &SockAddr, patience: Patience) -> io::Result<Socket> {
+    let unix = address.domain() == Domain::UNIX;
+    let socket = socket2::Socket::new(address.domain(), Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    if !unix {
+        socket.set_tcp_nodelay(true)?;
+        socket.set_tcp_user_timeout(url.tcp_user_timeout)?;
+        keep_alive(&socket, &url.keepalives)?;
+    }
+    loop {
+        match socket.connect(address) {
+            Ok(()) => break,
+            Err(error)
+                if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) =>
+            {
+                break;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The queue of a Unix socket is full: there is nothing to poll for.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !patience.over() => {
+                thread::sleep(std::time::Duration::from_millis(5));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(if unix {
+        Socket::Unix(UnixStream::from(OwnedFd::from(socket)))
+    } else {
+        Socket::Tcp(socket.into())
+    })
+}

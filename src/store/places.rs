@@ -1,0 +1,210 @@
+//! Places for sessions, which `r2d2` manages: how many there are, who has one and who waits.
+//!
+//! To make a place is no work, so nothing fails or takes long on the thread of `r2d2`.
+
+use super::dial::line;
+use super::failure::Failure;
+use super::patience::Patience;
+use super::pool::Settings;
+use super::session::Session;
+use super::url::Url;
+use r2d2::{ManageConnection, NopErrorHandler, PooledConnection};
+use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long sessions beyond `pool_size` stay open after one of them was needed. To open
+/// and close one costs as much as ten calls, and callers who are a few more than `pool_size`
+/// would do so all the time.
+const OVERFLOW_STAYS: Duration = Duration::from_secs(1);
+
+/// No limit: more than a PostgreSQL serves. `r2d2` reserves memory for all of them.
+pub const UNLIMITED: usize = 16_384;
+
+/// How long it may take to cancel a statement that was given up.
+pub const CANCELLING: Duration = Duration::from_secs(5);
+
+/// Where a session may be.
+#[derive(Default)]
+pub struct Place {
+    pub session: Option<Box<Session>>,
+    /// When it was used last.
+    pub used: Option<Instant>,
+}
+
+/// A place that is in use.
+pub type Taken = PooledConnection<Places>;
+
+/// How `r2d2` makes places, and which ones it keeps.
+#[derive(Debug)]
+pub struct Places {
+    /// How many callers wait for one.
+    waiting: Arc<AtomicUsize>,
+}
+
+impl ManageConnection for Places {
+    type Connection = Place;
+    type Error = Infallible;
+
+    fn connect(&self) -> Result<Place, Infallible> {
+        Ok(Place::default())
+    }
+
+    fn is_valid(&self, _: &mut Place) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    /// An empty place goes, so that the next caller gets one with a session. If somebody waits
+    /// there is none, and it is given to them: `r2d2` does not wake them for a place that goes.
+    fn has_broken(&self, place: &mut Place) -> bool {
+        place.session.is_none() && self.waiting.load(Relaxed) == 0
+    }
+}
+
+/// The sessions of one process.
+pub struct Sessions {
+    url: Url,
+    places: r2d2::Pool<Places>,
+    waiting: Arc<AtomicUsize>,
+    in_use: AtomicUsize,
+    /// How many stay open.
+    keep: usize,
+    made: Instant,
+    /// When more than `keep` were last needed at once, in milliseconds since `made`; 0 if there
+    /// are no more than that.
+    exceeded: AtomicU64,
+}
+
+impl Sessions {
+    /// Places without sessions.
+    pub fn new(url: &Url, settings: &Settings) -> Sessions {
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let thread = ScheduledThreadPool::builder()
+            .num_threads(1)
+            .thread_name_pattern("distlock-pool")
+            .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled)
+            .build();
+        let places = r2d2::Pool::builder()
+            .max_size(u32::try_from(settings.limit()).unwrap_or(u32::MAX))
+            .min_idle(Some(0))
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .test_on_check_out(false)
+            .error_handler(Box::new(NopErrorHandler))
+            .thread_pool(Arc::new(thread))
+            .build_unchecked(Places {
+                waiting: waiting.clone(),
+            });
+        Sessions {
+            url: url.clone(),
+            places,
+            waiting,
+            in_use: AtomicUsize::new(0),
+            keep: settings.keep(),
+            made: Instant::now(),
+            exceeded: AtomicU64::new(0),
+        }
+    }
+
+    /// How many are in use.
+    pub fn in_use(&self) -> usize {
+        self.in_use.load(Relaxed)
+    }
+
+    /// A place, if one becomes free in time. It is in use until [`Sessions::give_back`].
+    pub fn take(&self, patience: Patience) -> Result<Option<Taken>, Failure> {
+        let place = match self.places.try_get() {
+            Some(place) => Some(place),
+            None => self.await_place(patience)?,
+        };
+        if place.is_some() {
+            self.note_use();
+        }
+        Ok(place)
+    }
+
+    fn await_place(&self, patience: Patience) -> Result<Option<Taken>, Failure> {
+        self.waiting.fetch_add(1, Relaxed);
+        let place = loop {
+            let Some(slice) = patience.slice() else {
+                break Ok(None);
+            };
+            if let Ok(place) = self.places.get_timeout(slice) {
+                break Ok(Some(place));
+            }
+            if let Err(error) = patience.check() {
+                break Err(Failure::Stopped(error));
+            }
+        };
+        self.waiting.fetch_sub(1, Relaxed);
+        place
+    }
+
+    /// Notes that a place is in use. The first caller who finds that those beyond `keep` have
+    /// not been needed for a while closes them.
+    fn note_use(&self) {
+        if self.in_use.fetch_add(1, Relaxed) >= self.keep {
+            return self.exceeded.store(self.now(), Relaxed);
+        }
+        let exceeded = self.exceeded.load(Relaxed);
+        if exceeded != 0
+            && Duration::from_millis(self.now() - exceeded) > OVERFLOW_STAYS
+            && self.exceeded.swap(0, Relaxed) == exceeded
+        {
+            self.trim();
+        }
+    }
+
+    /// Closes idle sessions until no more than `keep` are open.
+    fn trim(&self) {
+        let open = usize::try_from(self.places.state().connections).unwrap_or(usize::MAX);
+        let idle = std::iter::from_fn(|| self.places.try_get());
+        for mut place in idle.take(open.saturating_sub(self.keep)) {
+            place.session = None;
+        }
+    }
+
+    /// Milliseconds since the beginning, which is 1.
+    fn now(&self) -> u64 {
+        u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+    }
+
+    /// Takes a place back, with its session unless that has ended.
+    pub fn give_back(sessions: &Arc<Sessions>, mut place: Taken) {
+        match place.session.take() {
+            Some(session) if session.is_unfinished() => {
+                Sessions::cancel(sessions.clone(), place, session);
+            }
+            session => {
+                place.session = session.filter(|session| !session.is_broken());
+                place.used = Some(Instant::now());
+                sessions.in_use.fetch_sub(1, Relaxed);
+            }
+        }
+    }
+
+    /// Has the server give up what a session that was given up still does there, on a thread
+    /// of its own. Until that is done the place is in use, so there are never more sessions on
+    /// the server than places.
+    fn cancel(sessions: Arc<Sessions>, place: Taken, mut session: Box<Session>) {
+        let shared = sessions.clone();
+        let work = move || {
+            let patience = Patience::new(CANCELLING, &|| Ok(()));
+            let line = line(&sessions.url, session.route.clone(), patience);
+            if let Err(failure) = line.and_then(|line| session.cancel(line, patience)) {
+                log::debug!("a statement could not be cancelled: {failure:?}");
+            }
+            drop(session);
+            drop(place);
+            sessions.in_use.fetch_sub(1, Relaxed);
+        };
+        let thread = thread::Builder::new().name("distlock-cancel".to_owned());
+        if let Err(error) = thread.spawn(work) {
+            log::debug!("no thread to cancel a statement: {error}");
+            shared.in_use.fetch_sub(1, Relaxed);
+        }
+    }
+}
