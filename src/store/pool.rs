@@ -125,6 +125,8 @@ struct Sessions {
     made: Instant,
     /// When more than `keep` were last needed at once, in milliseconds since `made`.
     exceeded: AtomicU64,
+    /// What was opened before may lead nowhere, likewise.
+    doubted: AtomicU64,
 }
 
 impl Sessions {
@@ -157,6 +159,7 @@ impl Sessions {
             scheduled: AtomicBool::new(false),
             made: Instant::now(),
             exceeded: AtomicU64::new(0),
+            doubted: AtomicU64::new(0),
         }
     }
 
@@ -272,6 +275,8 @@ pub struct Pooled {
     /// `None` only while it is being dropped.
     place: Option<PooledConnection<Places>>,
     sessions: Arc<Sessions>,
+    /// It was opened for this call.
+    fresh: bool,
     /// Whose the pool is.
     process: u32,
 }
@@ -287,11 +292,19 @@ impl Pooled {
         }
     }
 
+    /// Whether the session was opened for this call, so that it leads somewhere.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
+    }
+
     /// Whether there is a session that looks alive.
     fn is_usable(&mut self, recycle: Option<Duration>) -> bool {
         let used = self.place.as_ref().and_then(|place| place.used);
+        let doubted = Duration::from_millis(self.sessions.doubted.load(Relaxed));
+        let doubted = self.sessions.made + doubted;
         self.session().is_some_and(|session| {
-            let young = recycle.is_none_or(|age| session.opened.elapsed() < age);
+            let young = recycle.is_none_or(|age| session.opened.elapsed() < age)
+                && session.opened >= doubted;
             young && (used.is_some_and(|used| used.elapsed() < FRESH) || session.is_alive())
         })
     }
@@ -366,6 +379,13 @@ impl Pool {
         self.reached.load(Relaxed)
     }
 
+    /// A session has given no answer: the others may lead nowhere either.
+    pub fn doubt(&self, patience: Patience) {
+        if let Some(sessions) = self.shared.of(patience.process).0.get() {
+            sessions.doubted.store(sessions.now(), Relaxed);
+        }
+    }
+
     /// A session that looks alive; opens one if need be.
     pub fn take(&self, patience: Patience) -> std::result::Result<Pooled, Failure> {
         // Also before each repetition: nothing is done twice in a forked child.
@@ -389,11 +409,13 @@ impl Pool {
         let mut pooled = Pooled {
             place: Some(place),
             sessions: sessions.clone(),
+            fresh: false,
             process: patience.process,
         };
         if !(pooled.is_usable(self.settings.recycle) && self.ping(&mut pooled, patience)?) {
             pooled.put(None);
             pooled.put(Some(self.connect(patience)?));
+            pooled.fresh = true;
         }
         Ok(pooled)
     }

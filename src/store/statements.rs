@@ -301,10 +301,16 @@ impl Store {
             let outcome = self.pool.take(patience).and_then(|mut connection| {
                 taken = true;
                 sent = Moment::now();
-                if prepare {
-                    connection.query(statement, parameters, patience)
+                // A firewall may have dropped it, or the server stand still.
+                let limited = if connection.is_fresh() {
+                    patience
                 } else {
-                    connection.query_unprepared(statement, parameters, patience)
+                    patience.at_most(Store::SILENCE.min(patience.left() / 2))
+                };
+                if prepare {
+                    connection.query(statement, parameters, limited)
+                } else {
+                    connection.query_unprepared(statement, parameters, limited)
                 }
             });
             let failure = match outcome {
@@ -368,6 +374,12 @@ impl Store {
                     repeated |= taken;
                     last = Some(reason);
                 }
+                Failure::TooSlow if taken && !patience.over() => {
+                    log::debug!("no answer: repeating on a fresh connection");
+                    self.pool.doubt(patience);
+                    repeated = true;
+                    last = Some("a session gives no answer any more".to_owned());
+                }
                 // The time ended between two attempts: tell how they failed.
                 Failure::TooSlow if !taken && last.is_some() => {
                     let reason = last.unwrap_or_default();
@@ -383,6 +395,10 @@ impl Store {
             pause = (pause * 2).min(Duration::from_millis(500));
         }
     }
+
+    /// How long a session that was used before may take for an answer, before another one is
+    /// asked.
+    const SILENCE: Duration = Duration::from_secs(5);
 
     /// How often a statement that should not take long is repeated when it did.
     const TRIES_LIMITED: u32 = 3;
