@@ -19,7 +19,7 @@ use tokio_postgres::{AsyncMessage, Client, Config, RowStream};
 /// A parameter of a statement.
 pub type Parameter<'a> = &'a (dyn ToSql + Sync);
 
-/// Why CockroachDB will not do.
+/// Why `CockroachDB` will not do.
 const NO_ADVISORY_LOCKS: &str = "sqlalchemy.url names a CockroachDB, whose advisory locks do \
     nothing and which has no notifications: processes that wait for a lock would not find out about \
     each other. Use a PostgreSQL";
