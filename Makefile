@@ -14,7 +14,7 @@ PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md \
     $(shell find src python -type f -not -name '*.pyc')
 
-.PHONY: bench demo test rust lint types stubs pytest mutants matrix docs wheel clean always
+.PHONY: bench failover demo test rust lint types stubs pytest mutants matrix docs wheel clean always
 .DEFAULT_GOAL := test
 
 demo: $(BUILD)/installed
@@ -128,6 +128,21 @@ $(BUILD)/bench.done: $(BUILD)/python requirements/bench.txt
 bench: $(BUILD)/installed $(BUILD)/original.done $(BUILD)/bench.done
 	BENCH_OUTPUT=docs $(BIN)/python bench/run.py $(BUILD)/bench
 	$(BUILD)/bench/matplotlib/bin/python bench/plot.py docs/benchmarks.json docs/benchmarks.svg
+
+# Patroni in an environment of its own. Root starts it as another user, who may not reach
+# a Python in root's home, so the system's is preferred.
+$(BUILD)/patroni.done: requirements/failover.txt $(BUILD)/tools
+	rm -rf $(BUILD)/patroni
+	python=/usr/bin/python3; $$python -c 'import venv' 2> /dev/null || python=$(PYTHON); \
+	$$python -m venv --without-pip $(BUILD)/patroni \
+	  && $(BIN)/python -m pip --quiet --python $(BUILD)/patroni/bin/python install -r $< || true
+	command -v etcd || ! command -v apt-get || [ "$$(id -u)" != 0 ] \
+	  || { apt-get update -q && apt-get install -y -q etcd-server; } || true
+	touch $@
+
+# Some five minutes: the leader of three PostgreSQLs is lost in four ways under load.
+failover: $(BUILD)/installed $(BUILD)/patroni.done
+	$(BIN)/python -m tests.failover.run $(BUILD)/patroni
 
 clean:
 	rm -rf $(BUILD) target

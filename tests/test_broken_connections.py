@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -278,3 +280,22 @@ def test_a_primary_that_is_demoted_for_a_while_is_waited_for(conf: Conf, db: Db)
         extended.result()
     assert lock.fence == fence
     lock.release()
+
+
+def test_a_session_that_answers_no_more_is_replaced(server: Server, server_url: str) -> None:
+    """As when a firewall has dropped it, or the server is another one by now."""
+    conf = Conf(server_url, "5m", pool_timeout=30)
+    lock = conf.get("name")
+    lock.acquire()
+    with psycopg.connect(server_url, autocommit=True) as db:
+        ours = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> %s"
+        pids = [pid for (pid,) in db.execute(ours, (db.info.backend_pid,)).fetchall()]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            lock.extend()
+            lock.release()
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+    assert pids

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psycopg
 import pytest
 
 import score.distlock
+import score.init
+
+from .support.server import Server
 
 from .conftest import with_options
 
@@ -148,3 +153,29 @@ def test_vacuum_goes_in_steps(url: str, db: Db) -> None:
     found = db.execute("SELECT sum(deleted), max(deleted) <= 10000 FROM steps").fetchone()
     assert found == (25000, True)
     conf.extend("held", held)
+
+
+def test_cockroachdb_is_refused(server: Server, server_url: str) -> None:
+    """Its advisory locks do nothing. It says who it is at the login."""
+    database = server_url.partition("?")[0].rpartition("/")[2]
+    parameter = b"crdb_version\0v25.2\0"
+    message = b"S" + (len(parameter) + 4).to_bytes(4, "big") + parameter
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def pass_on() -> None:
+            client, _ = listener.accept()
+            behind = socket.socket(socket.AF_UNIX)
+            behind.connect(f"{server.folder}/.s.PGSQL.{server.port}")
+            with client, behind:
+                behind.sendall(client.recv(65536))
+                # What it says first is that it trusts us: nine bytes.
+                client.sendall(behind.recv(9, socket.MSG_WAITALL) + message + behind.recv(65536))
+                client.recv(65536)
+
+        with ThreadPoolExecutor(1) as thread:
+            passing = thread.submit(pass_on)
+            port = listener.getsockname()[1]
+            url = f"postgresql://postgres@127.0.0.1:{port}/{database}?sslmode=disable"
+            with pytest.raises(score.init.ConfigurationError, match="CockroachDB"):
+                score.distlock.init({"sqlalchemy.url": url})
+            passing.result()

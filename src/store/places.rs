@@ -76,6 +76,8 @@ pub struct Sessions {
     /// When more than `keep` were last needed at once, in milliseconds since `made`; 0 if there
     /// are no more than that.
     exceeded: AtomicU64,
+    /// What was opened before may lead nowhere, likewise.
+    doubted: AtomicU64,
 }
 
 impl Sessions {
@@ -106,6 +108,7 @@ impl Sessions {
             keep: settings.keep(),
             made: Instant::now(),
             exceeded: AtomicU64::new(0),
+            doubted: AtomicU64::new(0),
         }
     }
 
@@ -170,6 +173,16 @@ impl Sessions {
     /// Milliseconds since the beginning, which is 1.
     fn now(&self) -> u64 {
         u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+    }
+
+    /// A session has given no answer: the others that are open may lead nowhere either.
+    pub fn doubt(&self) {
+        self.doubted.store(self.now(), Relaxed);
+    }
+
+    /// Whether a session that was opened then may lead nowhere.
+    pub fn is_doubted(&self, opened: Instant) -> bool {
+        opened < self.made + Duration::from_millis(self.doubted.load(Relaxed))
     }
 
     /// Takes a place back, with its session unless that has ended.

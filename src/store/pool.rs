@@ -62,9 +62,6 @@ impl Settings {
 /// What was used so short a time ago is not asked whether it is alive.
 const FRESH: Duration = Duration::from_millis(20);
 
-/// What was used a shorter time ago was not dropped by a firewall.
-const REST: Duration = Duration::from_secs(1);
-
 /// The sessions of the process, made at the first use, and anew after they were closed.
 #[derive(Default)]
 struct Shared(Mutex<Option<Arc<Sessions>>>);
@@ -108,17 +105,23 @@ impl Pooled {
         }
     }
 
-    /// Whether the session was in the pool for so long that a firewall may have dropped it.
-    pub fn rested(&self) -> bool {
-        let used = self.place.as_ref().and_then(|place| place.used);
-        !self.opened && used.is_none_or(|used| used.elapsed() > REST)
+    /// Whether the session was opened for this use, so that it leads somewhere.
+    pub fn is_fresh(&self) -> bool {
+        self.opened
+    }
+
+    /// It has given no answer: others that were opened before may lead nowhere either.
+    pub fn doubt(&self) {
+        self.sessions.doubt();
     }
 
     /// Whether there is a session that looks alive.
     fn is_usable(&mut self, recycle: Option<Duration>) -> bool {
         let used = self.place.as_ref().and_then(|place| place.used);
+        let sessions = self.sessions.clone();
         self.session().is_some_and(|session| {
-            let young = recycle.is_none_or(|age| session.opened.elapsed() < age);
+            let young = recycle.is_none_or(|age| session.opened.elapsed() < age)
+                && !sessions.is_doubted(session.opened);
             young && (used.is_some_and(|used| used.elapsed() < FRESH) || session.is_alive())
         })
     }

@@ -158,8 +158,7 @@ fn upgrade(
     polite: bool,
     patience: Patience,
 ) -> Result<Schema, Failure> {
-    connection.batch("BEGIN", patience)?;
-    connection.batch(&start(polite), patience)?;
+    connection.batch(&format!("BEGIN; {}", start(polite)), patience)?;
     let mut state = check(connection, table_owner, patience)?;
     if !state.complete {
         // The table may be in any schema of the search path; what is added

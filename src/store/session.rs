@@ -19,6 +19,11 @@ use tokio_postgres::{AsyncMessage, Client, Config, RowStream};
 /// A parameter of a statement.
 pub type Parameter<'a> = &'a (dyn ToSql + Sync);
 
+/// Why `CockroachDB` will not do.
+const NO_ADVISORY_LOCKS: &str = "sqlalchemy.url names a CockroachDB, whose advisory locks do \
+    nothing and which has no notifications: processes that wait for a lock would not find out about \
+    each other. Use a PostgreSQL";
+
 /// What the library returns.
 type Outcome<T> = Result<T, tokio_postgres::Error>;
 
@@ -181,6 +186,11 @@ impl Session {
         let login = config.connect_raw(stream, route.connector.clone());
         let (client, wire) = run(login, &channel, patience, |_| Ok(()))?
             .map_err(|error| Failure::of_login(&error))?;
+        if wire.parameter("crdb_version").is_some() {
+            return Err(Failure::Stopped(Error::Configuration(
+                NO_ADVISORY_LOCKS.into(),
+            )));
+        }
         Ok(Session {
             client: Some(client),
             wire,

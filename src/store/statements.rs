@@ -337,12 +337,16 @@ impl Store {
             let outcome = self.pool.take(patience).and_then(|mut session| {
                 taken = true;
                 sent = Moment::now();
-                let limited = if session.rested() {
-                    patience.at_most(Store::FIRST_TRY.max(patience.left() / 3))
-                } else {
-                    patience
-                };
-                session.query(statement, parameters, limited)
+                if session.is_fresh() {
+                    return session.query(statement, parameters, patience);
+                }
+                // A firewall may have dropped it, or the server stand still.
+                let silence = (patience.left() / 2).clamp(Store::SILENCE.0, Store::SILENCE.1);
+                let answer = session.query(statement, parameters, patience.at_most(silence));
+                if matches!(answer, Err(Failure::TooSlow)) {
+                    session.doubt();
+                }
+                answer
             });
             match outcome {
                 Ok(answer) => {
@@ -388,7 +392,7 @@ impl Store {
                 attempts.repeated |= taken;
                 attempts.last = Some(reason);
             }
-            // A connection that had a rest may have been dropped by a firewall meanwhile.
+            // The session gives no answer: another one may.
             Failure::TooSlow if taken && !patience.over() => {
                 attempts.repeated = true;
                 attempts.last = Some("no answer in time".to_owned());
@@ -446,8 +450,10 @@ impl Store {
         })
     }
 
-    /// How long to wait, at least, for the first answer over a connection that had a rest.
-    const FIRST_TRY: Duration = Duration::from_secs(2);
+    /// How long a session that was used before may take for an answer, at least and at most,
+    /// before another one is asked.
+    const SILENCE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5));
+
     /// How often a statement that should not take long is repeated when it did.
     const TRIES_LIMITED: u32 = 3;
 
