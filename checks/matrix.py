@@ -6,6 +6,7 @@ Usage: matrix.py WHEEL. One wheel is for all of CPython.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys

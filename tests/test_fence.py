@@ -313,3 +313,29 @@ def test_another_unique_violation_is_told(url: str, db: Db) -> None:
     with pytest.raises(score.distlock.DatabaseError, match="only_one") as caught:
         conf.acquire("second")
     assert caught.value.sqlstate == "23505"
+
+
+@pytest.mark.parametrize("cause", ["set back", "cache"])
+def test_it_grows_when_the_row_goes_after_the_sequence_fell_behind(
+    url: str, db: Db, cause: str
+) -> None:
+    """What is above the sequence would be forgotten with the row."""
+    confs = [score.distlock.init({"sqlalchemy.url": url}) for _ in range(3)]
+    if cause == "cache":
+        db.execute("ALTER SEQUENCE _score_distlock_fence_seq CACHE 20")
+    else:
+        db.execute("SELECT setval('_score_distlock_fence_seq', 1000)")
+    fences = []
+
+    def take(conf: Conf) -> None:
+        with conf.get("name") as lock:
+            assert lock.fence is not None
+            fences.append(lock.fence)
+
+    for turn in range(120):
+        take(confs[turn % 3])
+        if cause == "set back" and turn % 40 == 20:
+            set_back(db)
+        if turn % 40 == 30:
+            db.execute("DELETE FROM _score_distlock")
+    assert fences == sorted(set(fences))

@@ -412,3 +412,42 @@ def test_forged_notifications_cause_little_work(server: Server, server_url: str)
         assert 0 < requests < 300
         direct.release("name", token)
         assert waiter.result()
+
+
+EVIL = """
+CREATE FUNCTION {0}.evil(text) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN
+    RAISE EXCEPTION 'code of another role has run';
+END $$;
+GRANT EXECUTE ON FUNCTION {0}.evil(text) TO public;
+"""
+
+
+@pytest.mark.parametrize(
+    "trigger",
+    [
+        "CREATE TRIGGER any_name BEFORE INSERT OR UPDATE ON _score_distlock FOR EACH ROW"
+        " WHEN ({0}.evil(NEW.token))",
+        "CREATE OR REPLACE TRIGGER score_distlock_one_vacuum_at_a_time BEFORE INSERT OR UPDATE"
+        " ON _score_distlock FOR EACH ROW WHEN ({0}.evil(NEW.token))",
+        "CREATE OR REPLACE TRIGGER score_distlock_one_vacuum_at_a_time BEFORE DELETE"
+        " ON _score_distlock FOR EACH STATEMENT WHEN ({0}.evil('x'))",
+        "CREATE TRIGGER any_name BEFORE INSERT OR UPDATE ON _score_distlock FOR EACH ROW"
+        " WHEN (pg_notify('spoils', NEW.token) IS NULL)",
+    ],
+    ids=["any name", "our name", "our trigger", "only the system's functions"],
+)
+def test_code_in_the_condition_of_a_trigger_is_refused(
+    url: str, db: Db, roles: tuple[str, str], trigger: str
+) -> None:
+    app, stranger = roles
+    score.distlock.init({"sqlalchemy.url": of_role(url, app)})
+    name = sql.Identifier(stranger)
+    db.execute(sql.SQL("GRANT TRIGGER ON _score_distlock TO {}").format(name))
+    db.execute(sql.SQL("CREATE SCHEMA {0} AUTHORIZATION {0}").format(name))
+    db.execute(sql.SQL("GRANT USAGE ON SCHEMA {} TO public").format(name))
+    function = "EXECUTE FUNCTION suppress_redundant_updates_trigger()"
+    with psycopg.connect(of_role(url, stranger), autocommit=True) as connection:
+        connection.execute(EVIL.format(stranger).encode())
+        connection.execute(f"{trigger.format(stranger)} {function}".encode())
+    with pytest.raises(ConfigurationError, match=stranger):
+        score.distlock.init({"sqlalchemy.url": of_role(url, app)})

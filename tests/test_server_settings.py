@@ -13,9 +13,8 @@ import pytest
 import score.distlock
 import score.init
 
-from .support.server import Server
-
 from .conftest import with_options
+from .support.server import Server
 
 Db = psycopg.Connection[Any]
 Conf = score.distlock.ConfiguredDistlockModule

@@ -452,7 +452,7 @@ impl Store {
 
     /// How long a session that was used before may take for an answer, at least and at most,
     /// before another one is asked.
-    const SILENCE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(5));
+    const SILENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
     /// How often a statement that should not take long is repeated when it did.
     const TRIES_LIMITED: u32 = 3;
@@ -503,6 +503,7 @@ impl Store {
             let answer = self.execute(Sql::Retake, &parameters, patience)?;
             if let Some(row) = answer.rows.first() {
                 let deadline = Deadline::new(answer.sent, lease.seconds());
+                self.catch_up(row, patience)?;
                 self.sweep_if_nothing_else_does(lease, patience)?;
                 return Ok(Answer::Acquired(row.get("fence")?, deadline));
             }
@@ -543,6 +544,22 @@ impl Store {
         }
     }
 
+    /// Lets the sequence catch up with the fence of a row that was taken, or a part of the
+    /// way: who takes it next goes on.
+    fn catch_up(&self, taken: &Row, patience: Patience) -> Result<()> {
+        if taken.get::<Option<bool>>("beyond")? != Some(true) {
+            return Ok(());
+        }
+        match self.execute(Sql::Repair, &[&Store::NUMBERS_PER_REPAIR], patience) {
+            Err(error @ (Error::Interrupted | Error::Forked)) => Err(error),
+            Err(error) => {
+                log::debug!("the sequence of fences could not be advanced: {error}");
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+        }
+    }
+
     /// What acquire.sql or wait.sql has taken, if it has: the fence and the deadline.
     ///
     /// If the fence may be older than another of the same name, a new one is drawn. So it
@@ -560,6 +577,7 @@ impl Store {
         let fence = row.get::<Option<i64>>("fence")?;
         let deadline = match fence {
             Some(fence) if row.get("newest")? => {
+                self.catch_up(row, patience)?;
                 return Ok(Some((fence, deadline(lease.seconds()))));
             }
             Some(_) => deadline(lease.seconds()),
@@ -603,11 +621,14 @@ impl Store {
             unknown |= answer.repeated;
         }
         Ok(match answer.rows.first() {
-            Some(row) => Turn::Acquired {
-                fence: row.get("fence")?,
-                deadline: Deadline::new(answer.sent, lease),
-                queued: waiter.more,
-            },
+            Some(row) => {
+                self.catch_up(row, patience)?;
+                Turn::Acquired {
+                    fence: row.get("fence")?,
+                    deadline: Deadline::new(answer.sent, lease),
+                    queued: waiter.more,
+                }
+            }
             None => Turn::Later(Queue::unseen(unknown)),
         })
     }

@@ -7,22 +7,30 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use std::net::IpAddr;
+use std::time::SystemTime;
 use x509_cert::Certificate;
 use x509_cert::der::asn1::{PrintableStringRef, TeletexStringRef, Utf8StringRef};
+use x509_cert::der::oid::ObjectIdentifier;
 use x509_cert::der::oid::db::rfc4519::CN;
+use x509_cert::der::oid::db::rfc5280::{
+    ID_CE_BASIC_CONSTRAINTS, ID_CE_CERTIFICATE_POLICIES, ID_CE_EXT_KEY_USAGE, ID_CE_KEY_USAGE,
+    ID_CE_NAME_CONSTRAINTS, ID_CE_SUBJECT_ALT_NAME, ID_KP_SERVER_AUTH,
+};
 use x509_cert::der::{Decode, Tag, Tagged};
-use x509_cert::ext::pkix::SubjectAltName;
 use x509_cert::ext::pkix::name::GeneralName;
+use x509_cert::ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAltName};
 
 /// The certificates that are trusted: as with OpenSSL those that name themselves as their
 /// issuer. Others in the same file only help to find a way to one of those.
 #[derive(Debug)]
 pub struct Roots {
-    /// As authorities.
+    /// Those that may issue others, which webpki does not ask.
     store: RootCertStore,
     /// As what they are: a server's own certificate may be among them.
     trusted: Vec<CertificateDer<'static>>,
     others: Vec<CertificateDer<'static>>,
+    /// How many authorities may stand between any of them and a server.
+    depth: u8,
 }
 
 impl Roots {
@@ -34,11 +42,19 @@ impl Roots {
         };
         let (trusted, others): (Vec<_>, Vec<_>) = certificates.into_iter().partition(names_itself);
         let mut store = RootCertStore::empty();
-        store.add_parsable_certificates(trusted.iter().cloned());
+        let mut depth = 0;
+        for root in &trusted {
+            let limit = parse(root).ok().and_then(|parsed| authority(&parsed));
+            if let Some(limit) = limit {
+                store.add_parsable_certificates([root.clone()]);
+                depth = depth.max(limit);
+            }
+        }
         Roots {
             store,
             trusted,
             others,
+            depth,
         }
     }
 }
@@ -68,7 +84,13 @@ impl ServerCertVerifier for Trust {
                 // `openssl req -x509` makes a certificate that is server and authority at
                 // once. The chain ends where it begins.
                 verify_time(certificate, now)?;
+                if !serves(&parse(certificate)?) {
+                    return Err(CertificateError::InvalidPurpose.into());
+                }
             } else {
+                if intermediates.len() > usize::from(roots.depth) {
+                    return Err(CertificateError::UnknownIssuer.into());
+                }
                 let others = intermediates.iter().chain(&roots.others).cloned();
                 verify_server_cert_signed_by_trust_anchor(
                     &ParsedCertificate::try_from(certificate)?,
@@ -110,6 +132,44 @@ impl ServerCertVerifier for Trust {
 
 fn parse(certificate: &CertificateDer<'_>) -> Result<Certificate, Error> {
     Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding.into())
+}
+
+/// Whether it may be used by a server, or to issue what is.
+fn serves(certificate: &Certificate) -> bool {
+    match certificate.tbs_certificate.get::<ExtendedKeyUsage>() {
+        Ok(None) => true,
+        Ok(Some((_, usages))) => usages.0.contains(&ID_KP_SERVER_AUTH),
+        Err(_) => false,
+    }
+}
+
+/// If it may issue others at this moment: how many authorities it allows beneath it, as far
+/// as it says.
+fn authority(certificate: &Certificate) -> Option<u8> {
+    const UNDERSTOOD: [ObjectIdentifier; 6] = [
+        ID_CE_BASIC_CONSTRAINTS,
+        ID_CE_KEY_USAGE,
+        ID_CE_EXT_KEY_USAGE,
+        ID_CE_SUBJECT_ALT_NAME,
+        ID_CE_NAME_CONSTRAINTS,
+        ID_CE_CERTIFICATE_POLICIES,
+    ];
+    let about = &certificate.tbs_certificate;
+    let (_, constraints) = about.get::<BasicConstraints>().ok()??;
+    let signs = match about.get::<KeyUsage>().ok()? {
+        Some((_, usage)) => usage.key_cert_sign(),
+        None => true,
+    };
+    let mut extensions = about.extensions.iter().flatten();
+    let understood =
+        extensions.all(|extension| !extension.critical || UNDERSTOOD.contains(&extension.extn_id));
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .ok()?;
+    let valid = about.validity.not_before.to_unix_duration() <= now
+        && now <= about.validity.not_after.to_unix_duration();
+    (constraints.ca && signs && understood && valid && serves(certificate))
+        .then_some(constraints.path_len_constraint.unwrap_or(u8::MAX))
 }
 
 fn verify_time(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {

@@ -9,8 +9,8 @@
 --   triggers, rules and defaults, whose code then runs as the role that writes. `strangers`
 --   are the owners that could not do so anyway: neither this role, nor one that it is a
 --   member of, nor the owner of the database, nor a superuser, nor $1. Being a superuser
---   makes nobody a member. The same is asked of the functions of triggers, which whoever
---   has been granted TRIGGER may have added.
+--   makes nobody a member. The same is asked of the functions of triggers, and of what their
+--   conditions call, which whoever has been granted TRIGGER may have added.
 -- * `additions` are the triggers, rules and policies of the table that are not ours.
 WITH RECURSIVE found AS MATERIALIZED (
     SELECT class.oid, class.relnamespace, class.relkind, class.relowner
@@ -43,7 +43,10 @@ WITH RECURSIVE found AS MATERIALIZED (
     SELECT trigger.tgname, routine.proowner,
            trigger.tgname {=} 'score_distlock_one_vacuum_at_a_time'
            AND trigger.tgfoid {=} 'pg_catalog.suppress_redundant_updates_trigger()'
-                                  ::pg_catalog.regprocedure::pg_catalog.oid AS ours
+                                  ::pg_catalog.regprocedure::pg_catalog.oid
+           -- BEFORE DELETE, for each statement: its condition sees no row.
+           AND trigger.tgtype {=} 10 AS ours,
+           trigger.oid, trigger.tgqual IS NOT NULL AS conditional
       FROM found
       JOIN pg_catalog.pg_trigger AS trigger ON trigger.tgrelid {=} found.oid
       JOIN pg_catalog.pg_proc AS routine ON routine.oid {=} trigger.tgfoid
@@ -54,6 +57,30 @@ WITH RECURSIVE found AS MATERIALIZED (
     SELECT relowner FROM fences
      UNION
     SELECT proowner FROM triggers WHERE NOT ours
+     UNION
+    -- What the conditions of triggers, also of ours, call.
+    SELECT routine.proowner
+      FROM triggers
+      JOIN pg_catalog.pg_depend AS dependency ON dependency.objid {=} triggers.oid
+      JOIN pg_catalog.pg_proc AS routine ON routine.oid {=} dependency.refobjid
+     WHERE dependency.classid {=} 'pg_catalog.pg_trigger'::pg_catalog.regclass::pg_catalog.oid
+       AND dependency.refclassid {=} 'pg_catalog.pg_proc'::pg_catalog.regclass::pg_catalog.oid
+     UNION
+    SELECT operator.oprowner
+      FROM triggers
+      JOIN pg_catalog.pg_depend AS dependency ON dependency.objid {=} triggers.oid
+      JOIN pg_catalog.pg_operator AS operator ON operator.oid {=} dependency.refobjid
+     WHERE dependency.classid {=} 'pg_catalog.pg_trigger'::pg_catalog.regclass::pg_catalog.oid
+       AND dependency.refclassid {=} 'pg_catalog.pg_operator'::pg_catalog.regclass::pg_catalog.oid
+     UNION
+    -- A condition of the system's functions alone can send tokens elsewhere. Whose it is
+    -- nobody knows, but who can have attached it.
+    SELECT granted.grantee
+      FROM found
+      JOIN pg_catalog.pg_class AS class ON class.oid {=} found.oid
+     CROSS JOIN LATERAL pg_catalog.aclexplode(class.relacl) AS granted
+     WHERE granted.privilege_type {=} 'TRIGGER'
+       AND EXISTS (SELECT FROM triggers WHERE conditional AND NOT ours)
      UNION
     SELECT class.relowner
       FROM found

@@ -25,4 +25,4 @@ UPDATE {table}
            END
        FOR UPDATE SKIP LOCKED
    )
-RETURNING fence
+RETURNING fence, pg_catalog.pg_sequence_last_value({fences}) {<} fence AS beyond

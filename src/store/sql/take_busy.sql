@@ -34,4 +34,4 @@ UPDATE {table} AS lock
        waiters = CASE WHEN $7 THEN waiters[2:] {||} $6 ELSE {unless_empty waiters[2:]} END
   FROM free
  WHERE lock.id {=} free.id
-RETURNING lock.fence
+RETURNING lock.fence, pg_catalog.pg_sequence_last_value({fences}) {<} lock.fence AS beyond

@@ -45,7 +45,7 @@ WITH free AS MATERIALIZED (
            END
       FROM free
      WHERE lock.id {=} free.id
- RETURNING lock.fence
+ RETURNING lock.fence, pg_catalog.pg_sequence_last_value({fences}) {<} lock.fence AS beyond
 ), missing AS MATERIALIZED (
     SELECT pg_catalog.clock_timestamp() AS instant
      WHERE CASE
@@ -95,6 +95,7 @@ WITH free AS MATERIALIZED (
 )
 SELECT coalesce((SELECT fence FROM taken), (SELECT fence FROM made)) AS fence,
        coalesce((SELECT newest FROM made), true) AS newest,
+       coalesce((SELECT beyond FROM taken), false) AS beyond,
        seen.live AND seen.token {=} $2 AS mine,
        seen.live,
        seen.fence AS seen_fence,
