@@ -36,7 +36,7 @@ class State(NamedTuple):
 
 
 def ago(seconds: int) -> str:
-    return f"{NOW} - interval '{seconds} s'"
+    return f"moment - interval '{seconds} s'"
 
 
 def end(seconds: int) -> str:
@@ -45,7 +45,7 @@ def end(seconds: int) -> str:
 
 STATES = {
     "held": State("moment", "moment", end(50), "60", True, True),
-    "expired": State("moment - interval '1 day'", "moment - interval '1 day'", end(-5), "60", 0, 1),
+    "expired": State(ago(86400), ago(86400), end(-5), "60", False, True),
     "released": State("'0001-01-01'", "'0001-01-01'", end(-5), "NULL", False, True),
     "held by 0.2.5": State(ago(10), "NULL", "NULL", "NULL", True, False),
     "expired by 0.2.5": State(ago(100), "NULL", "NULL", "NULL", False, False),
@@ -154,7 +154,7 @@ def changed(before: Row, after: Row) -> set[str]:
     return {name for name in before if name != "left" and before[name] != after[name]}
 
 
-WAIT = (FIRST, 0, [], False)
+WAIT: tuple[Any, ...] = (FIRST, 0, [], False)
 #: What the statement is given after the name.
 TAKERS: dict[str, tuple[Any, ...]] = {
     "Acquire": (),

@@ -50,4 +50,7 @@ class Guardian:
 
 if __name__ == "__main__":
     sys.stdin.buffer.read(1)
-    {"server": end_server, "databases": drop_databases}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] == "server":
+        end_server(*sys.argv[2:])
+    else:
+        drop_databases(*sys.argv[2:])
