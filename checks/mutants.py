@@ -205,17 +205,20 @@ def mutants() -> list[Mutant]:
 def overlay(mutant: Mutant, folder: Path) -> None:
     """Makes the package with the change in a folder of its own."""
     package = folder / "score" / "distlock"
+    # `score` is a package of several folders, which a .pth file has put together by then.
+    path = f"import score\nscore.__path__.insert(0, {str(package.parent)!r})\n"
+    (folder / "sitecustomize.py").write_text(path)
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     if mutant.file.suffix == ".py":
         (package / mutant.file.name).write_text(mutant.text())
         return
     (module,) = package.glob("_distlock*.so")
     old, new = mutant.file.read_bytes(), mutant.text().encode()
-    if len(new) > len(old):  # comments make room
-        new = re.sub(rb"^ *--.*\n", b"", new, flags=re.MULTILINE)
+    if len(new) > len(old):  # comments and indentation make room
+        new = re.sub(rb"^ *--.*\n|^ +", b"", new, flags=re.MULTILINE)
     new = new.ljust(len(old))
     built = module.read_bytes()
-    assert len(new) == len(old), f"{mutant.file.name} has no comments to make room"
+    assert len(new) == len(old), f"{mutant.file.name} is too short"
     assert built.count(old) == 1, f"{mutant.file.name} is not what was built"
     module.write_bytes(built.replace(old, new))
 
@@ -239,6 +242,9 @@ def judge(mutant: Mutant, url: str) -> Verdict:
         tests = [f"tests/{test}" for test in TESTS[mutant.file.name]]
         environment = {**os.environ, "PYTHONPATH": folder, "DISTLOCK_TEST_URL": url}
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        loads = [sys.executable, "-c", "import score.distlock as d; print(d.__file__)"]
+        loaded = subprocess.check_output(loads, env=environment, text=True)
+        assert loaded.startswith(folder), f"the mutant is not what the tests load: {loaded}"
         process = subprocess.Popen(
             [*command, *tests],
             cwd=PROJECT,
@@ -266,6 +272,7 @@ def main() -> int:
     """Judges the selected mutants; how many survive without a reason decides the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--every", type=int, default=1, help="only each so-manieth")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("parts", nargs="*")
     options = parser.parse_args()
@@ -279,6 +286,7 @@ def main() -> int:
         if (not parts or any(part in mutant.name for part in parts))
         and (mutant.name not in EXCUSED or parts)
     ]
+    chosen = chosen[:: options.every]
     if options.list:
         print(*(mutant.name for mutant in chosen), sep="\n")
         return 0
