@@ -78,7 +78,7 @@ lint: $(BUILD)/tools
 types: $(BUILD)/installed
 	@echo "== mypy"
 	$(BIN)/mypy python/score/distlock
-	$(BIN)/mypy tests demo
+	$(BIN)/mypy tests demo checks
 
 stubs: $(BUILD)/installed
 	@echo "== stubtest"

@@ -68,7 +68,14 @@ def environment(python: Path, version: str, wheel: str) -> Path:
     if not (made / "bin" / "python").exists():
         subprocess.run([python, "-m", "venv", "--clear", made], check=True)
     own = made / "bin" / "python"
-    install = [own, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
+    install: list[str | Path] = [
+        own,
+        "-m",
+        "pip",
+        "--disable-pip-version-check",
+        "--quiet",
+        "install",
+    ]
     requirements = PROJECT / "requirements" / "tests.txt"
     subprocess.run([*install, "-r", requirements, f"{wheel}[sqlalchemy,embedded]"], check=True)
     subprocess.run([*install, "--force-reinstall", "--no-deps", wheel], check=True)

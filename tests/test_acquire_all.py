@@ -69,6 +69,21 @@ def test_it_waits_for_all_of_them(brief: Conf, conf: Conf, db: Db) -> None:
     assert conf.acquire("a", timeout=5)
 
 
+def test_none_if_one_is_lost_meanwhile(brief: Conf, conf: Conf, db: Db) -> None:
+    token = conf.acquire("c")
+    waiter = Background(brief.acquire_all, NAMES, timeout=30)
+    wait_until_waiting(db, 1, "c")
+    db.execute("UPDATE _score_distlock SET token = 'stolen' WHERE name = 'a'")
+    while not brief.get("a").expired:
+        db.execute("SELECT pg_sleep(0.01)")
+    conf.release("c", token)
+    with pytest.raises(LockExpired) as raised:
+        waiter.result()
+    assert raised.value.args[0] == "a"
+    for name in "bc":
+        assert conf.acquire(name, timeout=20)
+
+
 def test_locks_that_are_held_already(conf: Conf) -> None:
     with conf.get("b") as lock:
         with conf.acquire_all(NAMES) as tokens:

@@ -42,8 +42,10 @@ def test_a_busy_gil_costs_no_hold(url: str) -> None:
 
 def outlive(db: Db, name: str = "name") -> None:
     """Returns when the lease that `name` has now would be over."""
-    db.execute("SELECT pg_sleep_until(expires + interval '100 ms') FROM _score_distlock")
-    assert name
+    query = (
+        "SELECT pg_sleep_until(expires + interval '100 ms') FROM _score_distlock WHERE name = %s"
+    )
+    assert db.execute(query, (name,)).fetchone() is not None
 
 
 def test_the_hold_outlives_its_lease_and_ends_with_the_block(

@@ -293,9 +293,10 @@ def test_an_empty_url_where_the_environment_says_it(url: str) -> None:
         "print(conf.engine.raw_connection().driver_connection.info.dbname)\n"
     )
     environment = {
-        "PGHOST": str(made.query["host"]),
-        "PGPORT": str(made.query["port"]),
+        "PGHOST": str(made.host or made.query["host"]),
+        "PGPORT": str(made.port or made.query["port"]),
         "PGUSER": str(made.username),
+        "PGPASSWORD": made.password or "",
         "PGDATABASE": str(made.database),
     }
     done = subprocess.run(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -174,6 +175,20 @@ def test_a_late_holder_cannot_commit(client: Client, brief: Conf, conf: Conf, db
             client.commit(connection)
     assert work(db) == []
     assert lock.expired
+
+
+def test_a_loss_that_a_guard_finds_is_told(psycopg3: Client, conf: Conf, db: Db) -> None:
+    told = threading.Event()
+    with pytest.raises(LockExpired), conf.get("name").hold(on_lost=lambda _: told.set()) as lock:
+        db.execute("UPDATE _score_distlock SET token = 'stolen'")
+        with (
+            psycopg3.transaction() as connection,
+            pytest.raises(LockExpired),
+            lock.guard(connection),
+        ):
+            pytest.fail("the guard let somebody in who has lost the lock")
+        assert lock.expired
+        told.wait()
 
 
 def test_nobody_takes_over_what_is_guarded(client: Client, brief: Conf, conf: Conf, db: Db) -> None:

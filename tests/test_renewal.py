@@ -279,6 +279,17 @@ def test_the_configured_autoextend_stays(
     block(**options)(conf, outlive)
 
 
+@pytest.mark.parametrize("block", BLOCKS)
+def test_autoextend_need_not_be_configured(url: str, db: Db, block: Callable[..., Take]) -> None:
+    conf = score.distlock.init({"sqlalchemy.url": url, "maxtime": "600ms"})
+    over = "SELECT expires < clock_timestamp() FROM _score_distlock"
+
+    def outlive() -> None:
+        renewed(db, ["name"], 2, lambda: db.execute(over).fetchone() == (True,))
+
+    block(autoextend=True)(conf, outlive)
+
+
 @pytest.mark.parametrize("block", [hold, hold_in_loop, locked])
 def test_maxtime_changes_neither(url: str, db: Db, block: Callable[..., Take]) -> None:
     settings = {"sqlalchemy.url": url, "maxtime": "1h", "timeout": "30s", "autoextend": "true"}

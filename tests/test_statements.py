@@ -14,6 +14,7 @@ import score.distlock
 from score.distlock._distlock import _statements
 
 from .conftest import fresh_database
+from .support.line import Background
 
 Row = dict[str, Any]
 
@@ -36,7 +37,7 @@ class State(NamedTuple):
 
 
 def ago(seconds: int) -> str:
-    return f"{NOW} - interval '{seconds} s'"
+    return f"moment - interval '{seconds} s'"
 
 
 def end(seconds: int) -> str:
@@ -45,7 +46,7 @@ def end(seconds: int) -> str:
 
 STATES = {
     "held": State("moment", "moment", end(50), "60", True, True),
-    "expired": State("moment - interval '1 day'", "moment - interval '1 day'", end(-5), "60", 0, 1),
+    "expired": State(ago(86400), ago(86400), end(-5), "60", False, True),
     "released": State("'0001-01-01'", "'0001-01-01'", end(-5), "NULL", False, True),
     "held by 0.2.5": State(ago(10), "NULL", "NULL", "NULL", True, False),
     "expired by 0.2.5": State(ago(100), "NULL", "NULL", "NULL", False, False),
@@ -154,7 +155,7 @@ def changed(before: Row, after: Row) -> set[str]:
     return {name for name in before if name != "left" and before[name] != after[name]}
 
 
-WAIT = (FIRST, 0, [], False)
+WAIT: tuple[Any, ...] = (FIRST, 0, [], False)
 #: What the statement is given after the name.
 TAKERS: dict[str, tuple[Any, ...]] = {
     "Acquire": (),
@@ -709,3 +710,31 @@ def test_whose_session_it_is(session: Session) -> None:
 def test_nobody_listens_twice_under_a_number(session: Session, other: Session) -> None:
     assert session.run("ListenKey", ALIVE) == [{"alone": False}]
     assert session.run("ListenKey", GONE) == [{"alone": True}]
+
+
+def test_who_only_waits_for_the_table_is_in_nobodys_way(session: Session, other: Session) -> None:
+    with session.db.transaction():
+        session.db.execute("LOCK TABLE _score_distlock IN ACCESS EXCLUSIVE MODE")
+        waiter = Background(other.put, "released")
+        waits = (
+            "SELECT count(*) FROM pg_locks"
+            " WHERE NOT granted AND relation = '_score_distlock'::regclass"
+        )
+        while session.one(waits) == 0:
+            pass
+        assert session.run("Busy") == []
+    waiter.result()
+
+
+def test_what_kind_of_server_it_is(session: Session) -> None:
+    assert session.run("Role") == [{"standby": False, "read_only": False}]
+    session.db.execute("SET default_transaction_read_only = on")
+    assert session.run("Role") == [{"standby": False, "read_only": True}]
+
+
+def test_sequences_are_advanced_past_the_table(session: Session) -> None:
+    for number in range(6):
+        session.put("held", str(number), fence=6)
+    session.db.execute("SELECT setval('_score_distlock_id_seq', 1, false)")
+    assert session.run("Repair", 4) == [{"done": False, "fence_done": False}]
+    assert session.run("Repair", 4) == [{"done": True, "fence_done": True}]

@@ -810,6 +810,9 @@ impl Holds {
 }
 
 #[cfg(test)]
+mod promises;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -1,0 +1,618 @@
+//! The table of conditions, row by row, and what else each function promises.
+
+use super::*;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// One Lock object with a lease of a second, and the owners that use it.
+struct Scene {
+    holds: Holds,
+    lock: LockId,
+    now: Moment,
+}
+
+/// An owner and what its context remembers.
+struct Owner {
+    task: u64,
+    remembered: Vec<HoldId>,
+}
+
+impl Owner {
+    fn new(task: u64) -> Owner {
+        let remembered = Vec::new();
+        Owner { task, remembered }
+    }
+
+    fn caller(&self) -> Caller {
+        Caller {
+            place: Place::current(Some(self.task), None),
+            remembered: Arc::from(self.remembered.clone()),
+        }
+    }
+}
+
+const CALL: (bool, bool) = (false, false);
+const BLOCK: (bool, bool) = (true, false);
+const EXTENDED: (bool, bool) = (true, true);
+
+impl Scene {
+    fn new() -> Scene {
+        Scene {
+            holds: Holds::default(),
+            lock: LockId::fresh(),
+            now: Moment::now(),
+        }
+    }
+
+    fn grant(&self, (block, extended): (bool, bool), again: Option<HoldId>) -> Grant {
+        Grant {
+            entered: Entered {
+                hold: again.unwrap_or_else(HoldId::fresh),
+                level: LevelId::fresh(),
+            },
+            again: again.is_some(),
+            lock: self.lock,
+            name: Name::new("name").unwrap(),
+            token: Token::random(),
+            fence: Some(7),
+            deadline: Deadline::new(self.now, 1.0),
+            lease: Lease::SECOND,
+            block,
+            extended,
+        }
+    }
+
+    /// The owner acquires, and has it already if it has.
+    fn enter(&mut self, owner: &mut Owner, how: (bool, bool)) -> Entered {
+        let again = match self.holds.entry(self.lock, &owner.caller(), true) {
+            Entry::Fresh => None,
+            Entry::Again { hold, .. } => Some(hold),
+            Entry::Lost(..) => panic!("it is lost"),
+        };
+        let grant = self.grant(how, again);
+        let entered = grant.entered;
+        assert!(self.holds.open(grant, &owner.caller()).is_some());
+        owner.remembered.push(entered.hold);
+        entered
+    }
+
+    fn release(&mut self, owner: &Owner) -> Ending {
+        self.holds
+            .release(self.lock, &owner.caller(), None, self.now)
+    }
+
+    fn entry(&mut self, owner: &Owner) -> Entry {
+        self.holds.entry(self.lock, &owner.caller(), true)
+    }
+
+    fn token(&self, id: HoldId) -> Token {
+        self.holds.get(id).unwrap().token.clone()
+    }
+
+    fn levels(&self, id: HoldId) -> usize {
+        self.holds.get(id).map_or(0, |hold| hold.levels.len())
+    }
+
+    /// The lease is over.
+    fn pass(&mut self) {
+        self.now = self.now + Duration::from_secs(2);
+    }
+}
+
+fn lost(ending: &Ending) -> Option<(Loss, bool)> {
+    match ending {
+        Ending::Lost { reason, owed, .. } => Some((*reason, *owed)),
+        _ => None,
+    }
+}
+
+#[test]
+fn reasons_have_names() {
+    for (reason, name) in [
+        (Loss::Expired, "expired"),
+        (Loss::Released, "released"),
+        (Loss::Unreachable, "unreachable"),
+        (Loss::Unknown, "unknown"),
+    ] {
+        assert_eq!((reason.as_str(), reason.to_string().as_str()), (name, name));
+    }
+}
+
+#[test]
+fn an_owner_enters_again_and_others_do_not() {
+    let (mut scene, mut owner, other) = (Scene::new(), Owner::new(1), Owner::new(2));
+    assert_eq!(scene.entry(&owner), Entry::Fresh);
+    assert!(!scene.holds.holds_any(scene.lock));
+    let id = scene.enter(&mut owner, CALL).hold;
+    let (token, lease) = (scene.token(id), Lease::SECOND);
+    let again = Entry::Again {
+        hold: id,
+        token,
+        lease,
+    };
+    assert_eq!(scene.entry(&owner), again);
+    let not_reentrant = scene.holds.entry(scene.lock, &owner.caller(), false);
+    assert_eq!(not_reentrant, Entry::Fresh);
+    assert_eq!(scene.entry(&other), Entry::Fresh);
+    // Elsewhere, though it remembers; and here, if it does not.
+    let mut elsewhere = Owner::new(2);
+    elsewhere.remembered = owner.remembered.clone();
+    assert_eq!(scene.entry(&elsewhere), Entry::Fresh);
+    assert_eq!(scene.entry(&Owner::new(1)), Entry::Fresh);
+    let holds = &scene.holds;
+    assert!(holds.is_owned(scene.lock, &owner.caller()));
+    assert!(!holds.is_owned(scene.lock, &other.caller()));
+    assert!(holds.holds_any(scene.lock));
+    assert_eq!(holds.living(&[id, HoldId::fresh()]), [id]);
+}
+
+#[test]
+fn a_lock_shows_the_callers_own_hold_or_the_newest() {
+    let (mut scene, mut first, mut second) = (Scene::new(), Owner::new(1), Owner::new(2));
+    let (one, two) = (
+        scene.enter(&mut first, CALL),
+        scene.enter(&mut second, CALL),
+    );
+    let shown = |scene: &Scene, owner: &Owner| {
+        scene
+            .holds
+            .of(scene.lock, &owner.caller())
+            .map(|hold| hold.token.clone())
+    };
+    assert_eq!(shown(&scene, &first), Some(scene.token(one.hold)));
+    assert_eq!(shown(&scene, &second), Some(scene.token(two.hold)));
+    assert_eq!(shown(&scene, &Owner::new(3)), Some(scene.token(two.hold)));
+}
+
+#[test]
+fn a_hold_counts_as_expired_when_it_is_over_or_lost() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let id = scene.enter(&mut owner, CALL).hold;
+    assert!(!scene.holds.get(id).unwrap().expired(scene.now));
+    assert_eq!(scene.holds.expire(id, Loss::Expired, scene.now), None);
+    let later = scene.now + Duration::from_secs(2);
+    assert!(scene.holds.get(id).unwrap().expired(later));
+    let reported = scene.holds.expire(id, Loss::Unreachable, later).unwrap();
+    assert_eq!(
+        (reported.reason, reported.fence),
+        (Loss::Unreachable, Some(7))
+    );
+    assert!(scene.holds.get(id).unwrap().expired(scene.now));
+    assert_eq!(scene.holds.expire(id, Loss::Expired, later), None);
+    // What is being released is nobody's loss.
+    let mut other = Owner::new(2);
+    let releasing = scene.enter(&mut other, CALL).hold;
+    scene.release(&other);
+    assert_eq!(scene.holds.expire(releasing, Loss::Expired, later), None);
+}
+
+#[test]
+fn a_loss_is_told_once_outside_of_blocks_and_always_inside() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let id = scene.enter(&mut owner, CALL).hold;
+    let token = scene.token(id);
+    scene.holds.lost(id, Loss::Expired);
+    assert_eq!(scene.entry(&owner), Entry::Lost(token, Loss::Expired));
+    assert_eq!(scene.entry(&owner), Entry::Fresh);
+    let entered = scene.enter(&mut owner, BLOCK);
+    assert!(scene.holds.get(id).is_none(), "the new one replaces it");
+    scene.holds.lost(entered.hold, Loss::Unknown);
+    for _ in 0..2 {
+        assert!(matches!(scene.entry(&owner), Entry::Lost(_, Loss::Unknown)));
+    }
+    // An acquire in flight has said so.
+    let mut other = Owner::new(2);
+    let id = scene.enter(&mut other, CALL).hold;
+    scene.holds.lost(id, Loss::Expired);
+    scene.holds.reported(id);
+    assert_eq!(scene.entry(&other), Entry::Fresh);
+}
+
+#[test]
+fn the_inner_release_takes_a_level_off_and_the_last_ends_the_hold() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let id = scene.enter(&mut owner, CALL).hold;
+    let block = scene.enter(&mut owner, BLOCK);
+    scene.enter(&mut owner, CALL);
+    assert_eq!(scene.levels(id), 3);
+    assert_eq!(scene.release(&owner), Ending::Done);
+    assert_eq!(scene.release(&owner), Ending::Done);
+    assert_eq!(scene.levels(id), 1);
+    assert!(
+        scene.holds.watched(block).is_some(),
+        "a block ends its own level"
+    );
+    let expected = Ending::Release {
+        hold: Some(id),
+        token: scene.token(id),
+        pending: None,
+        lease: Some(Lease::SECOND),
+        held: true,
+        own: true,
+    };
+    assert_eq!(scene.release(&owner), expected);
+    assert_eq!(scene.holds.get(id).unwrap().condition, Condition::Releasing);
+    assert_eq!(scene.release(&owner), expected, "once more");
+    scene.pass();
+    assert!(matches!(
+        scene.release(&owner),
+        Ending::Release { held: false, .. }
+    ));
+}
+
+#[test]
+fn an_inner_end_past_the_deadline_confirms_the_hold() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let id = scene.enter(&mut owner, CALL).hold;
+    let block = scene.enter(&mut owner, BLOCK);
+    scene.enter(&mut owner, CALL);
+    let (token, lease) = (scene.token(id), Lease::SECOND);
+    scene.pass();
+    let confirm = Ending::Confirm {
+        hold: id,
+        token,
+        lease,
+    };
+    assert_eq!(scene.release(&owner), confirm);
+    assert_eq!(scene.holds.leave(block, scene.now), confirm);
+    assert_eq!(scene.levels(id), 1);
+}
+
+#[test]
+fn an_inner_block_ends_quietly_and_the_last_owes_the_release() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let outer = scene.enter(&mut owner, BLOCK);
+    let inner = scene.enter(&mut owner, BLOCK);
+    let token = scene.token(outer.hold);
+    assert_eq!(scene.holds.block(scene.lock, &owner.caller()), Some(inner));
+    assert_eq!(scene.holds.leave(inner, scene.now), Ending::Done);
+    assert_eq!(
+        scene.holds.leave(inner, scene.now),
+        Ending::Done,
+        "it is left once"
+    );
+    let ending = scene.holds.leave(outer, scene.now);
+    let expected = Ending::Release {
+        hold: None,
+        token,
+        pending: None,
+        lease: Some(Lease::SECOND),
+        held: true,
+        own: true,
+    };
+    assert_eq!(ending, expected);
+    assert!(scene.holds.get(outer.hold).is_none());
+    assert_eq!(scene.holds.leave(outer, scene.now), Ending::Nothing);
+    assert!(scene.holds.by_lock.is_empty() && scene.holds.by_token.is_empty());
+    let late = scene.enter(&mut owner, BLOCK);
+    scene.pass();
+    let ending = scene.holds.leave(late, scene.now);
+    assert!(matches!(ending, Ending::Release { held: false, .. }));
+}
+
+#[test]
+fn a_lost_block_owes_its_release_if_the_database_may_have_it() {
+    for (reason, owed) in [
+        (Loss::Expired, true),
+        (Loss::Unreachable, true),
+        (Loss::Released, false),
+        (Loss::Unknown, false),
+    ] {
+        let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+        let outer = scene.enter(&mut owner, BLOCK);
+        let inner = scene.enter(&mut owner, BLOCK);
+        scene.holds.lost(outer.hold, reason);
+        let ending = scene.holds.leave(inner, scene.now);
+        assert_eq!(lost(&ending), Some((reason, false)));
+        let ending = scene.holds.leave(outer, scene.now);
+        assert_eq!(lost(&ending), Some((reason, owed)));
+        // And so with calls.
+        let id = scene.enter(&mut owner, CALL).hold;
+        scene.enter(&mut owner, CALL);
+        scene.holds.lost(id, reason);
+        assert_eq!(lost(&scene.release(&owner)), Some((reason, false)));
+        assert_eq!(lost(&scene.release(&owner)), Some((reason, owed)));
+        assert_eq!(scene.release(&owner), Ending::Nothing);
+    }
+}
+
+#[test]
+fn a_lost_hold_that_its_owner_releases_in_a_block_is_ended() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let block = scene.enter(&mut owner, BLOCK);
+    let token = scene.token(block.hold);
+    scene.holds.lost(block.hold, Loss::Unknown);
+    let stranger = Owner::new(2).caller();
+    let ending = scene
+        .holds
+        .release(scene.lock, &stranger, Some(&token), scene.now);
+    assert_eq!(lost(&ending), Some((Loss::Unknown, false)));
+    let condition = |scene: &Scene| scene.holds.get(block.hold).unwrap().condition;
+    assert!(
+        matches!(condition(&scene), Condition::Lost { .. }),
+        "a stranger ends nothing"
+    );
+    assert_eq!(lost(&scene.release(&owner)), Some((Loss::Unknown, false)));
+    assert_eq!(condition(&scene), Condition::Ended(Loss::Unknown));
+}
+
+#[test]
+fn a_hold_that_was_released_in_its_block_is_ended() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let block = scene.enter(&mut owner, BLOCK);
+    let token = scene.token(block.hold);
+    scene.release(&owner);
+    let reported = scene.holds.released(block.hold, true).unwrap();
+    assert_eq!(
+        (reported.reason, reported.levels),
+        (Loss::Released, vec![block.level])
+    );
+    assert!(scene.holds.get(block.hold).unwrap().expired(scene.now));
+    assert_eq!(scene.release(&owner), Ending::Nothing, "no token");
+    let caller = owner.caller();
+    let ending = scene
+        .holds
+        .release(scene.lock, &caller, Some(&token), scene.now);
+    assert_eq!(lost(&ending), Some((Loss::Released, false)));
+    // Acquired again, the hold goes on in the block, and the block's end releases it.
+    let id = scene.enter(&mut owner, CALL).hold;
+    assert_ne!(id, block.hold);
+    assert_eq!(scene.levels(id), 1);
+    let ending = scene.holds.leave(block, scene.now);
+    assert!(matches!(ending, Ending::Release { hold: None, .. }));
+    assert!(scene.holds.get(id).is_none());
+}
+
+#[test]
+fn an_ended_block_is_told_so() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let block = scene.enter(&mut owner, BLOCK);
+    scene.release(&owner);
+    scene.holds.released(block.hold, true);
+    let ending = scene.holds.leave(block, scene.now);
+    assert_eq!(lost(&ending), Some((Loss::Released, false)));
+}
+
+#[test]
+fn a_block_inside_an_ended_one_has_its_own_level() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    scene.enter(&mut owner, CALL);
+    let outer = scene.enter(&mut owner, BLOCK);
+    scene.release(&owner);
+    scene.release(&owner);
+    scene.holds.released(outer.hold, true);
+    let inner = scene.enter(&mut owner, BLOCK);
+    assert_eq!(
+        scene.levels(inner.hold),
+        2,
+        "the calls of what has ended do not count"
+    );
+    assert_eq!(scene.holds.leave(inner, scene.now), Ending::Done);
+}
+
+#[test]
+fn a_release_by_its_owner_is_no_news_and_one_by_others_is() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let id = scene.enter(&mut owner, CALL).hold;
+    scene.release(&owner);
+    assert_eq!(scene.holds.released(id, true), None);
+    assert!(scene.holds.get(id).is_none());
+    let id = scene.enter(&mut owner, CALL).hold;
+    let (token, stranger) = (scene.token(id), Owner::new(2).caller());
+    let ending = scene
+        .holds
+        .release(scene.lock, &stranger, Some(&token), scene.now);
+    assert!(matches!(ending, Ending::Release { own: false, .. }));
+    let reported = scene.holds.released(id, false).unwrap();
+    assert_eq!(reported.reason, Loss::Released);
+    let condition = scene.holds.get(id).unwrap().condition;
+    assert!(matches!(
+        condition,
+        Condition::Lost {
+            reason: Loss::Released,
+            ..
+        }
+    ));
+    // What nobody here knows is released by its token.
+    let unknown = Token::random();
+    let ending = scene
+        .holds
+        .release(scene.lock, &stranger, Some(&unknown), scene.now);
+    let expected = Ending::Release {
+        hold: None,
+        token: unknown,
+        pending: None,
+        lease: None,
+        held: false,
+        own: false,
+    };
+    assert_eq!(ending, expected);
+    let without = Scene::new().release(&owner);
+    assert_eq!(without, Ending::Nothing);
+}
+
+#[test]
+fn the_owner_with_its_token_and_anybody_without_are_no_strangers() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let id = scene.enter(&mut owner, CALL).hold;
+    let token = scene.token(id);
+    let caller = owner.caller();
+    let ending = scene
+        .holds
+        .release(scene.lock, &caller, Some(&token), scene.now);
+    assert!(matches!(ending, Ending::Release { own: true, .. }));
+    assert!(matches!(
+        scene.release(&Owner::new(2)),
+        Ending::Release { own: true, .. }
+    ));
+}
+
+#[test]
+fn a_release_that_succeeds_in_the_background_is_done_when_it_is_called_again() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let id = scene.enter(&mut owner, CALL).hold;
+    let token = scene.token(id);
+    assert_eq!(scene.holds.settled(&token), None);
+    assert_eq!(scene.holds.get(id).unwrap().condition, Condition::Held);
+    scene.release(&owner);
+    assert_eq!(scene.holds.settled(&token), None);
+    assert_eq!(scene.holds.get(id).unwrap().condition, Condition::Released);
+    assert!(scene.holds.of(scene.lock, &owner.caller()).is_none());
+    assert!(!scene.holds.holds_any(scene.lock));
+    assert_eq!(scene.release(&owner), Ending::Done);
+    assert!(scene.holds.get(id).is_none());
+    // Its owner hears of it in a block.
+    let block = scene.enter(&mut owner, BLOCK);
+    let token = scene.token(block.hold);
+    scene.release(&owner);
+    assert_eq!(scene.holds.settled(&token).unwrap().reason, Loss::Released);
+    assert_eq!(scene.entry(&owner), Entry::Fresh);
+}
+
+#[test]
+fn a_release_that_came_too_late_ends_the_hold() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let id = scene.enter(&mut owner, CALL).hold;
+    assert_eq!(scene.holds.not_released(id, Loss::Expired, true), None);
+    assert!(scene.holds.get(id).is_none());
+    for own in [true, false] {
+        let block = scene.enter(&mut owner, BLOCK);
+        let reported = scene.holds.not_released(block.hold, Loss::Expired, own);
+        assert_eq!(reported.unwrap().reason, Loss::Expired);
+        let condition = scene.holds.get(block.hold).unwrap().condition;
+        assert_eq!(condition == Condition::Ended(Loss::Expired), own);
+        let _ = scene.holds.leave(block, scene.now);
+    }
+}
+
+#[test]
+fn a_hold_that_ended_meanwhile_is_not_entered() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let id = scene.enter(&mut owner, CALL).hold;
+    scene.now = scene.now + Duration::from_millis(500);
+    let grant = scene.grant(CALL, Some(id));
+    let deadline = grant.deadline;
+    assert!(scene.holds.open(grant, &owner.caller()).is_some());
+    assert_eq!(scene.holds.get(id).unwrap().deadline, deadline);
+    scene.holds.lost(id, Loss::Expired);
+    let grant = scene.grant(CALL, Some(id));
+    assert!(scene.holds.open(grant, &owner.caller()).is_none());
+}
+
+#[test]
+fn what_is_extended_is_renewed_in_time() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let entered = scene.enter(&mut owner, EXTENDED);
+    let id = entered.hold;
+    let after = |scene: &Scene, millis| {
+        scene
+            .holds
+            .overdue(id, scene.now + Duration::from_millis(millis))
+    };
+    assert_eq!(after(&scene, 0), None);
+    assert_eq!(after(&scene, 399), None);
+    assert_eq!(after(&scene, 401), Some(Lease::SECOND));
+    assert!(scene.holds.watched(entered).unwrap().1);
+    let nothing = Entered {
+        level: LevelId::fresh(),
+        ..entered
+    };
+    scene.holds.stop_extending(nothing);
+    assert_eq!(after(&scene, 900), Some(Lease::SECOND));
+    scene.holds.renewed(id, Deadline::new(scene.now, 5.0));
+    assert_eq!(after(&scene, 900), None);
+    scene.holds.renewed(id, Deadline::new(scene.now, 1.0));
+    assert_eq!(after(&scene, 900), None, "it was extended by more");
+    scene.holds.extended(id, Deadline::new(scene.now, 1.0));
+    assert_eq!(after(&scene, 900), Some(Lease::SECOND));
+    scene.holds.stop_extending(entered);
+    assert_eq!(after(&scene, 900), None);
+    assert!(!scene.holds.watched(entered).unwrap().1);
+    let other = scene.enter(&mut owner, EXTENDED);
+    scene.release(&owner);
+    scene.holds.lost(id, Loss::Expired);
+    assert_eq!(after(&scene, 900), None);
+    assert!(scene.holds.watched(other).is_none());
+}
+
+#[test]
+fn a_lock_that_is_gone_keeps_what_is_extended() {
+    let (mut scene, mut first, mut second) = (Scene::new(), Owner::new(1), Owner::new(2));
+    assert!(!scene.holds.forget(scene.lock));
+    let kept = scene.enter(&mut first, EXTENDED).hold;
+    let gone = scene.enter(&mut second, BLOCK).hold;
+    scene.holds.present(scene.lock, &Token::random(), Some(3));
+    assert!(scene.holds.forget(scene.lock));
+    assert!(scene.holds.get(kept).is_some());
+    assert!(scene.holds.get(gone).is_none());
+    assert_eq!(scene.holds.presented(scene.lock), None);
+    scene.holds.lost(kept, Loss::Expired);
+    assert!(scene.holds.forget(scene.lock));
+    assert!(scene.holds.get(kept).is_none());
+}
+
+#[test]
+fn the_number_of_a_token_from_elsewhere_is_kept() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let token = Token::random();
+    assert_eq!(scene.holds.presented(scene.lock), None);
+    scene.holds.present(scene.lock, &token, Some(12));
+    assert_eq!(scene.holds.presented(scene.lock), Some(12));
+    scene.holds.present(scene.lock, &token, None);
+    assert_eq!(scene.holds.presented(scene.lock), None);
+    let own = scene.enter(&mut owner, CALL).hold;
+    scene.holds.present(scene.lock, &scene.token(own), Some(13));
+    assert_eq!(
+        scene.holds.presented(scene.lock),
+        None,
+        "it has a hold of its own"
+    );
+    let another = LockId::fresh();
+    scene.holds.present(another, &scene.token(own), Some(14));
+    assert_eq!(scene.holds.presented(another), Some(14));
+}
+
+#[test]
+fn a_transfer_is_known_by_both_tokens_until_it_is_done() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let id = scene.enter(&mut owner, CALL).hold;
+    let (old, new, other) = (scene.token(id), Token::random(), Token::random());
+    let knows = |scene: &Scene, token: &Token| scene.holds.with_token(token).is_some();
+    scene.holds.transferring(&old, Some(other.clone()));
+    scene.holds.transferring(&old, Some(new.clone()));
+    assert!(knows(&scene, &old) && knows(&scene, &new) && !knows(&scene, &other));
+    let release = |scene: &mut Scene, token: &Token| match scene.holds.release(
+        scene.lock,
+        &owner.caller(),
+        Some(token),
+        scene.now,
+    ) {
+        Ending::Release { pending, .. } => pending,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(release(&mut scene, &old), Some(new.clone()));
+    assert_eq!(release(&mut scene, &new), None, "it is that one");
+    scene.holds.transferring(&old, None);
+    assert!(knows(&scene, &old) && !knows(&scene, &new));
+    scene.holds.transferring(&old, Some(other.clone()));
+    scene.holds.transferred(&old, &new);
+    assert!(!knows(&scene, &old) && knows(&scene, &new) && !knows(&scene, &other));
+    assert_eq!(scene.token(id), new);
+    // What is gone is known by neither.
+    scene.holds.transferring(&new, Some(other.clone()));
+    scene.holds.released(id, true);
+    assert!(scene.holds.by_token.is_empty());
+}
+
+#[test]
+fn of_those_that_nobody_releases_a_thousand_are_remembered() {
+    let mut scene = Scene::new();
+    let ids: Vec<_> = (0..1000)
+        .map(|task| scene.enter(&mut Owner::new(task), CALL).hold)
+        .collect();
+    assert_eq!(scene.holds.all.len(), 1000);
+    scene.enter(&mut Owner::new(1000), CALL);
+    assert_eq!(scene.holds.all.len(), 1000);
+    assert!(scene.holds.get(ids[0]).is_none());
+    assert!(scene.holds.get(ids[1]).is_some());
+}
