@@ -5,7 +5,8 @@
 //! | there       | try                                 | gone since now    | there              |
 //! | gone        | try, until the limit has passed     | gone              | there              |
 //! | given up    | one call at a time tries for a      | given up          | there              |
-//! |             | moment, the others fail at once     |                   |                    |
+//! |             | moment; the others wait for that,   |                   |                    |
+//! |             | and fail if it began after them     |                   |                    |
 
 use super::failure::Failure;
 use super::patience::Patience;
@@ -19,8 +20,10 @@ const MOMENT: Duration = Duration::from_secs(1);
 struct Gone {
     since: Instant,
     reason: String,
-    /// When somebody began to try, after it was given up.
+    /// When somebody began to try, after it was given up, and has not failed yet.
     trying: Option<Instant>,
+    /// When the last began who has failed.
+    tried: Option<Instant>,
 }
 
 /// Whether the database is there.
@@ -48,19 +51,29 @@ impl Outage {
 
     /// For how long the caller may try to connect.
     pub fn admit<'a>(&self, patience: Patience<'a>) -> Result<Patience<'a>, Failure> {
-        let mut state = self.state();
-        let Some(gone) = &mut *state else {
-            return Ok(patience);
-        };
-        let left = self.limit.saturating_sub(gone.since.elapsed());
-        if !left.is_zero() {
-            return Ok(patience.at_most(left));
+        let called = Instant::now();
+        loop {
+            let mut state = self.state();
+            let Some(gone) = &mut *state else {
+                return Ok(patience);
+            };
+            let left = self.limit.saturating_sub(gone.since.elapsed());
+            if !left.is_zero() {
+                return Ok(patience.at_most(left));
+            }
+            // Whether it is back is known from who began after this call.
+            let known = gone.tried.is_some_and(|began| began > called);
+            if known || patience.over() {
+                return Err(Failure::Broken(gone.reason.clone()));
+            }
+            if gone.trying.is_none_or(|began| began.elapsed() >= MOMENT) {
+                gone.trying = Some(Instant::now());
+                return Ok(patience.at_most(MOMENT));
+            }
+            drop(state);
+            let pause = Duration::from_millis(5);
+            patience.pause(pause).map_err(Failure::Stopped)?;
         }
-        if gone.trying.is_some_and(|since| since.elapsed() < MOMENT) {
-            return Err(Failure::Broken(gone.reason.clone()));
-        }
-        gone.trying = Some(Instant::now());
-        Ok(patience.at_most(MOMENT))
     }
 
     /// Whether it has been gone for so long that nobody waits for it any more.
@@ -77,9 +90,10 @@ impl Outage {
             since: began,
             reason: String::new(),
             trying: None,
+            tried: None,
         });
         reason.clone_into(&mut gone.reason);
-        gone.trying = None;
+        gone.tried = gone.trying.take().or(gone.tried);
         self.gone.store(true, Relaxed);
         first
     }
@@ -131,7 +145,7 @@ mod tests {
         outage.failed(Instant::now(), "refused");
         assert!(outage.is_given_up());
         assert!(admitted(&outage).unwrap() <= MOMENT);
-        let patience = Patience::new(LONG, &|| Ok(()));
+        let patience = Patience::new(Duration::from_millis(20), &|| Ok(()));
         let others = outage.admit(patience);
         assert!(matches!(others, Err(Failure::Broken(reason)) if reason == "refused"));
         outage.failed(Instant::now(), "refused");
