@@ -16,6 +16,7 @@ use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
 use std::{io, thread};
 use tokio_postgres::config::{self, SslMode};
 
@@ -87,6 +88,9 @@ fn share(patience: Patience, parts: usize) -> Patience {
     }
 }
 
+/// How long one of several hosts may take, unless `connect_timeout` says so.
+const CANDIDATE: Duration = Duration::from_secs(10);
+
 fn connect_to_one_of(
     url: &Url,
     endpoints: &[&Endpoint],
@@ -95,7 +99,11 @@ fn connect_to_one_of(
 ) -> Result<Session, Failure> {
     let mut reasons = Vec::new();
     for (position, endpoint) in endpoints.iter().enumerate() {
-        let limited = share(patience, endpoints.len() - position);
+        let mut limited = share(patience, endpoints.len() - position);
+        // Also for the last: by then one of the others may be what is wanted.
+        if endpoints.len() > 1 && url.connect_timeout.is_none() {
+            limited = limited.at_most(CANDIDATE);
+        }
         match connect_to(url, endpoint, attributes, limited) {
             Ok(session) => return Ok(session),
             Err(Failure::Broken(reason)) => reasons.push(format!("{endpoint}: {reason}")),
@@ -360,7 +368,7 @@ fn dial(url: &Url, address: &SockAddr, patience: Patience) -> io::Result<Socket>
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // The queue of a Unix socket is full: there is nothing to poll for.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && !patience.over() => {
-                thread::sleep(std::time::Duration::from_millis(5));
+                thread::sleep(Duration::from_millis(5));
             }
             Err(error) => return Err(error),
         }
