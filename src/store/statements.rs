@@ -378,7 +378,6 @@ impl Store {
                     log::debug!("no answer: repeating on a fresh connection");
                     self.pool.doubt(patience);
                     repeated = true;
-                    last = Some("a session gives no answer any more".to_owned());
                 }
                 // The time ended between two attempts: tell how they failed.
                 Failure::TooSlow if !taken && last.is_some() => {
