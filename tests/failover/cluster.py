@@ -175,10 +175,11 @@ class Cluster:
             time.sleep(0.1)
         raise TimeoutError(f"a node does not come back; the logs are in {self.folder}")
 
-    def end(self) -> None:
-        """Ends everything."""
+    def end(self, keep: bool) -> None:
+        """Ends everything; keeps the logs if something has failed."""
         for node in self.nodes:
             node.signal(signal.SIGKILL)
         self.etcd_process.kill()
         self.etcd_process.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if not keep:
+            shutil.rmtree(self.folder, ignore_errors=True)
