@@ -248,6 +248,9 @@ def test_statements_that_were_given_up_are_cancelled(server_url: str) -> None:
     assert conf.acquire("name 0")
 
 
+OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+
 def read_only(db: Db, setting: str) -> None:
     """What sessions that are opened from now on may do."""
     name = sql.Identifier(db.info.dbname)
@@ -270,11 +273,10 @@ def test_a_primary_that_is_demoted_for_a_while_is_waited_for(conf: Conf, db: Db)
     lock.acquire()
     fence = lock.fence
     read_only(db, "on")
-    others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    db.execute("SELECT pg_terminate_backend(pid) " + others)
+    db.execute("SELECT pg_terminate_backend(pid) " + OTHERS)
     with ThreadPoolExecutor(1) as thread:
         extended = thread.submit(lock.extend)
-        while not db.execute("SELECT 1 " + others + " AND query <> ''").fetchone():
+        while not db.execute("SELECT 1 " + OTHERS + " AND query <> ''").fetchone():
             assert not extended.done()
         read_only(db, "off")
         extended.result()
@@ -299,3 +301,25 @@ def test_a_session_that_answers_no_more_is_replaced(server: Server, server_url: 
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
     assert pids
+
+
+def test_the_last_of_several_hosts_does_not_take_all_the_time(
+    server: Server, server_url: str
+) -> None:
+    """It never says a word, and the one that was asked before becomes writable meanwhile."""
+    with (
+        psycopg.connect(server_url, autocommit=True) as db,
+        socket.create_server(("127.0.0.1", 0), backlog=50) as silent,
+    ):
+        hosts = f"host={server.folder},127.0.0.1&port={server.port},{silent.getsockname()[1]}"
+        url = f"postgresql://postgres@/{db.info.dbname}?{hosts}&target_session_attrs=read-write"
+        lock = Conf(url, "5m", pool_timeout=40).get("name")
+        lock.acquire()
+        read_only(db, "on")
+        db.execute("SELECT pg_terminate_backend(pid) " + OTHERS)
+        with ThreadPoolExecutor(1) as thread:
+            extended = thread.submit(lock.extend)
+            with silent.accept()[0]:
+                read_only(db, "off")
+                extended.result()
+        lock.release()

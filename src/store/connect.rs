@@ -11,6 +11,7 @@ use super::url::{Endpoint, Place, TargetSessionAttrs, Url};
 use crate::error::Error;
 use rand::seq::SliceRandom;
 use socket2::SockAddr;
+use std::time::Duration;
 use tokio_postgres::config::{self, SslMode};
 
 /// What this client cannot do, and must not do without.
@@ -74,6 +75,9 @@ fn share(patience: Patience, parts: usize) -> Patience {
     }
 }
 
+/// How long one of several hosts may take, unless `connect_timeout` says so.
+const CANDIDATE: Duration = Duration::from_secs(10);
+
 fn connect_to_one_of(
     url: &Url,
     endpoints: &[&Endpoint],
@@ -82,7 +86,11 @@ fn connect_to_one_of(
 ) -> Result<Session, Failure> {
     let mut reasons = Vec::new();
     for (position, endpoint) in endpoints.iter().enumerate() {
-        let limited = share(patience, endpoints.len() - position);
+        let mut limited = share(patience, endpoints.len() - position);
+        // Also for the last: by then one of the others may be what is wanted.
+        if endpoints.len() > 1 && url.connect_timeout.is_none() {
+            limited = limited.at_most(CANDIDATE);
+        }
         match connect_to(url, endpoint, attributes, limited) {
             Ok(session) => return Ok(session),
             Err(Failure::Broken(reason)) => reasons.push(format!("{endpoint}: {reason}")),

@@ -154,7 +154,7 @@ def main() -> int:
     finally:
         if loads:
             loads.kill()
-        cluster.end()
+        cluster.end(keep=bool(failed))
     counts = collections.Counter(line[1] for line in loads.said) if loads else {}
     for what, count in counts.items():
         print(f"{count} times: {what}")
