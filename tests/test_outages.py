@@ -48,7 +48,7 @@ def test_an_outage_is_waited_for_once(
         conf.acquire("the one that waits")
     before = proxy.connects
     for number in range(20):
-        with pytest.raises(DatabaseUnavailable, match="cannot reach"):
+        with pytest.raises(DatabaseUnavailable):
             conf.acquire(f"at once {number}")
     # One attempt for each call and for what is owed, or none; each call that waited a second
     # would try eight times.
