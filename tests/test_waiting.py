@@ -27,9 +27,9 @@ from .support.line import TASKS, Background, threads, wait_until_waiting, waitin
 from .support.proxy import Proxy
 from .support.server import Server
 from .test_lost_answers import own_url, proxy
-from .test_pooler import bouncer
+from .test_pooler import Bouncer, bouncer, mode
 
-__all__ = ("bouncer", "own_url", "proxy")
+__all__ = ("bouncer", "mode", "own_url", "proxy")
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]
@@ -462,10 +462,9 @@ def test_a_listening_connection_that_hangs(proxy: Proxy, own_url: str) -> None:
         assert waiter.result()
 
 
-def test_behind_a_pooler(bouncer: int, server_url: str) -> None:
-    """Notifications do not get through PgBouncer in transaction mode."""
-    database = server_url.partition("?")[0].rpartition("/")[2]
-    through = f"postgresql://postgres@127.0.0.1:{bouncer}/{database}"
+def test_behind_a_pooler(bouncer: Bouncer, server_url: str) -> None:
+    """Notifications do not get through PgBouncer."""
+    through = bouncer.url(server_url.partition("?")[0].rpartition("/")[2])
     conf = score.distlock.init({"sqlalchemy.url": server_url, "maxtime": "1h"})
     other = score.distlock.ConfiguredDistlockModule(through, "1h")
     tokens = [conf.acquire("name")]

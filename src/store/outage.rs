@@ -59,7 +59,8 @@ impl Outage {
             };
             let left = self.limit.saturating_sub(gone.since.elapsed());
             if !left.is_zero() {
-                return Ok(patience.at_most(left));
+                // Also at the very end there is time for one attempt.
+                return Ok(patience.at_most(left.max(MOMENT)));
             }
             // Whether it is back is known from who began after this call.
             let known = gone.tried.is_some_and(|began| began > called);
