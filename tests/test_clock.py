@@ -155,10 +155,11 @@ def test_of_many_that_race_for_an_expired_hold_one_gets_it(url: str, db: Db) -> 
     )
     db.execute(
         "CREATE TABLE seen"
-        " (fence bigint PRIMARY KEY, name text, since timestamptz, till timestamptz)"
+        " (token text PRIMARY KEY, fence bigint, since timestamptz, till timestamptz)"
     )
     score.distlock.init({"sqlalchemy.url": url})
-    # The server itself writes down every acquisition, at the moment it happens.
+    # The server itself writes down every acquisition, at the moment it happens. A new row
+    # may be given another fence before its owner is told (number.sql): the same hold.
     db.execute("""
         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             INSERT INTO seen VALUES
