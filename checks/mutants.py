@@ -156,6 +156,12 @@ class PythonMutants(ast.NodeVisitor):
             self.add(node, "pass")
         self.generic_visit(node)
 
+    def visit_Try(self, node: ast.Try) -> None:
+        for statement in node.body:
+            if isinstance(statement, ast.Assign):  # to what it was before
+                self.add(statement, "pass")
+        self.generic_visit(node)
+
     def visit_Raise(self, node: ast.Raise) -> None:
         self.add(node, "pass")
 
