@@ -156,6 +156,12 @@ class PythonMutants(ast.NodeVisitor):
             self.add(node, "pass")
         self.generic_visit(node)
 
+    def visit_Try(self, node: ast.Try) -> None:
+        for statement in node.body:
+            if isinstance(statement, ast.Assign):  # to what it was before
+                self.add(statement, "pass")
+        self.generic_visit(node)
+
     def visit_Raise(self, node: ast.Raise) -> None:
         self.add(node, "pass")
 
@@ -204,10 +210,13 @@ def mutants() -> list[Mutant]:
 
 def overlay(mutant: Mutant, folder: Path) -> None:
     """Makes the package with the change in a folder of its own."""
-    package = folder / "score" / "distlock"
-    # `score` is a package of several folders, which a .pth file has put together by then.
-    path = f"import score\nscore.__path__.insert(0, {str(package.parent)!r})\n"
-    (folder / "sitecustomize.py").write_text(path)
+    package = folder / "mutant" / "score" / "distlock"
+    # `score` is a package of several folders, which a .pth file has put together by then. The
+    # environment of 0.2.5, which tests call, keeps its own.
+    (folder / "sitecustomize.py").write_text(
+        f"import sys\nif sys.prefix == {sys.prefix!r}:\n"
+        f"    import score\n    score.__path__.insert(0, {str(package.parent)!r})\n"
+    )
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     if mutant.file.suffix == ".py":
         (package / mutant.file.name).write_text(mutant.text())
@@ -243,8 +252,10 @@ def judge(mutant: Mutant, url: str) -> Verdict:
         environment = {**os.environ, "PYTHONPATH": folder, "DISTLOCK_TEST_URL": url}
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
         loads = [sys.executable, "-c", "import score.distlock as d; print(d.__file__)"]
-        loaded = subprocess.check_output(loads, env=environment, text=True)
-        assert loaded.startswith(folder), f"the mutant is not what the tests load: {loaded}"
+        loaded = subprocess.run(loads, env=environment, capture_output=True, text=True, check=False)
+        if loaded.returncode:
+            return Verdict(mutant, "its import", time.monotonic() - start)
+        assert loaded.stdout.startswith(folder), f"it is not what the tests load: {loaded.stdout}"
         process = subprocess.Popen(
             [*command, *tests],
             cwd=PROJECT,
@@ -254,20 +265,20 @@ def judge(mutant: Mutant, url: str) -> Verdict:
             text=True,
             start_new_session=True,
         )
-        late = False
         try:
             output, _ = process.communicate(timeout=LIMIT)
         except subprocess.TimeoutExpired:
             output = ""
-            late = True
         with contextlib.suppress(ProcessLookupError):  # what its tests left behind
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     found = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", output, re.MULTILINE)
     caught = found[1] if found else None
-    # A test that hangs has a time limit of its own. Without a verdict nobody has noticed anything.
-    if not caught and process.returncode != 0 and not late:
+    # Whoever else killed it, or its time limit, has noticed nothing.
+    if -process.returncode in (signal.SIGSEGV, signal.SIGABRT):
         caught = "a crash"
+    elif process.returncode and not caught:
+        print(f"{mutant.name}: no verdict, exit code {process.returncode}", flush=True)
     return Verdict(mutant, caught, time.monotonic() - start)
 
 

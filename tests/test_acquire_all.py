@@ -69,9 +69,10 @@ def test_it_waits_for_all_of_them(brief: Conf, conf: Conf, db: Db) -> None:
     assert conf.acquire("a", timeout=5)
 
 
-def test_none_if_one_is_lost_meanwhile(brief: Conf, conf: Conf, db: Db) -> None:
+@pytest.mark.parametrize("autoextend", [False, True])
+def test_none_if_one_is_lost_meanwhile(brief: Conf, conf: Conf, db: Db, autoextend: bool) -> None:
     token = conf.acquire("c")
-    waiter = Background(brief.acquire_all, NAMES, timeout=30)
+    waiter = Background(brief.acquire_all, NAMES, timeout=30, autoextend=autoextend)
     wait_until_waiting(db, 1, "c")
     db.execute("UPDATE _score_distlock SET token = 'stolen' WHERE name = 'a'")
     while not brief.get("a").expired:

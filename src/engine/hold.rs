@@ -764,9 +764,7 @@ impl Holds {
     /// The lease of a hold was renewed, though perhaps by less than its owner has done since.
     pub fn renewed(&mut self, id: HoldId, deadline: Deadline) {
         if let Some(hold) = self.all.get_mut(&id) {
-            if deadline > hold.deadline {
-                hold.deadline = deadline;
-            }
+            hold.deadline = hold.deadline.max(deadline);
         }
     }
 

@@ -45,7 +45,7 @@ impl Lease {
 ///
 /// It is counted from before the request was sent. The server began the lease
 /// later, so the deadline passes before the lease does.
-#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Moment);
 
 impl Deadline {
@@ -80,6 +80,14 @@ mod tests {
         }
         assert!(Lease::from_seconds(0.0).is_some());
         assert!(Lease::from_seconds(Lease::MAX_SECONDS).is_some());
+    }
+
+    #[test]
+    fn a_lease_may_last_a_lifetime_and_is_what_was_asked_for() {
+        let years = 365.0 * 86400.0;
+        let lifetime = Lease::from_seconds(99.0 * years).map(Lease::seconds);
+        assert_eq!(lifetime, Some(99.0 * years));
+        assert_eq!(Lease::from_seconds(101.0 * years), None);
     }
 
     #[test]

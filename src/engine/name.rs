@@ -43,4 +43,9 @@ mod tests {
         assert_eq!(Name::new("ключ 🔑").unwrap().as_str(), "ключ 🔑");
         assert!(Name::new("a\0b").is_none());
     }
+
+    #[test]
+    fn a_message_shows_where_a_name_begins_and_ends() {
+        assert_eq!(Name::new("a \n").unwrap().to_string(), r#""a \n""#);
+    }
 }
