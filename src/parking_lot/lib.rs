@@ -9,6 +9,7 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{self, PoisonError};
 use std::time::Instant;
 
@@ -19,9 +20,15 @@ pub struct Mutex<T: ?Sized>(sync::Mutex<T>);
 /// As `parking_lot::MutexGuard`.
 pub struct MutexGuard<'a, T: ?Sized>(Option<sync::MutexGuard<'a, T>>);
 
-/// As `parking_lot::Condvar`.
+/// As `parking_lot::Condvar`. Like that one, and unlike the standard library's, it makes no
+/// system call where nobody waits: `r2d2` notifies at the end of each use.
 #[derive(Debug, Default)]
-pub struct Condvar(sync::Condvar);
+pub struct Condvar {
+    condvar: sync::Condvar,
+    /// How many threads wait. Who has changed what they wait for has locked the mutex since, and
+    /// sees those that waited then.
+    waiting: AtomicUsize,
+}
 
 /// As `parking_lot::WaitTimeoutResult`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,24 +74,34 @@ impl Condvar {
     /// One that nobody waits for.
     #[must_use]
     pub const fn new() -> Condvar {
-        Condvar(sync::Condvar::new())
+        Condvar {
+            condvar: sync::Condvar::new(),
+            waiting: AtomicUsize::new(0),
+        }
     }
 
     /// Wakes one thread.
     pub fn notify_one(&self) {
-        self.0.notify_one();
+        if self.waiting.load(Relaxed) > 0 {
+            self.condvar.notify_one();
+        }
     }
 
     /// Wakes all threads. How many these are, the standard library does not tell: 0.
     pub fn notify_all(&self) -> usize {
-        self.0.notify_all();
+        if self.waiting.load(Relaxed) > 0 {
+            self.condvar.notify_all();
+        }
         0
     }
 
     /// Waits to be woken.
     pub fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
         if let Some(locked) = guard.0.take() {
-            guard.0 = Some(self.0.wait(locked).unwrap_or_else(PoisonError::into_inner));
+            self.waiting.fetch_add(1, Relaxed);
+            let waited = self.condvar.wait(locked);
+            self.waiting.fetch_sub(1, Relaxed);
+            guard.0 = Some(waited.unwrap_or_else(PoisonError::into_inner));
         }
     }
 
@@ -98,10 +115,10 @@ impl Condvar {
         let Some(locked) = guard.0.take() else {
             return WaitTimeoutResult(true);
         };
-        let (locked, waited) = self
-            .0
-            .wait_timeout(locked, left)
-            .unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_add(1, Relaxed);
+        let waited = self.condvar.wait_timeout(locked, left);
+        self.waiting.fetch_sub(1, Relaxed);
+        let (locked, waited) = waited.unwrap_or_else(PoisonError::into_inner);
         guard.0 = Some(locked);
         WaitTimeoutResult(waited.timed_out())
     }

@@ -6,6 +6,13 @@ use std::time::{Duration, Instant};
 /// Asks the caller's world whether to go on; for Python, whether a signal came.
 pub type Check<'a> = &'a dyn Fn() -> Result<()>;
 
+/// When `timeout` will have passed. One beyond what the clock can count means a century.
+fn after(timeout: Duration) -> Instant {
+    let now = Instant::now();
+    now.checked_add(timeout)
+        .unwrap_or(now + Duration::from_secs(3_000_000_000))
+}
+
 /// The limits of one call.
 #[derive(Clone, Copy)]
 pub struct Patience<'a> {
@@ -25,12 +32,8 @@ impl<'a> Patience<'a> {
     /// A call that begins now and may last `timeout`.
     #[must_use]
     pub fn new(timeout: Duration, check: Check<'a>) -> Patience<'a> {
-        let now = Instant::now();
         Patience {
-            // A timeout beyond what the clock can count means a century.
-            until: now
-                .checked_add(timeout)
-                .unwrap_or(now + Duration::from_secs(3_000_000_000)),
+            until: after(timeout),
             process: std::process::id(),
             check,
             tick: Patience::TICK,
@@ -50,7 +53,7 @@ impl<'a> Patience<'a> {
     #[must_use]
     pub fn renewed(self, timeout: Duration) -> Patience<'a> {
         Patience {
-            until: Patience::new(timeout, self.check).until,
+            until: after(timeout),
             ..self
         }
     }
@@ -59,7 +62,7 @@ impl<'a> Patience<'a> {
     #[must_use]
     pub fn at_most(self, timeout: Duration) -> Patience<'a> {
         Patience {
-            until: self.until.min(Patience::new(timeout, self.check).until),
+            until: self.until.min(after(timeout)),
             ..self
         }
     }
