@@ -161,11 +161,28 @@ impl Sessions {
         }
     }
 
-    /// Closes idle sessions until no more than `keep` are open.
+    /// Notes that a session was opened. With it there may be more than `keep`, also if not as many
+    /// were needed at once.
+    pub fn note_opened(&self) {
+        if self.places.state().connections as usize > self.keep {
+            self.exceeded.store(self.now(), Relaxed);
+        }
+    }
+
+    /// Closes the idle sessions that were used the longest ago, until no more than `keep` are open.
+    /// Places without a session, of which `r2d2` makes some too many, go as well.
     fn trim(&self) {
-        let open = usize::try_from(self.places.state().connections).unwrap_or(usize::MAX);
-        let idle = std::iter::from_fn(|| self.places.try_get());
-        for mut place in idle.take(open.saturating_sub(self.keep)) {
+        let count = self.places.state().idle_connections as usize;
+        let idle = std::iter::from_fn(|| self.places.try_get()).take(count);
+        let idle: Vec<Taken> = idle.collect();
+        let (mut kept, empty): (Vec<_>, Vec<_>) =
+            idle.into_iter().partition(|place| place.session.is_some());
+        let room = self.keep.saturating_sub(self.in_use());
+        let surplus = kept.split_off(kept.len().min(room));
+        // The latest used come first, and are to come first again.
+        kept.into_iter().rev().for_each(drop);
+        drop(empty);
+        for mut place in surplus {
             place.session = None;
         }
     }

@@ -243,6 +243,7 @@ impl Pool {
         if !(pooled.is_usable(self.settings.recycle) && self.ping(&mut pooled, patience)?) {
             pooled.put(None);
             pooled.put(Some(self.connect(patience)?));
+            sessions.note_opened();
             pooled.opened = true;
         }
         Ok(pooled)
