@@ -8,6 +8,7 @@ mod connector;
 mod dial;
 mod failure;
 mod listener;
+mod lookout;
 mod outage;
 mod patience;
 mod places;

@@ -2,6 +2,7 @@
 
 use super::connector::{Connector, TlsStream};
 use super::failure::{Failure, reason};
+use super::lookout::Lookout;
 use super::patience::Patience;
 use super::sql::{SLOTS, Schema, Sql, Statement, Statements};
 use super::stream::{Channel, Stream};
@@ -87,10 +88,12 @@ async fn execute(
 /// does not want it any more. Whenever nothing moves, it waits for the socket.
 ///
 /// `step` moves the bytes of a connection that is set up; it fails when the connection ends.
+/// The first wait is a look-out, if there is one.
 pub fn run<F: Future>(
     future: F,
     channel: &Arc<Channel>,
     patience: Patience,
+    mut lookout: Option<&mut Lookout>,
     mut step: impl FnMut(&mut Context<'_>) -> Result<(), String>,
 ) -> Result<F::Output, Failure> {
     let mut future = pin!(future);
@@ -110,6 +113,9 @@ pub fn run<F: Future>(
             };
         }
         if channel.take_progress() {
+            continue;
+        }
+        if lookout.take().is_some_and(|lookout| lookout.spot(channel)) {
             continue;
         }
         let slice = patience.slice().ok_or(Failure::TooSlow)?;
@@ -154,6 +160,7 @@ pub struct Session {
     process: u32,
     /// When it was opened, for `pool_recycle`.
     pub opened: Instant,
+    lookout: Lookout,
     broken: bool,
     /// A statement was given up, and the server may still be at it.
     unfinished: bool,
@@ -184,7 +191,7 @@ impl Session {
         let Line { channel, route } = line;
         let stream = Stream(channel.clone(), route.connector.watch());
         let login = config.connect_raw(stream, route.connector.clone());
-        let (client, wire) = run(login, &channel, patience, |_| Ok(()))?
+        let (client, wire) = run(login, &channel, patience, None, |_| Ok(()))?
             .map_err(|error| Failure::of_login(&error))?;
         if wire.parameter("crdb_version").is_some() {
             return Err(Failure::Stopped(Error::Configuration(
@@ -200,6 +207,7 @@ impl Session {
             alone: None,
             process: patience.process,
             opened: Instant::now(),
+            lookout: Lookout::default(),
             broken: false,
             unfinished: false,
             heard: Vec::new(),
@@ -209,6 +217,7 @@ impl Session {
     /// Has the client do something while the wire moves.
     fn work<T>(
         &mut self,
+        only_reads: bool,
         patience: Patience,
         work: impl AsyncFnOnce(&Client, &mut Prepared) -> Outcome<T>,
     ) -> Result<T, Failure> {
@@ -217,7 +226,8 @@ impl Session {
         };
         let work = work(client, &mut self.prepared);
         self.unfinished = true;
-        let result = run(work, &self.channel, patience, |context| {
+        let lookout = only_reads.then_some(&mut self.lookout);
+        let result = run(work, &self.channel, patience, lookout, |context| {
             step(&mut self.wire, &mut self.heard, context)
         });
         self.unfinished = matches!(result, Err(Failure::TooSlow | Failure::Stopped(_)));
@@ -239,7 +249,7 @@ impl Session {
         let Line { channel, route } = line;
         let request = client.cancel_token();
         let sent = request.cancel_query_raw(Stream(channel.clone(), None), route.connector);
-        run(sent, &channel, patience, |_| Ok(()))?.map_err(|error| Failure::from(&error))?;
+        run(sent, &channel, patience, None, |_| Ok(()))?.map_err(|error| Failure::from(&error))?;
         // One that leads nowhere gives no answer to that either.
         self.ping(patience.at_most(Duration::from_secs(1)))
     }
@@ -287,7 +297,9 @@ impl Session {
 
     /// Asks the server for a sign of life without any statement.
     pub fn ping(&mut self, patience: Patience) -> Result<(), Failure> {
-        self.work(patience, async |client, _| client.check_connection().await)
+        self.work(false, patience, async |client, _| {
+            client.check_connection().await
+        })
     }
 
     /// Whether it can be used again.
@@ -306,7 +318,7 @@ impl Session {
         match self.alone {
             None => self.query_first(statement, parameters, patience),
             Some(false) => self.query_unprepared(statement, parameters, patience),
-            Some(true) => self.work(patience, async |client, prepared| {
+            Some(true) => self.work(statement.only_reads, patience, async |client, prepared| {
                 let slot = &mut prepared[statement.slot];
                 if let Some(prepared) = slot {
                     let parameters = parameters.iter().copied();
@@ -336,7 +348,7 @@ impl Session {
     ) -> Result<Answer, Failure> {
         // It names no schema.
         let statements = Statements::new(&Schema::new(None));
-        let (answer, alone) = self.work(patience, async |client, _| {
+        let (answer, alone) = self.work(false, patience, async |client, _| {
             let backend: [Parameter; 1] = [&super::cancel::backend(client)];
             let told = execute(client, &statements[Sql::Whose], &backend);
             let executed = execute(client, statement, parameters);
@@ -372,7 +384,7 @@ impl Session {
         parameters: &[Parameter],
         patience: Patience,
     ) -> Result<Answer, Failure> {
-        self.work(patience, async |client, _| {
+        self.work(false, patience, async |client, _| {
             execute(client, statement, parameters).await
         })
     }
@@ -380,7 +392,9 @@ impl Session {
     /// Executes statements without parameters, in one transaction unless they
     /// say otherwise.
     pub fn batch(&mut self, sql: &str, patience: Patience) -> Result<(), Failure> {
-        self.work(patience, async |client, _| client.batch_execute(sql).await)
+        self.work(false, patience, async |client, _| {
+            client.batch_execute(sql).await
+        })
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Statement {
     pub types: Vec<Type>,
     /// Its position in a session's list of prepared statements.
     pub slot: usize,
+    /// Whether it writes nothing.
+    pub only_reads: bool,
 }
 
 /// Which schema the table is in, as statements name it.
@@ -194,6 +196,7 @@ macro_rules! statements {
                         text: filling.fill(include_str!(concat!("sql/", $file))),
                         types: vec![$(Type::$kind),*],
                         slot: Sql::$name as usize,
+                        only_reads: Sql::$name.only_reads(),
                     }
                 }),*])
             }
