@@ -305,3 +305,25 @@ def test_maxtime_changes_neither(url: str, db: Db, block: Callable[..., Take]) -
     wait_until_waiting(db, 1)
     keeper.release("name", token)
     waiter.result()
+
+
+def test_calls_that_wait_for_a_row_do_not_cost_other_holds_their_renewals(url: str, db: Db) -> None:
+    """All places of the pool are taken by calls that another transaction holds up."""
+    options = {"sqlalchemy.pool_size": "2", "sqlalchemy.max_overflow": "1"}
+    conf = score.distlock.init({"sqlalchemy.url": url, "maxtime": "2s", **options})
+    lost: list[Any] = []
+    token = score.distlock.init({"sqlalchemy.url": url, "maxtime": "1m"}).acquire("locked")
+    with psycopg.connect(url) as locker:
+        with conf.get("free").hold(autoextend=True, on_lost=lost.append):
+            locker.execute("SELECT FROM _score_distlock WHERE name = 'locked' FOR UPDATE")
+            calls = [Background(conf.extend, "locked", token) for _ in range(6)]
+            blocked = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            until(lambda: db.execute(blocked).fetchone() == (3,))
+            renewed(db, ["free"], 4, lambda: lost)
+            assert lost == []
+            assert db.execute(blocked).fetchone() == (3,)
+            locker.rollback()
+        for call in calls:
+            # The new lease began before they had to wait.
+            with contextlib.suppress(LockExpired):
+                call.result()

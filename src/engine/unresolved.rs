@@ -39,6 +39,18 @@ struct Owed {
     until: Deadline,
 }
 
+impl Owed {
+    fn new(token: &Token, attempt: Attempt, lease: Lease, state: State, now: Moment) -> Owed {
+        Owed {
+            token: token.clone(),
+            attempt,
+            state,
+            lease,
+            until: Deadline::new(now, lease.seconds()),
+        }
+    }
+}
+
 /// All attempts of one process whose outcome is unknown.
 #[derive(Debug, Default)]
 pub struct Unresolved {
@@ -62,26 +74,21 @@ impl Unresolved {
         owed.iter_mut().find(|owed| owed.token == *token)
     }
 
-    fn put(&mut self, name: &Name, token: &Token, attempt: Attempt, lease: Lease, state: State) {
-        let until = Deadline::new(Moment::now(), lease.seconds());
-        if let Some(owed) = self.owed(name, token) {
-            owed.state = state;
-            owed.until = until;
-            return;
-        }
-        self.releases.entry(name.clone()).or_default().push(Owed {
-            token: token.clone(),
-            attempt,
-            state,
-            lease,
-            until,
-        });
+    fn add(&mut self, name: &Name, owed: Owed) {
+        self.releases.entry(name.clone()).or_default().push(owed);
     }
 
     /// The statement of an attempt is under way, and nobody is going to repeat it.
-    pub fn begin(&mut self, name: &Name, token: &Token, attempt: Attempt, lease: Lease) {
+    pub fn begin(
+        &mut self,
+        name: &Name,
+        token: &Token,
+        attempt: Attempt,
+        lease: Lease,
+        now: Moment,
+    ) {
         if self.owed(name, token).is_none() {
-            self.put(name, token, attempt, lease, State::InFlight);
+            self.add(name, Owed::new(token, attempt, lease, State::InFlight, now));
         }
     }
 
@@ -95,12 +102,17 @@ impl Unresolved {
     }
 
     /// A release is owed from now on.
-    pub fn owe(&mut self, name: &Name, token: &Token, attempt: Attempt, lease: Lease) {
+    pub fn owe(&mut self, name: &Name, token: &Token, attempt: Attempt, lease: Lease, now: Moment) {
         let state = State::Pending {
-            next: Moment::now(),
+            next: now,
             pause: Unresolved::PAUSE,
         };
-        self.put(name, token, attempt, lease, state);
+        if let Some(owed) = self.owed(name, token) {
+            owed.state = state;
+            owed.until = Deadline::new(now, lease.seconds());
+        } else {
+            self.add(name, Owed::new(token, attempt, lease, state, now));
+        }
     }
 
     /// How many attempts have come to an end: whoever was refused before the last of them
@@ -144,18 +156,18 @@ impl Unresolved {
     }
 
     /// A release that was owed was executed: it ended a hold (`found`), or found none.
-    pub fn executed(&mut self, name: &Name, token: &Token, found: bool) {
+    pub fn executed(&mut self, name: &Name, token: &Token, found: bool, now: Moment) {
         let Some(owed) = self.owed(name, token) else {
             self.settlements += 1;
             return;
         };
-        let early = matches!(owed.state, State::Checked { next } if Moment::now() < next);
+        let early = matches!(owed.state, State::Checked { next } if now < next);
         if early && !found {
             return;
         }
         owed.state = match (owed.attempt, owed.state) {
             (Attempt::Acquire, State::Pending { .. }) if !found => State::Checked {
-                next: Moment::now() + Unresolved::LATE,
+                next: now + Unresolved::LATE,
             },
             _ => State::Settled,
         };
@@ -167,13 +179,13 @@ impl Unresolved {
     }
 
     /// A release that was owed failed.
-    pub fn failed(&mut self, name: &Name, token: &Token) {
+    pub fn failed(&mut self, name: &Name, token: &Token, now: Moment) {
         if let Some(owed) = self.owed(name, token) {
             let pause = match owed.state {
                 State::Pending { pause, .. } => (pause * 2).min(Unresolved::LONGEST_PAUSE),
                 _ => Unresolved::PAUSE,
             };
-            let next = Moment::now() + pause;
+            let next = now + pause;
             owed.state = State::Pending { next, pause };
         }
     }
@@ -199,16 +211,16 @@ impl Unresolved {
     }
 
     /// The hold of `old` may have the token `new`.
-    pub fn transferring(&mut self, old: &Token, new: &Token, lease: Lease) {
-        let until = Deadline::new(Moment::now(), lease.seconds());
+    pub fn transferring(&mut self, old: &Token, new: &Token, lease: Lease, now: Moment) {
+        let until = Deadline::new(now, lease.seconds());
         self.transfers.insert(old.clone(), (new.clone(), until));
     }
 
     /// The token that the hold of `old` may have.
     #[must_use]
-    pub fn transfer(&self, old: &Token) -> Option<Token> {
+    pub fn transfer(&self, old: &Token, now: Moment) -> Option<Token> {
         let (new, until) = self.transfers.get(old)?;
-        (!until.passed(Moment::now())).then(|| new.clone())
+        (!until.passed(now)).then(|| new.clone())
     }
 
     /// It is known what became of a transfer.
@@ -234,5 +246,278 @@ impl Unresolved {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.releases.is_empty() && self.leaving.is_empty()
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unchecked_time_subtraction)] // of constants
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+    const MILLISECOND: Duration = Duration::from_millis(1);
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    fn lease(seconds: f64) -> Lease {
+        Lease::from_seconds(seconds).unwrap()
+    }
+
+    struct Test {
+        all: Unresolved,
+        name: Name,
+        token: Token,
+        start: Moment,
+    }
+
+    impl Test {
+        fn new() -> Test {
+            Test {
+                all: Unresolved::default(),
+                name: name("name"),
+                token: Token::random(),
+                start: Moment::now(),
+            }
+        }
+
+        /// An acquire or release that owes a release for a lease of a minute.
+        fn owing(attempt: Attempt) -> Test {
+            let mut test = Test::new();
+            let minute = lease(60.0);
+            test.all
+                .owe(&test.name, &test.token, attempt, minute, test.start);
+            test
+        }
+
+        fn executed(&mut self, found: bool, after: Duration) {
+            let now = self.start + after;
+            self.all.executed(&self.name, &self.token, found, now);
+        }
+
+        fn failed(&mut self, after: Duration) {
+            self.all.failed(&self.name, &self.token, self.start + after);
+        }
+
+        /// Whether it is due then, and how long until it is to be looked at.
+        fn due(&mut self, after: Duration) -> (bool, Option<Duration>) {
+            let (due, next) = self.all.due(self.start + after);
+            let one = |(name, token, _): &(Name, Token, Lease)| {
+                assert_eq!((name, token), (&self.name, &self.token));
+            };
+            due.iter().for_each(one);
+            assert!(due.len() < 2);
+            (!due.is_empty(), next.map(|next| next.since(self.start)))
+        }
+    }
+
+    #[test]
+    fn a_release_that_is_owed_is_due_at_once_and_belongs_to_its_name() {
+        let mut test = Test::owing(Attempt::Release);
+        assert_eq!(test.due(Duration::ZERO), (true, Some(Duration::ZERO)));
+        let all = test.all.of(&test.name);
+        assert_eq!(all, (vec![(test.token.clone(), lease(60.0))], false));
+        assert_eq!(test.all.of(&name("other")), (vec![], false));
+        assert!(!test.all.is_empty());
+    }
+
+    #[test]
+    fn the_next_of_several_is_the_earliest() {
+        let mut test = Test::owing(Attempt::Release);
+        let other = Token::random();
+        let later = test.start + SECOND;
+        test.all
+            .owe(&test.name, &other, Attempt::Release, lease(60.0), later);
+        assert_eq!(test.due(Duration::ZERO), (true, Some(Duration::ZERO)));
+        test.executed(true, Duration::ZERO);
+        assert_eq!(test.due(Duration::ZERO), (false, Some(SECOND)));
+    }
+
+    #[test]
+    fn what_fails_is_tried_again_after_pauses_that_double_up_to_five_seconds() {
+        let mut test = Test::owing(Attempt::Release);
+        for pause in [200, 400, 800, 1600, 3200, 5000, 5000] {
+            test.failed(Duration::ZERO);
+            let pause = Duration::from_millis(pause);
+            assert_eq!(test.due(pause - MILLISECOND), (false, Some(pause)));
+            assert_eq!(test.due(pause), (true, Some(pause)));
+        }
+        // What is asked for anew begins anew.
+        test.all.owe(
+            &test.name,
+            &test.token,
+            Attempt::Release,
+            lease(60.0),
+            test.start,
+        );
+        test.failed(Duration::ZERO);
+        assert_eq!(test.due(Duration::ZERO).1, Some(2 * Unresolved::PAUSE));
+    }
+
+    #[test]
+    fn a_release_that_was_done_is_told_to_whoever_repeats_it_for_as_long_as_it_matters() {
+        let mut test = Test::owing(Attempt::Release);
+        let told = |test: &mut Test| test.all.may_be_released(&test.name, &test.token);
+        assert_eq!(told(&mut test), Some(false));
+        let before = test.all.settlements();
+        test.executed(true, Duration::ZERO);
+        assert_eq!(test.all.settlements(), before + 1);
+        assert_eq!(told(&mut test), Some(true));
+        assert_eq!(test.all.of(&test.name), (vec![], false));
+        assert_eq!(test.due(59 * SECOND), (false, None));
+        assert_eq!(told(&mut test), Some(true));
+        assert_eq!(test.due(60 * SECOND), (false, None));
+        assert_eq!(told(&mut test), None);
+        assert!(test.all.is_empty());
+    }
+
+    #[test]
+    fn a_release_that_found_nothing_is_done_too() {
+        let mut test = Test::owing(Attempt::Release);
+        test.executed(false, Duration::ZERO);
+        assert_eq!(test.due(Duration::ZERO), (false, None));
+        let told = test.all.may_be_released(&test.name, &test.token);
+        assert_eq!(told, Some(true));
+    }
+
+    #[test]
+    fn an_acquire_that_held_is_released_once() {
+        let mut test = Test::owing(Attempt::Acquire);
+        assert_eq!(test.all.may_be_released(&test.name, &test.token), None);
+        let before = test.all.settlements();
+        test.executed(true, Duration::ZERO);
+        assert!(test.all.settlements() > before);
+        assert!(test.all.is_empty());
+    }
+
+    #[test]
+    fn an_acquire_that_did_not_hold_may_come_late_and_is_looked_for_once_more() {
+        let mut test = Test::owing(Attempt::Acquire);
+        let before = test.all.settlements();
+        test.executed(false, Duration::ZERO);
+        assert_eq!(test.all.settlements(), before + 1);
+        assert_eq!(test.due(SECOND - MILLISECOND), (false, Some(SECOND)));
+        // It still counts: a newcomer of this process looks for it too.
+        assert_eq!(test.all.of(&test.name).0.len(), 1);
+        // Somebody else has looked, but too early.
+        test.executed(false, SECOND - MILLISECOND);
+        assert_eq!(test.due(SECOND), (true, Some(SECOND)));
+        test.executed(false, SECOND);
+        assert!(test.all.is_empty());
+        // Who finds it, finds it at any time.
+        let mut test = Test::owing(Attempt::Acquire);
+        test.executed(false, Duration::ZERO);
+        test.executed(true, MILLISECOND);
+        assert!(test.all.is_empty());
+    }
+
+    #[test]
+    fn a_look_that_fails_is_made_again() {
+        let mut test = Test::owing(Attempt::Acquire);
+        test.executed(false, Duration::ZERO);
+        test.failed(SECOND);
+        let next = SECOND + Unresolved::PAUSE;
+        assert_eq!(test.due(SECOND), (false, Some(next)));
+        assert_eq!(test.due(next), (true, Some(next)));
+    }
+
+    #[test]
+    fn what_nobody_owes_any_more_is_an_end_too() {
+        let mut test = Test::new();
+        let before = test.all.settlements();
+        test.executed(true, Duration::ZERO);
+        assert_eq!(test.all.settlements(), before + 1);
+        test.failed(Duration::ZERO);
+        assert!(test.all.is_empty());
+    }
+
+    #[test]
+    fn a_statement_under_way_is_waited_for_and_not_released() {
+        let mut test = Test::new();
+        let minute = lease(60.0);
+        let (begun, token) = (Attempt::Release, test.token.clone());
+        test.all
+            .begin(&test.name, &token, begun, minute, test.start);
+        assert_eq!(test.all.of(&test.name), (vec![], true));
+        assert_eq!(test.all.may_be_released(&test.name, &token), None);
+        // However long it takes.
+        assert_eq!(test.due(3600 * SECOND), (false, None));
+        assert_eq!(test.all.of(&test.name), (vec![], true));
+        let before = test.all.settlements();
+        test.all.landed(&test.name, &token);
+        assert_eq!(test.all.settlements(), before + 1);
+        assert!(test.all.is_empty());
+    }
+
+    #[test]
+    fn what_a_statement_under_way_owes_stays_when_it_has_landed() {
+        let mut test = Test::new();
+        let token = test.token.clone();
+        let (acquire, second) = (Attempt::Acquire, lease(1.0));
+        test.all
+            .begin(&test.name, &token, acquire, second, test.start);
+        let later = test.start + SECOND;
+        test.all.owe(&test.name, &token, acquire, second, later);
+        test.all.landed(&test.name, &token);
+        assert_eq!(test.due(SECOND), (true, Some(SECOND)));
+        // To begin what is owed changes nothing.
+        test.all.begin(&test.name, &token, acquire, second, later);
+        assert_eq!(test.all.of(&test.name).0.len(), 1);
+        // It matters for one lease, which begins when it is owed.
+        assert!(test.due(2 * SECOND - MILLISECOND).0);
+        assert_eq!(test.due(2 * SECOND), (false, None));
+        assert!(test.all.is_empty());
+    }
+
+    #[test]
+    fn an_attempt_is_forgotten_and_no_other_one() {
+        let mut test = Test::owing(Attempt::Acquire);
+        let other = Token::random();
+        let (acquire, minute) = (Attempt::Acquire, lease(60.0));
+        test.all
+            .owe(&test.name, &other, acquire, minute, test.start);
+        let before = test.all.settlements();
+        test.all.forget(&test.name, &other);
+        assert_eq!(test.all.settlements(), before + 1);
+        assert_eq!(test.due(Duration::ZERO), (true, Some(Duration::ZERO)));
+        test.all.forget(&test.name, &test.token);
+        assert!(test.all.is_empty());
+    }
+
+    #[test]
+    fn the_token_that_a_hold_may_have_is_known_for_a_lease() {
+        let mut test = Test::new();
+        let new = Token::random();
+        let (second, later) = (lease(1.0), test.start + (SECOND - MILLISECOND));
+        test.all.transferring(&test.token, &new, second, test.start);
+        assert_eq!(test.all.transfer(&new, test.start), None);
+        let known = test.all.transfer(&test.token, later);
+        assert_eq!(known, Some(new.clone()));
+        assert_eq!(test.all.transfer(&test.token, test.start + SECOND), None);
+        test.due(SECOND - MILLISECOND);
+        assert_eq!(test.all.transfers.len(), 1);
+        test.due(SECOND);
+        assert_eq!(test.all.transfers.len(), 0);
+        test.all.transferring(&test.token, &new, second, test.start);
+        test.all.transferred(&test.token);
+        assert_eq!(test.all.transfer(&test.token, test.start), None);
+    }
+
+    #[test]
+    fn tickets_that_leave_are_counted() {
+        let mut test = Test::new();
+        test.all.leaving(&test.name, true);
+        test.all.leaving(&test.name, true);
+        let before = test.all.settlements();
+        test.all.leaving(&test.name, false);
+        assert_eq!(test.all.of(&test.name), (vec![], true));
+        assert_eq!(test.all.of(&name("other")), (vec![], false));
+        assert!(!test.all.is_empty());
+        assert_eq!(test.all.settlements(), before);
+        test.all.leaving(&test.name, false);
+        assert_eq!(test.all.of(&test.name), (vec![], false));
+        assert!(test.all.is_empty());
+        assert_eq!(test.all.settlements(), before + 1);
     }
 }

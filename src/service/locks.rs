@@ -272,7 +272,7 @@ impl Locks {
     /// The statement of an attempt is under way that nobody is going to repeat.
     pub(super) fn begin(&self, name: &Name, token: &Token, attempt: Attempt, lease: Lease) {
         let owed = self.owed.get();
-        owed.with(|unresolved| unresolved.begin(name, token, attempt, lease));
+        owed.with(|unresolved| unresolved.begin(name, token, attempt, lease, Moment::now()));
     }
 
     /// The statement of an attempt is not under way any more.
@@ -540,7 +540,7 @@ impl Locks {
     /// seemed to fail has succeeded.
     fn resolve(&self, name: &Name, token: &Token, patience: Patience) -> Result<Token> {
         let owed = self.owed.of(patience.process);
-        let Some(new) = owed.with(|unresolved| unresolved.transfer(token)) else {
+        let Some(new) = owed.with(|unresolved| unresolved.transfer(token, Moment::now())) else {
             return Ok(token.clone());
         };
         let answer = self
@@ -814,7 +814,7 @@ impl Locks {
         let old = lock.token_or(caller, token)?;
         let owed = self.owed.of(patience.process);
         let registry = registry(patience.process);
-        let unknown = owed.with(|unresolved| unresolved.transfer(&old));
+        let unknown = owed.with(|unresolved| unresolved.transfer(&old, Moment::now()));
         let new = unknown.unwrap_or_else(Token::random);
         // Before the statement is sent: whoever extends the hold meanwhile may meet
         // either token.
@@ -850,7 +850,9 @@ impl Locks {
             }
             Err(error) => {
                 if error.outcome_unknown() {
-                    owed.with(|unresolved| unresolved.transferring(&old, &new, lease));
+                    owed.with(|unresolved| {
+                        unresolved.transferring(&old, &new, lease, Moment::now());
+                    });
                 } else {
                     registry.with(|holds| holds.transferring(&old, None));
                 }

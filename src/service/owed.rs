@@ -66,7 +66,9 @@ impl Owed {
     /// A release is owed. `true` if a thread has to be started that calls [`Owed::attend`].
     pub fn owe(&self, name: &Name, token: &Token, attempt: Attempt, lease: Lease) -> bool {
         let mut state = locked(&self.state);
-        state.unresolved.owe(name, token, attempt, lease);
+        state
+            .unresolved
+            .owe(name, token, attempt, lease, Moment::now());
         let start = !std::mem::replace(&mut state.attended, true);
         drop(state);
         self.changed.notify_all();
@@ -126,12 +128,12 @@ impl Owed {
         match store.release(name, token, lease, false, patience) {
             Ok(released) => {
                 let found = released != Released::Lost;
-                self.with(|unresolved| unresolved.executed(name, token, found));
+                self.with(|unresolved| unresolved.executed(name, token, found, Moment::now()));
                 registry(patience.process).report(|holds| holds.settled(token));
                 Ok(found)
             }
             Err(error) => {
-                self.with(|unresolved| unresolved.failed(name, token));
+                self.with(|unresolved| unresolved.failed(name, token, Moment::now()));
                 Err(error)
             }
         }

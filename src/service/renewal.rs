@@ -192,7 +192,8 @@ impl Class {
                 wanted.push((due.name.clone(), token.clone(), due.lease));
             }
         }
-        let answer = store.renew(&wanted, Patience::new(limit, &|| Ok(())));
+        let patience = Patience::new(limit, &|| Ok(())).urgent();
+        let answer = store.renew(&wanted, patience);
         let mut answers = answer.as_deref().unwrap_or_default().iter().copied();
         let mut gone = Vec::new();
         for due in due {

@@ -302,7 +302,8 @@ pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
             )
         )),
         Failure::TooSlow => Error::Unavailable(format!(
-            "the database at {url} did not answer within {seconds} s (sqlalchemy.pool_timeout)"
+            "the database at {url} did not answer within {seconds} s (sqlalchemy.pool_timeout), \
+             or within a shorter timeout of the call"
         )),
         Failure::Stopped(error) => error,
     }

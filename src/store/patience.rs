@@ -20,6 +20,8 @@ pub struct Patience<'a> {
     pub until: Instant,
     /// The process that called. It stays the same to the end of the call.
     pub process: u32,
+    /// Whether it may use the place that the pool keeps for what must not wait for others.
+    pub urgent: bool,
     check: Check<'a>,
     tick: Duration,
 }
@@ -35,6 +37,7 @@ impl<'a> Patience<'a> {
         Patience {
             until: after(timeout),
             process: std::process::id(),
+            urgent: false,
             check,
             tick: Patience::TICK,
         }
@@ -45,6 +48,15 @@ impl<'a> Patience<'a> {
     pub fn undisturbed(self) -> Patience<'a> {
         Patience {
             tick: Duration::from_secs(1),
+            ..self
+        }
+    }
+
+    /// The same for what must not wait until others give their sessions back.
+    #[must_use]
+    pub fn urgent(self) -> Patience<'a> {
+        Patience {
+            urgent: true,
             ..self
         }
     }

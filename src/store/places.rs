@@ -28,11 +28,12 @@ pub const UNLIMITED: usize = 16_384;
 pub const CANCELLING: Duration = Duration::from_secs(5);
 
 /// Where a session may be.
-#[derive(Default)]
 pub struct Place {
     pub session: Option<Box<Session>>,
     /// When it was used last.
     pub used: Option<Instant>,
+    /// Whether its session stays open for the next caller.
+    stays: bool,
 }
 
 /// A place that is in use.
@@ -43,6 +44,7 @@ pub type Taken = PooledConnection<Places>;
 pub struct Places {
     /// How many callers wait for one.
     waiting: Arc<AtomicUsize>,
+    stay: bool,
 }
 
 impl ManageConnection for Places {
@@ -50,7 +52,11 @@ impl ManageConnection for Places {
     type Error = Infallible;
 
     fn connect(&self) -> Result<Place, Infallible> {
-        Ok(Place::default())
+        Ok(Place {
+            session: None,
+            used: None,
+            stays: self.stay,
+        })
     }
 
     fn is_valid(&self, _: &mut Place) -> Result<(), Infallible> {
@@ -64,11 +70,60 @@ impl ManageConnection for Places {
     }
 }
 
+/// A number of places.
+struct Room {
+    places: r2d2::Pool<Places>,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Room {
+    fn new(size: usize, stay: bool, thread: &Arc<ScheduledThreadPool>) -> Room {
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let manager = Places {
+            waiting: waiting.clone(),
+            stay,
+        };
+        let places = r2d2::Pool::builder()
+            .max_size(u32::try_from(size).unwrap_or(u32::MAX))
+            .min_idle(Some(0))
+            .max_lifetime(None)
+            .idle_timeout(None)
+            .test_on_check_out(false)
+            .error_handler(Box::new(NopErrorHandler))
+            .thread_pool(thread.clone())
+            .build_unchecked(manager);
+        Room { places, waiting }
+    }
+
+    /// A place, if one becomes free in time.
+    fn take(&self, patience: Patience) -> Result<Option<Taken>, Failure> {
+        if let Some(place) = self.places.try_get() {
+            return Ok(Some(place));
+        }
+        self.waiting.fetch_add(1, Relaxed);
+        let place = loop {
+            let Some(slice) = patience.slice() else {
+                break Ok(None);
+            };
+            if let Ok(place) = self.places.get_timeout(slice) {
+                break Ok(Some(place));
+            }
+            if let Err(error) = patience.check() {
+                break Err(Failure::Stopped(error));
+            }
+        };
+        self.waiting.fetch_sub(1, Relaxed);
+        place
+    }
+}
+
 /// The sessions of one process.
 pub struct Sessions {
     url: Url,
-    places: r2d2::Pool<Places>,
-    waiting: Arc<AtomicUsize>,
+    room: Room,
+    /// One place more for what must not wait until others are done. Its session is closed after
+    /// each use.
+    reserve: Room,
     in_use: AtomicUsize,
     /// How many stay open.
     keep: usize,
@@ -83,27 +138,16 @@ pub struct Sessions {
 impl Sessions {
     /// Places without sessions.
     pub fn new(url: &Url, settings: &Settings) -> Sessions {
-        let waiting = Arc::new(AtomicUsize::new(0));
         let thread = ScheduledThreadPool::builder()
             .num_threads(1)
             .thread_name_pattern("distlock-pool")
             .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled)
             .build();
-        let places = r2d2::Pool::builder()
-            .max_size(u32::try_from(settings.limit()).unwrap_or(u32::MAX))
-            .min_idle(Some(0))
-            .max_lifetime(None)
-            .idle_timeout(None)
-            .test_on_check_out(false)
-            .error_handler(Box::new(NopErrorHandler))
-            .thread_pool(Arc::new(thread))
-            .build_unchecked(Places {
-                waiting: waiting.clone(),
-            });
+        let thread = Arc::new(thread);
         Sessions {
             url: url.clone(),
-            places,
-            waiting,
+            room: Room::new(settings.limit(), true, &thread),
+            reserve: Room::new(1, false, &thread),
             in_use: AtomicUsize::new(0),
             keep: settings.keep(),
             made: Instant::now(),
@@ -119,31 +163,15 @@ impl Sessions {
 
     /// A place, if one becomes free in time. It is in use until [`Sessions::give_back`].
     pub fn take(&self, patience: Patience) -> Result<Option<Taken>, Failure> {
-        let place = match self.places.try_get() {
-            Some(place) => Some(place),
-            None => self.await_place(patience)?,
+        let place = match self.room.places.try_get() {
+            None if patience.urgent => self.reserve.take(patience)?,
+            None => self.room.take(patience)?,
+            place => place,
         };
         if place.is_some() {
             self.note_use();
         }
         Ok(place)
-    }
-
-    fn await_place(&self, patience: Patience) -> Result<Option<Taken>, Failure> {
-        self.waiting.fetch_add(1, Relaxed);
-        let place = loop {
-            let Some(slice) = patience.slice() else {
-                break Ok(None);
-            };
-            if let Ok(place) = self.places.get_timeout(slice) {
-                break Ok(Some(place));
-            }
-            if let Err(error) = patience.check() {
-                break Err(Failure::Stopped(error));
-            }
-        };
-        self.waiting.fetch_sub(1, Relaxed);
-        place
     }
 
     /// Notes that a place is in use. The first caller who finds that those beyond `keep` have
@@ -164,7 +192,7 @@ impl Sessions {
     /// Notes that a session was opened. With it there may be more than `keep`, also if not as many
     /// were needed at once.
     pub fn note_opened(&self) {
-        if self.places.state().connections as usize > self.keep {
+        if self.room.places.state().connections as usize > self.keep {
             self.exceeded.store(self.now(), Relaxed);
         }
     }
@@ -172,8 +200,8 @@ impl Sessions {
     /// Closes the idle sessions that were used the longest ago, until no more than `keep` are open.
     /// Places without a session, of which `r2d2` makes some too many, go as well.
     fn trim(&self) {
-        let count = self.places.state().idle_connections as usize;
-        let idle = std::iter::from_fn(|| self.places.try_get()).take(count);
+        let count = self.room.places.state().idle_connections as usize;
+        let idle = std::iter::from_fn(|| self.room.places.try_get()).take(count);
         let idle: Vec<Taken> = idle.collect();
         let (mut kept, empty): (Vec<_>, Vec<_>) =
             idle.into_iter().partition(|place| place.session.is_some());
@@ -209,7 +237,7 @@ impl Sessions {
                 Sessions::cancel(sessions.clone(), place, session);
             }
             session => {
-                place.session = session.filter(|session| !session.is_broken());
+                place.session = session.filter(|session| place.stays && !session.is_broken());
                 place.used = Some(Instant::now());
                 sessions.in_use.fetch_sub(1, Relaxed);
             }

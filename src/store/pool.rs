@@ -264,8 +264,9 @@ impl Pool {
 
     fn exhausted(&self) -> Failure {
         Failure::Stopped(Error::Unavailable(format!(
-            "all {} connections of the pool to {} were in use for {} s: \
-             raise sqlalchemy.pool_size or max_overflow, or sqlalchemy.pool_timeout",
+            "all {} connections of the pool to {} were in use until the time was over: raise \
+             sqlalchemy.pool_size or max_overflow, or sqlalchemy.pool_timeout ({} s), or the \
+             timeout of the call",
             self.settings.limit(),
             self.url,
             self.settings.timeout.as_secs_f64(),
