@@ -5,6 +5,7 @@ No part of a password is in any message, repr or log, whatever is wrong around i
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import socket
@@ -188,6 +189,23 @@ def test_no_part_of_a_password_in_a_url_is_told(records: Any, password: str, for
     if "embedded" in url:
         return
     work = lambda: Conf(url, "1m", pool_timeout="1s")  # noqa: E731
+    assert_untold(password, everything_said(work, records))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "postgresql://u:{0}@127.0.0.1:1/d?sslmode={0}",
+        "postgresql://u:{0}@127.0.0.1:1/d?port={0}",
+        "postgresql://u:{0}@127.0.0.1:1/d?connect_timeout=1{0}",
+        "postgresql://u%3A{0}@127.0.0.1:1/d",
+        "postgresql://u;{0}@127.0.0.1:1/d",
+        "embedded:{0}@x",
+    ],
+)
+def test_a_password_in_the_wrong_place_is_not_told(records: Any, form: str) -> None:
+    password = "Zq9XwVkR7t"
+    work = functools.partial(Conf, form.format(password), "1m", pool_timeout=0.2)
     assert_untold(password, everything_said(work, records))
 
 

@@ -44,12 +44,12 @@ def _folder(url: str) -> Path:
         return default_folder()
     if not rest.startswith("/"):
         refuse(
-            f"sqlalchemy.url: {url!r} is not understood; allowed are embedded: and "
+            "sqlalchemy.url: what follows embedded: is not understood; allowed are embedded: and "
             "embedded:/folder with the absolute path of a folder"
         )
     folder = Path(os.path.normpath(rest))
     if folder == Path("/"):
-        refuse(f"sqlalchemy.url: {url!r} names the root folder; name one of the server's own")
+        refuse("sqlalchemy.url: embedded:/ names the root folder; name one of the server's own")
     return folder
 
 

@@ -282,7 +282,7 @@ impl<'a> Found<'a> {
         };
         let said = String::from_utf8_lossy(&value.bytes);
         let said = said.escape_debug();
-        match (&value.source, value.harmless) {
+        match (&value.source, value.harmless && !self.tells_a_password(value)) {
             (Source::Variable(variable), true) => {
                 format!("the environment variable {variable}={said}")
             }
@@ -292,6 +292,14 @@ impl<'a> Found<'a> {
             (source, true) => format!("{}: {name}={said}", self.place(source)),
             (source, false) => format!("{}: {name}", self.place(source)),
         }
+    }
+
+    /// Whether the password is in it, which somebody may have put in the wrong place.
+    fn tells_a_password(&self, value: &Value) -> bool {
+        ["password", "sslpassword"].iter().any(|name| {
+            let secret = self.values.get(name).map_or(&[][..], |secret| &secret.bytes);
+            !secret.is_empty() && value.bytes.windows(secret.len()).any(|part| part == secret)
+        })
     }
 
     /// What to call the URL.

@@ -17,7 +17,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 /// User and database as they are usual; in anything else there may be more than a name.
 fn clean(text: Option<&str>) -> String {
     let text = text.unwrap_or_default();
-    if text.contains(['=', '?', '&', '\n', '\'']) || text.contains("://") || text.len() > 63 {
+    if text.contains(['=', '?', '&', ':', ';', '\n', '\'']) || text.len() > 63 {
         return "…".to_owned();
     }
     utf8_percent_encode(text, ENCODED).to_string()
