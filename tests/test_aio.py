@@ -6,7 +6,6 @@ import asyncio
 import gc
 import random
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import score.distlock
 import score.distlock.aio
 from score.distlock import CouldNotAcquireLock, DatabaseUnavailable, LockExpired
 
-from .support.line import threads, waiting
+from .support.line import outlive, renewed, threads, waiting
 from .support.proxy import Proxy
 from .support.server import Server
 from .test_lost_answers import own_url, proxy, through
@@ -224,7 +223,7 @@ def test_autoextend(conf: Conf, url: str, db: Db, run: Run) -> None:
     async def main() -> None:
         async with brief.aio.get("name").hold(autoextend=True) as lock:
             # A loop that is busy for longer than the lease.
-            time.sleep(0.8)
+            renewed(db, ["name"], 3, lambda: lock.expired)
             assert not lock.expired
             assert await conf.aio.try_acquiring("name") is None
         told: list[Any] = []
@@ -253,7 +252,7 @@ def test_with_is_configured(url: str, conf: Conf, db: Db, run: Run) -> None:
 
         async def work() -> None:
             async with patient.aio.get("name") as lock:
-                await asyncio.sleep(0.7)
+                await asyncio.to_thread(renewed, db, ["name"], 3, lambda: lock.expired)
                 assert not lock.expired
 
         task = asyncio.create_task(work())
@@ -313,7 +312,8 @@ def test_guards(server: Server, server_url: str, run: Run, driver: str) -> None:
             await lock.release(lock.token)
         async with lock.guard(connection, token=token) as entered:
             assert entered is lock
-            await asyncio.sleep(0.5)
+            with psycopg.connect(server_url) as db:
+                outlive(db)
             # Past the lease, and yet nobody gets in.
             assert await conf.aio.try_acquiring("name") is None
 

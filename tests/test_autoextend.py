@@ -14,6 +14,7 @@ import score.distlock
 from score.distlock import LockExpired
 
 from .conftest import python
+from .support.line import outlive, renewed, until
 from .support.proxy import Proxy
 from .test_lost_answers import own_url, proxy, through
 
@@ -40,14 +41,6 @@ def test_a_busy_gil_costs_no_hold(url: str) -> None:
     assert python(HOGGING, url) == "kept\n"
 
 
-def outlive(db: Db, name: str = "name") -> None:
-    """Returns when the lease that `name` has now would be over."""
-    query = (
-        "SELECT pg_sleep_until(expires + interval '100 ms') FROM _score_distlock WHERE name = %s"
-    )
-    assert db.execute(query, (name,)).fetchone() is not None
-
-
 def test_the_hold_outlives_its_lease_and_ends_with_the_block(
     brief: Conf, conf: Conf, db: Db
 ) -> None:
@@ -72,7 +65,7 @@ def test_with_extends_if_configured(url: str, db: Db) -> None:
         outlive(db)
         assert not lock.expired
     with pytest.raises(LockExpired), conf.get("name").hold(autoextend=False):
-        time.sleep(0.4)
+        outlive(db)
 
 
 def test_maxtime_of_a_hold(conf: Conf, db: Db) -> None:
@@ -193,7 +186,9 @@ def test_a_database_that_is_gone(through: Callable[..., Conf], proxy: Proxy, own
 
 
 @pytest.mark.parametrize("how", ["cut", "refuse", "freeze"])
-def test_a_blip_ends_nothing(through: Callable[..., Conf], proxy: Proxy, how: str) -> None:
+def test_a_blip_ends_nothing(
+    through: Callable[..., Conf], proxy: Proxy, own_url: str, how: str
+) -> None:
     conf = through()
     told: list[Any] = []
     lock = conf.get(f"blip {how}")
@@ -206,9 +201,11 @@ def test_a_blip_ends_nothing(through: Callable[..., Conf], proxy: Proxy, how: st
         else:
             proxy.refuse(how == "refuse")
             proxy.cut_all()
-            time.sleep(1.5)
+            if how == "refuse":
+                until(lambda: lock.remaining < 1.5)  # at least one attempt has failed
             proxy.refuse(False)
-        time.sleep(2.5)
+        with psycopg.connect(own_url, autocommit=True) as db:
+            renewed(db, [lock.name], 2, lambda: told)
         assert not lock.expired
     assert told == []
 

@@ -13,6 +13,7 @@ import pytest
 import score.distlock
 
 from .conftest import fresh_database, with_options
+from .support.line import outlive
 from .support.server import Server
 
 Conf = score.distlock.ConfiguredDistlockModule
@@ -88,7 +89,8 @@ def test_an_acquisition(careless: Server, careless_url: str, before: str) -> Non
         if before == "released":
             lock.release()
         else:
-            time.sleep(0.2)
+            with psycopg.connect(careless_url) as db:
+                outlive(db)
     conf = configured(careless_url)
     lock = conf.get("name")
     settle(careless_url)

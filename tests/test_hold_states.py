@@ -22,7 +22,7 @@ import score.distlock
 from score.distlock import CouldNotAcquireLock, DatabaseError, DatabaseUnavailable, LockExpired
 
 from .conftest import PROJECT, fresh_database, python
-from .support.line import Background, wait_until_waiting
+from .support.line import Background, outlive, wait_until_waiting
 from .support.proxy import Proxy
 from .support.server import Server
 from .test_clock import await_expiry
@@ -843,11 +843,6 @@ def test_the_answer_to_a_holder_is_later_than_the_lease(
 
 
 # Renewal ends by a release, or by a loss that was told.
-
-
-def outlive(db: Db) -> None:
-    """Returns when the lease that the name has now would be over."""
-    db.execute("SELECT pg_sleep_until(expires) FROM _score_distlock WHERE name = 'name'")
 
 
 def keeps_being_extended(db: Db, conf: Conf, lock: Any, losses: Losses) -> None:

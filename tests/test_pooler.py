@@ -12,10 +12,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psycopg
 import pytest
@@ -24,6 +23,7 @@ from psycopg import sql
 import score.distlock
 
 from .conftest import fresh_database
+from .support.line import until
 from .support.server import Server, free_port
 
 Conf = score.distlock.ConfiguredDistlockModule
@@ -60,12 +60,6 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 print(failed)
 """
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Waits for something that is about to happen."""
-    while not condition():
-        time.sleep(0.002)
 
 
 def program() -> str:

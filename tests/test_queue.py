@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,7 +20,7 @@ import score.distlock
 from score.distlock import CouldNotAcquireLock, DatabaseUnavailable
 
 from .conftest import SUPPORT
-from .support.line import Background, wait_until_waiting
+from .support.line import Background, until, wait_until_waiting
 from .support.proxy import Proxy
 from .test_lost_answers import own_url, proxy, through
 from .test_waiting import SOON, conf, other
@@ -35,12 +34,6 @@ Db = psycopg.Connection[Any]
 def tickets(db: Db, name: str = "name") -> list[int]:
     row = db.execute("SELECT waiters FROM _score_distlock WHERE name = %s", (name,)).fetchone()
     return list(row[0] or []) if row else []
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Returns when it is true; the test's own time limit ends it otherwise."""
-    while not condition():
-        time.sleep(0.002)
 
 
 async def until_in_loop(condition: Callable[[], Any]) -> None:

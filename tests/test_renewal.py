@@ -16,33 +16,13 @@ import pytest
 import score.distlock
 from score.distlock import LockExpired
 
-from .support.line import Background, wait_until_waiting
+from .support.line import Background, renewed, until, wait_until_waiting
 from .support.server import Server
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]
 SOON = 6
 LATENCY = 0.05
-
-
-def until(condition: Callable[[], Any]) -> None:
-    """Returns when it is true; the test's own time limit ends it otherwise."""
-    while not condition():
-        time.sleep(0.002)
-
-
-def renewed(db: Db, names: list[str], times: int, unless: Callable[[], Any]) -> None:
-    """Returns when each of these holds was renewed so many times, or when something else is so."""
-    # `touched` is in the host's zone, `expires - lease` is the same moment.
-    query = """
-        SELECT count(*) FROM _score_distlock
-         WHERE name = ANY (%s) AND expires - make_interval(secs => lease) > %s
-    """
-    for _ in range(times):
-        row = db.execute("SELECT clock_timestamp()").fetchone()
-        assert row is not None
-        while db.execute(query, (names, row[0])).fetchone() != (len(names),) and not unless():
-            time.sleep(0.002)
 
 
 def test_locked_rows_cost_the_other_holds_nothing(url: str, db: Db) -> None:

@@ -1,9 +1,10 @@
-"""Looking into the queue of waiters, without guessing how long something takes."""
+"""Waiting for what happens in the table, without guessing how long something takes."""
 
 from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,32 @@ def wait_until_waiting(db: Db, count: int, name: str = "name") -> None:
     """
     while waiting(db, name) != count or (count and not tickets(db, name)):
         time.sleep(0.002)
+
+
+def until(condition: Callable[[], Any]) -> None:
+    """Returns when it is true; the test's own time limit ends it otherwise."""
+    while not condition():
+        time.sleep(0.002)
+
+
+def outlive(db: Db, name: str = "name") -> None:
+    """Returns when the lease that `name` has now would be over."""
+    query = "SELECT pg_sleep_until(expires) FROM _score_distlock WHERE name = %s"
+    assert db.execute(query, (name,)).fetchone() is not None
+
+
+def renewed(db: Db, names: list[str], times: int, unless: Callable[[], Any]) -> None:
+    """Returns when each of these holds was renewed so many times, or when something else is so."""
+    # `touched` is in the host's zone, `expires - lease` is the same moment.
+    query = """
+        SELECT count(*) FROM _score_distlock
+         WHERE name = ANY (%s) AND expires - make_interval(secs => lease) > %s
+    """
+    for _ in range(times):
+        row = db.execute("SELECT clock_timestamp()").fetchone()
+        assert row is not None
+        while db.execute(query, (names, row[0])).fetchone() != (len(names),) and not unless():
+            time.sleep(0.002)
 
 
 class Background:
