@@ -122,7 +122,7 @@ def bouncer(server: Server, mode: str, request: pytest.FixtureRequest) -> Iterat
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 break
     yield Bouncer(mode, port)
-    process.terminate()
+    process.kill()  # SIGTERM waits for its clients since 1.23
     process.wait()
 
 
