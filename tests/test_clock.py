@@ -163,7 +163,8 @@ def test_of_many_that_race_for_an_expired_hold_one_gets_it(url: str, db: Db) -> 
     db.execute("""
         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             INSERT INTO seen VALUES
-                (NEW.fence, NEW.name, NEW.expires - NEW.lease * interval '1 s', NEW.expires);
+                (NEW.token, NEW.fence, NEW.expires - NEW.lease * interval '1 s', NEW.expires)
+                ON CONFLICT (token) DO UPDATE SET fence = EXCLUDED.fence;
             RETURN NEW;
         END $$
     """)
