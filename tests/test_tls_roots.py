@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import ssl
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 import score.distlock
-from score.distlock import DatabaseUnavailable
+from score.distlock import DatabaseError, DatabaseUnavailable
+from score.init import ConfigurationError
 
 from .support.server import Server
 from .support.tls import TlsServer
@@ -126,6 +128,21 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
+def outcomes(url: str) -> tuple[str, str]:
+    """What comes of it with libpq, and with us: "True" or "False" for with or without TLS."""
+    query = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
+    try:
+        with psycopg.connect(url, gssencmode="disable", connect_timeout=10) as db:
+            theirs = str(db.execute(query).fetchone() is not None)
+    except psycopg.OperationalError as error:
+        theirs = str(error)
+    try:
+        score.distlock.init({"sqlalchemy.url": url}).close()
+    except (DatabaseUnavailable, DatabaseError, ConfigurationError) as error:
+        return theirs, str(error)
+    return theirs, "True"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_doubtful_certificates_come_to_what_libpq_does(
     server: Server,
@@ -151,18 +168,89 @@ def test_doubtful_certificates_come_to_what_libpq_does(
     listener = TlsServer(f"{server.folder}/.s.PGSQL.{server.port}", context)
     for mode in ("verify-ca", "verify-full"):
         url = f"postgresql://postgres@localhost:{listener.port}/{database}"
-        url += f"?sslmode={mode}&sslrootcert={roots}"
-        try:
-            psycopg.connect(url, gssencmode="disable", connect_timeout=10).close()
-        except psycopg.OperationalError as error:
-            theirs = str(error)
-        else:
-            theirs = "connected"
-        try:
-            score.distlock.init({"sqlalchemy.url": url}).close()
-        except DatabaseUnavailable as error:
-            ours = str(error)
-        else:
-            ours = "connected"
-        assert (ours == "connected") == (theirs == "connected"), f"{mode}: {theirs} / {ours}"
+        theirs, ours = outcomes(f"{url}?sslmode={mode}&sslrootcert={roots}")
+        assert (ours == "True") == (theirs == "True"), f"{mode}: {theirs} / {ours}"
+    listener.close()
+
+
+class Old(NamedTuple):
+    """Files with what `openssl x509 -req` makes of a request, as PostgreSQL's manual calls it."""
+
+    certificate: Path
+    key: Path
+    root: Path
+
+    def context(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, self.key)
+        return context
+
+
+def old(folder: Path, name: str) -> Old:
+    """A certificate of X.509 version 1 and its authority."""
+    folder.mkdir()
+
+    def openssl(command: str) -> None:
+        subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
+
+    openssl("req -new -x509 -nodes -subj /CN=root -out root.crt -keyout root.key")
+    openssl(f"req -new -nodes -subj /CN={name} -out {name}.csr -keyout {name}.key")
+    sign = f"x509 -req -in {name}.csr -CA root.crt -CAkey root.key -CAcreateserial -out {name}.crt"
+    openssl(sign)
+    made = folder / f"{name}.crt"
+    if x509.load_pem_x509_certificate(made.read_bytes()).version != x509.Version.v1:
+        openssl(f"{sign} -x509v1")  # what newer ones have to be asked for
+    assert x509.load_pem_x509_certificate(made.read_bytes()).version == x509.Version.v1
+    return Old(made, folder / f"{name}.key", folder / "root.crt")
+
+
+@pytest.mark.parametrize("maximum", ["TLSv1_2", "TLSv1_3"])
+def test_certificates_of_version_1_come_to_what_libpq_does(
+    server: Server,
+    server_url: str,
+    maximum: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """webpki reads only version 3."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    here, elsewhere = old(tmp_path / "here", "localhost"), old(tmp_path / "elsewhere", "elsewhere")
+    database = server_url.partition("?")[0].rpartition("/")[2]
+    for made in (here, elsewhere):
+        context = made.context()
+        context.maximum_version = ssl.TLSVersion[maximum]
+        listener = TlsServer(f"{server.folder}/.s.PGSQL.{server.port}", context)
+        url = f"postgresql://postgres@localhost:{listener.port}/{database}?sslmode="
+        for mode in ("prefer", "require", f"verify-ca&sslrootcert={made.root}"):
+            listener.encrypted.clear()
+            assert outcomes(url + mode) == ("True", "True"), mode
+            assert set(listener.encrypted) == {True}, mode
+        # The same name, another key.
+        other = (elsewhere if made is here else here).root
+        full = f"verify-full&sslrootcert={made.root}"
+        for mode in (full, f"verify-ca&sslrootcert={other}", f"prefer&sslrootcert={other}"):
+            theirs, ours = outcomes(url + mode)
+            assert (ours == "True") == (theirs == "True"), f"{mode}: {theirs} / {ours}"
+        listener.close()
+
+
+def test_a_client_may_have_a_certificate_of_version_1(
+    server: Server, server_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    client = old(tmp_path / "client", "postgres")
+    context = old(tmp_path / "server", "localhost").context()
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(client.root)
+    database = server_url.partition("?")[0].rpartition("/")[2]
+    listener = TlsServer(f"{server.folder}/.s.PGSQL.{server.port}", context)
+    url = f"postgresql://postgres@localhost:{listener.port}/{database}?sslmode=require"
+    identity = f"&sslcert={client.certificate}&sslkey={client.key}"
+    assert outcomes(url + identity) == ("True", "True")
+    theirs, ours = outcomes(url)
+    assert (theirs == "True", ours == "True") == (False, False)
+    # Another one's key: the server says so.
+    other = old(tmp_path / "other", "postgres").key
+    theirs, ours = outcomes(url + f"&sslcert={client.certificate}&sslkey={other}")
+    assert (theirs == "True", ours == "True") == (False, False)
     listener.close()

@@ -7,10 +7,11 @@ use super::trust::{Roots, Trust};
 use super::url::RequireAuth;
 use crate::error::{Error, Result};
 use ring::digest;
-use rustls::ClientConfig;
 use rustls::crypto::ring::default_provider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{ClientConfig, InconsistentKeys};
 use std::fs;
 use std::future::Future;
 use std::io;
@@ -66,16 +67,25 @@ impl Connector {
             host: (tls.mode == Mode::VerifyFull).then(|| host.to_owned()),
             algorithms: provider.signature_verification_algorithms,
         };
-        let builder = ClientConfig::builder_with_provider(provider)
+        let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|error| Error::Configuration(format!("TLS is not available: {error}")))?
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(trust));
         let mut config = match identity(tls)? {
             None => builder.with_no_client_auth(),
-            Some((chain, key)) => builder
-                .with_client_auth_cert(chain, key)
-                .map_err(|error| refuse("sslcert and sslkey", &error))?,
+            Some((chain, key)) => {
+                let key = provider.key_provider.load_private_key(key);
+                let key = key.map_err(|error| refuse("sslkey", &error))?;
+                let identity = CertifiedKey::new(chain, key);
+                // Where that cannot be told (X.509 version 1), the server finds out.
+                if let Err(error @ rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) =
+                    identity.keys_match()
+                {
+                    return Err(refuse("sslcert and sslkey", &error));
+                }
+                builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity)))
+            }
         };
         // What the server is told of its name. It is told no address.
         let name = ServerName::try_from(host.to_owned()).unwrap_or_else(|_| {

@@ -2,23 +2,28 @@
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::crypto::{
+    WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+    verify_tls13_signature_with_raw_key,
+};
+use rustls::pki_types::{
+    CertificateDer, ServerName, SignatureVerificationAlgorithm, SubjectPublicKeyInfoDer, UnixTime,
+};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use std::net::IpAddr;
 use std::time::SystemTime;
-use x509_cert::Certificate;
-use x509_cert::der::asn1::{PrintableStringRef, TeletexStringRef, Utf8StringRef};
+use x509_cert::der::asn1::{AnyRef, PrintableStringRef, TeletexStringRef, Utf8StringRef};
 use x509_cert::der::oid::ObjectIdentifier;
 use x509_cert::der::oid::db::rfc4519::CN;
 use x509_cert::der::oid::db::rfc5280::{
     ID_CE_BASIC_CONSTRAINTS, ID_CE_CERTIFICATE_POLICIES, ID_CE_EXT_KEY_USAGE, ID_CE_KEY_USAGE,
     ID_CE_NAME_CONSTRAINTS, ID_CE_SUBJECT_ALT_NAME, ID_KP_SERVER_AUTH,
 };
-use x509_cert::der::{Decode, Tag, Tagged};
+use x509_cert::der::{Decode, Encode, Tag, Tagged};
 use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAltName};
+use x509_cert::{Certificate, Version};
 
 /// The certificates that are trusted: as with OpenSSL those that name themselves as their
 /// issuer. Others in the same file only help to find a way to one of those.
@@ -57,6 +62,41 @@ impl Roots {
             depth,
         }
     }
+
+    /// Whether one of them, that may issue others, has signed the certificate.
+    fn have_signed(
+        &self,
+        certificate: &Certificate,
+        algorithms: &[&dyn SignatureVerificationAlgorithm],
+    ) -> bool {
+        let roots = self.trusted.iter().filter_map(|root| parse(root).ok());
+        let mut issuers = roots.filter(|root| {
+            root.tbs_certificate.subject == certificate.tbs_certificate.issuer
+                && authority(root).is_some()
+        });
+        issuers.any(|root| has_signed(&root, certificate, algorithms).unwrap_or(false))
+    }
+}
+
+/// Whether the issuer's key has made the certificate's signature.
+fn has_signed(
+    issuer: &Certificate,
+    certificate: &Certificate,
+    algorithms: &[&dyn SignatureVerificationAlgorithm],
+) -> Result<bool, x509_cert::der::Error> {
+    let key = &issuer.tbs_certificate.subject_public_key_info;
+    let message = certificate.tbs_certificate.to_der()?;
+    // As webpki names algorithms: what is within the outermost bracket.
+    let within = |der: Vec<u8>| AnyRef::from_der(&der).map(|any| any.value().to_vec());
+    let signature_id = within(certificate.signature_algorithm.to_der()?)?;
+    let key_id = within(key.algorithm.to_der()?)?;
+    Ok(algorithms.iter().any(|algorithm| {
+        let key = key.subject_public_key.raw_bytes();
+        let signature = certificate.signature.raw_bytes();
+        algorithm.signature_alg_id().as_ref() == signature_id
+            && algorithm.public_key_alg_id().as_ref() == key_id
+            && algorithm.verify_signature(key, &message, signature).is_ok()
+    }))
 }
 
 /// What is demanded of a server's certificate.
@@ -88,17 +128,24 @@ impl ServerCertVerifier for Trust {
                     return Err(CertificateError::InvalidPurpose.into());
                 }
             } else {
-                if intermediates.len() > usize::from(roots.depth) {
+                let parsed = parse(certificate)?;
+                if is_old(&parsed) {
+                    verify_time(certificate, now)?;
+                    if !roots.have_signed(&parsed, self.algorithms.all) {
+                        return Err(CertificateError::UnknownIssuer.into());
+                    }
+                } else if intermediates.len() > usize::from(roots.depth) {
                     return Err(CertificateError::UnknownIssuer.into());
+                } else {
+                    let others = intermediates.iter().chain(&roots.others).cloned();
+                    verify_server_cert_signed_by_trust_anchor(
+                        &ParsedCertificate::try_from(certificate)?,
+                        &roots.store,
+                        &others.collect::<Vec<_>>(),
+                        now,
+                        self.algorithms.all,
+                    )?;
                 }
-                let others = intermediates.iter().chain(&roots.others).cloned();
-                verify_server_cert_signed_by_trust_anchor(
-                    &ParsedCertificate::try_from(certificate)?,
-                    &roots.store,
-                    &others.collect::<Vec<_>>(),
-                    now,
-                    self.algorithms.all,
-                )?;
             }
         }
         if let Some(host) = &self.host {
@@ -113,6 +160,9 @@ impl ServerCertVerifier for Trust {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        if is_old(&parse(certificate)?) {
+            return self.verify_with_bare_key(message, certificate, signature);
+        }
         verify_tls12_signature(message, certificate, signature, &self.algorithms)
     }
 
@@ -122,12 +172,36 @@ impl ServerCertVerifier for Trust {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
+        if is_old(&parse(certificate)?) {
+            return self.verify_with_bare_key(message, certificate, signature);
+        }
         verify_tls13_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
     }
+}
+
+impl Trust {
+    /// Whether the server has the key of its certificate, of which nothing but the key is read.
+    fn verify_with_bare_key(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let key = parse(certificate)?.tbs_certificate.subject_public_key_info;
+        let key = key.to_der().map_err(|_| CertificateError::BadEncoding)?;
+        let key = SubjectPublicKeyInfoDer::from(key);
+        verify_tls13_signature_with_raw_key(message, &key, signature, &self.algorithms)
+    }
+}
+
+/// Whether it is of an X.509 version before 3, which webpki refuses to read: without any
+/// extension. `openssl x509 -req` makes such ones, also as PostgreSQL's manual calls it.
+fn is_old(certificate: &Certificate) -> bool {
+    certificate.tbs_certificate.version != Version::V3
 }
 
 fn parse(certificate: &CertificateDer<'_>) -> Result<Certificate, Error> {

@@ -1,6 +1,7 @@
 """`make failover`: the leader of a cluster is lost in four ways while processes take locks.
 
-Usage: python -m tests.failover.run FOLDER, with Patroni's virtual environment.
+Usage: python -m tests.failover.run FOLDER [WAY…], with Patroni's virtual environment, and which
+of the four ways, if not all.
 """
 
 from __future__ import annotations
@@ -121,6 +122,9 @@ def switched_over(leader: Node) -> Callable[[], None]:
     return lambda: None
 
 
+WAYS = {way.__name__: way for way in (switched_over, killed, stopped, cut_off)}
+
+
 def main() -> int:
     """Tells what came of it."""
     patroni = Path(sys.argv[1]).absolute() / "bin" / "patroni"
@@ -134,7 +138,7 @@ def main() -> int:
     try:
         cluster.complete()
         loads = Loads(cluster.url)
-        for way in (switched_over, killed, stopped, cut_off):
+        for way in [WAYS[name] for name in sys.argv[2:]] or WAYS.values():
             loads.go_on()
             leader = cluster.leader()
             started = time.time()

@@ -282,7 +282,10 @@ impl<'a> Found<'a> {
         };
         let said = String::from_utf8_lossy(&value.bytes);
         let said = said.escape_debug();
-        match (&value.source, value.harmless && !self.tells_a_password(value)) {
+        match (
+            &value.source,
+            value.harmless && !self.tells_a_password(value),
+        ) {
             (Source::Variable(variable), true) => {
                 format!("the environment variable {variable}={said}")
             }
@@ -297,7 +300,10 @@ impl<'a> Found<'a> {
     /// Whether the password is in it, which somebody may have put in the wrong place.
     fn tells_a_password(&self, value: &Value) -> bool {
         ["password", "sslpassword"].iter().any(|name| {
-            let secret = self.values.get(name).map_or(&[][..], |secret| &secret.bytes);
+            let secret = self
+                .values
+                .get(name)
+                .map_or(&[][..], |secret| &secret.bytes);
             !secret.is_empty() && value.bytes.windows(secret.len()).any(|part| part == secret)
         })
     }
