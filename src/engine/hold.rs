@@ -397,9 +397,9 @@ impl Holds {
     }
 
     /// The owner is told that it has the lock. `None` if the hold it wanted to enter again
-    /// has ended meanwhile; otherwise the levels that are to be extended from now on.
+    /// has ended or expired meanwhile; otherwise the levels that are to be extended from now on.
     #[must_use]
-    pub fn open(&mut self, grant: Grant, caller: &Caller) -> Option<Vec<Entered>> {
+    pub fn open(&mut self, grant: Grant, caller: &Caller, now: Moment) -> Option<Vec<Entered>> {
         let level = Level {
             id: grant.entered.level,
             block: grant.block,
@@ -408,7 +408,11 @@ impl Holds {
         if grant.again {
             let hold = self.all.get_mut(&grant.entered.hold);
             let hold = hold.filter(|hold| hold.condition == Condition::Held)?;
-            hold.deadline = grant.deadline;
+            // Whatever became known since this answer was sent for counts too.
+            hold.deadline = hold.deadline.max(grant.deadline);
+            if grant.lease != Lease::ZERO && hold.deadline.passed(now) {
+                return None;
+            }
             hold.lease = grant.lease;
             hold.levels.push(level);
             return Some(vec![grant.entered]);
@@ -754,18 +758,14 @@ impl Holds {
         }
     }
 
-    /// The lease of a hold was extended.
-    pub fn extended(&mut self, id: HoldId, deadline: Deadline) {
-        if let Some(hold) = self.all.get_mut(&id) {
-            hold.deadline = deadline;
-        }
-    }
-
-    /// The lease of a hold was renewed, though perhaps by less than its owner has done since.
-    pub fn renewed(&mut self, id: HoldId, deadline: Deadline) {
-        if let Some(hold) = self.all.get_mut(&id) {
-            hold.deadline = hold.deadline.max(deadline);
-        }
+    /// The lease of a hold was extended, though perhaps by less than is known by now: answers
+    /// come late, and the database shortens none. Tells the deadline that the hold has.
+    pub fn extended(&mut self, id: HoldId, deadline: Deadline) -> Deadline {
+        let Some(hold) = self.all.get_mut(&id) else {
+            return deadline;
+        };
+        hold.deadline = hold.deadline.max(deadline);
+        hold.deadline
     }
 
     /// The hold of `old` is about to have another token, or (`None`) is not.
@@ -942,7 +942,7 @@ mod tests {
                             block,
                             extended: true,
                         };
-                        prop_assert!(holds.open(grant, &caller).is_some());
+                        prop_assert!(holds.open(grant, &caller, Moment::now()).is_some());
                         let model = &mut models[owner];
                         for open in &mut model.blocks {
                             // Those of a hold that was released inside of them have moved.
@@ -1103,7 +1103,7 @@ mod tests {
                 place: Place::current(Some(task), None),
                 remembered: Arc::from([entered.hold]),
             };
-            assert!(holds.open(grant, &caller).is_some());
+            assert!(holds.open(grant, &caller, Moment::now()).is_some());
             entered
         };
         let (first, second) = (enter(1), enter(2));

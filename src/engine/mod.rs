@@ -20,4 +20,4 @@ pub use name::Name;
 pub use owner::{Caller, Place};
 pub use queue::{Ask, Line, Outcome, Plan, Seen, TICKET_BITS};
 pub use token::Token;
-pub use unresolved::{Attempt, Unresolved};
+pub use unresolved::{Attempt, Unresolved, VALID};

@@ -25,6 +25,12 @@ impl Moment {
         Moment(Duration::new(seconds, nanoseconds))
     }
 
+    /// The time that has passed since the clock began.
+    #[must_use]
+    pub fn since_start(self) -> Duration {
+        self.0
+    }
+
     /// The time that has passed since `earlier`; zero if that is later.
     #[must_use]
     pub fn since(self, earlier: Moment) -> Duration {

@@ -7,6 +7,10 @@ use super::{Deadline, Lease, Moment, Name, Token};
 use std::collections::HashMap;
 use std::time::Duration;
 
+/// How long a statement that takes a lock is good for at most, after it was sent: it may be
+/// executed when its caller has long since given up.
+pub const VALID: Duration = Duration::from_secs(5);
+
 /// A release that is owed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum State {
@@ -40,13 +44,22 @@ struct Owed {
 }
 
 impl Owed {
+    /// When it does not matter any more.
+    fn over(attempt: Attempt, lease: Lease, now: Moment) -> Deadline {
+        let latest = match attempt {
+            Attempt::Acquire => now + VALID,
+            Attempt::Release => now,
+        };
+        Deadline::new(latest, lease.seconds())
+    }
+
     fn new(token: &Token, attempt: Attempt, lease: Lease, state: State, now: Moment) -> Owed {
         Owed {
             token: token.clone(),
             attempt,
             state,
             lease,
-            until: Deadline::new(now, lease.seconds()),
+            until: Owed::over(attempt, lease, now),
         }
     }
 }
@@ -66,8 +79,6 @@ pub struct Unresolved {
 impl Unresolved {
     const PAUSE: Duration = Duration::from_millis(100);
     const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-    /// When to look once more for a statement that came late.
-    const LATE: Duration = Duration::from_secs(1);
 
     fn owed(&mut self, name: &Name, token: &Token) -> Option<&mut Owed> {
         let owed = self.releases.get_mut(name)?;
@@ -109,7 +120,7 @@ impl Unresolved {
         };
         if let Some(owed) = self.owed(name, token) {
             owed.state = state;
-            owed.until = Deadline::new(now, lease.seconds());
+            owed.until = Owed::over(owed.attempt, lease, now);
         } else {
             self.add(name, Owed::new(token, attempt, lease, state, now));
         }
@@ -166,9 +177,9 @@ impl Unresolved {
             return;
         }
         owed.state = match (owed.attempt, owed.state) {
-            (Attempt::Acquire, State::Pending { .. }) if !found => State::Checked {
-                next: now + Unresolved::LATE,
-            },
+            (Attempt::Acquire, State::Pending { .. }) if !found => {
+                State::Checked { next: now + VALID }
+            }
             _ => State::Settled,
         };
         let over = owed.state == State::Settled && owed.attempt == Attempt::Acquire;
@@ -397,13 +408,13 @@ mod tests {
         let before = test.all.settlements();
         test.executed(false, Duration::ZERO);
         assert_eq!(test.all.settlements(), before + 1);
-        assert_eq!(test.due(SECOND - MILLISECOND), (false, Some(SECOND)));
+        assert_eq!(test.due(VALID - MILLISECOND), (false, Some(VALID)));
         // It still counts: a newcomer of this process looks for it too.
         assert_eq!(test.all.of(&test.name).0.len(), 1);
         // Somebody else has looked, but too early.
-        test.executed(false, SECOND - MILLISECOND);
-        assert_eq!(test.due(SECOND), (true, Some(SECOND)));
-        test.executed(false, SECOND);
+        test.executed(false, VALID - MILLISECOND);
+        assert_eq!(test.due(VALID), (true, Some(VALID)));
+        test.executed(false, VALID);
         assert!(test.all.is_empty());
         // Who finds it, finds it at any time.
         let mut test = Test::owing(Attempt::Acquire);
@@ -416,9 +427,9 @@ mod tests {
     fn a_look_that_fails_is_made_again() {
         let mut test = Test::owing(Attempt::Acquire);
         test.executed(false, Duration::ZERO);
-        test.failed(SECOND);
-        let next = SECOND + Unresolved::PAUSE;
-        assert_eq!(test.due(SECOND), (false, Some(next)));
+        test.failed(VALID);
+        let next = VALID + Unresolved::PAUSE;
+        assert_eq!(test.due(VALID), (false, Some(next)));
         assert_eq!(test.due(next), (true, Some(next)));
     }
 
@@ -464,9 +475,10 @@ mod tests {
         // To begin what is owed changes nothing.
         test.all.begin(&test.name, &token, acquire, second, later);
         assert_eq!(test.all.of(&test.name).0.len(), 1);
-        // It matters for one lease, which begins when it is owed.
-        assert!(test.due(2 * SECOND - MILLISECOND).0);
-        assert_eq!(test.due(2 * SECOND), (false, None));
+        // It matters for one lease, which may begin when the statement comes at last.
+        let over = SECOND + VALID + SECOND;
+        assert!(test.due(over - MILLISECOND).0);
+        assert_eq!(test.due(over), (false, None));
         assert!(test.all.is_empty());
     }
 

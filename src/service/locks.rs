@@ -438,7 +438,7 @@ impl Locks {
             while let Some(token) = candidates.get(tried).cloned() {
                 tried += 1;
                 if let Some((_, deadline)) = self.store.extend(name, &token, lease, patience)? {
-                    registry.with(|holds| holds.extended(hold, deadline));
+                    let deadline = registry.with(|holds| holds.extended(hold, deadline));
                     return Ok((token, deadline));
                 }
             }
@@ -508,7 +508,9 @@ impl Locks {
         process: u32,
     ) -> bool {
         // A lease of no time at all is what was asked for, and never in time.
-        if grant.lease != Lease::ZERO && grant.deadline.passed(Moment::now()) {
+        let late = grant.lease != Lease::ZERO && grant.deadline.passed(Moment::now());
+        // What is entered again may have been renewed since, which the registry knows.
+        if late && (!grant.again || owner.is_none()) {
             return false;
         }
         let Some(caller) = owner else {
@@ -520,7 +522,8 @@ impl Locks {
         if let Some(on_lost) = on_lost {
             registry.call(grant.entered.level, on_lost);
         }
-        let Some(opened) = registry.with(|holds| holds.open(grant.clone(), caller)) else {
+        let Some(opened) = registry.with(|holds| holds.open(grant.clone(), caller, Moment::now()))
+        else {
             registry.forget(grant.entered.level);
             return false;
         };
@@ -877,7 +880,9 @@ impl Locks {
             return Ok(());
         };
         match self.store.extend(&lock.name, token, lease, patience) {
-            Ok(Some((_, deadline))) => registry.with(|holds| holds.extended(id, deadline)),
+            Ok(Some((_, deadline))) => {
+                registry.with(|holds| holds.extended(id, deadline));
+            }
             // The signal's exception; the Lock object has the new token.
             Err(error @ (Error::Interrupted | Error::Forked)) => return Err(error),
             // The extending thread finds the same, or tries again.

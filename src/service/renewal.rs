@@ -207,7 +207,7 @@ impl Class {
             let next = match (&answer, renewed) {
                 (Err(error), _) => Class::failed(&due, &error.to_string(), process),
                 (Ok(_), Some(Renewed::Until(deadline))) => {
-                    registry(process).with(|holds| holds.renewed(due.hold, deadline));
+                    registry(process).with(|holds| holds.extended(due.hold, deadline));
                     Some(part(due.lease, 3.0))
                 }
                 (Ok(_), Some(Renewed::Locked)) => {

@@ -3,6 +3,7 @@
 
 mod auth;
 mod cancel;
+mod clock;
 mod connect;
 mod connector;
 mod dial;

@@ -60,6 +60,8 @@ pub struct Answer {
     pub rows: Vec<Row>,
     /// How many rows it returned or changed.
     pub affected: u64,
+    /// What the database's clock said, if it was asked.
+    pub instant: Option<f64>,
 }
 
 /// Collects an answer to its end.
@@ -70,7 +72,11 @@ async fn all(stream: RowStream) -> Outcome<Answer> {
         rows.push(Row(row));
     }
     let affected = stream.rows_affected().unwrap_or_default();
-    Ok(Answer { rows, affected })
+    Ok(Answer {
+        rows,
+        affected,
+        instant: None,
+    })
 }
 
 /// Executes a statement that is not prepared: one round trip.
@@ -353,9 +359,15 @@ impl Session {
             let told = execute(client, &statements[Sql::Whose], &backend);
             let executed = execute(client, statement, parameters);
             let (answer, told) = join(executed, told).await;
-            let alone = told
-                .ok()
-                .and_then(|told| told.rows.first()?.get("alone").ok());
+            let told = told.ok().and_then(|told| {
+                let row = told.rows.first()?;
+                Some((row.get("alone").ok()?, row.get("instant").ok()))
+            });
+            let (alone, instant) = told.unzip();
+            let answer = answer.map(|answer| Answer {
+                instant: instant.flatten(),
+                ..answer
+            });
             Ok((answer, alone))
         })?;
         self.alone = alone;

@@ -91,6 +91,15 @@ const FRAGMENTS: &[(&str, &str)] = &[
         "local",
         "({argument} AT TIME ZONE pg_catalog.make_interval(secs => {zone}))",
     ),
+    // What the clock says, in seconds since 1970; whether it is not beyond `argument`.
+    (
+        "instant",
+        "pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())",
+    ),
+    (
+        "timely",
+        "pg_catalog.clock_timestamp() {<=} pg_catalog.to_timestamp({argument})",
+    ),
     // Where its row is, for statements that have another to fall back on.
     ("latest", include_str!("sql/latest.sql")),
     // What taking a lock writes, at the instant `argument`; a fence above all others; that
@@ -211,6 +220,15 @@ impl Sql {
         matches!(self, Sql::Probe | Sql::Busy | Sql::Held | Sql::Released)
     }
 
+    /// Whether it may take a lock, and so has a limit as its last parameter: until when.
+    #[must_use]
+    pub fn takes(self) -> bool {
+        matches!(
+            self,
+            Sql::Acquire | Sql::Retake | Sql::Wait | Sql::Take | Sql::TakeBusy
+        )
+    }
+
     /// Whether it waits for other transactions no longer than it has set itself.
     #[must_use]
     pub fn is_limited(self) -> bool {
@@ -239,8 +257,8 @@ impl std::ops::Deref for Statements {
 }
 
 statements! {
-    Acquire = "acquire.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT];
-    Retake = "retake.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT];
+    Acquire = "acquire.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, FLOAT8];
+    Retake = "retake.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, FLOAT8];
     Probe = "probe.sql" (lease 3, zone 2) [TEXT, FLOAT8, FLOAT8];
     Extend = "extend.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
     Renew = "renew.sql" (lease 0, zone 4) [TEXT_ARRAY, TEXT_ARRAY, FLOAT8_ARRAY, FLOAT8];
@@ -251,9 +269,11 @@ statements! {
     Held = "held.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
     Released = "released.sql" (lease 0, zone 0) [TEXT, TEXT];
     Wait = "wait.sql" (lease 3, zone 4)
-        [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, INT8, INT8_ARRAY, BOOL];
-    Take = "take.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, BOOL];
-    TakeBusy = "take_busy.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, BOOL];
+        [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, INT8, INT8_ARRAY, BOOL, FLOAT8];
+    Take = "take.sql" (lease 3, zone 4)
+        [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, BOOL, FLOAT8];
+    TakeBusy = "take_busy.sql" (lease 3, zone 4)
+        [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, BOOL, FLOAT8];
     Leave = "leave.sql" (lease 3, zone 4) [TEXT, INT8, FLOAT8, FLOAT8];
     ListenKey = "listen.sql" (lease 0, zone 0) [INT8];
     Prove = "prove.sql" (lease 0, zone 0) [INT8, TEXT];

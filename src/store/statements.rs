@@ -3,6 +3,7 @@
 //! Every statement is safe to repeat, so a connection that breaks is replaced
 //! within the call. What is asked for twice is noticed by the token.
 
+use super::clock::Clock;
 use super::failure::{Failure, Refusal};
 use super::patience::Patience;
 use super::pool::{Pool, Settings, result};
@@ -10,7 +11,7 @@ use super::schema;
 use super::session::{Parameter, Row};
 use super::sql::{Sql, Statements};
 use super::url::Url;
-use crate::engine::{Deadline, Lease, Loss, Moment, Name, Token};
+use crate::engine::{Deadline, Lease, Loss, Moment, Name, Token, VALID};
 use crate::error::{Error, Result};
 use crate::zone;
 use rand::RngExt;
@@ -143,6 +144,7 @@ pub enum Renewed {
 /// The table of locks of one database.
 pub struct Store {
     pool: Pool,
+    clock: Clock,
     holder: OnceLock<String>,
     /// Whose table is to be trusted besides those of roles that need no trust.
     table_owner: Option<String>,
@@ -267,6 +269,7 @@ impl Store {
         Store {
             table_owner,
             pool: Pool::new(url, settings),
+            clock: Clock::default(),
             holder: OnceLock::new(),
             statements: OnceLock::new(),
             written: AtomicBool::new(false),
@@ -337,13 +340,17 @@ impl Store {
             let outcome = self.pool.take(patience).and_then(|mut session| {
                 taken = true;
                 sent = Moment::now();
-                if session.is_fresh() {
-                    return session.query(statement, parameters, patience);
+                let mut attempt = patience;
+                if !session.is_fresh() {
+                    // A firewall may have dropped it, or the server stand still.
+                    let silence = patience.left() / 2;
+                    attempt = attempt.at_most(silence.clamp(Store::SILENCE.0, Store::SILENCE.1));
                 }
-                // A firewall may have dropped it, or the server stand still.
-                let silence = (patience.left() / 2).clamp(Store::SILENCE.0, Store::SILENCE.1);
-                let answer = session.query(statement, parameters, patience.at_most(silence));
-                if matches!(answer, Err(Failure::TooSlow)) {
+                let until = self.clock.after(attempt.left().min(VALID), sent);
+                let limit: [Parameter; 1] = [&until];
+                let limit = if sql.takes() { &limit[..] } else { &[] };
+                let answer = session.query(statement, &[parameters, limit].concat(), attempt);
+                if !session.is_fresh() && matches!(answer, Err(Failure::TooSlow)) {
                     session.doubt();
                 }
                 answer
@@ -351,6 +358,9 @@ impl Store {
             match outcome {
                 Ok(answer) => {
                     self.pool.answered();
+                    if let Some(instant) = answer.instant {
+                        self.clock.learn(instant, Moment::now());
+                    }
                     if !sql.only_reads() {
                         self.written.store(true, Relaxed);
                     }
@@ -499,7 +509,8 @@ impl Store {
             &holder,
         ];
         let mut unknown = false;
-        if likely {
+        // What is asked otherwise tells what the clock says.
+        if likely && self.clock.is_recent(Moment::now()) {
             let answer = self.execute(Sql::Retake, &parameters, patience)?;
             if let Some(row) = answer.rows.first() {
                 let deadline = Deadline::new(answer.sent, lease.seconds());
@@ -573,6 +584,7 @@ impl Store {
         patience: Patience,
     ) -> Result<Option<(i64, Deadline)>> {
         let row = only(&answer.rows)?;
+        self.clock.learn(row.get("instant")?, Moment::now());
         let deadline = |seconds| Deadline::new(answer.sent, seconds);
         let fence = row.get::<Option<i64>>("fence")?;
         let deadline = match fence {

@@ -54,7 +54,8 @@ class Node:
                 "listen": f"127.0.0.1:{self.rest}",
                 "connect_address": f"127.0.0.1:{self.patroni.port}",
             },
-            "etcd3": {"host": f"127.0.0.1:{self.etcd.port}"},
+            # As a proxy, or it would ask etcd for its address and go there, not through the gate.
+            "etcd3": {"hosts": [f"127.0.0.1:{self.etcd.port}"], "use_proxies": True},
             "bootstrap": {
                 "dcs": {**times, **strict, "postgresql": {"use_pg_rewind": True}},
                 "initdb": [{"encoding": "UTF8"}],

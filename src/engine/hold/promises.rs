@@ -71,7 +71,7 @@ impl Scene {
         };
         let grant = self.grant(how, again);
         let entered = grant.entered;
-        assert!(self.holds.open(grant, &owner.caller()).is_some());
+        assert!(self.holds.open(grant, &owner.caller(), self.now).is_some());
         owner.remembered.push(entered.hold);
         entered
     }
@@ -492,11 +492,21 @@ fn a_hold_that_ended_meanwhile_is_not_entered() {
     scene.now = scene.now + Duration::from_millis(500);
     let grant = scene.grant(CALL, Some(id));
     let deadline = grant.deadline;
-    assert!(scene.holds.open(grant, &owner.caller()).is_some());
+    assert!(
+        scene
+            .holds
+            .open(grant, &owner.caller(), scene.now)
+            .is_some()
+    );
     assert_eq!(scene.holds.get(id).unwrap().deadline, deadline);
     scene.holds.lost(id, Loss::Expired);
     let grant = scene.grant(CALL, Some(id));
-    assert!(scene.holds.open(grant, &owner.caller()).is_none());
+    assert!(
+        scene
+            .holds
+            .open(grant, &owner.caller(), scene.now)
+            .is_none()
+    );
 }
 
 #[test]
@@ -519,14 +529,15 @@ fn what_is_extended_is_renewed_in_time() {
     };
     scene.holds.stop_extending(nothing);
     assert_eq!(after(&scene, 900), Some(Lease::SECOND));
-    scene.holds.renewed(id, Deadline::new(scene.now, 5.0));
+    let longer = Deadline::new(scene.now, 5.0);
+    assert_eq!(scene.holds.extended(id, longer), longer);
     assert_eq!(after(&scene, 900), None);
-    scene.holds.renewed(id, Deadline::new(scene.now, 1.0));
-    assert_eq!(after(&scene, 900), None, "it was extended by more");
-    scene.holds.extended(id, Deadline::new(scene.now, 1.0));
-    assert_eq!(after(&scene, 900), Some(Lease::SECOND));
+    let late = Deadline::new(scene.now, 1.0);
+    assert_eq!(scene.holds.extended(id, late), longer, "an answer that came late");
+    assert_eq!(after(&scene, 900), None);
+    assert_eq!(after(&scene, 4900), Some(Lease::SECOND));
     scene.holds.stop_extending(entered);
-    assert_eq!(after(&scene, 900), None);
+    assert_eq!(after(&scene, 4900), None);
     assert!(!scene.holds.watched(entered).unwrap().1);
     let other = scene.enter(&mut owner, EXTENDED);
     scene.release(&owner);

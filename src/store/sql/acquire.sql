@@ -1,7 +1,7 @@
 -- Takes the lock $1 if nobody holds it, and tells who does otherwise.
 --
 -- $1 name, $2 the new token, $3 lease in seconds, $4 the host's offset from
--- UTC in seconds, $5 the holder's name for people.
+-- UTC in seconds, $5 the holder's name for people, $6 until when it is wanted.
 --
 -- Guarantees:
 -- * At most one caller gets a row: an expired or free row is locked before it
@@ -20,6 +20,9 @@
 --   for long. An error 55P03 says that it was in vain.
 -- * A refused attempt writes nothing: no row version, no lock on a row, no
 --   sequence value, no WAL.
+-- * Nothing is taken after $6, by the database's clock, in seconds since 1970: nobody waits
+--   for the answer any more. That is asked when the row is locked, or about to be inserted.
+--   `instant` is what the clock says.
 -- * Repeated after a lost answer it finds its own token: `mine`.
 -- * Where others wait in the row's queue, it leaves them a second to take their
 --   turn. Until then the lock is `awaited`, which to a newcomer is as good as held.
@@ -38,6 +41,7 @@ WITH free AS MATERIALIZED (
        SET {taking instant}
       FROM free
      WHERE lock.id {=} free.id
+       AND {timely $6}
  RETURNING lock.fence, pg_catalog.pg_sequence_last_value({fences}) {<} lock.fence AS beyond
 ), missing AS MATERIALIZED (
     SELECT pg_catalog.clock_timestamp() AS instant
@@ -52,12 +56,14 @@ WITH free AS MATERIALIZED (
            instant {+} pg_catalog.make_interval(secs => $3), $3,
            pg_catalog.nextval({fences}), $5
       FROM missing
+     WHERE {timely $6}
         ON CONFLICT (name) DO NOTHING
  RETURNING fence, pg_catalog.pg_sequence_last_value({fences}) {=} fence AS newest
 )
 SELECT coalesce((SELECT fence FROM taken), (SELECT fence FROM made)) AS fence,
        coalesce((SELECT newest FROM made), true) AS newest,
        coalesce((SELECT beyond FROM taken), false) AS beyond,
+       {instant} AS instant,
        seen.live AND seen.token {=} $2 AS mine,
        seen.live OR seen.awaited AS held,
        seen.fence AS seen_fence,

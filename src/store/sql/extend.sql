@@ -9,14 +9,15 @@
 -- * No key column changes: a guard (FOR KEY SHARE) does not hold it up.
 -- * The instant is read before the row is locked, so a statement that had to
 --   wait grants too little rather than too much.
+-- * No lease gets shorter: its holder may not know of this, and counts on what it was told.
 -- * On disk before the answer, like an acquisition.
 -- * Safe to repeat: the lease counts from the last time.
 WITH clock AS MATERIALIZED (SELECT pg_catalog.clock_timestamp() AS instant)
 UPDATE {table}
    SET updated = {local instant},
        touched = {local instant},
-       expires = instant {+} pg_catalog.make_interval(secs => $3),
-       lease = $3
+       expires = greatest(expires, instant {+} pg_catalog.make_interval(secs => $3)),
+       lease = greatest(lease, $3)
   FROM clock
  WHERE name {=} $1
    AND token {=} $2

@@ -2,7 +2,8 @@
 --
 -- $1 name, $2 the token to take it with, $3 lease in seconds, $4 the host's
 -- offset from UTC in seconds, $5 the holder's name for people, $6 the waiter's
--- ticket, $7 whether more of its process wait: the ticket then goes to the queue's end.
+-- ticket, $7 whether more of its process wait: the ticket then goes to the queue's end,
+-- $8 until when it is wanted.
 --
 -- Guarantees:
 -- * Taking is as in retake.sql, whose remarks apply here too.
@@ -22,4 +23,5 @@ UPDATE {table}
            END
        FOR UPDATE SKIP LOCKED
    )
+   AND {timely $8}
 RETURNING fence, pg_catalog.pg_sequence_last_value({fences}) {<} fence AS beyond

@@ -3,7 +3,8 @@
 --
 -- $1 name, $2 the token to take it with, $3 lease in seconds, $4 the host's
 -- offset from UTC in seconds, $5 the holder's name for people, $6 the waiter's
--- ticket, $7 whether more of its process wait: the ticket then goes to the queue's end.
+-- ticket, $7 whether more of its process wait: the ticket then goes to the queue's end,
+-- $8 until when it is wanted.
 --
 -- Guarantees:
 -- * Taking is as in acquire.sql and wait.sql. No row comes back if anything is
@@ -34,4 +35,5 @@ UPDATE {table} AS lock
        waiters = CASE WHEN $7 THEN waiters[2:] {||} $6 ELSE {unless_empty waiters[2:]} END
   FROM free
  WHERE lock.id {=} free.id
+   AND {timely $8}
 RETURNING lock.fence, pg_catalog.pg_sequence_last_value({fences}) {<} lock.fence AS beyond

@@ -5,11 +5,12 @@
 -- offset from UTC in seconds, $5 the holder's name for people, $6 the waiter's
 -- ticket, $7 an earlier ticket of the same waiter or 0, $8 the queue as last
 -- seen, without this waiter, $9 whether more of its process wait: if the lock is taken,
--- the ticket goes to the queue's end.
+-- the ticket goes to the queue's end, $10 until when it is wanted.
 --
 -- Guarantees:
 -- * Taking is as in acquire.sql: one taker, a fence above all before, no
 --   waiting for a row.
+-- * After $10 nothing is taken, as in acquire.sql, and the queue is not entered.
 -- * Entering the queue waits for the row, but not for long: others enter, extend
 --   or release, a guard does not disturb. So does inserting it, if another transaction has
 --   done that and not yet committed. An error 55P03 says that it was in vain.
@@ -45,6 +46,7 @@ WITH free AS MATERIALIZED (
            END
       FROM free
      WHERE lock.id {=} free.id
+       AND {timely $10}
  RETURNING lock.fence, pg_catalog.pg_sequence_last_value({fences}) {<} lock.fence AS beyond
 ), missing AS MATERIALIZED (
     SELECT pg_catalog.clock_timestamp() AS instant
@@ -59,6 +61,7 @@ WITH free AS MATERIALIZED (
            instant {+} pg_catalog.make_interval(secs => $3), $3,
            pg_catalog.nextval({fences}), $5, CASE WHEN $9 THEN $8 {||} $6 ELSE {unless_empty $8} END
       FROM missing
+     WHERE {timely $10}
         ON CONFLICT (name) DO NOTHING
  RETURNING fence, pg_catalog.pg_sequence_last_value({fences}) {=} fence AS newest
 ), entry AS MATERIALIZED (
@@ -66,6 +69,7 @@ WITH free AS MATERIALIZED (
            pg_catalog.set_config('lock_timeout', '200ms', true) AS limit_
      WHERE NOT EXISTS (SELECT FROM taken)
        AND NOT EXISTS (SELECT FROM made)
+       AND {timely $10}
 ), place AS MATERIALIZED (
     SELECT id
       FROM entry, {table} AS lock
@@ -96,6 +100,7 @@ WITH free AS MATERIALIZED (
 SELECT coalesce((SELECT fence FROM taken), (SELECT fence FROM made)) AS fence,
        coalesce((SELECT newest FROM made), true) AS newest,
        coalesce((SELECT beyond FROM taken), false) AS beyond,
+       {instant} AS instant,
        seen.live AND seen.token {=} $2 AS mine,
        seen.live,
        seen.fence AS seen_fence,

@@ -1,5 +1,5 @@
 -- Tells whether this session is the server process $1, and nobody else's; then makes its
--- planner use indexes.
+-- planner use indexes. Tells also what the database's clock says.
 --
 -- $1 the number of the server process that was told at the login.
 --
@@ -12,4 +12,5 @@ SELECT CASE
          WHEN pg_catalog.pg_backend_pid() {=} $1
          THEN pg_catalog.set_config('enable_seqscan', 'off', false) IS NOT NULL
          ELSE false
-       END AS alone
+       END AS alone,
+       {instant} AS instant
