@@ -91,8 +91,9 @@ impl Inbox {
         self.end.as_raw_fd()
     }
 
-    /// What has arrived: numbers, and for an answer the exception or the value.
-    fn empty<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+    /// Adds what has arrived to a list, so that nothing can come between: numbers, and for an
+    /// answer the exception or the value.
+    fn empty(&self, py: Python<'_>, into: &Bound<'_, PyList>) -> PyResult<()> {
         let mail = {
             let mut waiting = self
                 .core
@@ -103,7 +104,6 @@ impl Inbox {
             let _ = (&self.end).read(&mut [0; 64]);
             std::mem::take(&mut *waiting)
         };
-        let list = PyList::empty(py);
         for mail in mail {
             let none = || py.None();
             let entry = match mail {
@@ -122,9 +122,9 @@ impl Inbox {
                     (number, true, none(), value)
                 }
             };
-            list.append(entry)?;
+            into.append(entry)?;
         }
-        Ok(list)
+        Ok(())
     }
 }
 

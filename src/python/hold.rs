@@ -4,12 +4,12 @@
 //! which a hold is there and the moment at which its end is armed.
 
 use super::acquire::{Entering, enter, leave};
-use super::aio::{Inbox, Value, job};
 use super::call::call;
 use super::errors::exception;
+use super::exit::{Endings, Exit};
 use super::lock::Lock;
 use super::owner;
-use crate::engine::{Ending, Entered, HoldId, LevelId};
+use crate::engine::{Caller, Entered, HoldId, LevelId};
 use crate::error::Error;
 use crate::service::{self, Locks};
 use crate::store::Patience;
@@ -25,23 +25,18 @@ pub fn entered((hold, level): (u64, u64)) -> Entered {
     }
 }
 
-/// What :meth:`Lock.hold` returns: a context manager that acquires a lock with options. It
-/// can be used again.
-#[pyclass(module = "score.distlock", frozen)]
-pub struct Hold {
-    lock: Py<Lock>,
-    entering: Entering,
-    on_lost: Option<Py<PyAny>>,
-    /// What is open; touched with the GIL only.
+/// The blocks that a context manager has open; touched with the GIL only.
+///
+/// One that nobody can leave any more is extended no longer; its end is told as a loss.
+pub struct Blocks {
+    locks: Arc<Locks>,
     levels: Mutex<Vec<Entered>>,
 }
 
-impl Hold {
-    pub fn new(lock: Py<Lock>, entering: Entering, on_lost: Option<Py<PyAny>>) -> Hold {
-        Hold {
-            lock,
-            entering,
-            on_lost,
+impl Blocks {
+    pub fn new(locks: Arc<Locks>) -> Blocks {
+        Blocks {
+            locks,
             levels: Mutex::default(),
         }
     }
@@ -49,14 +44,45 @@ impl Hold {
     fn levels(&self) -> MutexGuard<'_, Vec<Entered>> {
         self.levels.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    pub fn push(&self, level: Entered) {
+        self.levels().push(level);
+    }
+
+    /// The one that the caller opened last is left.
+    pub fn remove(&self, caller: &Caller) -> Option<Entered> {
+        let mut levels = self.levels();
+        let own = owner::pick(caller, &levels);
+        (!levels.is_empty()).then(|| levels.remove(own))
+    }
 }
 
-/// A block that nobody can leave any more is extended no longer; its end is told as a loss.
-impl Drop for Hold {
+impl Drop for Blocks {
     fn drop(&mut self) {
-        let locks = self.lock.get().locks();
         for level in self.levels().iter() {
-            locks.stop_extending(*level);
+            self.locks.stop_extending(*level);
+        }
+    }
+}
+
+/// What :meth:`Lock.hold` returns: a context manager that acquires a lock with options. It
+/// can be used again.
+#[pyclass(module = "score.distlock", frozen)]
+pub struct Hold {
+    lock: Py<Lock>,
+    entering: Entering,
+    on_lost: Option<Py<PyAny>>,
+    blocks: Blocks,
+}
+
+impl Hold {
+    pub fn new(lock: Py<Lock>, entering: Entering, on_lost: Option<Py<PyAny>>) -> Hold {
+        let blocks = Blocks::new(lock.get().locks().clone());
+        Hold {
+            lock,
+            entering,
+            on_lost,
+            blocks,
         }
     }
 }
@@ -68,7 +94,7 @@ impl Hold {
         let on_lost = self.on_lost.as_ref().map(|on_lost| (on_lost, &any));
         let (level, _) = enter(py, self.lock.get(), self.entering, on_lost)?
             .map_err(|error| exception(py, error))?;
-        self.levels().push(level);
+        self.blocks.push(level);
         Ok(self.lock.clone_ref(py))
     }
 
@@ -83,11 +109,7 @@ impl Hold {
         // Python itself makes the body's exception the context of ours.
         let _ = (exc_type, exc, traceback);
         let (caller, known) = owner::current_or_stranger(py);
-        let level = {
-            let mut levels = self.levels();
-            let own = owner::pick(&caller, &levels);
-            (!levels.is_empty()).then(|| levels.remove(own))
-        };
+        let level = self.blocks.remove(&caller);
         leave(py, self.lock.get(), level).and(known)
     }
 }
@@ -115,7 +137,7 @@ impl Levels {
         levels.push((lock, level));
     }
 
-    fn endings(&self) -> Vec<(Arc<service::Lock>, Ending)> {
+    fn endings(&self) -> Endings {
         let mut levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let levels = std::mem::take(&mut *levels).into_iter().rev();
         levels
@@ -127,9 +149,9 @@ impl Levels {
     }
 
     /// Also if one fails; the error that came first.
-    fn finish(
+    pub fn finish(
         locks: &Arc<Locks>,
-        endings: Vec<(Arc<service::Lock>, Ending)>,
+        endings: Endings,
         patience: Patience<'_>,
     ) -> Result<(), Error> {
         let mut first = Ok(());
@@ -195,12 +217,8 @@ impl Levels {
         })
     }
 
-    /// The same for a coroutine.
-    fn leave(&self, inbox: &Inbox, number: u64) {
-        let endings = self.endings();
-        let job = job(&self.locks, inbox, number, |locks, patience| {
-            Levels::finish(locks, endings, patience).map(|()| Value::None)
-        });
-        self.locks.submit_ending(job);
+    /// Begins to leave all of them, for a coroutine.
+    pub fn begin_exit(&self) -> Exit {
+        Exit::begin(&self.locks, self.endings(), Ok(()))
     }
 }

@@ -5,7 +5,7 @@ use super::aio::{Acquisition, Inbox, Value, job};
 use super::arguments;
 use super::call::call;
 use super::errors::exception;
-use super::hold::{Hold, entered};
+use super::hold::Hold;
 use super::module::ConfiguredDistlockModule;
 use super::owner;
 use crate::engine::{Caller, Ending, Lease, Name, Token};
@@ -412,12 +412,6 @@ impl Lock {
         )
     }
 
-    /// Which of these levels, each as two numbers, the caller opened last; 0 if none.
-    fn _pick(&self, py: Python<'_>, levels: Vec<(u64, u64)>) -> usize {
-        let levels: Vec<_> = levels.into_iter().map(entered).collect();
-        owner::pick(&owner::current_or_stranger(py).0, &levels)
-    }
-
     /// Extends for a coroutine: the answer goes into the inbox.
     fn _extend(
         &self,
@@ -449,22 +443,6 @@ impl Lock {
             .begin_release(&self.core, &caller, token.as_ref());
         self.submit_ending(inbox, number, ending);
         Ok(())
-    }
-
-    /// Ends a block of a coroutine, likewise: the one that opened this level, or that of
-    /// the caller.
-    fn _leave(
-        &self,
-        py: Python<'_>,
-        inbox: &Inbox,
-        number: u64,
-        level: Option<(u64, u64)>,
-    ) -> PyResult<()> {
-        let (caller, known) = owner::current_or_stranger(py);
-        let level = level.map(entered).or_else(|| self.core.block(&caller));
-        let ending = self.locks().begin_exit(&self.core, level);
-        self.submit_ending(inbox, number, ending);
-        known
     }
 
     /// Transfers for a coroutine.

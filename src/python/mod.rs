@@ -11,6 +11,7 @@ mod call;
 mod database;
 mod errors;
 mod events;
+mod exit;
 mod hold;
 mod lock;
 mod module;
@@ -45,6 +46,8 @@ mod _distlock {
     use super::aio::{Acquisition, Inbox};
     #[pymodule_export]
     use super::events::{_deliver_all, _next_event};
+    #[pymodule_export]
+    use super::exit::{AsyncExit, Exit, Leaving, Opened};
 
     /// All statements, on the table of a schema, for tests and benchmarks: the name, the
     /// text, and the types of its parameters.

@@ -1,6 +1,7 @@
 """The extension module; its public names are described in ``__init__.pyi``."""
 
-from typing import Any, final
+from collections.abc import Coroutine
+from typing import Any, final, overload
 
 from typing_extensions import Self
 
@@ -24,7 +25,7 @@ def _deliver_all() -> None: ...
 class _Inbox:
     def __new__(cls) -> Self: ...
     def fileno(self) -> int: ...
-    def empty(self) -> list[tuple[int, bool, BaseException | None, Any]]: ...
+    def empty(self, into: list[tuple[int, bool, BaseException | None, Any]]) -> None: ...
 
 @final
 class _Acquisition:
@@ -39,7 +40,28 @@ class _Levels:
     def abandon(self) -> None: ...
     def stop_extending(self) -> None: ...
     def release(self) -> None: ...
-    def leave(self, inbox: _Inbox, number: int) -> None: ...
+    def begin_exit(self) -> _Exit: ...
+
+@final
+class _Exit:
+    def finish(self, inbox: _Inbox, number: int) -> None: ...
+
+@final
+class _Opened:
+    def __new__(cls, lock: Lock) -> Self: ...
+    def push(self, level: tuple[int, int]) -> None: ...
+
+@final
+class _Leaving:
+    def __call__(self, *exception: object) -> Coroutine[Any, Any, None]: ...
+
+@final
+class _AsyncExit:
+    def __new__(cls) -> Self: ...
+    @overload
+    def __get__(self, manager: None, class_: type[Any] | None = None, /) -> Self: ...
+    @overload
+    def __get__(self, manager: object, class_: type[Any] | None = None, /) -> _Leaving: ...
 
 __all__ = [
     "ConfiguredDistlockModule",
@@ -48,8 +70,12 @@ __all__ = [
     "Lock",
     "LockExpired",
     "_Acquisition",
+    "_AsyncExit",
+    "_Exit",
     "_Inbox",
+    "_Leaving",
     "_Levels",
+    "_Opened",
     "__version__",
     "_deliver_all",
     "_inherited",

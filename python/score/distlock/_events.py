@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -23,12 +24,20 @@ def log(level: int, message: str) -> None:
     _logger.log(level, "%s", message)
 
 
+def _start(name: str, work: Callable[..., object], *arguments: Any) -> None:
+    """Starts a daemon thread of the operating system's."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        # A "thread" there is a greenlet of this thread, which waits outside of Python.
+        monkey.get_original("_thread", "start_new_thread")(work, arguments)
+    else:
+        threading.Thread(target=work, args=arguments, name=name, daemon=True).start()
+
+
 def lost(callback: Callable[[Any], object], lock: Any) -> None:
     """Calls ``on_lost(lock)`` in a thread of its own."""
     with contextlib.suppress(RuntimeError):  # the interpreter is ending
-        threading.Thread(
-            target=callback, args=(lock,), name="distlock-on-lost", daemon=True
-        ).start()
+        _start("distlock-on-lost", callback, lock)
 
 
 def _attend() -> None:
@@ -45,7 +54,7 @@ def _attend() -> None:
 
 def start() -> None:
     """Starts the thread. A forked child starts its own when it needs one."""
-    threading.Thread(target=_attend, name="distlock-events", daemon=True).start()
+    _start("distlock-events", _attend)
 
 
 atexit.register(_deliver_all)

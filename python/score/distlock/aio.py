@@ -14,12 +14,11 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, final
 
 from . import _config
 from ._all import Pace, Tokens, ordered
-from ._distlock import _Acquisition, _Inbox, _Levels
+from ._distlock import _Acquisition, _AsyncExit, _Exit, _Inbox, _Levels, _Opened
 from ._errors import CouldNotAcquireLock, LockExpired
 from ._hold import callback, lease
 
@@ -43,42 +42,59 @@ class _Channel:
         self.inbox = _Inbox()
         self._numbers = itertools.count(1)
         self._expected: dict[int, asyncio.Future[Any] | asyncio.Event] = {}
+        self._mail: list[Any] = []
 
-    def expect(self, what: asyncio.Future[Any] | asyncio.Event) -> int:
+    def number(self) -> int:
+        """One under which something may be expected."""
+        return next(self._numbers)
+
+    def expect(self, number: int, what: asyncio.Future[Any] | asyncio.Event) -> None:
         """Has the loop look into the inbox for as long as something is expected."""
         if not self._expected:
             loop = self._loop()
             assert loop is not None
             loop.add_reader(self.inbox.fileno(), self._ready)
-        number = next(self._numbers)
         self._expected[number] = what
-        return number
 
     def forget(self, number: int) -> None:
         """Nobody waits for it any more."""
-        del self._expected[number]
+        self._expected.pop(number, None)
         loop = self._loop()
         if not self._expected and loop is not None:
             loop.remove_reader(self.inbox.fileno())
 
     def _ready(self) -> None:
-        for number, answered, error, value in self.inbox.empty():
-            what = self._expected.get(number)
-            if isinstance(what, asyncio.Event):
-                what.set()
-            elif isinstance(what, asyncio.Future) and answered and not what.done():
-                if error is None:
-                    what.set_result(value)
-                else:
-                    what.set_exception(error)
+        mail = self._mail
+        self.inbox.empty(mail)
+        try:
+            while mail:
+                self._deliver(*mail[0])
+                del mail[0]
+        finally:
+            loop = self._loop()
+            if mail and loop is not None:  # a signal handler has raised
+                loop.call_soon(self._ready)
+
+    def _deliver(
+        self, number: int, answered: bool, error: BaseException | None, value: Any
+    ) -> None:
+        what = self._expected.get(number)
+        if isinstance(what, asyncio.Event):
+            what.set()
+        elif isinstance(what, asyncio.Future) and answered and not what.done():
+            if error is None:
+                what.set_result(value)
+            else:
+                what.set_exception(error)
 
     async def ask(self, start: Callable[[_Inbox, int], Any]) -> Any:
         """Starts something and waits for its answer, unless that is there at once."""
         loop = self._loop()
         assert loop is not None
         future: asyncio.Future[Any] = loop.create_future()
-        number = self.expect(future)
+        number = self.number()
         try:
+            self.expect(number, future)
             answer = start(self.inbox, number)
             return await future if answer is None else answer
         finally:
@@ -90,22 +106,28 @@ class _Acquiring:
 
     def __init__(self, begin: Callable[[_Inbox, int], _Acquisition]) -> None:
         self._begin = begin
+        self._acquisition: _Acquisition | None = None
 
     async def run(self) -> tuple[str, _Level]:
-        """Waits for the lock; the token and the level that was entered."""
+        """Waits for the lock; the token and the level that was entered.
+
+        A signal handler may raise after each call, as it may in the caller, who then has to
+        call :meth:`give_up`.
+        """
         channel = _channel()
         loop = asyncio.get_running_loop()
         woken = asyncio.Event()
-        number = channel.expect(woken)
-        acquisition: _Acquisition | None = None
+        number = channel.number()
         try:
-            acquisition = self._begin(channel.inbox, number)
+            channel.expect(number, woken)
+            acquisition = self._acquisition = self._begin(channel.inbox, number)
             while True:
                 woken.clear()
                 pause = await channel.ask(acquisition.step)
                 if pause is True:
                     accepted = acquisition.accept()
                     if accepted is not None:
+                        channel.forget(number)
                         return accepted
                     continue
                 timer = loop.call_later(pause, woken.set)
@@ -115,11 +137,23 @@ class _Acquiring:
                     timer.cancel()
         except BaseException:
             # Also if the lock was acquired while the task was being cancelled.
-            if acquisition is not None:
-                acquisition.give_up()
-            raise
-        finally:
+            self.give_up()
             channel.forget(number)
+            raise
+
+    def give_up(self) -> None:
+        """Leaves neither a hold nor a place in the queue."""
+        if self._acquisition is not None:
+            self._acquisition.give_up()
+
+
+async def _finish(exit_: _Exit) -> None:
+    """Waits for an end that has begun; it goes on without."""
+    try:
+        channel = _channel()
+    except RuntimeError:  # the loop is gone, and somebody closes its coroutines
+        return
+    await channel.ask(exit_.finish)
 
 
 #: What `on_lost` has started and is still running.
@@ -241,7 +275,7 @@ class AsyncLock:
     __module__ = "score.distlock.aio"
 
     def __init__(self, lock: Lock) -> None:
-        self._lock = lock
+        self._lock = self._ender = lock
 
     def __repr__(self) -> str:
         return repr(self._lock).replace(".Lock ", ".aio.AsyncLock ", 1)
@@ -276,21 +310,21 @@ class AsyncLock:
         """See :attr:`~score.distlock.Lock.expired`."""
         return self._lock.expired
 
-    async def _enter(
+    def _acquiring(
         self,
         timeout: _Time,
         block: bool,
         autoextend: bool | None = None,
         maxtime: float | None = None,
         on_lost: Any = None,
-    ) -> tuple[str, _Level]:
+    ) -> _Acquiring:
         lock = self._lock
         callback = on_lost and self._in_loop(on_lost)
-        return await _Acquiring(
+        return _Acquiring(
             lambda inbox, bell: lock._begin(
                 inbox, bell, timeout, block, autoextend, maxtime, callback, self
             )
-        ).run()
+        )
 
     def _in_loop(self, on_lost: Callable[[AsyncLock], object]) -> Callable[[AsyncLock], None]:
         """Has a callback run where the coroutine does."""
@@ -310,10 +344,6 @@ class AsyncLock:
 
         return schedule
 
-    async def _leave(self, level: _Level | None) -> None:
-        lock = self._lock
-        await _channel().ask(lambda inbox, number: lock._leave(inbox, number, level))
-
     async def acquire(self, *, timeout: _Time = "default") -> str:
         """Acquires the lock, or enters it once more if the task is its owner.
 
@@ -324,7 +354,7 @@ class AsyncLock:
         :returns: the token of the hold, 256 hexadecimal digits.
         :raises CouldNotAcquireLock: if somebody else holds the lock, after `timeout`.
         """
-        token, _ = await self._enter(timeout, False)
+        token, _ = await self._acquiring(timeout, False).run()
         return token
 
     async def try_acquiring(self) -> str | None:
@@ -388,16 +418,10 @@ class AsyncLock:
         return self._lock._async_guard(self, connection, token)
 
     async def __aenter__(self) -> AsyncLock:
-        await self._enter("default", True)
+        await self._acquiring("default", True).run()
         return self
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._leave(None)
+    __aexit__ = _AsyncExit()
 
 
 @final
@@ -419,22 +443,19 @@ class AsyncHold:
     ) -> None:
         self._lock = lock
         self._options = (timeout, True, autoextend, maxtime, on_lost)
-        self._levels: list[_Level] = []
+        self._ender = _Opened(lock._lock)
 
     async def __aenter__(self) -> AsyncLock:
-        _, level = await self._lock._enter(*self._options)
-        self._levels.append(level)
+        acquiring = self._lock._acquiring(*self._options)
+        try:
+            _, level = await acquiring.run()
+            self._ender.push(level)
+        except BaseException:
+            acquiring.give_up()
+            raise
         return self._lock
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        levels = self._levels
-        level = levels.pop(self._lock._lock._pick(levels)) if levels else None
-        await self._lock._leave(level)
+    __aexit__ = _AsyncExit()
 
 
 @final
@@ -461,13 +482,13 @@ class AsyncHolds(Tokens):
         except Exception:
             # What fails here is owed.
             with contextlib.suppress(Exception):
-                await _channel().ask(levels.leave)
+                await _finish(levels.begin_exit())
             raise
         except BaseException:
             levels.abandon()
             raise
         self.update(tokens)
-        self._levels = levels
+        self._ender = self._levels = levels
         return self
 
     async def _enter_all(self, levels: _Levels) -> dict[str, str]:
@@ -479,8 +500,13 @@ class AsyncHolds(Tokens):
             lock = self._module.get(name)
             # What is held already stays alive while the others are waited for.
             timeout = self._timeout if pace is None else pace.left()
-            token, level = await lock._enter(timeout, True, True)
-            levels.add(lock._lock, level)
+            acquiring = lock._acquiring(timeout, True, True)
+            try:
+                token, level = await acquiring.run()
+                levels.add(lock._lock, level)
+            except BaseException:
+                acquiring.give_up()
+                raise
             tokens[name] = token
             locks.append(lock)
         for lock in locks:
@@ -498,19 +524,13 @@ class AsyncHolds(Tokens):
 
     async def release(self) -> None:
         """Releases all of them, also if the release of one fails; raises what failed first."""
-        levels, self._levels = self._levels, None
-        if levels is not None:
-            await _channel().ask(levels.leave)
+        if self._levels is not None:
+            exit_ = self._levels.begin_exit()
+            self._levels = None
+            await _finish(exit_)
 
     async def __aenter__(self) -> AsyncHolds:
         self._in_block = True
         return await self._acquire()
 
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._in_block = False
-        await self.release()
+    __aexit__ = _AsyncExit()

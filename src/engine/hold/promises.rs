@@ -533,7 +533,11 @@ fn what_is_extended_is_renewed_in_time() {
     assert_eq!(scene.holds.extended(id, longer), longer);
     assert_eq!(after(&scene, 900), None);
     let late = Deadline::new(scene.now, 1.0);
-    assert_eq!(scene.holds.extended(id, late), longer, "an answer that came late");
+    assert_eq!(
+        scene.holds.extended(id, late),
+        longer,
+        "an answer that came late"
+    );
     assert_eq!(after(&scene, 900), None);
     assert_eq!(after(&scene, 4900), Some(Lease::SECOND));
     scene.holds.stop_extending(entered);

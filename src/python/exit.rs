@@ -1,0 +1,177 @@
+//! The ends of coroutines' blocks. An end begins in Rust, within the call of `__aexit__`: no
+//! signal handler can raise before that, and it goes on if nobody waits for it, because the
+//! event loop is gone for instance.
+
+use super::aio::{Inbox, Value};
+use super::hold::{Blocks, Levels, entered};
+use super::lock::Lock;
+use super::owner;
+use crate::engine::{Caller, Ending};
+use crate::error::Result;
+use crate::service::{self, Locks};
+use crate::store::Patience;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What is to be done in the database at the end of a block, for each of its locks.
+pub type Endings = Vec<(Arc<service::Lock>, Ending)>;
+
+type Reader = Box<dyn FnOnce(Result<Value>) + Send>;
+
+/// What came of an end, or who is to hear it.
+#[derive(Default)]
+enum State {
+    #[default]
+    UnderWay,
+    Awaited(Reader),
+    Done(Result<Value>),
+    Told,
+}
+
+/// An end that has begun, and goes on whether anybody waits for it or not.
+#[pyclass(name = "_Exit", module = "score.distlock", frozen)]
+pub struct Exit {
+    state: Arc<Mutex<State>>,
+    problem: Mutex<Option<PyErr>>,
+}
+
+impl Exit {
+    /// `known` is an error if it could not be told who leaves.
+    pub fn begin(locks: &Arc<Locks>, endings: Endings, known: PyResult<()>) -> Exit {
+        let state = Arc::new(Mutex::new(State::default()));
+        let (ended, ending) = (state.clone(), locks.clone());
+        locks.submit_ending(Box::new(move || {
+            let patience = Patience::new(ending.store().timeout(), &|| Ok(()));
+            let outcome = Levels::finish(&ending, endings, patience).map(|()| Value::None);
+            let mut state = ended.lock().unwrap_or_else(PoisonError::into_inner);
+            match std::mem::replace(&mut *state, State::Told) {
+                State::Awaited(reader) => reader(outcome),
+                _ => *state = State::Done(outcome),
+            }
+        }));
+        Exit {
+            state,
+            problem: Mutex::new(known.err()),
+        }
+    }
+}
+
+#[pymethods]
+impl Exit {
+    /// What comes of it goes into the inbox.
+    fn finish(&self, inbox: &Inbox, number: u64) -> PyResult<()> {
+        let reader = inbox.answer(number);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *state, State::Told) {
+            State::Done(outcome) => reader(outcome),
+            _ => *state = State::Awaited(Box::new(reader)),
+        }
+        drop(state);
+        let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
+        problem.take().map_or(Ok(()), Err)
+    }
+}
+
+/// The blocks that one `aio.AsyncHold` has open.
+#[pyclass(name = "_Opened", module = "score.distlock", frozen)]
+pub struct Opened {
+    lock: Py<Lock>,
+    blocks: Blocks,
+}
+
+#[pymethods]
+impl Opened {
+    #[new]
+    fn new(lock: Bound<'_, Lock>) -> Opened {
+        let blocks = Blocks::new(lock.get().locks().clone());
+        Opened {
+            lock: lock.unbind(),
+            blocks,
+        }
+    }
+
+    /// One more was entered.
+    fn push(&self, level: (u64, u64)) {
+        self.blocks.push(entered(level));
+    }
+}
+
+/// `__aexit__` of the classes in `aio.py`: a method whose object knows who has entered.
+#[pyclass(name = "_AsyncExit", module = "score.distlock", frozen)]
+pub struct AsyncExit;
+
+#[pymethods]
+impl AsyncExit {
+    #[new]
+    fn new() -> AsyncExit {
+        AsyncExit
+    }
+
+    fn __get__<'py>(
+        slf: Bound<'py, Self>,
+        manager: Bound<'py, PyAny>,
+        _class: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        if manager.is_none() {
+            return Ok(slf.into_any());
+        }
+        let (caller, _) = owner::current_or_stranger(slf.py());
+        let leaving = Leaving {
+            manager: manager.unbind(),
+            caller,
+        };
+        Ok(Bound::new(slf.py(), leaving)?.into_any())
+    }
+}
+
+/// `__aexit__` of one block, if it is looked up when that is entered, as `async with` does.
+#[pyclass(name = "_Leaving", module = "score.distlock", frozen)]
+pub struct Leaving {
+    manager: Py<PyAny>,
+    caller: Caller,
+}
+
+impl Leaving {
+    fn begin(&self, ender: &Bound<'_, PyAny>) -> PyResult<Exit> {
+        if let Ok(levels) = ender.cast::<Levels>() {
+            let exit = levels.get().begin_exit();
+            // Entered again, it acquires again.
+            let manager = self.manager.bind(ender.py());
+            manager.setattr(intern!(ender.py(), "_levels"), ender.py().None())?;
+            return Ok(exit);
+        }
+        let (current, known) = owner::current_or_stranger(ender.py());
+        let (lock, level) = if let Ok(opened) = ender.cast::<Opened>() {
+            let opened = opened.get();
+            (opened.lock.get(), opened.blocks.remove(&current))
+        } else {
+            let lock = ender.cast::<Lock>()?.get();
+            // Who has entered comes first: the coroutine may be closed by anybody.
+            let level = lock.core().block(&self.caller);
+            (lock, level.or_else(|| lock.core().block(&current)))
+        };
+        let ending = lock.locks().begin_exit(lock.core(), level);
+        let endings = vec![(lock.core().clone(), ending)];
+        Ok(Exit::begin(lock.locks(), endings, known))
+    }
+}
+
+#[pymethods]
+impl Leaving {
+    #[pyo3(signature = (*exception))]
+    fn __call__<'py>(
+        &self,
+        py: Python<'py>,
+        exception: &Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        // Python itself makes the body's exception the context of ours.
+        let _ = exception;
+        let aio = py.import(intern!(py, "score.distlock.aio"))?;
+        let finish = aio.getattr(intern!(py, "_finish"))?;
+        let ender = self.manager.bind(py).getattr(intern!(py, "_ender"))?;
+        let exit = self.begin(&ender)?;
+        finish.call1((exit,))
+    }
+}

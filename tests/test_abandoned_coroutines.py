@@ -1,0 +1,234 @@
+"""Blocks of coroutines that end oddly: the loop is gone, or a signal handler raises."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from types import FrameType
+from typing import Any
+
+import psycopg
+import pytest
+
+import score.distlock
+from score.distlock import LockExpired
+
+from .conftest import python
+from .support.line import outlive
+
+Conf = score.distlock.ConfiguredDistlockModule
+Db = psycopg.Connection[Any]
+Work = Callable[[Conf], Coroutine[Any, Any, None]]
+
+
+async def plain(conf: Conf) -> None:
+    async with conf.aio.get("name"):
+        await asyncio.sleep(3600)
+
+
+async def hold(conf: Conf) -> None:
+    async with conf.aio.get("name").hold(autoextend=True):
+        await asyncio.sleep(3600)
+
+
+async def several(conf: Conf) -> None:
+    async with conf.aio.acquire_all(["name", "other"], autoextend=True):
+        await asyncio.sleep(3600)
+
+
+async def locked(conf: Conf) -> None:
+    @conf.locked("name", autoextend=True)
+    async def work() -> None:
+        await asyncio.sleep(3600)
+
+    await work()
+
+
+async def generator(conf: Conf) -> None:
+    async def numbers() -> AsyncIterator[int]:
+        async with conf.aio.get("name").hold(autoextend=True):
+            yield 1
+            yield 2
+
+    async for _ in numbers():
+        break
+    await asyncio.sleep(3600)
+
+
+async def entered(conf: Conf) -> None:
+    await conf.aio.get("name").hold(autoextend=True).__aenter__()
+    await asyncio.sleep(3600)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("work", [plain, hold, several, locked, generator, entered])
+def test_a_block_whose_loop_is_gone_is_over(url: str, conf: Conf, work: Work) -> None:
+    """Within a lease: nothing extends it any longer."""
+    brief = Conf(url, "2s", autoextend=True)
+
+    async def begin() -> None:
+        task = asyncio.ensure_future(work(brief))
+        while token := conf.try_acquiring("name"):
+            conf.release("name", token)
+            await asyncio.sleep(0.001)
+        assert not task.done()
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # "Task was destroyed but it is pending"
+    loop.run_until_complete(begin())
+    loop.close()
+    del loop
+    gc.collect()
+    assert conf.acquire("name", timeout=30)
+
+
+class Raised(BaseException):
+    pass
+
+
+async def once_plain(conf: Conf, name: str) -> None:
+    async with conf.aio.get(name):
+        pass
+
+
+async def once_hold(conf: Conf, name: str) -> None:
+    async with conf.aio.get(name).hold(autoextend=True):
+        pass
+
+
+async def once_several(conf: Conf, name: str) -> None:
+    async with conf.aio.acquire_all([name]):
+        pass
+
+
+@pytest.mark.parametrize("work", [once_plain, once_hold, once_several])
+def test_a_signal_handler_may_raise_at_each_call(
+    url: str, conf: Conf, work: Callable[[Conf, str], Coroutine[Any, Any, None]]
+) -> None:
+    """Where Python calls a function of ours it also runs signal handlers."""
+    own = Conf(url, "10m")
+    point = 0
+    while True:
+        point += 1
+        calls = 0
+
+        def trace(frame: FrameType, event: str, _: object, point: int = point) -> None:
+            nonlocal calls
+            if event == "call" and frame.f_code.co_filename.endswith("distlock/aio.py"):
+                calls += 1
+                if calls == point:
+                    sys.settrace(None)
+                    raise Raised
+
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda *_: None)
+        task = loop.create_task(work(own, f"name {point}"))
+        before = sys.gettrace()
+        sys.settrace(trace)
+        with contextlib.suppress(Raised):
+            loop.run_until_complete(task)
+        sys.settrace(before)
+        if not task.done():  # it was the loop that was interrupted
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError, Raised):
+                loop.run_until_complete(task)
+        with contextlib.suppress(asyncio.CancelledError):
+            task.exception()
+        loop.close()
+        # What is under way goes on by itself.
+        conf.release(f"name {point}", conf.acquire(f"name {point}", timeout=30))
+        if calls < point:
+            break
+    assert point > 15
+
+
+def test_an_answer_survives_a_callback_that_is_interrupted(conf: Conf) -> None:
+    raised = False
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal raised
+        if frame.f_code.co_name == "_deliver" and not raised:
+            raised = True
+            raise ValueError("a signal handler")
+        return None
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        sys.settrace(trace)
+        try:
+            assert await conf.aio.acquire("name")
+        finally:
+            sys.settrace(None)
+
+    before = sys.gettrace()
+    asyncio.run(main())
+    sys.settrace(before)
+    assert raised
+
+
+def test_a_busy_loop_costs_no_inner_block(url: str, db: Db) -> None:
+    """The hold is extended meanwhile, though the confirmation is old when it is read."""
+    brief = Conf(url, "1s")
+
+    async def busy() -> None:
+        outlive(db)
+        outlive(db)
+
+    async def main() -> None:
+        lock = brief.aio.get("name")
+        async with lock.hold(autoextend=True):
+            task = asyncio.ensure_future(busy())
+            async with lock:
+                assert not lock.expired
+            await task
+
+    asyncio.run(main())
+
+
+GEVENT = """
+import sys
+from gevent import monkey
+if sys.argv[2] == 'before': monkey.patch_all()
+import score.distlock
+if sys.argv[2] == 'after': monkey.patch_all()
+import gevent
+conf = score.distlock.init({'sqlalchemy.url': sys.argv[1], 'maxtime': '1s'})
+lost = gevent.event.AsyncResult()
+def work():
+    with conf.get('name').hold(autoextend=True): gevent.sleep(0.01)
+work()
+gevent.spawn(work).join()
+heard = []
+lock = conf.get('name')
+try:
+    with lock.hold(autoextend=True, on_lost=heard.append):
+        conf.release('name', lock.token)
+        while not heard: gevent.sleep(0.01)
+except score.distlock.LockExpired: print(heard == [lock])
+"""
+
+
+@pytest.mark.parametrize("patched", ["before", "after"])
+def test_gevent_may_have_patched_threads(url: str, patched: str) -> None:
+    assert python(GEVENT, url, patched) == "True\n"
+
+
+def test_the_end_of_a_block_is_told_though_it_began_at_once(url: str, db: Db) -> None:
+    brief = Conf(url, "1s")
+
+    async def main() -> None:
+        lock = brief.aio.get("name")
+        with pytest.raises(LockExpired):
+            async with lock:
+                outlive(db)
+        holds = brief.aio.acquire_all(["a"])
+        for _ in range(2):  # it may be entered again
+            async with holds as tokens:
+                assert list(tokens) == ["a"]
+            token = await brief.aio.try_acquiring("a")
+            await brief.aio.release("a", token)
+
+    asyncio.run(main())
