@@ -67,7 +67,7 @@ async def entered(conf: Conf) -> None:
 @pytest.mark.parametrize("work", [plain, hold, several, locked, generator, entered])
 def test_a_block_whose_loop_is_gone_is_over(url: str, conf: Conf, work: Work) -> None:
     """Within a lease: nothing extends it any longer."""
-    brief = Conf(url, "2s", autoextend=True)
+    brief = Conf(url, "2s", timeout=30, autoextend=True)
 
     async def begin() -> None:
         task = asyncio.ensure_future(work(brief))
