@@ -356,7 +356,7 @@ def test_init_needs_no_lock_that_somebody_keeps(url: str, db: Db) -> None:
 
 
 @pytest.mark.parametrize("timeout", [0, 0.3], ids=["at once", "waiting"])
-@pytest.mark.parametrize("how", ["row", "inserted", "guarded", "by name"])
+@pytest.mark.parametrize("how", ["row", "inserted", "guarded", "by name", "table"])
 def test_busy_is_told_from_held(url: str, conf: Conf, db: Db, how: str, timeout: float) -> None:
     lock = conf.get("name")
     with psycopg.connect(url) as other:
@@ -371,6 +371,10 @@ def test_busy_is_told_from_held(url: str, conf: Conf, db: Db, how: str, timeout:
                 with lock.guard(other):
                     pass
                 lock.release()
+            elif how == "table":
+                lock.release()
+                other.execute("LOCK TABLE _score_distlock IN ACCESS EXCLUSIVE MODE")
+                assert lock.try_acquiring() is None
             else:
                 lock.release()
                 other.execute("SELECT * FROM _score_distlock FOR UPDATE")

@@ -21,6 +21,8 @@ import pytest
 from psycopg import sql
 
 import score.distlock
+from score.distlock import DatabaseUnavailable
+from score.init import ConfigurationError
 
 from .conftest import fresh_database
 from .support.line import until
@@ -36,6 +38,7 @@ listen_addr = 127.0.0.1
 listen_port = {listen}
 unix_socket_dir =
 auth_type = any
+admin_users = postgres
 pool_mode = {mode}
 default_pool_size = {size}
 {more}
@@ -226,3 +229,24 @@ def test_guarded_work(pooled: Conf, bouncer: Bouncer, through: str) -> None:
         with pytest.raises(psycopg.Error, match="statement pooling"), lock.guard(connection):
             pass
         assert not lock.expired
+
+
+def test_a_search_path_that_the_pooler_does_not_pass_on(
+    bouncer: Bouncer, server: Server, tmp_path: Path
+) -> None:
+    """One that ignores options would lead to another table: the same lock twice."""
+    with fresh_database(server.url()) as url:
+        with psycopg.connect(url, autocommit=True) as db:
+            db.execute("CREATE SCHEMA locks")
+        options = "?options=-csearch_path%3Dlocks"
+        score.distlock.init({"sqlalchemy.url": url + options.replace("?", "&")})
+        through = bouncer.url(url.partition("?")[0].rpartition("/")[2]) + options
+        with pytest.raises(DatabaseUnavailable, match="a pooler does not pass the URL's options"):
+            score.distlock.init({"sqlalchemy.url": through})
+        file = Path(server.folder) / "pgbouncer.ini"
+        file.write_text(file.read_text() + "ignore_startup_parameters = options, search_path\n")
+        # Its console needs simple queries.
+        with psycopg.connect(bouncer.url("pgbouncer"), autocommit=True) as console:
+            console.pgconn.exec_(b"RELOAD")
+        with pytest.raises(ConfigurationError, match="ask for search_path = locks"):
+            score.distlock.init({"sqlalchemy.url": through})

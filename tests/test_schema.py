@@ -150,6 +150,14 @@ def test_without_the_right_the_error_holds_the_sql(url: str, db: Db, before: str
         db.execute(sql.SQL("DROP ROLE {}").format(name))
 
 
+def test_without_a_schema_the_error_says_so(url: str) -> None:
+    nowhere = url + ("&" if "?" in url else "?") + "options=-csearch_path%3Dnowhere"
+    with pytest.raises(DatabaseError, match=r"no schema in its search path \(nowhere\)") as caught:
+        score.distlock.init({"sqlalchemy.url": nowhere})
+    assert caught.value.sqlstate == "3F000"
+    assert "CREATE TABLE" in caught.value.message
+
+
 @pytest.mark.parametrize("before", ["", ORIGINAL_TABLE])
 def test_the_printed_schema_works_any_number_of_times(url: str, db: Db, before: str) -> None:
     if before:

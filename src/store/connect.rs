@@ -279,7 +279,11 @@ pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
         )),
         Failure::Broken(reason) => {
             let refused = ["Connection refused", "No such file or directory"];
-            let hint = if refused.iter().any(|words| reason.contains(words)) {
+            let hint = if reason.contains("unsupported startup parameter") {
+                "; a pooler does not pass the URL's options on: leave them out, and have an \
+                 administrator set what they say, with ALTER ROLE … IN DATABASE … SET search_path \
+                 = … for instance"
+            } else if refused.iter().any(|words| reason.contains(words)) {
                 "; is the server running, and does it accept connections there?"
             } else {
                 ""

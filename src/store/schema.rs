@@ -1,6 +1,6 @@
 //! Creating and upgrading the table: once, whoever and however many start together.
 
-use super::failure::Failure;
+use super::failure::{Failure, Refusal};
 use super::patience::Patience;
 use super::session::Session;
 use super::sql::{Schema, Sql, Statements, creation, grants, quote};
@@ -27,6 +27,8 @@ pub fn schema_sql(schema: Option<&str>, role: Option<&str>) -> String {
 struct State {
     schema: Option<String>,
     role: String,
+    /// The setting.
+    search_path: String,
     complete: bool,
     /// It is no table.
     other_kind: bool,
@@ -41,6 +43,41 @@ impl State {
         Schema::new(self.schema.as_deref())
     }
 
+    /// We are not the ones who can make it complete.
+    fn not_for_us(&self, refusal: &Refusal) -> Failure {
+        let sql = schema_sql(self.schema.as_deref(), Some(&self.role));
+        let (path, role) = (&self.search_path, &self.role);
+        let why = if refusal.sqlstate == "3F000" {
+            format!("there is no schema in its search path ({path}) that it may use")
+        } else {
+            refusal.message.clone()
+        };
+        Failure::Stopped(Error::Sql {
+            sqlstate: refusal.sqlstate.clone(),
+            unknown: false,
+            message: format!(
+                "the table _score_distlock is missing or not up to date, and the user {role:?} may \
+                 not change that: {why}. An administrator must run:\n\n{sql}"
+            ),
+        })
+    }
+
+    /// An error if the session does not have the search path that its options ask for.
+    fn seen_as_asked(self, options: Option<&str>) -> Result<State, Failure> {
+        match options.and_then(search_path) {
+            Some(asked) if asked != self.search_path => {
+                Err(Failure::Stopped(Error::Configuration(format!(
+                    "the options in sqlalchemy.url, connect_args or PGOPTIONS ask for search_path = \
+                     {asked}, and the session has {}: a pooler in between ignores options, and the \
+                     locks would be in another table. Leave them out, and have an administrator \
+                     set it with ALTER ROLE … IN DATABASE … SET search_path = …",
+                    self.search_path
+                ))))
+            }
+            _ => Ok(self),
+        }
+    }
+
     /// An error unless the table may be used.
     fn trusted(self) -> Result<State, Failure> {
         let schema = self.schema.as_deref().unwrap_or_default();
@@ -53,11 +90,16 @@ impl State {
             } else {
                 format!(" On it: {}.", self.additions.join(", "))
             };
+            let intended = if self.strangers.len() == 1 {
+                format!("set table_owner = {owner}")
+            } else {
+                "let one role own all of it, and set table_owner to that".to_owned()
+            };
             format!(
                 "{table}, its sequences or the functions of its triggers belong to {}, and so do \
                  the tokens of all holds; what {owner:?} attaches to the table is executed as \
-                 {:?}.{additions} If that is intended, set table_owner = {owner}; if not, ask \
-                 an administrator to drop the table",
+                 {:?}.{additions} If that is intended, {intended}; if not, ask an administrator \
+                 to drop the triggers, or the table",
                 self.strangers.join(", "),
                 self.role,
             )
@@ -84,6 +126,7 @@ fn check(
         Ok(State {
             schema: row.get("schema")?,
             role: row.get("role")?,
+            search_path: row.get("search_path")?,
             complete: row.get("complete")?,
             other_kind: row.get("other_kind")?,
             strangers: row.get("strangers")?,
@@ -98,9 +141,10 @@ fn check(
 pub fn ensure(
     connection: &mut Session,
     table_owner: Option<&str>,
+    options: Option<&str>,
     patience: Patience,
 ) -> Result<Schema, Failure> {
-    let state = check(connection, table_owner, patience)?;
+    let state = check(connection, table_owner, patience)?.seen_as_asked(options)?;
     if state.complete {
         return Ok(state.place());
     }
@@ -130,18 +174,11 @@ pub fn ensure(
                     .pause(Duration::from_millis(200))
                     .map_err(Failure::Stopped)?;
             }
-            // 42501 is insufficient_privilege.
-            Err(Failure::Refused(refusal)) if refusal.sqlstate == "42501" => {
-                let sql = schema_sql(state.schema.as_deref(), Some(&state.role));
-                return Err(Failure::Stopped(Error::Sql {
-                    sqlstate: "42501".to_owned(),
-                    unknown: false,
-                    message: format!(
-                        "the table _score_distlock is missing or not up to date, and the user \
-                         {:?} may not change that ({}). An administrator must run:\n\n{sql}",
-                        state.role, refusal.message,
-                    ),
-                }));
+            // insufficient_privilege; or invalid_schema_name: it may not use any, or there is none.
+            Err(Failure::Refused(refusal))
+                if ["42501", "3F000"].contains(&refusal.sqlstate.as_str()) =>
+            {
+                return Err(state.not_for_us(&refusal));
             }
             Err(Failure::Refused(refusal)) => return Err(Failure::Stopped(refused(refusal))),
             result => return result,
@@ -192,9 +229,57 @@ fn upgrade_at_once(
     Ok(check(connection, table_owner, patience)?.place())
 }
 
+/// The search path that the server's command line options ask for, if they do. They are read as
+/// the server does: separated by spaces, of which a backslash makes a part.
+fn search_path(options: &str) -> Option<String> {
+    let mut words = vec![String::new()];
+    let mut letters = options.chars();
+    while let Some(letter) = letters.next() {
+        if letter.is_ascii_whitespace() {
+            words.push(String::new());
+        } else if let Some(word) = words.last_mut() {
+            word.extend(if letter == '\\' {
+                letters.next()
+            } else {
+                Some(letter)
+            });
+        }
+    }
+    let mut words = words.into_iter().filter(|word| !word.is_empty());
+    let mut found = None;
+    while let Some(word) = words.next() {
+        let setting = match word.strip_prefix("-c").or_else(|| word.strip_prefix("--")) {
+            Some("") => words.next()?,
+            Some(setting) => setting.to_owned(),
+            None => continue,
+        };
+        let (name, value) = setting.split_once('=')?;
+        if name.replace('-', "_").eq_ignore_ascii_case("search_path") {
+            found = Some(value.to_owned());
+        }
+    }
+    found
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_search_path_among_the_options() {
+        for (options, expected) in [
+            ("-csearch_path=locks", Some("locks")),
+            ("-c search_path=a,b -c geqo=off", Some("a,b")),
+            ("--search-path=a --Search_Path=b", Some("b")),
+            (r"-c search_path=a,\ b", Some("a, b")),
+            (r"-csearch_path=\\", Some("\\")),
+            ("-cgeqo=off", None),
+            ("-c", None),
+            ("", None),
+        ] {
+            assert_eq!(search_path(options).as_deref(), expected, "{options}");
+        }
+    }
 
     #[test]
     fn the_administrators_sql_grants_to_the_quoted_role() {

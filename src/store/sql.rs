@@ -229,10 +229,11 @@ impl Sql {
         )
     }
 
-    /// Whether it waits for other transactions no longer than it has set itself.
+    /// Whether it is not worth while to wait for other transactions: somebody wants to take the
+    /// lock now, and can be told that it is busy.
     #[must_use]
     pub fn is_limited(self) -> bool {
-        matches!(self, Sql::Acquire | Sql::Wait | Sql::TakeBusy)
+        self.takes() || self == Sql::Probe
     }
 }
 

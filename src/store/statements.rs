@@ -224,7 +224,13 @@ pub(super) fn refused(refusal: Refusal) -> Error {
                 "{said}; it is a standby, or its sessions are read-only by default: \
                  sqlalchemy.url needs the primary, or all hosts of the cluster"
             ),
-            "42501" => format!("{said}; grant it, or ask the administrator to"),
+            "42501" if said.contains("row-level security") => {
+                format!("{said}; a policy on the table does not let this role write it")
+            }
+            "42501" => format!(
+                "{said}; `python -m score.distlock schema --grant ROLE` prints what an \
+                 administrator must grant"
+            ),
             "55P03" | "57014" => format!(
                 "{said}; look for who keeps the table locked (pg_locks), or for a \
                  lock_timeout or statement_timeout of the role that is too short"
@@ -308,7 +314,9 @@ impl Store {
     /// closed again.
     pub fn ensure_schema(&self, patience: Patience) -> Result<()> {
         let outcome = self.pool.connect(patience).and_then(|mut connection| {
-            schema::ensure(&mut connection, self.table_owner.as_deref(), patience)
+            let owner = self.table_owner.as_deref();
+            let options = self.pool.url().config.get_options();
+            schema::ensure(&mut connection, owner, options, patience)
         });
         let schema = result(outcome, &self.pool)?;
         self.statements.get_or_init(|| Statements::new(&schema));
@@ -511,14 +519,18 @@ impl Store {
         let mut unknown = false;
         // What is asked otherwise tells what the clock says.
         if likely && self.clock.is_recent(Moment::now()) {
-            let answer = self.execute(Sql::Retake, &parameters, patience)?;
-            if let Some(row) = answer.rows.first() {
-                let deadline = Deadline::new(answer.sent, lease.seconds());
-                self.catch_up(row, patience)?;
-                self.sweep_if_nothing_else_does(lease, patience)?;
-                return Ok(Answer::Acquired(row.get("fence")?, deadline));
+            match unless_locked(self.execute(Sql::Retake, &parameters, patience))? {
+                Ok(answer) => {
+                    if let Some(row) = answer.rows.first() {
+                        let deadline = Deadline::new(answer.sent, lease.seconds());
+                        self.catch_up(row, patience)?;
+                        self.sweep_if_nothing_else_does(lease, patience)?;
+                        return Ok(Answer::Acquired(row.get("fence")?, deadline));
+                    }
+                    unknown = answer.repeated;
+                }
+                Err(seen) => unknown = seen.unknown,
             }
-            unknown = answer.repeated;
         }
         let mut tries = 0;
         loop {
@@ -622,7 +634,11 @@ impl Store {
             &waiter.ticket,
             &waiter.more,
         ];
-        let mut answer = self.execute(Sql::Take, &parameters, patience)?;
+        let taken = unless_locked(self.execute(Sql::Take, &parameters, patience))?;
+        let mut answer = match taken {
+            Ok(answer) => answer,
+            Err(unseen) => return Ok(Turn::Later(unseen)),
+        };
         let mut unknown = answer.repeated;
         if answer.rows.is_empty() {
             let busy = self.execute(Sql::TakeBusy, &parameters, patience);
@@ -809,11 +825,12 @@ impl Store {
 
     /// Looks at a lock without touching it.
     pub fn look(&self, name: &Name, lease: Lease, patience: Patience) -> Result<Look> {
-        let answer = self.execute(
-            Sql::Probe,
-            &[&name.as_str(), &zone::offset(), &lease.seconds()],
-            patience,
-        )?;
+        let parameters: [Parameter; 3] = [&name.as_str(), &zone::offset(), &lease.seconds()];
+        let answer = unless_locked(self.execute(Sql::Probe, &parameters, patience))?;
+        let Ok(answer) = answer else {
+            // Somebody keeps the table locked: who tries to take it is told who.
+            return Ok(Look::Free);
+        };
         Ok(match answer.rows.first() {
             None => Look::Missing,
             Some(row) if row.get::<Option<bool>>("held")? == Some(true) => Look::Held,

@@ -7,7 +7,10 @@ SELECT DISTINCT pid::pg_catalog.int8 AS pid
   FROM pg_catalog.pg_locks
  WHERE locktype {=} 'relation'
    AND relation {=} {oid}
-   AND mode {=} ANY (ARRAY['RowShareLock', 'RowExclusiveLock'])
+   AND mode {=} ANY (ARRAY[
+         'RowShareLock', 'RowExclusiveLock', 'ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock',
+         'AccessExclusiveLock'
+       ])
    AND granted
    AND pid {<>} pg_catalog.pg_backend_pid()
  ORDER BY pid

@@ -103,6 +103,7 @@ SELECT coalesce(
          pg_catalog.current_schema()
        )::pg_catalog.text AS schema,
        current_user::pg_catalog.text AS role,
+       pg_catalog.current_setting('search_path') AS search_path,
        EXISTS (SELECT FROM found WHERE relkind {<>} 'r') AS other_kind,
        ARRAY(
          SELECT pg_catalog.pg_get_userbyid(owner)::pg_catalog.text FROM owners
