@@ -38,7 +38,7 @@ Conf = ConfiguredDistlockModule
         ({"sqlalchemy.url": URL + "?foo=1"}, ["unknown option", "foo", "connect_timeout"]),
         ({"sqlalchemy.url": URL + "?sslmode=verify-full"}, ["sslmode=verify-full", "root.crt"]),
         ({"sqlalchemy.url": URL + "?sslmode=odd"}, ["sslmode=odd", "allowed are"]),
-        ({"sqlalchemy.url": "embedded:folder"}, ["embedded:folder", "absolute"]),
+        ({"sqlalchemy.url": "embedded:folder"}, ["embedded:", "absolute"]),
         ({"sqlalchemy.url": "embedded:/"}, ["root folder"]),
         ({"sqlalchemy.url": URL, "maxtim": "1m"}, ["'maxtim'", "did you mean 'maxtime'"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.poolsize": "1"}, ["did you mean", "pool_size"]),
