@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import sys
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine
 from types import FrameType
 from typing import Any
@@ -21,35 +22,40 @@ from .support.line import outlive
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]
-Work = Callable[[Conf], Coroutine[Any, Any, None]]
+Work = Callable[[Conf, asyncio.Event], Coroutine[Any, Any, None]]
 
 
-async def plain(conf: Conf) -> None:
+async def plain(conf: Conf, inside: asyncio.Event) -> None:
     async with conf.aio.get("name"):
+        inside.set()
         await asyncio.sleep(3600)
 
 
-async def hold(conf: Conf) -> None:
+async def hold(conf: Conf, inside: asyncio.Event) -> None:
     async with conf.aio.get("name").hold(autoextend=True):
+        inside.set()
         await asyncio.sleep(3600)
 
 
-async def several(conf: Conf) -> None:
+async def several(conf: Conf, inside: asyncio.Event) -> None:
     async with conf.aio.acquire_all(["name", "other"], autoextend=True):
+        inside.set()
         await asyncio.sleep(3600)
 
 
-async def locked(conf: Conf) -> None:
+async def locked(conf: Conf, inside: asyncio.Event) -> None:
     @conf.locked("name", autoextend=True)
     async def work() -> None:
+        inside.set()
         await asyncio.sleep(3600)
 
     await work()
 
 
-async def generator(conf: Conf) -> None:
+async def generator(conf: Conf, inside: asyncio.Event) -> None:
     async def numbers() -> AsyncIterator[int]:
         async with conf.aio.get("name").hold(autoextend=True):
+            inside.set()
             yield 1
             yield 2
 
@@ -58,30 +64,39 @@ async def generator(conf: Conf) -> None:
     await asyncio.sleep(3600)
 
 
-async def entered(conf: Conf) -> None:
+async def entered(conf: Conf, inside: asyncio.Event) -> None:
     await conf.aio.get("name").hold(autoextend=True).__aenter__()
+    inside.set()
     await asyncio.sleep(3600)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("steps", [None, *range(12)])
 @pytest.mark.parametrize("work", [plain, hold, several, locked, generator, entered])
-def test_a_block_whose_loop_is_gone_is_over(url: str, conf: Conf, work: Work) -> None:
-    """Within a lease: nothing extends it any longer."""
-    brief = Conf(url, "2s", timeout=30, autoextend=True)
+def test_a_block_whose_loop_is_gone_is_over(
+    url: str, conf: Conf, work: Work, steps: int | None
+) -> None:
+    """Within a lease: nothing extends it any longer. The task is inside, or on its way there."""
+    brief = Conf(url, "1s", timeout=30, autoextend=True)
 
     async def begin() -> None:
-        task = asyncio.ensure_future(work(brief))
-        while token := conf.try_acquiring("name"):
-            conf.release("name", token)
-            await asyncio.sleep(0.001)
+        inside = asyncio.Event()
+        task = asyncio.ensure_future(work(brief, inside))
+        if steps is None:
+            await inside.wait()
+        else:
+            for _ in range(steps):
+                await asyncio.sleep(0.0005)
         assert not task.done()
 
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(lambda *_: None)  # "Task was destroyed but it is pending"
     loop.run_until_complete(begin())
     loop.close()
+    gone = weakref.ref(loop)
     del loop
     gc.collect()
+    assert gone() is None
     assert conf.acquire("name", timeout=30)
 
 

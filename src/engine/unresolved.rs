@@ -18,8 +18,13 @@ enum State {
     InFlight,
     /// To be tried at this moment, after pauses that grow.
     Pending { next: Moment, pause: Duration },
-    /// No hold was found, but the statement of an acquire may come late: to be tried once more.
-    Checked { next: Moment },
+    /// No hold was found, but the statement of an acquire may come late: to be tried again, after
+    /// pauses that grow, and for the last time at `last`.
+    Checked {
+        next: Moment,
+        pause: Duration,
+        last: Moment,
+    },
     /// It is done. Whoever tries the same again is told so.
     Settled,
 }
@@ -172,14 +177,21 @@ impl Unresolved {
             self.settlements += 1;
             return;
         };
-        let early = matches!(owed.state, State::Checked { next } if now < next);
+        let early = matches!(owed.state, State::Checked { next, .. } if now < next);
         if early && !found {
             return;
         }
         owed.state = match (owed.attempt, owed.state) {
-            (Attempt::Acquire, State::Pending { .. }) if !found => {
-                State::Checked { next: now + VALID }
-            }
+            (Attempt::Acquire, State::Pending { .. }) if !found => State::Checked {
+                next: now + Unresolved::PAUSE,
+                pause: Unresolved::PAUSE,
+                last: now + VALID,
+            },
+            (_, State::Checked { pause, last, .. }) if !found && now < last => State::Checked {
+                next: last.min(now + pause * 2),
+                pause: pause * 2,
+                last,
+            },
             _ => State::Settled,
         };
         let over = owed.state == State::Settled && owed.attempt == Attempt::Acquire;
@@ -208,7 +220,7 @@ impl Unresolved {
         self.releases.retain(|name, owed| {
             owed.retain(|owed| owed.state == State::InFlight || !owed.until.passed(now));
             for owed in owed.iter() {
-                if let State::Pending { next, .. } | State::Checked { next } = owed.state {
+                if let State::Pending { next, .. } | State::Checked { next, .. } = owed.state {
                     if next <= now {
                         due.push((name.clone(), owed.token.clone(), owed.lease));
                     }
@@ -403,18 +415,22 @@ mod tests {
     }
 
     #[test]
-    fn an_acquire_that_did_not_hold_may_come_late_and_is_looked_for_once_more() {
+    fn an_acquire_that_did_not_hold_may_come_late_and_is_looked_for_as_long_as_it_may() {
         let mut test = Test::owing(Attempt::Acquire);
         let before = test.all.settlements();
         test.executed(false, Duration::ZERO);
         assert_eq!(test.all.settlements(), before + 1);
-        assert_eq!(test.due(VALID - MILLISECOND), (false, Some(VALID)));
-        // It still counts: a newcomer of this process looks for it too.
-        assert_eq!(test.all.of(&test.name).0.len(), 1);
-        // Somebody else has looked, but too early.
-        test.executed(false, VALID - MILLISECOND);
-        assert_eq!(test.due(VALID), (true, Some(VALID)));
-        test.executed(false, VALID);
+        for millis in [100, 300, 700, 1500, 3100, 5000] {
+            let next = Duration::from_millis(millis);
+            // It still counts: a newcomer of this process looks for it too.
+            assert_eq!(test.all.of(&test.name).0.len(), 1);
+            // Somebody else has looked, but too early.
+            test.executed(false, next - MILLISECOND);
+            assert_eq!(test.due(next - MILLISECOND), (false, Some(next)));
+            assert_eq!(test.due(next), (true, Some(next)));
+            test.executed(false, next);
+        }
+        assert_eq!(VALID, Duration::from_secs(5));
         assert!(test.all.is_empty());
         // Who finds it, finds it at any time.
         let mut test = Test::owing(Attempt::Acquire);

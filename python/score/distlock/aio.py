@@ -41,7 +41,8 @@ class _Channel:
         self._loop = weakref.ref(loop)
         self.inbox = _Inbox()
         self._numbers = itertools.count(1)
-        self._expected: dict[int, asyncio.Future[Any] | asyncio.Event] = {}
+        # Weakly: a future knows its loop, which would then live for ever, with all its tasks.
+        self._expected: dict[int, weakref.ref[asyncio.Future[Any] | asyncio.Event]] = {}
         self._mail: list[Any] = []
 
     def number(self) -> int:
@@ -54,13 +55,13 @@ class _Channel:
             loop = self._loop()
             assert loop is not None
             loop.add_reader(self.inbox.fileno(), self._ready)
-        self._expected[number] = what
+        self._expected[number] = weakref.ref(what)
 
     def forget(self, number: int) -> None:
         """Nobody waits for it any more."""
         self._expected.pop(number, None)
         loop = self._loop()
-        if not self._expected and loop is not None:
+        if not self._expected and loop is not None and not loop.is_closed():
             loop.remove_reader(self.inbox.fileno())
 
     def _ready(self) -> None:
@@ -78,7 +79,8 @@ class _Channel:
     def _deliver(
         self, number: int, answered: bool, error: BaseException | None, value: Any
     ) -> None:
-        what = self._expected.get(number)
+        expected = self._expected.get(number)
+        what = expected and expected()
         if isinstance(what, asyncio.Event):
             what.set()
         elif isinstance(what, asyncio.Future) and answered and not what.done():
