@@ -53,6 +53,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn one_name_is_not_forgotten_for_another() {
+        let mut hints = Hints::default();
+        let (one, two) = (Name::new("one").unwrap(), Name::new("two").unwrap());
+        hints.remember(&one, Some(Hint::Free));
+        hints.remember(&two, Some(Hint::Held));
+        assert_eq!(hints.of(&one), Some(Hint::Free));
+        hints.remember(&one, None);
+        assert_eq!(hints.of(&one), None);
+        assert_eq!(hints.of(&two), Some(Hint::Held));
+    }
+
+    #[test]
     fn the_memory_is_bounded() {
         let mut hints = Hints::default();
         for number in 0..2 * Hints::MANY {

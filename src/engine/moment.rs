@@ -45,3 +45,17 @@ impl Add<Duration> for Moment {
         Moment(self.0.saturating_add(time))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_some_time_after_the_clocks_beginning() {
+        let (now, second) = (Moment::now(), Duration::from_secs(1));
+        assert!(!now.since_start().is_zero());
+        assert_eq!((now + second).since_start(), now.since_start() + second);
+        assert_eq!((now + second).since(now), second);
+        assert_eq!(now.since(now + second), Duration::ZERO);
+    }
+}

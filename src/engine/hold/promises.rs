@@ -486,6 +486,25 @@ fn a_release_that_came_too_late_ends_the_hold() {
 }
 
 #[test]
+fn a_hold_is_not_entered_again_after_its_deadline_unless_it_was_extended() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let id = scene.enter(&mut owner, CALL).hold;
+    let late = scene.grant(CALL, Some(id));
+    scene.now = scene.now + Duration::from_secs(2);
+    let (caller, now) = (owner.caller(), scene.now);
+    assert!(scene.holds.open(late.clone(), &caller, now).is_none());
+    // A lease of no time at all is what was asked for.
+    let none = Grant {
+        lease: Lease::ZERO,
+        ..late.clone()
+    };
+    assert!(scene.holds.open(none, &caller, now).is_some());
+    // The answer is as late, but others have come since.
+    scene.holds.extended(id, Deadline::new(now, 1.0));
+    assert!(scene.holds.open(late, &caller, now).is_some());
+}
+
+#[test]
 fn a_hold_that_ended_meanwhile_is_not_entered() {
     let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
     let id = scene.enter(&mut owner, CALL).hold;
