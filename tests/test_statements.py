@@ -714,9 +714,71 @@ def test_whose_session_it_is(session: Session) -> None:
     assert told["alone"] is False
     assert before <= told["instant"] < before + 60
     assert session.setting("enable_seqscan") == "on"
+    assert session.setting("lock_timeout") == "0"
+    session.db.execute("SET lock_timeout = '5s'")
     (told,) = session.run("Whose", own)
     assert told["alone"] is True
     assert session.setting("enable_seqscan") == "off"
+    assert session.setting("lock_timeout") == "5s", "somebody wants it so"
+    session.db.execute("SET lock_timeout = 0")
+    session.run("Whose", own)
+    assert session.setting("lock_timeout") == "200ms"
+
+
+@pytest.mark.parametrize("title", TAKING)
+def test_who_takes_a_row_is_told_whether_its_fence_is_beyond_the_sequence(
+    session: Session, title: str
+) -> None:
+    last = session.one("SELECT nextval('_score_distlock_fence_seq')")
+    for fence, beyond in ((last, False), (last + 1000, True)):
+        session.db.execute("DELETE FROM _score_distlock")
+        session.put("released", waiters=queue_for(title), fence=fence)
+        (row,) = take(session, title)
+        assert row["fence"] > fence
+        assert row["beyond"] is beyond
+
+
+@pytest.mark.parametrize("title", ["Acquire", "Wait", "TakeBusy"])
+@pytest.mark.parametrize("state", ["held", "released", None])
+def test_a_limit_is_for_the_statement_alone(
+    session: Session, title: str, state: str | None
+) -> None:
+    if state:
+        session.put(state, waiters=queue_for(title))
+    take(session, title)
+    assert session.setting("lock_timeout") == "0"
+    assert session.setting() == "on"
+
+
+def test_a_row_that_a_waiter_makes_is_on_disk_where_all_is(session: Session) -> None:
+    with session.db.transaction():
+        assert take(session, "Wait")
+        assert session.setting() == "on"
+
+
+def test_who_is_not_the_first_does_not_wait_for_the_row(session: Session, other: Session) -> None:
+    session.put("released", waiters=[SECOND, FIRST])
+    with other.db.transaction():
+        other.db.execute("SELECT FROM _score_distlock FOR NO KEY UPDATE")
+        assert not take(session, "TakeBusy", FIRST, False)
+
+
+def test_who_entered_meanwhile_does_not_enter_twice(session: Session, other: Session) -> None:
+    """The queue is looked at again when the row can be had."""
+    session.put("held")
+    blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    while True:
+        with other.db.transaction():
+            other.db.execute("UPDATE _score_distlock SET waiters = %s", ([FIRST],))
+            waiter = Background(take, session, "Wait")
+            while waiter.thread.is_alive() and not other.one(blocked):
+                pass
+        try:
+            assert not waiter.result()
+        except psycopg.errors.LockNotAvailable:
+            continue  # the machine was too slow for its 200 ms
+        break
+    assert session.rows()["name"]["waiters"] == [FIRST]
 
 
 @pytest.mark.parametrize("title", TAKING)
