@@ -721,7 +721,10 @@ def test_whose_session_it_is(session: Session) -> None:
     assert session.setting("enable_seqscan") == "off"
     assert session.setting("lock_timeout") == "5s", "somebody wants it so"
     session.db.execute("SET lock_timeout = 0")
-    session.run("Whose", own)
+    session.db.execute("SET enable_seqscan = on")
+    (told,) = session.run("Whose", own)
+    assert told["alone"] is True
+    assert session.setting("enable_seqscan") == "off"
     assert session.setting("lock_timeout") == "200ms"
 
 
