@@ -806,6 +806,12 @@ def test_nothing_is_taken_when_nobody_wants_it_any_more(
         assert take(session, title, *arguments, just_over + 60)
 
 
+def test_a_token_holds_the_lock_of_its_name(session: Session) -> None:
+    session.put("held")
+    assert session.run("Held", "name", "T", LEASE, ZONE)
+    assert not session.run("Held", "another", "T", LEASE, ZONE)
+
+
 def test_an_extension_shortens_nothing(session: Session) -> None:
     session.put("held")
     assert session.run("Extend", "name", "T", 10.0, ZONE)
