@@ -825,6 +825,15 @@ def test_nobody_listens_twice_under_a_number(session: Session, other: Session) -
     assert session.run("ListenKey", GONE) == [{"alone": True}]
 
 
+def test_who_locks_another_table_is_in_nobodys_way(session: Session, other: Session) -> None:
+    with other.db.transaction():
+        other.db.execute("CREATE TEMPORARY TABLE elsewhere (number int) ON COMMIT DROP")
+        other.db.execute("LOCK TABLE elsewhere IN EXCLUSIVE MODE")
+        assert session.run("Busy") == []
+        other.db.execute("LOCK TABLE _score_distlock IN EXCLUSIVE MODE")
+        assert session.run("Busy") == [{"pid": other.one("SELECT pg_backend_pid()")}]
+
+
 def test_who_only_waits_for_the_table_is_in_nobodys_way(session: Session, other: Session) -> None:
     with session.db.transaction():
         session.db.execute("LOCK TABLE _score_distlock IN ACCESS EXCLUSIVE MODE")
