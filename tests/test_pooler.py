@@ -188,6 +188,34 @@ def test_who_waits_gets_the_lock_and_leaves_nothing_on_the_server(
         assert admin.execute(left).fetchone() == (0,)
 
 
+def test_who_does_not_wait_does_not_come_before_those_of_its_process_that_do(
+    pooled: Conf, through: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though those look only now and then whether the lock is free."""
+    caplog.set_level(logging.INFO, "score.distlock")
+    has, over = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with pooled.get("in turn").hold(timeout=None):
+            has.set()
+            over.wait()
+
+    with Conf(through, "1m").get("in turn") as lock:
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        while "waiters poll" not in caplog.text:
+            lock.extend()
+    early = pooled.try_acquiring("in turn")
+    if early:
+        pooled.release("in turn", early)
+    has.wait()
+    over.set()
+    waiter.join()
+    assert early is None
+    with pooled.get("in turn"):
+        pass
+
+
 def test_holds_are_extended_automatically(through: str) -> None:
     """Others are still refused when two of the first leases would be over."""
     started = time.monotonic()

@@ -276,6 +276,9 @@ impl Acquisition {
         }
         let mut settlements = self.locks.settlements(patience);
         if progress.waiter.is_none() && self.wait.over() {
+            if self.locks.waiters().come_first(&self.name) {
+                return Err(self.refused(progress, patience));
+            }
             let mut granted = self.ask(progress, patience)?;
             for _ in 0..Acquisition::TRIES {
                 if granted.is_some() || !self.settle(&mut settlements, patience)? {

@@ -116,6 +116,14 @@ impl Waiters {
             .unwrap_or(true)
     }
 
+    /// Whether others of this process come before one that does not wait. As long as
+    /// notifications come through, the queue in the database decides that, for all processes.
+    pub fn come_first(&self, name: &Name) -> bool {
+        let state = locked(&self.state);
+        let line = state.lines.get(name).filter(|_| state.listening.is_none());
+        line.is_some_and(|line| line.comes_first(Instant::now(), TURN))
+    }
+
     /// The lock may just have become free.
     pub fn look_at_once(&self, waiter: &Waiter) {
         self.at_line(waiter, |line| line.look_at_once(Instant::now()));

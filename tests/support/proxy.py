@@ -43,7 +43,7 @@ class Cut:
 class Proxy:
     """Listens on TCP; forwards to a Unix socket."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, host: str = "127.0.0.1") -> None:
         self.path = path
         self.cut: Cut | None = None
         #: How many connections were asked for.
@@ -67,7 +67,7 @@ class Proxy:
         self._hearing.set()
         self._listeners: set[socket.socket] = set()
         self._sockets: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 

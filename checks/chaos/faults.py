@@ -1,0 +1,241 @@
+"""What goes wrong: with processes, connections, the server and clocks. Each fault repairs itself.
+
+A fault is a function of the stage that does its harm, waits on `stage.sleep`, and undoes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psycopg
+
+from .stage import Stage
+
+Fault = Callable[[Stage], None]
+#: The faults that each way to the server has, beside those that all have.
+ALL: list[Fault] = []
+OF_WAY: dict[str, list[Fault]] = {}
+
+
+def anywhere(fault: Fault) -> Fault:
+    """It can happen to all."""
+    ALL.append(fault)
+    return fault
+
+
+def only(*ways: str) -> Callable[[Fault], Fault]:
+    """It can happen on these ways to the server."""
+
+    def add(fault: Fault) -> Fault:
+        for way in ways:
+            OF_WAY.setdefault(way, []).append(fault)
+        return fault
+
+    return add
+
+
+# Processes.
+
+
+@anywhere
+def kill(stage: Stage) -> None:
+    """A process is gone, and another one comes."""
+    worker = stage.rng.choice(stage.workers)
+    worker.kill()
+    stage.workers.remove(worker)
+    stage.spawn(worker.subject)
+
+
+@anywhere
+def pause(stage: Stage) -> None:
+    """A process stands still for longer than its leases."""
+    worker = stage.rng.choice(stage.workers)
+    stage.paused = True
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    try:
+        stage.sleep(stage.rng.uniform(0.1, 3.0))
+    finally:
+        os.kill(worker.process.pid, signal.SIGCONT)
+
+
+@anywhere
+def fork(stage: Stage) -> None:
+    """In the middle of what it does."""
+    for worker in stage.workers:
+        if worker.subject != "0.2.5":
+            os.kill(worker.process.pid, signal.SIGUSR1)
+
+
+@anywhere
+def clock(stage: Stage) -> None:
+    """The clocks of those processes that have their own jump."""
+    shift = stage.rng.choice(["-1h", "+1h", "-2d", "+400d", "+0.7s", "-0.7s", "+0"])
+    stage.clock.write_text(shift)
+
+
+# The server.
+
+
+def administer(stage: Stage, query: str) -> None:
+    """Does something as an administrator, if the server is there."""
+    with contextlib.suppress(psycopg.Error), stage.admin() as db:
+        db.execute("SET lock_timeout = '3s'")
+        db.execute(query.encode())
+
+
+@anywhere
+def terminate(stage: Stage) -> None:
+    """Some sessions, or all."""
+    share = stage.rng.choice([0.2, 1])
+    administer(
+        stage,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        f" WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND random() < {share}",
+    )
+
+
+@anywhere
+def lock_table(stage: Stage) -> None:
+    """As a migration does."""
+    with contextlib.suppress(psycopg.Error), stage.admin(autocommit=False) as db:
+        db.execute("SET lock_timeout = '3s'")
+        db.execute("LOCK TABLE _score_distlock IN ACCESS EXCLUSIVE MODE")
+        stage.sleep(stage.rng.uniform(0.1, 1.5))
+
+
+@anywhere
+def vacuum_full(stage: Stage) -> None:
+    """It rewrites the table."""
+    administer(stage, "VACUUM FULL _score_distlock")
+
+
+@anywhere
+def old_snapshot(stage: Stage) -> None:
+    """A long report keeps the server from forgetting old rows."""
+    with contextlib.suppress(psycopg.Error), stage.admin(autocommit=False) as db:
+        db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        db.execute("SELECT count(*) FROM _score_distlock")
+        stage.sleep(stage.rng.uniform(1, 5))
+
+
+@anywhere
+def crowd(stage: Stage) -> None:
+    """Others take all the sessions that the server has."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(psycopg.Error):
+            while True:
+                stack.enter_context(stage.admin())
+        stage.sleep(stage.rng.uniform(0.2, 1.5))
+
+
+@only("direct", "proxy", "pooler", "partition")
+def restart(stage: Stage) -> None:
+    """As it should be, or as after a crash."""
+    mode = stage.rng.choice(["fast", "immediate"])
+    with stage.restarting(crash=mode == "immediate"):
+        stage.server.stop(mode)
+        stage.sleep(stage.rng.uniform(0, 1))
+        stage.server.start()
+
+
+@only("disk")
+def disk_full(stage: Stage) -> None:
+    """The server cannot write any more; it may crash of that."""
+    filler = Path(stage.disk or "/nowhere", "filler")
+    with stage.restarting(crash=True):
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(65536))
+        administer(stage, "CHECKPOINT")
+        administer(stage, "SELECT pg_switch_wal()")
+        stage.sleep(stage.rng.uniform(0.5, 2))
+        filler.unlink()
+        stage.bring_back()
+
+
+# Between the server and its clients.
+
+
+@only("proxy")
+def cut_all(stage: Stage) -> None:
+    """Every connection ends at once."""
+    stage.proxy.cut_all()
+
+
+@only("proxy")
+def cut_one(stage: Stage) -> None:
+    """A message is cut: before it, in it or after it. Often it is an answer."""
+    for _ in range(5):
+        side = stage.rng.choice(["answer", "answer", "request"])
+        how = stage.rng.choice(["before", "half", "after"])
+        stage.proxy.arm(side, stage.rng.randrange(12), how).done.wait(1)
+        stage.sleep(0.1)
+    stage.proxy.cut = None
+
+
+@only("proxy")
+def delay(stage: Stage) -> None:
+    """Answers come late, some after the lease."""
+    stage.proxy.freeze_answers()
+    stage.sleep(stage.rng.choice([0.05, 0.5, 1.5, 2.5]))
+    stage.proxy.thaw()
+
+
+@only("proxy")
+def deaf(stage: Stage) -> None:
+    """Notifications do not come."""
+    stage.proxy.freeze_listeners()
+    stage.sleep(stage.rng.uniform(1, 4))
+    stage.proxy.thaw()
+
+
+@only("proxy")
+def black_hole(stage: Stage) -> None:
+    """A firewall has forgotten the connections, and tells nobody."""
+    stage.proxy.swallow()
+
+
+@only("proxy")
+def refuse(stage: Stage) -> None:
+    """Nobody gets through for a while."""
+    stage.proxy.refuse(True)
+    stage.proxy.cut_all()
+    stage.sleep(stage.rng.uniform(0.2, 2))
+    stage.proxy.refuse(False)
+
+
+@only("pooler")
+def restart_pooler(stage: Stage) -> None:
+    """It is killed, and comes back."""
+    stage.stop_pooler()
+    stage.sleep(stage.rng.uniform(0, 1))
+    stage.start_pooler()
+
+
+@only("partition")
+def partition(stage: Stage) -> None:
+    """The network takes no packets."""
+    stage.link("down")
+    stage.sleep(stage.rng.uniform(0.3, 4))
+    stage.link("up")
+
+
+@only("pair")
+def promote(stage: Stage) -> None:
+    """The primary dies, and its synchronous standby takes over. It can do so only once."""
+    if stage.standby is not None:
+        stage.crashes.append(time.monotonic())
+        standby, stage.standby = stage.standby, None
+        stage.server.stop("immediate")
+        stage.server = standby
+        standby.promote()
+
+
+def faults_of(way: str) -> list[Fault]:
+    """Those that can happen on this way to the server; what belongs to it only, more often."""
+    return [*ALL, *(OF_WAY.get(way, []) * 3)]
