@@ -15,7 +15,9 @@ import json
 import os
 import platform
 import random
+import signal
 import struct
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -91,11 +93,11 @@ def everybody_leaves(stage: Stage) -> list[str]:
     for worker in stage.workers:
         try:
             status = worker.process.wait(max(0.1, until - time.monotonic()))
-        except Exception:
-            os.kill(worker.process.pid, 12)  # SIGUSR2: it prints what its threads do
+        except subprocess.TimeoutExpired:
+            os.kill(worker.process.pid, signal.SIGUSR2)  # it prints what its threads do
             time.sleep(1)
-            status = "none"
             worker.process.kill()
+            status = worker.process.wait()
         if status != 0 and worker.log.stem not in neighbours(stage):
             errors = (stage.folder / f"{worker.log.stem}.errors").read_text()
             faults.append(f"process {worker.log.stem} ended with {status}: {errors[-3000:]}")
@@ -135,9 +137,7 @@ def nothing_is_left(stage: Stage) -> list[str]:
     return faults
 
 
-def record(
-    stage: Stage, offset: float, calms: list[tuple[float, float]], left: list[str]
-) -> Round:
+def record(stage: Stage, offset: float, calms: list[tuple[float, float]], left: list[str]) -> Round:
     """Everything that the judge needs."""
     counters = []
     for path in stage.folder.iterdir():
@@ -169,7 +169,9 @@ def record(
     )
 
 
-def run(options: argparse.Namespace, overlay: Path | None = None, stop_at_first: bool = False) -> Result:
+def run(
+    options: argparse.Namespace, overlay: Path | None = None, stop_at_first: bool = False
+) -> Result:
     """All rounds."""
     seed = options.seed or str(random.randrange(1 << 32))
     result = Result(seed, options.subject)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import psycopg
 
+from tests.support.proxy import How, Side
+
 from .stage import Stage
 
 Fault = Callable[[Stage], None]
@@ -95,7 +97,8 @@ def terminate(stage: Stage) -> None:
     administer(
         stage,
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        f" WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND random() < {share}",
+        " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        f" AND random() < {share}",
     )
 
 
@@ -171,8 +174,8 @@ def cut_all(stage: Stage) -> None:
 def cut_one(stage: Stage) -> None:
     """A message is cut: before it, in it or after it. Often it is an answer."""
     for _ in range(5):
-        side = stage.rng.choice(["answer", "answer", "request"])
-        how = stage.rng.choice(["before", "half", "after"])
+        side: Side = stage.rng.choice(["answer", "answer", "request"])
+        how: How = stage.rng.choice(["before", "half", "after"])
         stage.proxy.arm(side, stage.rng.randrange(12), how).done.wait(1)
         stage.sleep(0.1)
     stage.proxy.cut = None

@@ -150,7 +150,7 @@ class Judge:
     # The database's own history.
 
     def read_journal(self) -> None:
-        """Makes holds of versions; two holds of a name at once, and fences that fall, are faults."""
+        """Makes holds of versions. Two of a name at once are a fault, and so is a lower fence."""
         current: dict[str, Span] = {}
         highest: dict[str, int] = defaultdict(int)
         for version in self.round.journal:
@@ -179,12 +179,11 @@ class Judge:
                 self.spans[version.name, version.token] = now
                 self.by_name[version.name].append(now)
                 self.counts["holds"] += 1
-                if version.ours and not handed_over and version.fence is not None:
-                    if version.fence <= highest[version.name]:
-                        self.row_faults.append(
-                            f"{self.of(now)}: its fence {version.fence} is not above"
-                            f" {highest[version.name]}"
-                        )
+                fence = version.fence if version.ours and not handed_over else None
+                if fence is not None and fence <= highest[version.name]:
+                    self.row_faults.append(
+                        f"{self.of(now)}: its fence {fence} is not above {highest[version.name]}"
+                    )
             highest[version.name] = max(highest[version.name], version.fence or 0)
 
     def same(self, span: Span, version: Version) -> None:
@@ -260,7 +259,7 @@ class Judge:
         for process, log in self.round.logs.items():
             pending: dict[str, Wait] = {}
             for event in log:
-                call = event.get("call")
+                call = event.get("call", "")
                 if event["event"] == "wait":
                     if len(event["names"]) == 1:
                         start = self.time(event["at"])

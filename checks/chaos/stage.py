@@ -123,7 +123,7 @@ class Stage:
     def _start(self, stack: contextlib.ExitStack) -> None:
         if self.way == "disk":
             self.disk = str(self.folder / "disk")
-            os.mkdir(self.disk)
+            Path(self.disk).mkdir()
             _root("mount", "-t", "tmpfs", "-o", "size=200m,mode=0755", "tmpfs", self.disk)
             stack.callback(_root, "umount", "-l", self.disk)
             tempfile.tempdir = self.disk
@@ -143,7 +143,7 @@ class Stage:
             self.proxy = Proxy(path, NETWORK + "1")
         else:
             self.proxy = Proxy(path)
-        stack.callback(lambda: self.proxy.close())
+        stack.callback(self.proxy.close)
         if self.way == "pooler":
             found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH')}:/usr/sbin")
             if found is None:
