@@ -14,7 +14,7 @@ PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md \
     $(shell find src python -type f -not -name '*.pyc')
 
-.PHONY: bench failover demo test rust lint types stubs pytest mutants matrix docs wheel clean always
+.PHONY: bench failover demo test rust lint types stubs pytest mutants matrix model docs wheel clean always
 .DEFAULT_GOAL := test
 
 demo: $(BUILD)/installed
@@ -97,6 +97,11 @@ mutants: $(BUILD)/installed $(BUILD)/original.done
 
 matrix: $(BUILD)/installed $(BUILD)/original.done
 	$(BIN)/python checks/matrix.py $(BUILD)/wheel/*.whl
+
+# The protocol, explored exhaustively for small sizes; half a minute. MODEL=--large takes longer.
+model:
+	cargo test --quiet --release --locked --manifest-path checks/model/Cargo.toml
+	cargo run --quiet --release --locked --manifest-path checks/model/Cargo.toml -- $(MODEL)
 
 docs: $(BUILD)/installed
 	@echo "== Sphinx"

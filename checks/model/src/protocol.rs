@@ -101,26 +101,47 @@ pub enum Slot {
 /// A transition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Action {
+    /// Somebody wants the lock: leads, or waits behind the leader.
     Begin { process: usize },
+    /// The leader sends the statement that its situation asks for.
     Ask { process: usize },
+    /// The database executes a statement, or the next step of it.
     Execute { process: usize, slot: Slot },
+    /// The process reads the answer.
     Receive { process: usize, slot: Slot },
+    /// Fault: the connection breaks before that; the statement is repeated.
     Break { process: usize, slot: Slot },
+    /// Fault: nobody wants what the leader asks for any more.
     GiveUp { process: usize },
+    /// A block ends.
     Release { process: usize },
+    /// The hold is to be extended.
     Extend { process: usize },
+    /// A release that is owed is sent.
     Repay { process: usize },
+    /// The process leaves the queue of the database.
     Leave { process: usize },
+    /// A notification arrives.
     Hear { process: usize },
+    /// Fault: the listening connection is lost. Both ends notice.
     LoseListener { process: usize },
+    /// There is a new one.
     Listen { process: usize },
+    /// Fault: the process is killed.
     Crash { process: usize },
+    /// A statement that nobody waits for is cancelled.
     Vanish { process: usize },
+    /// A free row is deleted.
     Vacuum,
+    /// 0.2.5 deletes what looks expired to it, and inserts its own row.
     OldAcquire,
+    /// 0.2.5 extends its hold.
     OldExtend,
+    /// 0.2.5 deletes its row.
     OldRelease,
+    /// The process of 0.2.5 is killed, or forgets its hold.
     OldCrash,
+    /// Time passes: half a second.
     Tick,
 }
 
@@ -199,7 +220,7 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
     ("Listen", &["service/waiters.rs::attend", "listen.sql"]),
     ("Crash", &["dead.sql"]),
     ("Vacuum", &["vacuum.sql", "sweep.sql"]),
-    ("Vanish", &["store/cancel.rs::cancel"]),
+    ("Vanish", &["store/cancel.rs::backend"]),
     (
         "OldAcquire, OldExtend, OldRelease, OldCrash",
         &["yielded.sql", "live.sql"],
@@ -215,6 +236,7 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
 ];
 
 /// How a wait ended.
+#[derive(Clone, Copy)]
 enum Outcome {
     /// With the lock; whether the statement has put the ticket to the queue's end or out of it,
     /// `None` if it did not ask through the queue.
@@ -910,7 +932,7 @@ impl Protocol {
 
     /// Whether something happens by itself and at once as long as nothing fails: time does not
     /// pass before it has.
-    pub fn urgent(&self, state: &State, action: Action) -> bool {
+    pub fn urgent(state: &State, action: Action) -> bool {
         match action {
             Action::Ask { .. }
             | Action::Execute { .. }
@@ -928,13 +950,13 @@ impl Protocol {
     /// Whether it may happen while nothing fails and nobody gives up. Newcomers still come; but
     /// not where no notification arrives, as who is not called may be overtaken again and again.
     pub fn healthy(&self, state: &State, action: Action) -> bool {
-        self.urgent(state, action)
+        Protocol::urgent(state, action)
             || action == Action::Vacuum
             || matches!(action, Action::Begin { .. }) && !self.0.silent
             || action == Action::Tick && {
                 let mut actions = Vec::new();
                 self.actions(state, &mut actions);
-                !actions.iter().any(|other| self.urgent(state, *other))
+                !actions.iter().any(|other| Protocol::urgent(state, *other))
             }
     }
 }
@@ -986,6 +1008,7 @@ impl Model for Protocol {
         actions.push(Action::Tick);
     }
 
+    #[allow(clippy::too_many_lines)] // a few for each transition
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
         let mut state = last.clone();
         let sizes = &self.0;

@@ -1,4 +1,8 @@
 //! What is checked, and what is to come of it.
+//!
+//! Of what is known to be wrong, `Sizes::repaired` repairs this: an acquire that was repeated or
+//! given up is settled only by a release that was sent when no statement of it could take the lock
+//! any more, whether that release found a hold or not.
 
 use crate::progress;
 use crate::protocol::{BACKED, FENCES_RISE, KNOWN, Mutant, NO_GHOSTS, ONE_HOLD, Protocol, Sizes};
