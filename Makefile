@@ -98,7 +98,7 @@ mutants: $(BUILD)/installed $(BUILD)/original.done
 matrix: $(BUILD)/installed $(BUILD)/original.done
 	$(BIN)/python checks/matrix.py $(BUILD)/wheel/*.whl
 
-# The protocol, explored exhaustively for small sizes; half a minute. MODEL=--large takes longer.
+# The protocol, explored exhaustively for small sizes; half a minute. MODEL=--large takes five.
 model:
 	cargo test --quiet --release --locked --manifest-path checks/model/Cargo.toml
 	cargo run --quiet --release --locked --manifest-path checks/model/Cargo.toml -- $(MODEL)

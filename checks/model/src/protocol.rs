@@ -23,8 +23,6 @@ pub enum Mutant {
     ForgetsRelease,
     /// The deadline is counted from the answer instead of the sending.
     CountsFromAnswer,
-    /// A free lock belongs to the first in the queue for ever, instead of half a second.
-    NobodyOvertakes,
 }
 
 /// How large the model is, and what may happen in it.
@@ -220,7 +218,7 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
     ("Listen", &["service/waiters.rs::attend", "listen.sql"]),
     ("Crash", &["dead.sql"]),
     ("Vacuum", &["vacuum.sql", "sweep.sql"]),
-    ("Vanish", &["store/cancel.rs::backend"]),
+    ("Vanish", &["store/session.rs::cancel"]),
     (
         "OldAcquire, OldExtend, OldRelease, OldCrash",
         &["yielded.sql", "live.sql"],
@@ -408,7 +406,6 @@ impl State {
         let free = !row.live() || sizes.is(Mutant::TakesWhatIsHeld);
         // An old row's `expires` is not to be relied on, and nobody comes first.
         let turn = row.old || -row.left >= signed(ahead * Sizes::TURN);
-        let turn = turn && !(sizes.is(Mutant::NobodyOvertakes) && ahead > 0);
         if free && timely && turn {
             return Some(self.take(sizes, process, message, (Some(ticket), previous, more)));
         }
