@@ -14,7 +14,7 @@ PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md \
     $(shell find src python -type f -not -name '*.pyc')
 
-.PHONY: bench failover demo test rust lint types stubs pytest mutants matrix chaos docs wheel clean always
+.PHONY: bench failover demo test rust lint types stubs pytest mutants matrix model chaos docs wheel clean always
 .DEFAULT_GOAL := test
 
 demo: $(BUILD)/installed
@@ -101,6 +101,11 @@ matrix: $(BUILD)/installed $(BUILD)/original.done
 # Tries to break the locks for MINUTES, as SEED says; CHAOS='--way proxy --keep FOLDER' says more.
 chaos: $(BUILD)/installed $(BUILD)/original.done
 	$(BIN)/python -m checks.chaos --minutes $(or $(MINUTES),2) --seed "$(SEED)" $(CHAOS)
+
+# The protocol, explored exhaustively for small sizes; half a minute. MODEL=--large takes five.
+model:
+	cargo test --quiet --release --locked --manifest-path checks/model/Cargo.toml
+	cargo run --quiet --release --locked --manifest-path checks/model/Cargo.toml -- $(MODEL)
 
 docs: $(BUILD)/installed
 	@echo "== Sphinx"
