@@ -322,7 +322,7 @@ class AsyncLock:
         on_lost: Any = None,
     ) -> _Acquiring:
         lock = self._lock
-        callback = on_lost and self._in_loop(on_lost)
+        callback = None if on_lost is None else self._in_loop(on_lost)
         return _Acquiring(
             lambda inbox, bell: lock._begin(
                 inbox, bell, timeout, block, autoextend, maxtime, callback, self
