@@ -19,6 +19,16 @@ Db = psycopg.Connection[Any]
 NAMES = ["b", "a", "c", "a"]
 
 
+class Caseless(str):
+    """A text that is equal to others."""
+
+    def __eq__(self, other: object) -> bool:
+        return self.lower() == str(other).lower()
+
+    def __hash__(self) -> int:
+        return hash(self.lower())
+
+
 @pytest.fixture
 def other(conf: Conf, url: str) -> Conf:
     return score.distlock.ConfiguredDistlockModule(url, "1m")
@@ -118,3 +128,12 @@ def test_no_deadlock(url: str, conf: Conf) -> None:
         for number in range(4)
     ]
     assert [process.wait() for process in processes] == [0] * 4
+
+
+def test_a_name_is_its_text_whatever_it_is_equal_to(conf: Conf) -> None:
+    upper, lower = Caseless("NAME"), Caseless("name")
+    with conf.acquire_all([upper, lower]) as tokens:
+        assert list(tokens) == ["NAME", "name"]
+    first, second = conf.aio.get(upper), conf.aio.get(lower)
+    assert (first.name, second.name) == ("NAME", "name")
+    assert conf.aio.get("NAME") is first

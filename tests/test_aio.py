@@ -242,6 +242,27 @@ def test_autoextend(conf: Conf, url: str, db: Db, run: Run) -> None:
     run(main())
 
 
+def test_a_callback_that_is_false_runs_in_the_loop_too(conf: Conf, run: Run) -> None:
+    class Callback(list[Any]):
+        """Empty, it is false."""
+
+        def __call__(self, lock: Any) -> None:
+            self.append(threading.current_thread())
+            lost.set()
+
+    lost, callback = asyncio.Event(), Callback()
+
+    async def main() -> None:
+        lock = conf.aio.get("name")
+        with pytest.raises(LockExpired):
+            async with lock.hold(autoextend=True, on_lost=callback):
+                await conf.aio.release("name", lock.token)
+                await lost.wait()
+        assert callback == [threading.current_thread()]
+
+    run(main())
+
+
 def test_with_is_configured(url: str, conf: Conf, db: Db, run: Run) -> None:
     patient = score.distlock.init(
         {"sqlalchemy.url": url, "maxtime": "300ms", "timeout": "30s", "autoextend": "yes"}

@@ -365,3 +365,31 @@ def test_vacuum_in_a_session(conf: Conf, url: str, db: Db, admin_url: str) -> No
 def test_vacuums_statement_may_have_strange_names_in_it(url: str) -> None:
     with connected(url, "sqlalchemy psycopg") as session:
         _sqlalchemy.vacuum(session, STRANGE.replace("= '$1'", "< 3"), 1.0, 2.0)
+
+
+@pytest.mark.parametrize("about", ["__cause__", "orig"])
+def test_an_error_that_leads_back_to_itself_is_what_the_caller_gets(conf: Conf, about: str) -> None:
+    error = ValueError("mine")
+    setattr(error, about, error)
+
+    class Session:
+        def execute(self, *arguments: object, **options: object) -> None:
+            raise error
+
+    for work in (
+        lambda: conf.vacuum(Session()),
+        lambda: conf.get("name").guard(Session(), token="0" * 256).__enter__(),
+    ):
+        with pytest.raises(ValueError, match=r"^mine$"):
+            work()
+
+
+def test_an_error_of_a_driver_may_have_any_attributes(conf: Conf) -> None:
+    class Session:
+        def execute(self, *arguments: object, **options: object) -> None:
+            error = ValueError("mine")
+            error.orig = "text"  # type: ignore[attr-defined]
+            raise error
+
+    with pytest.raises(ValueError, match=r"^mine$"):
+        conf.vacuum(Session())

@@ -346,3 +346,22 @@ def test_partial_generators(conf: Conf) -> None:
     for function in (functools.partial(agenerator), Called(), functools.partial(Called())):
         with pytest.raises(TypeError, match="generator function"):
             conf.locked("name")(function)
+
+
+def test_a_name_with_too_many_braces(conf: Conf) -> None:
+    with pytest.raises(ValueError, match="not well-formed: Max string recursion"):
+        conf.locked("{a:" * 5000 + "}" * 5000)
+
+
+def test_wrappers_without_end(conf: Conf) -> None:
+    """Of an object that has every attribute, as the methods of `xmlrpc.client`."""
+
+    class Method:
+        @property
+        def __wrapped__(self) -> Any:
+            return Method()
+
+        def __call__(self) -> bool:
+            return held(conf, "name")
+
+    assert conf.locked("name")(Method())()

@@ -8,6 +8,7 @@ use super::owner;
 use crate::engine::{Entered, Lease, Name, Token};
 use crate::error::Error;
 use crate::service::{Acquisition, Locks, OnLost, Request, Wait, thread_wakeup};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 use std::sync::Arc;
@@ -52,6 +53,27 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Timeout {
         // `_config.py` lets nothing through that is no time.
         let duration = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         Ok(Timeout::Given(timeout.map(duration)))
+    }
+}
+
+/// The same where it is configured: a bad one is an error of the configuration.
+pub struct ConfiguredTimeout(pub Timeout);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for ConfiguredTimeout {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<ConfiguredTimeout> {
+        let py = value.py();
+        value
+            .extract()
+            .map(ConfiguredTimeout)
+            .map_err(|error: PyErr| {
+                if error.get_type(py).is(py.get_type::<PyValueError>()) {
+                    exception(py, Error::Configuration(error.value(py).to_string()))
+                } else {
+                    error
+                }
+            })
     }
 }
 

@@ -18,10 +18,11 @@ def ordered(names: Iterable[str]) -> list[str]:
     """The names in the order in which everybody acquires them: that of their code points."""
     if isinstance(names, (str, bytes)):
         raise TypeError(f"names must be several names, in a list for instance, not {names!r}")
-    unique = set(names)
-    for name in unique:
+    unique = set()
+    for name in names:
         if not isinstance(name, str):
             raise TypeError(f"the name of a lock must be a str, not {type(name).__name__}")
+        unique.add(str.__str__(name))  # the text itself, whatever else it is equal to
     return sorted(unique)
 
 

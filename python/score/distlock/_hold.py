@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from score.init import ConfigurationError
+
 from ._config import interval
+from ._refuse import bare
 
 
 def lease(maxtime: object) -> float | None:
@@ -13,10 +16,9 @@ def lease(maxtime: object) -> float | None:
         return None
     try:
         return interval(maxtime, "maxtime")
-    except TypeError:
-        raise
-    except Exception as error:
-        raise ValueError(str(error.args[-1])) from None
+    except ConfigurationError as error:
+        # An argument, not a configuration.
+        raise ValueError(bare(error)) from None
 
 
 def callback(on_lost: Any) -> Any:

@@ -205,10 +205,11 @@ class AsyncModule:
 
         :param name: any :class:`str` without NUL, also the empty one.
         """
-        lock = self._alive.get(name) if isinstance(name, str) else None
+        # By the text itself, whatever else it is equal to.
+        lock = self._alive.get(str.__str__(name)) if isinstance(name, str) else None
         if lock is None:
             lock = AsyncLock(self.conf.get(name))
-            lock = self._alive.setdefault(name, lock)
+            lock = self._alive.setdefault(lock.name, lock)
         return lock
 
     async def acquire(self, name: str, *, timeout: _Time = "default") -> str:
@@ -321,7 +322,7 @@ class AsyncLock:
         on_lost: Any = None,
     ) -> _Acquiring:
         lock = self._lock
-        callback = on_lost and self._in_loop(on_lost)
+        callback = None if on_lost is None else self._in_loop(on_lost)
         return _Acquiring(
             lambda inbox, bell: lock._begin(
                 inbox, bell, timeout, block, autoextend, maxtime, callback, self
