@@ -9,6 +9,63 @@ LIMIT = 300
 EACH = ["test_statements.py"]
 FENCE = [*EACH, "test_fence.py"]
 
+
+def cases(test: str, *kinds: str) -> list[str]:
+    """Some cases of a test: those that tell; the others would say the same once more."""
+    return [f"{test}[{kind}]" for kind in kinds]
+
+
+ACQUIRE_ALL = [
+    "test_acquire_all.py",
+    "test_renewal.py::test_autoextend_need_not_be_configured[acquire_all]",
+]
+
+LOCKED = [
+    "test_locked.py",
+    "test_renewal.py::test_autoextend_need_not_be_configured[locked]",
+    "test_renewal.py::test_a_lease_that_ends_without_renewal_is_told[locked]",
+]
+
+#: One connection of each kind that is dealt with in another way.
+GUARD = [
+    *cases(
+        "test_guard.py::test_a_late_holder_cannot_commit",
+        "Psycopg2",
+        "Psycopg3WithDictRows",
+        "SqlalchemyConnection",
+        "Django",
+    ),
+    *cases(
+        "test_guard_trust.py::test_unusual_asynchronous_connections",
+        "asyncpg",
+        "dict_row",
+        "AsyncServerCursor",
+        "pipeline",
+        "sqlalchemy",
+    ),
+    *cases(
+        "test_guard_trust.py::test_an_unusual_connection_is_guarded",
+        "psycopg dict_row",
+        "psycopg Refusing",
+        "psycopg2 RealDictCursor",
+        "sqlalchemy psycopg",
+    ),
+    "test_guard.py::test_guarded_work_is_committed",
+    "test_guard.py::test_a_loss_that_a_guard_finds_is_told",
+    "test_guard.py::test_autocommit_is_no_transaction",
+    "test_guard.py::test_something_else_is_no_connection",
+    *cases(
+        "test_guard_trust.py::test_statements_may_have_strange_names_in_them",
+        "psycopg dict_row",
+        "psycopg2 RealDictCursor",
+        "sqlalchemy psycopg2",
+    ),
+    "test_guard_trust.py::test_pipelines",
+    "test_guard_trust.py::test_another_database",
+    "test_guard_trust.py::test_no_table",
+    "test_guard_trust.py::test_what_is_not_known_is_not_committed",
+]
+
 TESTS = {
     "acquire.sql": FENCE,
     "ahead.sql": EACH,
@@ -47,9 +104,9 @@ TESTS = {
     "wait.sql": FENCE,
     "whose.sql": EACH,
     "yielded.sql": EACH,
-    "_all.py": ["test_acquire_all.py", "test_renewal.py", "test_interrupts.py"],
-    "_guard.py": ["test_guard.py", "test_guard_trust.py"],
-    "_locked.py": ["test_locked.py", "test_renewal.py"],
+    "_all.py": ACQUIRE_ALL,
+    "_guard.py": GUARD,
+    "_locked.py": LOCKED,
 }
 
 #: What is said so that it stays so.

@@ -23,7 +23,6 @@ import score.distlock
 from score.distlock import DatabaseUnavailable, LockExpired, _guard, _sqlalchemy
 
 from .conftest import fresh_database
-from .support.server import Server
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]
@@ -278,16 +277,9 @@ class OwnRecord(asyncpg.Record):  # type: ignore[misc]
         raise AssertionError("the caller's own record was used")
 
 
-async def open_async(stack: contextlib.AsyncExitStack, url: str, server: Server, kind: str) -> Any:
+async def open_async(stack: contextlib.AsyncExitStack, url: str, kind: str) -> Any:
     if kind == "asyncpg":
-        database = url.partition("?")[0].rpartition("/")[2]
-        connection = await asyncpg.connect(
-            host=str(server.folder),
-            port=server.port,
-            user="postgres",
-            database=database,
-            record_class=OwnRecord,
-        )
+        connection = await asyncpg.connect(url, record_class=OwnRecord)
         stack.push_async_callback(connection.close)
         await stack.enter_async_context(connection.transaction())
         return connection
@@ -305,32 +297,28 @@ async def open_async(stack: contextlib.AsyncExitStack, url: str, server: Server,
 
 
 @pytest.mark.parametrize("kind", [*ASYNC, "asyncpg", "sqlalchemy", "session"])
-def test_unusual_asynchronous_connections(
-    server: Server, server_url: str, admin_url: str, kind: str
-) -> None:
-    conf = score.distlock.init({"sqlalchemy.url": server_url})
-
-    async def main(elsewhere: str) -> None:
+def test_unusual_asynchronous_connections(conf: Conf, url: str, elsewhere: str, kind: str) -> None:
+    async def main() -> None:
         lock = conf.aio.get("name")
         async with lock:
             async with contextlib.AsyncExitStack() as stack:
-                connection = await open_async(stack, server_url, server, kind)
+                connection = await open_async(stack, url, kind)
                 async with lock.guard(connection):
                     await lock.release(lock.token)
                     assert await conf.aio.try_acquiring("name") is None, "guarded"
             await lock.acquire()
             async with contextlib.AsyncExitStack() as stack:
-                connection = await open_async(stack, elsewhere, server, kind)
+                connection = await open_async(stack, elsewhere, kind)
                 with pytest.raises(RuntimeError, match="does not see it"):
                     async with lock.guard(connection):
                         pytest.fail("it is not there")
                 await _guard._execute_async(connection, "SELECT 'still alive'")
             assert not lock.expired
-            with psycopg.connect(server_url) as db:
+            with psycopg.connect(url) as db:
                 db.execute("DELETE FROM _score_distlock")
             with contextlib.suppress(Exception):
                 async with contextlib.AsyncExitStack() as stack:
-                    connection = await open_async(stack, server_url, server, kind)
+                    connection = await open_async(stack, url, kind)
                     with pytest.raises(LockExpired):
                         async with lock.guard(connection):
                             pytest.fail("it is lost")
@@ -341,9 +329,7 @@ def test_unusual_asynchronous_connections(
                 await lock.release()
             await lock.acquire()
 
-    with fresh_database(server.url()) as elsewhere:
-        score.distlock.init({"sqlalchemy.url": elsewhere})
-        asyncio.run(main(elsewhere))
+    asyncio.run(main())
 
 
 def test_vacuum_in_a_session(conf: Conf, url: str, db: Db, admin_url: str) -> None:

@@ -121,8 +121,8 @@ def _is_coroutine_function(function: Any) -> bool:
 
 def _may_be_coroutine_function(function: Any) -> bool:
     """A wrapper of a coroutine function: it may return the coroutine, or run it itself."""
-    seen: list[Any] = []
-    while function is not None and not any(function is other for other in seen):
+    seen: list[Any] = [None]
+    while not any(function is other for other in seen):
         if _is_coroutine_function(function):
             return True
         seen.append(function)
@@ -144,7 +144,6 @@ def _refuse_unfinished(function: Any, result: Any) -> None:
 
     It looks at the result, as no look at a function tells what it will return.
     """
-    work = result.gen if isinstance(result, _ContextManager) else result
     advice = "use `with conf.get(name)` around the work itself"
     if isinstance(result, _Future):
         if result.done():
@@ -165,8 +164,8 @@ def _refuse_unfinished(function: Any, result: Any) -> None:
         advice = "return a list"
     else:
         return
-    if isinstance(work, (Coroutine, Generator)):
-        work.close()
+    if isinstance(result, (Coroutine, Generator)):
+        result.close()
     raise TypeError(f"{_label(function)} is locked, but returns {kind}; {advice}")
 
 
