@@ -196,7 +196,7 @@ def test_what_was_free_is_not_extended(conf: Conf, db: Db) -> None:
 
 def test_coroutines_wait_as_long_for_all_of_them(conf: Conf) -> None:
     async def main() -> None:
-        assert dict(conf.aio.acquire_all(["a"])) == {}, "before it is awaited"
+        assert conf.aio.acquire_all(["a"]) == {}, "before it is awaited"
         async with conf.aio.get("c") as lock:
             waiter = asyncio.create_task(take(None))
             for timeout in (0, 0.05):

@@ -39,6 +39,11 @@ class Refusing(psycopg.Cursor[Any]):
         raise AssertionError("the caller's own cursor was used")
 
 
+class Refusing2(psycopg2.extensions.cursor):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        raise AssertionError("the caller's own cursor was used")
+
+
 PSYCOPG: dict[str, dict[str, Any]] = {
     "dict_row": {"row_factory": rows.dict_row},
     "namedtuple_row": {"row_factory": rows.namedtuple_row},
@@ -60,6 +65,7 @@ PSYCOPG2: dict[str, Any] = {
         psycopg2.extras.RealDictCursor,
         psycopg2.extras.NamedTupleCursor,
         psycopg2.extras.LoggingCursor,
+        Refusing2,
     )
 }
 
@@ -96,7 +102,10 @@ def execute(connection: Any, statement: str) -> None:
     """Executes what gives no rows."""
     if hasattr(connection, "cursor"):
         psycopg3 = isinstance(connection, psycopg.Connection)
-        with psycopg.Cursor(connection) if psycopg3 else connection.cursor() as cursor:
+        plain = psycopg2.extensions.cursor
+        with (
+            psycopg.Cursor(connection) if psycopg3 else connection.cursor(cursor_factory=plain)
+        ) as cursor:
             cursor.execute(statement)
     else:
         options = {"stream_results": False}
@@ -171,6 +180,15 @@ def test_pipelines(conf: Conf, url: str, db: Db) -> None:
         ):
             pytest.fail("there was nothing to guard")
     assert db.execute("SELECT * FROM work").fetchall() == [("guarded",)]
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_autocommit_of_sqlalchemy_is_no_transaction(conf: Conf, url: str, driver: str) -> None:
+    """Where no cursor can be declared, as the Engine's options want it."""
+    with conf.get("name") as lock, connected(url, f"sqlalchemy {driver}") as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        with pytest.raises(RuntimeError, match="autocommit"), lock.guard(connection):
+            pytest.fail("there was nothing to guard")
 
 
 @pytest.fixture
@@ -284,7 +302,10 @@ async def open_async(stack: contextlib.AsyncExitStack, url: str, kind: str) -> A
         await stack.enter_async_context(connection.transaction())
         return connection
     if kind in ("sqlalchemy", "session"):
-        engine = create_async_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+        engine = create_async_engine(
+            url.replace("postgresql://", "postgresql+psycopg://"),
+            execution_options={"stream_results": True},
+        )
         stack.push_async_callback(engine.dispose)
         if kind == "session":
             return await stack.enter_async_context(AsyncSession(engine))
@@ -328,6 +349,89 @@ def test_unusual_asynchronous_connections(conf: Conf, url: str, elsewhere: str, 
             with contextlib.suppress(LockExpired):
                 await lock.release()
             await lock.acquire()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["class_row", "pipeline", "asyncpg", "sqlalchemy"])
+def test_autocommit_is_no_transaction_for_a_coroutine_either(
+    conf: Conf, url: str, kind: str
+) -> None:
+    async def main() -> None:
+        async with conf.aio.get("name") as lock, contextlib.AsyncExitStack() as stack:
+            if kind == "asyncpg":
+                connection = await asyncpg.connect(url)
+                stack.push_async_callback(connection.close)
+            elif kind == "pipeline":
+                connection = await psycopg.AsyncConnection.connect(url, autocommit=True)
+                await stack.enter_async_context(connection)
+                await stack.enter_async_context(connection.pipeline())
+            else:
+                connection = await open_async(stack, url, kind)
+                if kind == "sqlalchemy":
+                    await connection.execution_options(isolation_level="AUTOCOMMIT")
+                else:
+                    await connection.set_autocommit(True)
+            with pytest.raises(RuntimeError, match="autocommit"):
+                async with lock.guard(connection):
+                    pytest.fail("there was nothing to guard")
+
+    asyncio.run(main())
+
+
+def test_an_error_of_a_coroutines_transaction_arrives(conf: Conf, url: str, admin_url: str) -> None:
+    async def main(empty: str) -> None:
+        async with conf.aio.get("name") as lock:
+            async with await psycopg.AsyncConnection.connect(url) as connection:
+                with pytest.raises(psycopg.errors.DivisionByZero):
+                    await connection.execute("SELECT 1 / 0")
+                with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+                    async with lock.guard(connection):
+                        pytest.fail("nothing can be confirmed in such a transaction")
+            async with await psycopg.AsyncConnection.connect(empty) as connection:
+                with pytest.raises(RuntimeError, match="there is no table"):
+                    async with lock.guard(connection):
+                        pytest.fail("there is nothing to see")
+            assert not lock.expired
+
+    with fresh_database(admin_url) as empty:
+        asyncio.run(main(empty))
+
+
+def test_what_a_coroutine_does_not_know_is_not_committed(conf: Conf, url: str, db: Db) -> None:
+    db.execute("CREATE TABLE work (done text)")
+
+    def lost() -> bool:
+        raise DatabaseUnavailable("gone")
+
+    async def main() -> None:
+        async with await psycopg.AsyncConnection.connect(url) as connection:
+            await connection.execute("INSERT INTO work VALUES ('perhaps late')")
+            guard = _guard.AsyncGuard(
+                conf.aio.get("name"), connection, "0", "SELECT 1 WHERE false", (), print, lost
+            )
+            with pytest.raises(DatabaseUnavailable):
+                async with guard:
+                    pytest.fail("the guard saw what is not there")
+
+    asyncio.run(main())
+    assert db.execute("SELECT * FROM work").fetchall() == []
+
+
+def test_a_guard_refuses_connections_of_the_other_kind(conf: Conf, url: str) -> None:
+    async def main() -> None:
+        lock, refused = conf.get("name"), pytest.raises(TypeError, match="connection must be one")
+        token = lock.acquire()
+        for kind in ("class_row", "asyncpg", "sqlalchemy", "session"):
+            async with contextlib.AsyncExitStack() as stack:
+                connection = await open_async(stack, url, kind)
+                with refused:
+                    lock.guard(connection)
+        for kind in ("psycopg dict_row", "psycopg2 DictCursor", "sqlalchemy psycopg"):
+            with connected(url, kind) as connection, refused:
+                conf.aio.get("name").guard(connection, token=token)
+        with contextlib.closing(psycopg2.connect(url, async_=1)) as connection, refused:
+            lock.guard(connection)
 
     asyncio.run(main())
 

@@ -153,6 +153,8 @@ def test_mistakes(conf: Conf) -> None:
         conf.locked("name")(staticmethod(function))
     with pytest.raises(TypeError, match=r"only functions can be locked, not int"):
         conf.locked("name")(1)  # type: ignore[type-var]
+    with pytest.raises(TypeError, match=r"only functions can be locked, not type"):
+        conf.locked("name")(Awaitable)
     with pytest.raises(TypeError, match=r"write @conf.locked\('name'\)"):
         conf.locked(function)  # type: ignore[arg-type]
 
@@ -397,11 +399,14 @@ def test_a_wrapper_that_has_to_wait_does_not_stop_the_event_loop(conf: Conf) -> 
     def traced() -> Any:
         return plain()
 
+    async def other() -> bool:
+        return await traced()  # type: ignore[no-any-return]
+
     async def main() -> bool:
         async with conf.aio.get("name"):
-            task = asyncio.ensure_future(traced())
+            task = asyncio.create_task(other())
             await asyncio.sleep(0)
-        return await task  # type: ignore[no-any-return]
+        return await task
 
     assert asyncio.run(main())
 
