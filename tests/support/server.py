@@ -41,8 +41,8 @@ class Server:
     It is a standby of ``primary`` if there is one.
     """
 
-    def __init__(self, primary: Server | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="distlock-"))
+    def __init__(self, primary: Server | None = None, parent: str | None = None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="distlock-", dir=parent))
         self.folder.chmod(0o755)
         self.data = self.folder / "data"
         self.port = free_port()

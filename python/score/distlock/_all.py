@@ -43,9 +43,9 @@ _Result = TypeVar("_Result")
 def _reading(method: Callable[..., _Result]) -> Callable[..., _Result]:
     """A method of :class:`dict` after which somebody may know a token."""
 
-    def read(self: Tokens, *args: Any, **kwargs: Any) -> _Result:
+    def read(self: Tokens, *args: Any) -> _Result:
         self._read()
-        return method(self, *args, **kwargs)
+        return method(self, *args)
 
     read.__name__ = method.__name__
     read.__doc__ = method.__doc__
@@ -82,12 +82,10 @@ class Tokens(dict[str, str]):
     __hash__ = None
 
     def __iter__(self) -> Iterator[str]:
-        # Also what makes dict() and ** ask the methods above instead of copying at once.
-        self._read()
+        # It makes dict() and ** ask the methods above instead of copying at once.
         return super().__iter__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        self._read()
         return dict, (dict(self),)
 
 
@@ -96,6 +94,8 @@ class Holds(Tokens):
     """The tokens of several holds, by name. Leaving it as a context manager releases them."""
 
     __module__ = "score.distlock"
+
+    _levels: _Levels
 
     def __init__(self, levels: _Levels, locks: list[tuple[Lock, str]], autoextend: bool) -> None:
         super().__init__({lock.name: token for lock, token in locks})
@@ -111,8 +111,7 @@ class Holds(Tokens):
 
     def release(self) -> None:
         """Releases all of them, also if the release of one fails; raises what failed first."""
-        if self._levels is not None:
-            self._levels.release()
+        self._levels.release()
 
     def __enter__(self) -> Holds:
         self._in_block = True

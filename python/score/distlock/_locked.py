@@ -152,7 +152,6 @@ def _refuse_unfinished(function: Any, result: Any) -> None:
 
     It looks at the result, as no look at a function tells what it will return.
     """
-    work = result.gen if isinstance(result, _ContextManager) else result
     advice = "use `with conf.get(name)` around the work itself"
     if isinstance(result, _Future):
         if result.done():
@@ -173,8 +172,8 @@ def _refuse_unfinished(function: Any, result: Any) -> None:
         advice = "return a list"
     else:
         return
-    if isinstance(work, (Coroutine, Generator)):
-        work.close()
+    if isinstance(result, (Coroutine, Generator)):
+        result.close()
     raise TypeError(f"{_label(function)} is locked, but returns {kind}; {advice}")
 
 
