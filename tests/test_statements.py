@@ -713,12 +713,14 @@ def test_whose_session_it_is(session: Session) -> None:
     (told,) = session.run("Whose", own + 1)
     assert told["alone"] is False
     assert before <= told["instant"] < before + 60
+    session.db.execute("SET jit = on")
     assert session.setting("enable_seqscan") == "on"
     assert session.setting("lock_timeout") == "0"
     session.db.execute("SET lock_timeout = '5s'")
     (told,) = session.run("Whose", own)
     assert told["alone"] is True
     assert session.setting("enable_seqscan") == "off"
+    assert session.setting("jit") == "off"
     assert session.setting("lock_timeout") == "5s", "somebody wants it so"
     session.db.execute("SET lock_timeout = 0")
     session.db.execute("SET enable_seqscan = on")
