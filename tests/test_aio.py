@@ -305,6 +305,17 @@ def test_all_at_once(conf: Conf, db: Db, run: Run) -> None:
     run(main())
 
 
+def test_leaving_what_was_not_entered(conf: Conf, run: Run) -> None:
+    async def main() -> None:
+        await conf.aio.acquire_all(["name"]).__aexit__(None, None, None)
+        await conf.aio.acquire_all(["name"]).release()
+        for block in (conf.aio.get("name"), conf.aio.get("name").hold()):
+            with pytest.raises(ValueError, match="no token"):
+                await block.__aexit__(None, None, None)
+
+    run(main())
+
+
 def test_errors_arrive(through: Callable[..., Conf], proxy: Proxy, run: Run) -> None:
     conf = through(pool_timeout="300ms")
 

@@ -475,6 +475,7 @@ class AsyncHolds(Tokens):
         self._names = names
         self._timeout = timeout
         self._autoextend = module.conf._autoextend if autoextend is None else autoextend
+        self._ender = module.conf._levels()  # who has not entered leaves nothing
 
     async def _acquire(self) -> AsyncHolds:
         if self._levels is not None:
