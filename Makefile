@@ -14,7 +14,7 @@ PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md \
     $(shell find src python -type f -not -name '*.pyc')
 
-.PHONY: bench failover demo test rust lint types stubs pytest mutants matrix model chaos docs wheel clean always
+.PHONY: bench failover demo test rust lint types stubs pytest mutants matrix model chaos chaos-selftest docs wheel clean always
 .DEFAULT_GOAL := test
 
 demo: $(BUILD)/installed
@@ -106,6 +106,9 @@ chaos: $(BUILD)/installed $(BUILD)/original.done
 model:
 	cargo test --quiet --release --locked --manifest-path checks/model/Cargo.toml
 	cargo run --quiet --release --locked --manifest-path checks/model/Cargo.toml -- $(MODEL)
+
+chaos-selftest: $(BUILD)/installed $(BUILD)/original.done
+	$(BIN)/python -m checks.chaos.selftest
 
 docs: $(BUILD)/installed
 	@echo "== Sphinx"

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import random
+import re
 import signal
 import struct
 import subprocess
@@ -233,9 +234,7 @@ def by_kind(violations: list[str]) -> dict[str, list[str]]:
     """Those that differ only in names and numbers together."""
     found: dict[str, list[str]] = {}
     for one in violations:
-        letters = "".join(letter for letter in one if letter.isalpha() or letter == " ")
-        words = [word for word in letters.split() if len(word) > 3][-6:]
-        found.setdefault(" ".join(words), []).append(one)
+        found.setdefault(re.sub(r"'[^']*'|[0-9a-f]{8}|[\d.]+", "#", one), []).append(one)
     return found
 
 

@@ -31,6 +31,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -279,14 +280,21 @@ class Thread(Unit):
     def several(self, call: dict[str, object]) -> None:
         names = sorted({self.name() for _ in range(3)})
         call.update(self.begin(names, 1.0))
+        started = time.monotonic()
         with self.conf.acquire_all(names, timeout=1.0, autoextend=self.rng.random() < 0.5) as held:
             sections = [self.got(call, name, held[name], None) for name in names]
             call.clear()
             for section in sections:
-                self.do(section, self.conf.get(section.name))
+                for pause in section.work(partial(self.may_use, started)):
+                    rest(pause / 4)
             since = time.monotonic()
         for section in sections:
             say("ended", name=section.name, token=section.token, since=since)
+
+    @staticmethod
+    def may_use(started: float) -> bool:
+        """As long as a lease lasts that may have begun right then."""
+        return time.monotonic() < started + LEASES[0]
 
     def by_token(self, call: dict[str, object]) -> None:
         """Acquires, and releases or leaves it to whoever finds the token."""
