@@ -7,6 +7,7 @@ database's clock; `Round.offset` leads from CLOCK_MONOTONIC, in which processes 
 from __future__ import annotations
 
 import bisect
+import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ CLOSE = 0.01
 STATEMENT = 1.0
 #: When nothing is wrong, a waiter gets what is free within a second, or two on a busy machine.
 PROMPTLY = 3.0
+#: Nobody but who has missed a notification needs so long.
+NOTIFIED = 0.25
 
 Event = dict[str, Any]
 
@@ -107,7 +110,7 @@ def judge(round_: Round) -> Verdict:
     """All checks."""
     judge_ = Judge(round_)
     violations = [violation for check in judge_.checks() for violation in check]
-    return Verdict(violations, judge_.harm, judge_.counts, judge_.slowest)
+    return Verdict(violations, judge_.harm, judge_.counts, max(judge_.delays, default=0))
 
 
 class Judge:
@@ -116,7 +119,7 @@ class Judge:
     def __init__(self, round_: Round) -> None:
         self.round = round_
         self.harm = 0
-        self.slowest = 0.0
+        self.delays: list[float] = []
         self.counts: Counter[str] = Counter()
         self.row_faults: list[str] = []
         self.spans: dict[tuple[str, str], Span] = {}
@@ -296,6 +299,9 @@ class Judge:
                 yield from self.promptly(name, here, start, end)
                 if not self.round.with_old:
                     yield from self.in_turn(here, start, end)
+        told = self.round.notified and not self.round.with_old
+        if told and len(self.delays) >= 10 and statistics.median(self.delays) > NOTIFIED:
+            yield f"waiters got what was free after {statistics.median(self.delays):.2f} s (median)"
 
     def promptly(self, name: str, waits: list[Wait], start: float, end: float) -> Iterator[str]:
         spans = self.by_name[name]
@@ -314,7 +320,7 @@ class Judge:
             patient = max(wait.end or 0 for wait in waiting)
             index = bisect.bisect(starts, span.start)
             following = starts[index] if index < len(starts) else min(patient, end)
-            self.slowest = max(self.slowest, following - free)
+            self.delays.append(following - free)
             if following - free > PROMPTLY and not self.still(free, following):
                 yield f"{name!r} was free for {following - free:.1f} s while somebody waited"
 

@@ -301,12 +301,16 @@ class Stage:
                     self.server.start()
 
     def offset(self) -> float:
-        """What leads from CLOCK_MONOTONIC to the database's clock."""
+        """What leads from CLOCK_MONOTONIC to the database's clock: by the quickest of answers."""
+        readings = []
         with self.admin() as db:
-            before = time.monotonic()
-            row = db.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
-            assert row
-            return float(row[0]) - (before + time.monotonic()) / 2
+            for _ in range(50):
+                before = time.monotonic()
+                row = db.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
+                after = time.monotonic()
+                assert row
+                readings.append((after - before, float(row[0]) - (before + after) / 2))
+        return min(readings)[1]
 
     def logs(self) -> dict[str, list[dict[str, Any]]]:
         """What each process has written; a line that it had no time to end is none."""

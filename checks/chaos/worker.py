@@ -141,7 +141,8 @@ class Section:
         fence = self.fence if kind == "fenced" else None
         resource = Resource(kind, self.name)
         with suppress(Refused):
-            if not self.believed(holds(), time.monotonic()):
+            at = time.monotonic()
+            if not self.believed(holds(), at):
                 return
             value = resource.read(fence)
             yield self.pause()
