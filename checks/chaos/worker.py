@@ -345,9 +345,9 @@ class Thread(Unit):
             since = time.monotonic()
             try:
                 if OURS and self.rng.random() < 0.3:
-                    section.token = self.conf.transfer(name, token)
-                else:
-                    self.conf.extend(name, token)
+                    section.token = self.conf.transfer(name, token)  # the lease stays as it is
+                since = time.monotonic()
+                self.conf.extend(name, section.token)
             except KNOWN as error:
                 say("lost", name=name, token=token, why=f"{error}")
                 return
