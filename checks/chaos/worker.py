@@ -426,11 +426,15 @@ def beat() -> None:
 
 def main() -> None:
     faulthandler.register(signal.SIGUSR2)
-    conf = score.distlock.init(
-        {"sqlalchemy.url": URL, "maxtime": f"{LEASES[0]}s", "sqlalchemy.pool_timeout": "5"}
-        if OURS
-        else {"sqlalchemy.url": URL, "maxtime": "1s"}
-    )
+    settings = {"sqlalchemy.url": URL, "maxtime": f"{LEASES[0]}s"}
+    if OURS:
+        settings["sqlalchemy.pool_timeout"] = "5"
+    while True:
+        try:
+            conf = score.distlock.init(settings)
+            break
+        except KNOWN:  # it is started in the middle of something
+            rest(0.2)
     if OURS:
         signal.signal(signal.SIGUSR1, lambda *_: fork(conf))
     say(
