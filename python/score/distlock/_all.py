@@ -95,8 +95,6 @@ class Holds(Tokens):
 
     __module__ = "score.distlock"
 
-    _levels: _Levels
-
     def __init__(self, levels: _Levels, locks: list[tuple[Lock, str]], autoextend: bool) -> None:
         super().__init__({lock.name: token for lock, token in locks})
         self._levels = levels
@@ -111,7 +109,8 @@ class Holds(Tokens):
 
     def release(self) -> None:
         """Releases all of them, also if the release of one fails; raises what failed first."""
-        self._levels.release()
+        if self._levels is not None:
+            self._levels.release()
 
     def __enter__(self) -> Holds:
         self._in_block = True
