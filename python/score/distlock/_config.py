@@ -73,7 +73,7 @@ def _seconds(value: object, key: str) -> float:
 
 
 def timeout(value: object, key: str = "timeout") -> float | None:
-    """How long to wait for a lock, in seconds; ``None`` is for ever."""
+    """A time that is an argument, in seconds; ``None`` stays what it is."""
     if value is None:
         return None
     try:

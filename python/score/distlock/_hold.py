@@ -4,21 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from score.init import ConfigurationError
-
-from ._config import interval
-from ._refuse import bare
+from ._config import timeout
 
 
 def lease(maxtime: object) -> float | None:
     """The lease of a hold, in seconds, from what a caller gave as ``maxtime``."""
-    if maxtime is None:
-        return None
-    try:
-        return interval(maxtime, "maxtime")
-    except ConfigurationError as error:
-        # An argument, not a configuration.
-        raise ValueError(bare(error)) from None
+    return timeout(maxtime, "maxtime")
 
 
 def callback(on_lost: Any) -> Any:
