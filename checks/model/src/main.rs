@@ -9,6 +9,7 @@
 mod progress;
 mod protocol;
 mod runs;
+mod sizes;
 mod state;
 
 use serde_json::json;

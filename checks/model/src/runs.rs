@@ -5,7 +5,8 @@
 //! any more, whether that release found a hold or not.
 
 use crate::progress;
-use crate::protocol::{BACKED, FENCES_RISE, KNOWN, Mutant, NO_GHOSTS, ONE_HOLD, Protocol, Sizes};
+use crate::protocol::{BACKED, FENCES_RISE, KNOWN, NO_GHOSTS, ONE_HOLD, Protocol};
+use crate::sizes::{Mutant, Sizes};
 use serde_json::{Value, json};
 use stateright::{Checker, HasDiscoveries, Model};
 use std::time::Instant;

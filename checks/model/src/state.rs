@@ -5,7 +5,7 @@
 //! anew when nothing mentions an old one, and of the fences only their order is kept. So the
 //! number of states is finite although no run is bounded.
 
-use crate::protocol::Sizes;
+use crate::sizes::Sizes;
 
 /// Which of the tokens of a process; 0 is none.
 pub type Token = u8;
