@@ -24,10 +24,11 @@ from score.distlock import CouldNotAcquireLock
 
 from .conftest import SUPPORT, python, run
 from .support.line import TASKS, Background, threads, wait_until_waiting, waiting
+from .support.pooler import Bouncer
 from .support.proxy import Proxy
 from .support.server import Server
 from .test_lost_answers import own_url, proxy
-from .test_pooler import Bouncer, bouncer, mode
+from .test_pooler import bouncer, mode
 
 __all__ = ("bouncer", "mode", "own_url", "proxy")
 

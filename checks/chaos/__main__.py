@@ -64,9 +64,7 @@ def play(stage: Stage, calm: float, wild: float) -> tuple[Verdict, Counter[str]]
         while not worker.log.exists() and worker.process.poll() is None:
             time.sleep(0.01)
     offset = stage.offset()
-    calms = [(time.monotonic(), 0.0)]
-    stage.sleep(calm)
-    calms[0] = (calms[0][0], time.monotonic())
+    calms = [rest(calm)]
     until = time.monotonic() + wild
     while time.monotonic() < until:
         fault = stage.rng.choice(faults_of(stage.way))
@@ -76,15 +74,20 @@ def play(stage: Stage, calm: float, wild: float) -> tuple[Verdict, Counter[str]]
         except (psycopg.Error, ProcessLookupError) as error:
             print(f"   {fault.__name__}: {error}".rstrip(), flush=True)
         stage.bring_back()
-        stage.sleep(stage.rng.expovariate(3))
-    stage.sleep(SETTLE)
-    start = time.monotonic()
-    stage.sleep(calm)
-    calms.append((start, time.monotonic()))
+        time.sleep(stage.rng.expovariate(3))
+    time.sleep(SETTLE)
+    calms.append(rest(calm))
     (stage.folder / "over").touch()
     left = everybody_leaves(stage)
     left += nothing_is_left(stage)
     return judge(record(stage, offset, calms, left)), faults
+
+
+def rest(seconds: float) -> tuple[float, float]:
+    """Lets the load run without any fault; returns from when to when."""
+    start = time.monotonic()
+    time.sleep(seconds)
+    return start, time.monotonic()
 
 
 def everybody_leaves(stage: Stage) -> list[str]:
@@ -120,7 +123,7 @@ def nothing_is_left(stage: Stage) -> list[str]:
             " pg_backend_pid() AND backend_type = 'client backend'"
         )
         if stage.way == "pooler":
-            stage.stop_pooler()
+            stage.bouncer.stop()
         until = time.monotonic() + 10
         while (left := db.execute(query.encode()).fetchall()) and time.monotonic() < until:
             time.sleep(0.05)

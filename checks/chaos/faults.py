@@ -1,6 +1,6 @@
 """What goes wrong: with processes, connections, the server and clocks. Each fault repairs itself.
 
-A fault is a function of the stage that does its harm, waits on `stage.sleep`, and undoes it.
+A fault is a function of the stage that does its harm, lets it last, and undoes it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def pause(stage: Stage) -> None:
     stage.paused = True
     os.kill(worker.process.pid, signal.SIGSTOP)
     try:
-        stage.sleep(stage.rng.uniform(0.1, 3.0))
+        time.sleep(stage.rng.uniform(0.1, 3.0))
     finally:
         os.kill(worker.process.pid, signal.SIGCONT)
 
@@ -83,11 +83,13 @@ def clock(stage: Stage) -> None:
 # The server.
 
 
-def administer(stage: Stage, query: str) -> None:
-    """Does something as an administrator, if the server is there."""
-    with contextlib.suppress(psycopg.Error), stage.admin() as db:
+def administer(stage: Stage, query: str, lasts: float | None = None) -> None:
+    """Does something as an administrator, if the server is there, perhaps in a long transaction."""
+    autocommit = lasts is None
+    with contextlib.suppress(psycopg.Error), stage.admin(autocommit=autocommit) as db:
         db.execute("SET lock_timeout = '3s'")
         db.execute(query.encode())
+        time.sleep(lasts or 0)
 
 
 @anywhere
@@ -105,10 +107,8 @@ def terminate(stage: Stage) -> None:
 @anywhere
 def lock_table(stage: Stage) -> None:
     """As a migration does."""
-    with contextlib.suppress(psycopg.Error), stage.admin(autocommit=False) as db:
-        db.execute("SET lock_timeout = '3s'")
-        db.execute("LOCK TABLE _score_distlock IN ACCESS EXCLUSIVE MODE")
-        stage.sleep(stage.rng.uniform(0.1, 1.5))
+    query = "LOCK TABLE _score_distlock IN ACCESS EXCLUSIVE MODE"
+    administer(stage, query, lasts=stage.rng.uniform(0.1, 1.5))
 
 
 @anywhere
@@ -120,10 +120,8 @@ def vacuum_full(stage: Stage) -> None:
 @anywhere
 def old_snapshot(stage: Stage) -> None:
     """A long report keeps the server from forgetting old rows."""
-    with contextlib.suppress(psycopg.Error), stage.admin(autocommit=False) as db:
-        db.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-        db.execute("SELECT count(*) FROM _score_distlock")
-        stage.sleep(stage.rng.uniform(1, 5))
+    query = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT FROM _score_distlock"
+    administer(stage, query, lasts=stage.rng.uniform(1, 5))
 
 
 @anywhere
@@ -133,32 +131,34 @@ def crowd(stage: Stage) -> None:
         with contextlib.suppress(psycopg.Error):
             while True:
                 stack.enter_context(stage.admin())
-        stage.sleep(stage.rng.uniform(0.2, 1.5))
+        time.sleep(stage.rng.uniform(0.2, 1.5))
 
 
 @only("direct", "proxy", "pooler", "partition")
 def restart(stage: Stage) -> None:
     """As it should be, or as after a crash."""
     mode = stage.rng.choice(["fast", "immediate"])
-    with stage.restarting(crash=mode == "immediate"):
-        stage.server.stop(mode)
-        stage.sleep(stage.rng.uniform(0, 1))
-        stage.server.start()
+    if mode == "immediate":
+        stage.crashed()
+    stage.server.stop(mode)
+    time.sleep(stage.rng.uniform(0, 1))
+    stage.server.start()
 
 
 @only("disk")
 def disk_full(stage: Stage) -> None:
     """The server cannot write any more; it may crash of that."""
     filler = Path(stage.disk or "/nowhere", "filler")
-    with stage.restarting(crash=True):
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(65536))
-        administer(stage, "CHECKPOINT")
-        administer(stage, "SELECT pg_switch_wal()")
-        stage.sleep(stage.rng.uniform(0.5, 2))
-        filler.unlink()
-        stage.bring_back()
+    stage.crashed()
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(65536))
+    administer(stage, "CHECKPOINT")
+    administer(stage, "SELECT pg_switch_wal()")
+    time.sleep(stage.rng.uniform(0.5, 2))
+    filler.unlink()
+    stage.bring_back()
+    stage.crashed()
 
 
 # Between the server and its clients.
@@ -177,7 +177,7 @@ def cut_one(stage: Stage) -> None:
         side: Side = stage.rng.choice(["answer", "answer", "request"])
         how: How = stage.rng.choice(["before", "half", "after"])
         stage.proxy.arm(side, stage.rng.randrange(12), how).done.wait(1)
-        stage.sleep(0.1)
+        time.sleep(0.1)
     stage.proxy.cut = None
 
 
@@ -185,7 +185,7 @@ def cut_one(stage: Stage) -> None:
 def delay(stage: Stage) -> None:
     """Answers come late, some after the lease."""
     stage.proxy.freeze_answers()
-    stage.sleep(stage.rng.choice([0.05, 0.5, 1.5, 2.5]))
+    time.sleep(stage.rng.choice([0.05, 0.5, 1.5, 2.5]))
     stage.proxy.thaw()
 
 
@@ -193,14 +193,17 @@ def delay(stage: Stage) -> None:
 def deaf(stage: Stage) -> None:
     """Notifications do not come."""
     stage.proxy.freeze_listeners()
-    stage.sleep(stage.rng.uniform(1, 4))
+    time.sleep(stage.rng.uniform(1, 4))
     stage.proxy.thaw()
 
 
 @only("proxy")
 def black_hole(stage: Stage) -> None:
-    """A firewall has forgotten the connections, and tells nobody."""
+    """A firewall has forgotten the connections, and tells nobody for longer than ours wait."""
     stage.proxy.swallow()
+    time.sleep(6)
+    # Those of the drivers that are guarded would wait for ever.
+    stage.proxy.cut_all()
 
 
 @only("proxy")
@@ -208,23 +211,23 @@ def refuse(stage: Stage) -> None:
     """Nobody gets through for a while."""
     stage.proxy.refuse(True)
     stage.proxy.cut_all()
-    stage.sleep(stage.rng.uniform(0.2, 2))
+    time.sleep(stage.rng.uniform(0.2, 2))
     stage.proxy.refuse(False)
 
 
 @only("pooler")
 def restart_pooler(stage: Stage) -> None:
     """It is killed, and comes back."""
-    stage.stop_pooler()
-    stage.sleep(stage.rng.uniform(0, 1))
-    stage.start_pooler()
+    stage.bouncer.stop()
+    time.sleep(stage.rng.uniform(0, 1))
+    stage.bouncer.start()
 
 
 @only("partition")
 def partition(stage: Stage) -> None:
     """The network takes no packets."""
     stage.link("down")
-    stage.sleep(stage.rng.uniform(0.3, 4))
+    time.sleep(stage.rng.uniform(0.3, 4))
     stage.link("up")
 
 
@@ -232,7 +235,7 @@ def partition(stage: Stage) -> None:
 def promote(stage: Stage) -> None:
     """The primary dies, and its synchronous standby takes over. It can do so only once."""
     if stage.standby is not None:
-        stage.crashes.append(time.monotonic())
+        stage.crashed()
         standby, stage.standby = stage.standby, None
         stage.server.stop("immediate")
         stage.server = standby

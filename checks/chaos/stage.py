@@ -11,16 +11,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 
+from tests.support import pooler
 from tests.support.proxy import Proxy
-from tests.support.server import Server, free_port
+from tests.support.server import Server
 
 PROJECT = Path(__file__).parent.parent.parent
 WORKER = Path(__file__).parent / "worker.py"
@@ -28,19 +27,6 @@ ORIGINAL = PROJECT / "build" / "original" / "bin" / "python"
 FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 ZONES = ["UTC", "Europe/Vienna", "America/New_York", "Asia/Kolkata", "AEST-10AEDT"]
 NETWORK = "10.203.71."
-
-POOLER = """
-[databases]
-* = host={server} port={port} user=postgres
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {listen}
-unix_socket_dir =
-auth_type = any
-pool_mode = transaction
-default_pool_size = 30
-max_client_conn = 1000
-"""
 
 #: Everything that happens to a lock's row, by the database's clock, under the lock on the row.
 JOURNAL = """
@@ -98,10 +84,8 @@ class Stage:
         self.all_workers: list[Worker] = []
         self.crashes: list[float] = []
         self.paused = False
-        self.ending = threading.Event()
         self.disk: str | None = None
         self.standby: Server | None = None
-        self.pooler: subprocess.Popen[bytes] | None = None
         self.namespace: str | None = None
         self._stack = contextlib.ExitStack()
 
@@ -126,11 +110,7 @@ class Stage:
             Path(self.disk).mkdir()
             _root("mount", "-t", "tmpfs", "-o", "size=200m,mode=0755", "tmpfs", self.disk)
             stack.callback(_root, "umount", "-l", self.disk)
-            tempfile.tempdir = self.disk
-        try:
-            self.server = Server()
-        finally:
-            tempfile.tempdir = None
+        self.server = Server(parent=self.disk)
         stack.callback(lambda server: server.destroy(), self.server)
         if self.way == "pair":
             self._start_pair(stack)
@@ -145,13 +125,11 @@ class Stage:
             self.proxy = Proxy(path)
         stack.callback(self.proxy.close)
         if self.way == "pooler":
-            found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH')}:/usr/sbin")
-            if found is None:
-                raise Unavailable("pgbouncer is not installed")
-            self.pooler_program = found
-            self.pooler_port = free_port()
-            self.start_pooler()
-            stack.callback(self.stop_pooler)
+            if pooler.program() is None:
+                raise Unavailable(f"{pooler.NAME} is not installed")
+            more = "max_client_conn = 1000"
+            self.bouncer = pooler.Bouncer(self.server, "transaction", 30, more)
+            stack.callback(self.bouncer.stop)
         self._prepare()
 
     def _start_pair(self, stack: contextlib.ExitStack) -> None:
@@ -159,12 +137,7 @@ class Stage:
         stack.callback(standby.destroy)
         self.both = (self.server, standby)
         self.standby = standby
-        with self.admin() as db:
-            db.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
-            db.execute("SELECT pg_reload_conf()")
-            query = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
-            while db.execute(query).fetchone() is None:
-                time.sleep(0.01)
+        self.server.wait_for_standby()
 
     def _start_network(self, stack: contextlib.ExitStack) -> None:
         """A host of its own for the processes: a namespace with one wire to it."""
@@ -184,26 +157,6 @@ class Stage:
         assert self.namespace
         _root("ip", "-n", self.namespace, "link", "set", "eth0", state)
 
-    def start_pooler(self) -> None:
-        """In the mode that hands sessions around."""
-        file = self.folder / "pgbouncer.ini"
-        server = self.server
-        text = POOLER.format(server=server.folder, port=server.port, listen=self.pooler_port)
-        file.write_text(text)
-        file.chmod(0o644)
-        self.pooler = subprocess.Popen(
-            [self.pooler_program, str(file)],
-            user=server.user,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-
-    def stop_pooler(self) -> None:
-        """At once."""
-        if self.pooler:
-            self.pooler.kill()
-            self.pooler.wait()
-
     def url(self) -> str:
         """As the processes connect."""
         if self.way == "pair":
@@ -215,7 +168,7 @@ class Stage:
         if self.way == "partition":
             return f"postgresql://postgres@{NETWORK}1:{self.proxy.port}/postgres"
         if self.way == "pooler":
-            return f"postgresql://postgres@127.0.0.1:{self.pooler_port}/postgres"
+            return self.bouncer.url("postgres")
         return self.server.url()
 
     def admin(self, autocommit: bool = True) -> psycopg.Connection[Any]:
@@ -272,18 +225,9 @@ class Stage:
         self.all_workers.append(worker)
         return worker
 
-    def sleep(self, seconds: float) -> None:
-        """As long as a fault lasts."""
-        time.sleep(seconds)
-
-    @contextlib.contextmanager
-    def restarting(self, crash: bool) -> Iterator[None]:
-        """Notes that a crash may forget what is not on disk: from before it until afterwards."""
-        if crash:
-            self.crashes.append(time.monotonic())
-        yield
-        if crash:
-            self.crashes.append(time.monotonic())
+    def crashed(self) -> None:
+        """Notes that the server may have forgotten what was not on disk, about now."""
+        self.crashes.append(time.monotonic())
 
     def bring_back(self) -> None:
         """Starts the server if it is not there any more."""

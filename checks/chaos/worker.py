@@ -4,8 +4,8 @@ Usage: worker.py FOLDER URL LOG SEED SUBJECT. It ends when FOLDER/over exists an
 waits for has come.
 
 Runs with this module and, as SUBJECT "0.2.5" says, with the original; "mixed" is this module
-beside the original. Each line of LOG is an
-event with the time by CLOCK_MONOTONIC, which is the same for every process of a machine:
+beside the original. Each line of LOG is an event with the time by CLOCK_MONOTONIC, which is the
+same for every process of a machine:
 
 * ``wait``: a call that acquires begins; ``got``, ``refused``, ``failed``: how it ended.
 * ``believes``: at this time the hold was believed to be there.
@@ -168,6 +168,16 @@ class Section:
             pass  # the database's trouble; what was not committed is not counted
 
 
+def is_held(lock: Any, token: str) -> bool:
+    """Whether a Lock believes in the hold with this token."""
+    return bool(lock.token == token and not lock.expired and lock.remaining > 0)
+
+
+def may_last(since: float) -> bool:
+    """Whether a lease that began after this, of which no Lock knows, is not over for sure."""
+    return time.monotonic() < since + LEASES[0]
+
+
 class Unit:
     """A thread or task and its load."""
 
@@ -236,14 +246,10 @@ class Thread(Unit):
 
     def do(self, section: Section, lock: Any) -> None:
         """The work of a block."""
-
-        def holds() -> bool:
-            return bool(lock.token == section.token and not lock.expired and lock.remaining > 0)
-
         if self.rng.random() < 0.15:
             section.guarded(lock)
             return
-        for pause in section.work(holds):
+        for pause in section.work(partial(is_held, lock, section.token)):
             rest(pause)
         if self.rng.random() < 0.2:
             since = time.monotonic()
@@ -273,7 +279,7 @@ class Thread(Unit):
             call.clear()
             with lock.hold(1.0, autoextend=True):
                 self.do(section, lock)
-            for pause in section.work(lambda: not lock.expired and lock.remaining > 0):
+            for pause in section.work(partial(is_held, lock, section.token)):
                 rest(pause)
             since = time.monotonic()
         say("ended", name=name, token=section.token, since=since)
@@ -286,16 +292,11 @@ class Thread(Unit):
             sections = [self.got(call, name, held[name], None) for name in names]
             call.clear()
             for section in sections:
-                for pause in section.work(partial(self.may_use, started)):
+                for pause in section.work(partial(may_last, started)):
                     rest(pause / 4)
             since = time.monotonic()
         for section in sections:
             say("ended", name=section.name, token=section.token, since=since)
-
-    @staticmethod
-    def may_use(started: float) -> bool:
-        """As long as a lease lasts that may have begun right then."""
-        return time.monotonic() < started + LEASES[0]
 
     def by_token(self, call: dict[str, object]) -> None:
         """Acquires, and releases or leaves it to whoever finds the token."""
@@ -317,8 +318,7 @@ class Thread(Unit):
 
     def use(self, section: Section, since: float) -> None:
         """What a token is good for, as long as the lease that began after `since` lasts."""
-        lease = LEASES[0]
-        for pause in section.work(lambda: time.monotonic() < since + lease):
+        for pause in section.work(partial(may_last, since)):
             rest(pause)
         name, token = section.name, section.token
         if self.rng.random() < 0.3:
@@ -342,7 +342,6 @@ class Thread(Unit):
             name, token = json.loads(mine.read_text())
             mine.unlink()
             section = Section(self.rng, name, token, None)
-            since = time.monotonic()
             try:
                 if OURS and self.rng.random() < 0.3:
                     section.token = self.conf.transfer(name, token)  # the lease stays as it is
@@ -383,13 +382,10 @@ class Task(Unit):
         async with hold:
             section = self.got(call, name, lock.token, lock.fence)
             call.clear()
-            token = section.token
-            for pause in section.work(
-                lambda: lock.token == token and not lock.expired and lock.remaining > 0
-            ):
+            for pause in section.work(partial(is_held, lock, section.token)):
                 await asyncio.sleep(pause)
             since = time.monotonic()
-        say("ended", name=name, token=token, since=since)
+        say("ended", name=name, token=section.token, since=since)
 
 
 def fork(conf: Any) -> None:

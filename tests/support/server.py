@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -91,6 +92,15 @@ class Server:
     def stop(self, mode: str = "fast") -> None:
         """Stops the server; ``immediate`` is a crash."""
         self._run("pg_ctl", "-D", str(self.data), "-m", mode, "-w", "stop")
+
+    def wait_for_standby(self) -> None:
+        """From now on what this primary confirms is on a standby's disk too, which is there."""
+        with psycopg.connect(self.url(), autocommit=True) as admin:
+            admin.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            admin.execute("SELECT pg_reload_conf()")
+            synchronous = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
+            while admin.execute(synchronous).fetchone() is None:
+                time.sleep(0.01)
 
     def promote(self) -> None:
         """Makes a primary of a standby."""
