@@ -99,7 +99,7 @@ class Verdict:
     """What was found."""
 
     violations: list[str]
-    #: What no lease can prevent, by kind of resource.
+    #: What no lease can prevent.
     harm: int
     counts: Counter[str]
     #: The longest time for which a free lock was not given to a waiter in calm times.
@@ -125,10 +125,10 @@ class Judge:
         self.spans: dict[tuple[str, str], Span] = {}
         self.by_name: dict[str, list[Span]] = defaultdict(list)
         self.read_journal()
-        self.stalls = sorted(
-            (self.time(event["since"]), self.time(event["at"]), process)
-            for process, event in self.events("stood still")
-        )
+        self.stalls = [
+            (self.time(event["since"]), self.time(event["at"]))
+            for _, event in self.events("stood still")
+        ]
 
     def checks(self) -> Iterator[Iterable[str]]:
         yield self.row_faults
@@ -245,8 +245,9 @@ class Judge:
                 continue
             at = self.time(event["at"])
             forgotten = any(at - 1 < crash < at + 2 for crash in self.round.crashes)
-            if (span.ended is None or span.ended > at + CLOSE) and not forgotten:
-                late = "never" if span.ended is None else f"{span.ended - at:.3f} s later"
+            # Its lease may have ended while the release was on its way.
+            if span.end > at + CLOSE and not forgotten:
+                late = f"{span.end - at:.3f} s later"
                 yield f"{self.of(span)}: {process} has released it, and it was free {late}"
 
     def strange(self) -> Iterator[str]:
@@ -282,7 +283,7 @@ class Judge:
 
     def still(self, start: float, end: float) -> bool:
         """Whether somebody stood still meanwhile."""
-        return any(since < end and until > start for since, until, _ in self.stalls)
+        return any(since < end and until > start for since, until in self.stalls)
 
     def waits_in_calm(self) -> Iterator[str]:
         """Free locks go to waiters, promptly, in order and fairly."""
@@ -291,6 +292,8 @@ class Judge:
             by_name[wait.name].append(wait)
             self.counts["waits"] += 1
         for start, end in self.round.calm:
+            if not any(start < span.start < end for span in self.spans.values()):
+                yield f"nobody got any lock for {end - start:.1f} s without a fault"
             for name, waits in by_name.items():
                 here = [
                     wait for wait in waits
@@ -345,9 +348,8 @@ class Judge:
                         )
                     continue
                 passed[second.process] += 1
-                if not self.round.notified:
-                    continue
-                if passed[second.process] > 3 and not self.still(first.start, until):
+                fair = passed[second.process] <= 3 or not self.round.notified
+                if not fair and not self.still(first.start, until):
                     yield (
                         f"{first.name!r}: {second.process} went before {first.process}"
                         f" {passed[second.process]} times"

@@ -162,7 +162,12 @@ class Proxy:
                     _close(client)
                     continue
                 server = socket.socket(socket.AF_UNIX)
-                server.connect(self.path)
+                try:
+                    server.connect(self.path)
+                except OSError:  # it is not there at this moment
+                    _close(client)
+                    server.close()
+                    continue
                 self._sockets += [client, server]
                 for side, source, target in (
                     ("request", client, server),
