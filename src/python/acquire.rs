@@ -57,6 +57,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Timeout {
 }
 
 /// The same where it is configured: a bad one is an error of the configuration.
+#[derive(Clone, Copy, Debug)]
 pub struct ConfiguredTimeout(pub Timeout);
 
 impl<'a, 'py> FromPyObject<'a, 'py> for ConfiguredTimeout {
