@@ -14,7 +14,8 @@ PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md \
     $(shell find src python -type f -not -name '*.pyc')
 
-.PHONY: bench failover demo test rust lint types stubs pytest mutants matrix model chaos chaos-selftest docs wheel clean always
+.PHONY: bench failover leaks demo test rust lint types stubs pytest mutants matrix model chaos \
+    chaos-selftest docs wheel clean always
 .DEFAULT_GOAL := test
 
 demo: $(BUILD)/installed
@@ -155,6 +156,11 @@ $(BUILD)/patroni.done: requirements/failover.txt $(BUILD)/tools
 # Some five minutes: the leader of three PostgreSQLs is lost in four ways under load.
 failover: $(BUILD)/installed $(BUILD)/patroni.done
 	$(BIN)/python -m tests.failover.run $(BUILD)/patroni
+
+# Some ten minutes: memory, descriptors, threads, sessions and the table stay as they are.
+CALLS ?= 1000000
+leaks: $(BUILD)/installed
+	$(BIN)/python checks/leaks.py --calls $(CALLS) --json $(BUILD)/leaks.json
 
 clean:
 	rm -rf $(BUILD) target

@@ -9,6 +9,8 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import score.distlock
 from score.distlock import (
@@ -141,6 +143,33 @@ def test_intervals_have_fractions_and_are_sums(maxtime: str, seconds: float) -> 
     read = _config.read({"sqlalchemy.url": URL, **dict.fromkeys(configured, maxtime)})
     assert [read[key] for key in ("maxtime", "timeout", "pool_recycle")] == [seconds] * 3
     assert _config.timeout(maxtime) == seconds
+
+
+UNITS = {"ms": 0.001, "s": 1, "seconds": 1, "min": 60, "Hour": 3600, "d": 86400}
+PARTS = st.lists(
+    st.tuples(st.integers(0, 999), st.sampled_from(["", " "]), st.sampled_from(sorted(UNITS))),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(derandomize=True, database=None, deadline=None)
+@given(PARTS)
+def test_any_sum_is_an_interval(parts: list[tuple[int, str, str]]) -> None:
+    text = " ".join(f"{number}{space}{unit}" for number, space, unit in parts)
+    expected = sum(number * UNITS[unit] for number, _, unit in parts)
+    assert _config.interval(text, "maxtime") == pytest.approx(expected)
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=500)
+@given(st.text("0123456789.smhday +-_e") | st.text() | st.floats() | st.integers())
+def test_anything_else_is_an_interval_or_refused(value: Any) -> None:
+    try:
+        seconds = _config.interval(value, "maxtime")
+    except ConfigurationError as error:
+        assert len(str(error)) < 400
+    else:
+        assert 0 <= seconds <= _config.MAX_SECONDS
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_a_free_lock_is_not_waited_for(conf: Conf) -> None:
     with conf.get("name"):
         before = threads()
         assert conf.acquire("other", timeout=None)
-        assert threads() == before
+        assert threads() <= before
 
 
 def test_who_holds_it_does_not_wait_for_itself(conf: Conf) -> None:

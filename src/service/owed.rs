@@ -145,6 +145,11 @@ impl Owed {
             let mut state = locked(&self.state);
             let (due, next) = state.unresolved.due(Moment::now());
             if due.is_empty() {
+                if next.is_none() && state.retired {
+                    state.attended = false;
+                    state.retired = false;
+                    return;
+                }
                 let pause = next.map_or(QUIET, |next| next.since(Moment::now()));
                 let pause = pause.max(Duration::from_millis(1));
                 state.waiting += 1;
@@ -153,7 +158,7 @@ impl Owed {
                     .wait_timeout(state, pause)
                     .unwrap_or_else(PoisonError::into_inner);
                 state.waiting -= 1;
-                if next.is_none() && (waited.timed_out() || state.retired) {
+                if next.is_none() && waited.timed_out() {
                     let (due, next) = state.unresolved.due(Moment::now());
                     if due.is_empty() && next.is_none() {
                         state.attended = false;
@@ -175,5 +180,26 @@ impl Owed {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{Request, Settings, Url};
+    use std::time::Instant;
+
+    /// The thread may be busy with what is owed as it is told to end.
+    #[test]
+    fn the_thread_ends_with_what_is_owed() {
+        let url = Url::parse(&Request::new("postgresql://u@127.0.0.1:1/d")).unwrap();
+        let store = Store::new(url, Settings::default(), None);
+        let owed = Owed::default();
+        locked(&owed.state).attended = true;
+        owed.retire();
+        let begun = Instant::now();
+        owed.attend(&store);
+        assert!(begun.elapsed() < QUIET);
+        assert!(!locked(&owed.state).attended);
     }
 }

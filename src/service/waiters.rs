@@ -193,10 +193,14 @@ impl Waiters {
     /// For how long one that is in the queue need not ask again.
     fn pause(line: &mut Line<Arc<Wakeup>>, queue: &Queue, now: Instant) -> Duration {
         let turn = TURN * queue.ahead.min(1000);
-        let left = Duration::from_secs_f64(queue.remaining.clamp(0.0, Lease::MAX_SECONDS));
+        let time = |seconds: f64| {
+            // What is no number is no time.
+            Duration::try_from_secs_f64(seconds.clamp(0.0, Lease::MAX_SECONDS)).unwrap_or_default()
+        };
+        let left = time(queue.remaining);
         if !queue.live {
             // Nobody holds it: it is the turn of those before, or the row is locked.
-            let since = Duration::from_secs_f64((-queue.remaining).clamp(0.0, 1e6));
+            let since = time(-queue.remaining);
             return turn.saturating_sub(since) + jitter(0.001..0.004);
         }
         let poll = jitter(POLL);

@@ -19,9 +19,9 @@ Db = psycopg.Connection[Any]
 TASKS = Path("/proc/self/task")
 
 
-def threads() -> int:
-    """How many threads this process has, those of Rust included; 0 if nobody can tell."""
-    return len(list(TASKS.iterdir())) if TASKS.is_dir() else 0
+def threads() -> set[str]:
+    """The ids of this process's threads, those of Rust included; none if nobody can tell."""
+    return {task.name for task in TASKS.iterdir()} if TASKS.is_dir() else set()
 
 
 def tickets(db: Db, name: str = "name") -> int:
