@@ -14,7 +14,8 @@ use super::locks::{Asked, Locks, Request};
 use super::registry::OnLost;
 use super::waiters::{Waiter, Wakeup};
 use crate::engine::{
-    Ask, Attempt, Caller, Entered, Entry, Grant, Hint, Loss, Moment, Name, Outcome, Plan, Token,
+    Ask, Attempt, Caller, Entered, Entry, Grant, Hint, Late, Loss, Moment, Name, Outcome, Plan,
+    Token,
 };
 use crate::error::{Error, Obstacle, Result};
 use crate::store::{Candidate, Patience, Queue, Turn};
@@ -103,14 +104,6 @@ struct Progress {
     late: bool,
     /// Nobody held it, but its row was locked, when the database was asked last.
     busy: bool,
-}
-
-impl Progress {
-    fn granted(&mut self, grant: Grant) -> Step {
-        self.unknown = false;
-        self.state = State::Granted(grant);
-        Step::Granted
-    }
 }
 
 /// One attempt to acquire a lock.
@@ -271,7 +264,7 @@ impl Acquisition {
                 let confirmed = self
                     .locks
                     .confirm(&self.name, hold, &self.request, patience);
-                return Ok(progress.granted(confirmed?));
+                return Ok(self.granted(progress, confirmed?));
             }
         }
         let mut settlements = self.locks.settlements(patience);
@@ -287,7 +280,7 @@ impl Acquisition {
                 granted = self.ask(progress, patience)?;
             }
             let grant = granted.ok_or_else(|| self.refused(progress, patience))?;
-            return Ok(progress.granted(grant));
+            return Ok(self.granted(progress, grant));
         }
         let waiters = self.locks.waiters();
         let join = || waiters.join(&self.name, self.wakeup.clone());
@@ -304,7 +297,7 @@ impl Acquisition {
             };
             if let Some(grant) = granted {
                 progress.waiter = None;
-                return Ok(progress.granted(grant));
+                return Ok(self.granted(progress, grant));
             }
             if self.settle(&mut settlements, patience)? {
                 waiters.look_at_once(&waiter);
@@ -312,6 +305,20 @@ impl Acquisition {
                 return Err(self.refused(progress, patience));
             }
         }
+    }
+
+    fn granted(&self, progress: &mut Progress, grant: Grant) -> Step {
+        if std::mem::take(&mut progress.unknown) {
+            // A statement before may take it once more, when this hold is over.
+            let late = Late::Taking {
+                token: grant.token.clone(),
+                granted: grant.fence,
+            };
+            let lease = self.locks.lease_of(&self.request);
+            self.locks.may_come_late(&self.name, late, lease);
+        }
+        progress.state = State::Granted(grant);
+        Step::Granted
     }
 
     /// Asks without the queue.
@@ -322,7 +329,10 @@ impl Acquisition {
             .locks
             .ask(&self.name, &token, fresh, &self.request, patience)?;
         Ok(match asked {
-            Asked::Granted(grant) => Some(grant),
+            Asked::Granted { grant, unknown } => {
+                progress.unknown |= unknown;
+                Some(grant)
+            }
             Asked::Refused { busy, unknown } => {
                 progress.busy = busy;
                 progress.unknown |= unknown;
@@ -389,13 +399,24 @@ impl Acquisition {
         if let Ok(Turn::Later(queue)) = &turn {
             progress.unknown |= queue.unknown;
             turn = store.wait(candidate, &ask.known, patience);
+            let unknown = match &turn {
+                Ok(Turn::Acquired { unknown, .. }) => *unknown,
+                Ok(Turn::Later(queue)) => queue.unknown,
+                Err(error) => error.outcome_unknown(),
+            };
+            if unknown {
+                let late = Late::Entering(ask.ticket);
+                self.locks.may_come_late(&self.name, late, candidate.lease);
+            }
         }
         let granted = match turn {
             Ok(Turn::Acquired {
                 fence,
                 deadline,
                 queued,
+                unknown,
             }) => {
+                progress.unknown |= unknown;
                 let granted = (Some(fence), deadline);
                 let grant = self.locks.grant(&self.name, &token, granted, &self.request);
                 self.acquired(waiter, &grant, Some(queued));

@@ -9,8 +9,8 @@ use super::threads::Threads;
 use super::waiters::Waiters;
 use super::workers::{Job, Workers};
 use crate::engine::{
-    Attempt, Caller, Deadline, Ending, Entered, Entry, Grant, Hint, Hints, Hold, HoldId, Lease,
-    LevelId, LockId, Loss, Moment, Name, Token,
+    Attempt, Caller, Deadline, Ending, Entered, Entry, Grant, Hint, Hints, Hold, HoldId, Late,
+    Lease, LevelId, LockId, Loss, Moment, Name, Token,
 };
 use crate::error::{Error, Result};
 use crate::process::ProcessLocal;
@@ -57,8 +57,8 @@ pub struct Request {
 /// What the database said to an attempt to acquire.
 #[derive(Debug)]
 pub(super) enum Asked {
-    /// It has the lock.
-    Granted(Grant),
+    /// It has the lock. With `unknown`, an answer was lost before: its statement may come late.
+    Granted { grant: Grant, unknown: bool },
     /// It could not be taken; with `busy`, though nobody has it. With `unknown`, an answer
     /// was lost: the token may turn out to be that of a hold.
     Refused { busy: bool, unknown: bool },
@@ -262,10 +262,24 @@ impl Locks {
     ) {
         let owed = self.owed.get();
         if owed.owe(name, token, attempt, lease) {
-            let attended = owed.clone();
-            if !self.spawn("settle", move |locks| attended.attend(&locks.store)) {
-                owed.unattended();
-            }
+            self.attend_owed(&owed);
+        }
+    }
+
+    /// A statement that was sent may be executed late: what it does is undone in the background.
+    pub(super) fn may_come_late(self: &Arc<Locks>, name: &Name, late: Late, lease: Lease) {
+        let owed = self.owed.get();
+        if owed.may_come_late(name, late, lease) {
+            self.attend_owed(&owed);
+        }
+    }
+
+    fn attend_owed(self: &Arc<Locks>, owed: &Arc<Owed>) {
+        let (attended, waiters) = (owed.clone(), self.waiters.get());
+        let attend =
+            move |locks: &Locks| attended.attend(&locks.store, |ticket| waiters.uses(ticket));
+        if !self.spawn("settle", attend) {
+            owed.unattended();
         }
     }
 
@@ -384,13 +398,18 @@ impl Locks {
         let hint = match answer {
             Answer::Refused { busy, .. } => (!busy).then_some(Hint::Held),
             // They still wait, so the release had better expect it.
-            Answer::Acquired(..) => hint.filter(|hint| *hint == Hint::Awaited),
+            Answer::Acquired { .. } => hint.filter(|hint| *hint == Hint::Awaited),
         };
         self.hint(patience, name, hint);
         Ok(match answer {
-            Answer::Acquired(fence, deadline) => {
-                Asked::Granted(self.grant(name, token, (Some(fence), deadline), request))
-            }
+            Answer::Acquired {
+                fence,
+                deadline,
+                unknown,
+            } => Asked::Granted {
+                grant: self.grant(name, token, (Some(fence), deadline), request),
+                unknown,
+            },
             Answer::Refused { busy, unknown } => Asked::Refused { busy, unknown },
         })
     }
@@ -437,7 +456,10 @@ impl Locks {
         loop {
             while let Some(token) = candidates.get(tried).cloned() {
                 tried += 1;
-                if let Some((_, deadline)) = self.store.extend(name, &token, lease, patience)? {
+                let extended = self.store.extend(name, &token, lease, patience)?;
+                // Another fence is that of another hold: the token has taken the lock once more.
+                let own = |fence| registry.with(|holds| holds.may_have(hold, fence));
+                if let Some((_, deadline)) = extended.filter(|(fence, _)| own(*fence)) {
                     let deadline = registry.with(|holds| holds.extended(hold, deadline));
                     return Ok((token, deadline));
                 }
@@ -788,11 +810,12 @@ impl Locks {
     }
 
     /// Takes the process out of the database's queue.
-    pub(super) fn leave_queue_now(&self, name: &Name, ticket: i64) {
+    pub(super) fn leave_queue_now(self: &Arc<Locks>, name: &Name, ticket: i64) {
         let patience = Patience::new(Duration::from_secs(2), &|| Ok(()));
         if let Err(error) = self.store.leave(name, ticket, self.lease, patience) {
             // Those behind wait for half a second in vain.
-            log::debug!("leaving the queue of lock {name}: {error}");
+            log::debug!("leaving the queue of lock {name} later: {error}");
+            self.may_come_late(name, Late::Entering(ticket), self.lease);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::locked;
 use super::registry::registry;
-use crate::engine::{Attempt, Lease, Moment, Name, Token, Unresolved};
+use crate::engine::{Attempt, Late, Lease, Moment, Name, Token, Unresolved, Unwanted};
 use crate::error::{Error, Result};
 use crate::store::{Patience, Released, Store};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -65,10 +65,17 @@ impl Owed {
 
     /// A release is owed. `true` if a thread has to be started that calls [`Owed::attend`].
     pub fn owe(&self, name: &Name, token: &Token, attempt: Attempt, lease: Lease) -> bool {
+        self.attended(|unresolved| unresolved.owe(name, token, attempt, lease, Moment::now()))
+    }
+
+    /// A statement that was sent may be executed late. `true` as above.
+    pub fn may_come_late(&self, name: &Name, late: Late, lease: Lease) -> bool {
+        self.attended(|unresolved| unresolved.may_come_late(name, late, lease, Moment::now()))
+    }
+
+    fn attended(&self, work: impl FnOnce(&mut Unresolved)) -> bool {
         let mut state = locked(&self.state);
-        state
-            .unresolved
-            .owe(name, token, attempt, lease, Moment::now());
+        work(&mut state.unresolved);
         let start = !std::mem::replace(&mut state.attended, true);
         drop(state);
         self.changed.notify_all();
@@ -88,15 +95,13 @@ impl Owed {
         self.changed.notify_all();
     }
 
-    /// Releases what is owed for a name, also what is under way by now. `true` if a hold
-    /// was ended by that, so that the lock may be free.
+    /// Ends the holds of a name that must not be, also what is under way by now. `true` if the
+    /// lock may be free by that.
     pub fn settle(&self, store: &Store, name: &Name, patience: Patience) -> Result<bool> {
         let mut any = false;
         loop {
-            let (tokens, in_flight) = self.with(|unresolved| unresolved.of(name));
-            for (token, lease) in tokens {
-                any |= self.execute(store, name, &token, lease, patience)?;
-            }
+            let (unwanted, in_flight) = self.with(|unresolved| unresolved.of(name));
+            any |= self.undo(store, name, &unwanted, patience)?;
             if !in_flight {
                 return Ok(any);
             }
@@ -117,40 +122,48 @@ impl Owed {
         }
     }
 
-    fn execute(
+    /// Ends the hold of a name if it must not be: there is one at most, so one look tells which
+    /// of many it is. Tells whether there was one.
+    fn undo(
         &self,
         store: &Store,
         name: &Name,
-        token: &Token,
-        lease: Lease,
+        unwanted: &[Unwanted],
         patience: Patience,
     ) -> Result<bool> {
-        match store.release(name, token, lease, false, patience) {
-            Ok(released) => {
-                let found = released != Released::Lost;
-                self.with(|unresolved| unresolved.executed(name, token, found, Moment::now()));
-                registry(patience.process).report(|holds| holds.settled(token));
-                Ok(found)
-            }
+        if unwanted.is_empty() {
+            return Ok(false);
+        }
+        let sent = Moment::now();
+        let ended = match end_unwanted(store, name, unwanted, patience) {
+            Ok(ended) => ended,
             Err(error) => {
-                self.with(|unresolved| unresolved.failed(name, token, Moment::now()));
-                Err(error)
+                self.with(|unresolved| unresolved.failed(name, Moment::now()));
+                return Err(error);
+            }
+        };
+        for one in unwanted {
+            let found = ended == Some(&one.token);
+            if self.with(|unresolved| unresolved.executed(name, &one.token, found, sent)) {
+                registry(patience.process).report(|holds| holds.settled(&one.token));
             }
         }
+        Ok(ended.is_some())
     }
 
-    /// Releases for as long as something is owed. The work of a thread of its own.
-    pub fn attend(&self, store: &Store) {
+    /// Undoes things for as long as there is something to undo, or to look for. The work of a
+    /// thread of its own. `in_use` tells whether somebody of this process waits with a ticket.
+    pub fn attend(&self, store: &Store, in_use: impl Fn(i64) -> bool) {
         loop {
             let mut state = locked(&self.state);
-            let (due, next) = state.unresolved.due(Moment::now());
+            let due = state.unresolved.due(Moment::now());
             if due.is_empty() {
-                if next.is_none() && state.retired {
+                if due.next.is_none() && state.retired {
                     state.attended = false;
                     state.retired = false;
                     return;
                 }
-                let pause = next.map_or(QUIET, |next| next.since(Moment::now()));
+                let pause = due.next.map_or(QUIET, |next| next.since(Moment::now()));
                 let pause = pause.max(Duration::from_millis(1));
                 state.waiting += 1;
                 let (mut state, waited) = self
@@ -158,9 +171,9 @@ impl Owed {
                     .wait_timeout(state, pause)
                     .unwrap_or_else(PoisonError::into_inner);
                 state.waiting -= 1;
-                if next.is_none() && waited.timed_out() {
-                    let (due, next) = state.unresolved.due(Moment::now());
-                    if due.is_empty() && next.is_none() {
+                if due.next.is_none() && waited.timed_out() {
+                    let due = state.unresolved.due(Moment::now());
+                    if due.is_empty() && due.next.is_none() {
                         state.attended = false;
                         state.retired = false;
                         return;
@@ -169,17 +182,72 @@ impl Owed {
                 continue;
             }
             drop(state);
-            for (name, token, lease) in due {
+            for name in due.names {
+                let (unwanted, _) = self.with(|unresolved| unresolved.of(&name));
                 let patience = Patience::new(LIMIT, &|| Ok(()));
-                if let Err(error) = self.execute(store, &name, &token, lease, patience) {
-                    log::debug!("the release of lock {name} is owed: {error}");
-                    if matches!(error, Error::Unavailable(_)) {
-                        // The others fare no better.
-                        std::thread::sleep(Duration::from_millis(100));
-                    }
-                }
+                let undone = self.undo(store, &name, &unwanted, patience);
+                pause_after(&name, undone.err());
+            }
+            for (name, ticket, lease) in due.tickets {
+                let left = self.leave(store, &name, ticket, lease, &in_use);
+                pause_after(&name, left.err());
             }
         }
+    }
+
+    /// Takes a ticket out of the queue that a late statement may have put there.
+    fn leave(
+        &self,
+        store: &Store,
+        name: &Name,
+        ticket: i64,
+        lease: Lease,
+        in_use: impl Fn(i64) -> bool,
+    ) -> Result<()> {
+        let sent = Moment::now();
+        let left = if in_use(ticket) {
+            Ok(())
+        } else {
+            let patience = Patience::new(LIMIT, &|| Ok(()));
+            store.leave(name, ticket, lease, patience)
+        };
+        self.with(|unresolved| match &left {
+            Ok(()) => unresolved.left(name, ticket, sent),
+            Err(_) => unresolved.failed(name, Moment::now()),
+        });
+        left
+    }
+}
+
+/// Ends the hold of a name if it is one of these; tells its token.
+fn end_unwanted<'a>(
+    store: &Store,
+    name: &Name,
+    unwanted: &'a [Unwanted],
+    patience: Patience,
+) -> Result<Option<&'a Token>> {
+    let leases = unwanted.iter().map(|one| one.lease);
+    let lease = leases.fold(Lease::ZERO, Lease::max);
+    let Some((token, fence)) = store.holder_of(name, lease, patience)? else {
+        return Ok(None);
+    };
+    let meant = unwanted
+        .iter()
+        .find(|one| one.token == token && (one.except.is_none() || one.except != fence));
+    let Some(meant) = meant else {
+        return Ok(None);
+    };
+    let released = store.release(name, &meant.token, meant.lease, false, patience)?;
+    Ok((released != Released::Lost).then_some(&meant.token))
+}
+
+/// What could not be undone is tried again.
+fn pause_after(name: &Name, error: Option<Error>) {
+    let Some(error) = error else { return };
+    log::debug!("something of lock {name} is to be undone: {error}");
+    if matches!(error, Error::Unavailable(_)) {
+        // The others fare no better.
+        std::thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -198,7 +266,7 @@ mod tests {
         locked(&owed.state).attended = true;
         owed.retire();
         let begun = Instant::now();
-        owed.attend(&store);
+        owed.attend(&store, |_| false);
         assert!(begun.elapsed() < QUIET);
         assert!(!locked(&owed.state).attended);
     }

@@ -309,6 +309,11 @@ impl Waiters {
         }
     }
 
+    /// Whether somebody waits with a ticket. Once nobody does, nobody will.
+    pub fn uses(&self, ticket: i64) -> bool {
+        locked(&self.state).tickets.contains_key(&ticket)
+    }
+
     fn call(&self, calls: &[Call]) {
         let mut woken: Vec<Arc<Wakeup>> = Vec::new();
         let mut guard = locked(&self.state);

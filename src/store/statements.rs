@@ -26,8 +26,15 @@ const PRIMARY: &str = "_score_distlock_pkey";
 /// What an attempt to acquire came to.
 #[derive(Debug)]
 pub enum Answer {
-    /// The lock is held, with this fencing number, until this deadline.
-    Acquired(i64, Deadline),
+    /// The lock is held.
+    Acquired {
+        /// The fencing number.
+        fence: i64,
+        /// Until when.
+        deadline: Deadline,
+        /// An answer was lost on the way: its statement may take the lock once more.
+        unknown: bool,
+    },
     /// It could not be taken.
     Refused {
         /// Nobody has it, but its row is locked.
@@ -70,6 +77,8 @@ pub enum Turn {
         deadline: Deadline,
         /// The ticket is in the queue, at its end.
         queued: bool,
+        /// An answer was lost on the way: its statement may take the lock once more.
+        unknown: bool,
     },
     /// Not yet.
     Later(Queue),
@@ -525,7 +534,11 @@ impl Store {
                         let deadline = Deadline::new(answer.sent, lease.seconds());
                         self.catch_up(row, patience)?;
                         self.sweep_if_nothing_else_does(lease, patience)?;
-                        return Ok(Answer::Acquired(row.get("fence")?, deadline));
+                        return Ok(Answer::Acquired {
+                            fence: row.get("fence")?,
+                            deadline,
+                            unknown: answer.repeated,
+                        });
                     }
                     unknown = answer.repeated;
                 }
@@ -547,7 +560,11 @@ impl Store {
                         self.taken(name, token, lease, &answer, patience)?
                     {
                         self.sweep_if_nothing_else_does(lease, patience)?;
-                        return Ok(Answer::Acquired(fence, deadline));
+                        return Ok(Answer::Acquired {
+                            fence,
+                            deadline,
+                            unknown: unknown || answer.repeated,
+                        });
                     }
                     busy = only(&answer.rows)?.get::<Option<bool>>("held")? != Some(true);
                     unknown |= answer.repeated;
@@ -599,20 +616,27 @@ impl Store {
         self.clock.learn(row.get("instant")?, Moment::now());
         let deadline = |seconds| Deadline::new(answer.sent, seconds);
         let fence = row.get::<Option<i64>>("fence")?;
-        let deadline = match fence {
+        let (before, deadline) = match fence {
             Some(fence) if row.get("newest")? => {
                 self.catch_up(row, patience)?;
                 return Ok(Some((fence, deadline(lease.seconds()))));
             }
-            Some(_) => deadline(lease.seconds()),
+            Some(fence) => (fence, deadline(lease.seconds())),
             None if row.get::<Option<bool>>("mine")? == Some(true) => {
-                deadline(row.get("remaining")?)
+                (row.get("seen_fence")?, deadline(row.get("remaining")?))
             }
             None => return Ok(None),
         };
+        let parameters: [Parameter; 5] = [
+            &name.as_str(),
+            &token.as_str(),
+            &lease.seconds(),
+            &zone::offset(),
+            &before,
+        ];
         let numbered = self
-            .execute_for(Sql::Number, name, token, lease, patience)
-            .map_err(|error| error.after(true))?;
+            .execute(Sql::Number, &parameters, patience)
+            .map_err(|error| error.after(true).about(name))?;
         match numbered.rows.first() {
             Some(row) => Ok(Some((row.get("fence")?, deadline))),
             // It has ended meanwhile.
@@ -655,6 +679,7 @@ impl Store {
                     fence: row.get("fence")?,
                     deadline: Deadline::new(answer.sent, lease),
                     queued: waiter.more,
+                    unknown,
                 }
             }
             None => Turn::Later(Queue::unseen(unknown)),
@@ -698,6 +723,7 @@ impl Store {
                 } else {
                     waiter.more
                 },
+                unknown: answer.repeated,
             });
         }
         Ok(Turn::Later(Queue {
@@ -762,6 +788,28 @@ impl Store {
     ) -> Result<bool> {
         let answer = self.execute_for(Sql::Held, name, token, lease, patience)?;
         Ok(!answer.rows.is_empty())
+    }
+
+    /// The token and the fence of the hold of a lock, if there is one.
+    pub fn holder_of(
+        &self,
+        name: &Name,
+        lease: Lease,
+        patience: Patience,
+    ) -> Result<Option<(Token, Option<i64>)>> {
+        let parameters: [Parameter; 3] = [&name.as_str(), &lease.seconds(), &zone::offset()];
+        let answer = self
+            .execute(Sql::Holder, &parameters, patience)
+            .map_err(|error| error.about(name))?;
+        let Some(row) = answer.rows.first() else {
+            return Ok(None);
+        };
+        // That of 0.2.5 may be none of ours.
+        let token = Token::parse(row.get("token")?);
+        Ok(match token {
+            Some(token) => Some((token, row.get("fence")?)),
+            None => None,
+        })
     }
 
     /// Executes a statement about the hold of a token.
