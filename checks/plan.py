@@ -91,6 +91,7 @@ TESTS = {
     "extend.sql": EACH,
     "guard.sql": EACH,
     "held.sql": EACH,
+    "holder.sql": EACH,
     "latest.sql": EACH,
     "leave.sql": EACH,
     "listen.sql": EACH,
@@ -118,6 +119,7 @@ TESTS = {
     "whose.sql": EACH,
     "yielded.sql": EACH,
     "_all.py": ACQUIRE_ALL,
+    "_errors.py": ["test_errors.py"],
     "_guard.py": GUARD,
     "_locked.py": LOCKED,
 }

@@ -46,6 +46,7 @@ class Result:
 
     seed: str
     subject: str
+    server: str = ""
     rounds: list[dict[str, Any]] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -81,6 +82,13 @@ def play(stage: Stage, calm: float, wild: float) -> tuple[Verdict, Counter[str]]
     left = everybody_leaves(stage)
     left += nothing_is_left(stage)
     return judge(record(stage, offset, calms, left)), faults
+
+
+def version(stage: Stage) -> str:
+    """The server's."""
+    with stage.admin() as db:
+        row = db.execute("SHOW server_version").fetchone()
+    return str(row[0]) if row else ""
 
 
 def rest(seconds: float) -> tuple[float, float]:
@@ -199,6 +207,7 @@ def run(
         start = time.monotonic()
         try:
             with Stage(way, f"{seed}/{number}", options.subject, overlay, old) as stage:
+                result.server = version(stage)
                 verdict, faults = play(stage, options.calm, options.wild)
                 if verdict.violations and options.keep:
                     keep(stage, Path(options.keep) / f"{number}")
@@ -279,10 +288,13 @@ def main() -> int:
     print(f"== seed {result.seed}: {len(result.rounds)} rounds, {total['holds']} holds,", end=" ")
     print(f"{len(violations)} violations, harm {sum(one['harm'] for one in result.rounds)}")
     if options.json:
+        ours = options.subject == "ours"
         versions = {
-            "python": platform.python_version(),
-            "score.distlock": score.distlock.__version__,
-            "subject": options.subject,
+            "score.distlock": score.distlock.__version__ if ours else options.subject,
+            "PostgreSQL": result.server,
+            "Python": platform.python_version(),
+            "Linux": platform.release(),
+            "cores": os.cpu_count(),
         }
         data = {**vars(result), "versions": versions}
         Path(options.json).write_text(json.dumps(data, indent=1) + "\n")

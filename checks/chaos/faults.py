@@ -10,6 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 
 import psycopg
@@ -78,6 +79,18 @@ def clock(stage: Stage) -> None:
     """The clocks of those processes that have their own jump."""
     shift = stage.rng.choice(["-1h", "+1h", "-2d", "+400d", "+0.7s", "-0.7s", "+0"])
     stage.clock.write_text(shift)
+
+
+#: When the clocks of Vienna and of New York are put forward, and back.
+CHANGES = [datetime(2027, 3, 28, 1), datetime(2027, 10, 31, 1), datetime(2027, 3, 14, 7)]
+
+
+@anywhere
+def daylight_saving(stage: Stage) -> None:
+    """The clocks of the same processes are put forward, or back."""
+    change = stage.rng.choice(CHANGES).replace(tzinfo=timezone.utc)
+    stage.clock.write_text(f"+{change.timestamp() - time.time() - 1:.0f}s")
+    time.sleep(3)
 
 
 # The server.
@@ -179,6 +192,16 @@ def cut_one(stage: Stage) -> None:
         stage.proxy.arm(side, stage.rng.randrange(12), how).done.wait(1)
         time.sleep(0.1)
     stage.proxy.cut = None
+
+
+@only("proxy")
+def late(stage: Stage) -> None:
+    """A connection breaks, and what was asked for over it reaches the server later."""
+    for _ in range(2):
+        stage.proxy.freeze_request(lambda message: message[:1] == b"B", cut=True)
+        stage.proxy.frozen.wait(1)
+        time.sleep(stage.rng.uniform(0.1, 2))
+        stage.proxy.thaw()
 
 
 @only("proxy")

@@ -122,8 +122,12 @@ class Judge:
         self.delays: list[float] = []
         self.counts: Counter[str] = Counter()
         self.row_faults: list[str] = []
-        self.spans: dict[tuple[str, str], Span] = {}
+        #: By name and token: several, if a token has taken a lock more than once.
+        self.spans: dict[tuple[str, str], list[Span]] = defaultdict(list)
         self.by_name: dict[str, list[Span]] = defaultdict(list)
+        self.fences = {
+            (event["name"], event["token"]): event["fence"] for _, event in self.events("got")
+        }
         self.read_journal()
         self.stalls = [
             (self.time(event["since"]), self.time(event["at"]))
@@ -164,7 +168,11 @@ class Judge:
                     self.row_faults.append(f"{self.of(now)}: its row was deleted while it was held")
                 self.end(current.pop(version.name, None), version.at)
                 continue
-            if now is not None and version.token == now.token:
+            if (
+                now is not None
+                and version.token == now.token
+                and not self.taken_again(now, version)
+            ):
                 self.same(now, version)
             else:
                 handed_over = now is not None and version.fence == now.fences[-1]
@@ -179,7 +187,7 @@ class Judge:
                     version.name, version.token, version.at, [version.fence],
                     version.expires, version.ours,
                 )  # fmt: skip
-                self.spans[version.name, version.token] = now
+                self.spans[version.name, version.token].append(now)
                 self.by_name[version.name].append(now)
                 self.counts["holds"] += 1
                 fence = version.fence if version.ours and not handed_over else None
@@ -188,6 +196,12 @@ class Judge:
                         f"{self.of(now)}: its fence {fence} is not above {highest[version.name]}"
                     )
             highest[version.name] = max(highest[version.name], version.fence or 0)
+
+    @staticmethod
+    def taken_again(span: Span, version: Version) -> bool:
+        """A statement that comes late may take a lock with a token that had it before."""
+        over = span.ended is not None or span.expires <= version.at
+        return over and version.fence != span.fences[-1] and version.expires > version.at
 
     def same(self, span: Span, version: Version) -> None:
         """The row of a hold was changed."""
@@ -215,10 +229,19 @@ class Judge:
 
     # What processes were told.
 
+    def meant(self, event: Event) -> Span | None:
+        """The hold that an event is about."""
+        key = event["name"], event["token"]
+        spans = self.spans.get(key)
+        if not spans:
+            return None
+        fence = self.fences.get(key)
+        return next((span for span in spans if fence in span.fences), spans[0])
+
     def told_and_not_there(self) -> Iterator[str]:
         for process, event in self.events("got"):
             self.counts["told"] += 1
-            span = self.spans.get((event["name"], event["token"]))
+            span = self.meant(event)
             what = f"{event['name']!r}, hold {event['token'][:8]}"
             if span is None:
                 yield f"{what}: {process} was told of a hold that never was"
@@ -228,7 +251,7 @@ class Judge:
     def believed_and_not_there(self) -> Iterator[str]:
         for process, event in self.events("believes"):
             self.counts["beliefs"] += 1
-            span = self.spans.get((event["name"], event["token"]))
+            span = self.meant(event)
             if span is None or not span.ours:
                 continue
             at = self.time(event["since"])
@@ -240,7 +263,7 @@ class Judge:
     def released_and_not_free(self) -> Iterator[str]:
         for process, event in self.events("ended"):
             self.counts["released"] += 1
-            span = self.spans.get((event["name"], event["token"]))
+            span = self.meant(event)
             if span is None or not span.ours:
                 continue
             at = self.time(event["at"])
@@ -292,7 +315,9 @@ class Judge:
             by_name[wait.name].append(wait)
             self.counts["waits"] += 1
         for start, end in self.round.calm:
-            if not any(start < span.start < end for span in self.spans.values()):
+            if not any(
+                start < span.start < end for spans in self.by_name.values() for span in spans
+            ):
                 yield f"nobody got any lock for {end - start:.1f} s without a fault"
             for name, waits in by_name.items():
                 here = [

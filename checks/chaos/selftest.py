@@ -1,12 +1,15 @@
 """Shows that the judge can find something: against broken versions of this module, and 0.2.5.
 
-Usage: python -m checks.chaos.selftest [NAME …]. Each has two minutes to be found out.
+Usage: python -m checks.chaos.selftest [--json FILE] [NAME …]. Each has two minutes to be found out.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from checks.mutants import SQL, Mutant, overlay
@@ -52,16 +55,26 @@ def find(name: str) -> Result:
         return run(options, Path(folder), stop_at_first=True)
 
 
-def main(names: list[str]) -> int:
+def main() -> int:
     """The exit code tells whether one was not found out."""
-    missed = []
-    for name in names or [*MUTANTS, "0.2.5"]:
+    options = argparse.ArgumentParser(prog="checks.chaos.selftest")
+    options.add_argument("--json", type=Path)
+    options.add_argument("names", nargs="*", default=[*MUTANTS, "0.2.5"])
+    chosen = options.parse_args()
+    found = []
+    for name in chosen.names:
         print(f"== {name}", flush=True)
-        if not find(name).violations():
-            missed.append(name)
+        start = time.monotonic()
+        violations = find(name).violations()
+        seconds = time.monotonic() - start
+        first = violations[0] if violations else None
+        found.append({"name": name, "seconds": seconds, "found": first})
+    if chosen.json:
+        chosen.json.write_text(json.dumps({"mutants": found}, indent=1) + "\n")
+    missed = [one["name"] for one in found if not one["found"]]
     print("== not found out:", *(missed or ["none"]))
     return bool(missed)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -623,7 +623,8 @@ impl Store {
             }
             Some(fence) => (fence, deadline(lease.seconds())),
             None if row.get::<Option<bool>>("mine")? == Some(true) => {
-                (row.get("seen_fence")?, deadline(row.get("remaining")?))
+                let before = row.get::<Option<i64>>("seen_fence")?.unwrap_or_default();
+                (before, deadline(row.get("remaining")?))
             }
             None => return Ok(None),
         };

@@ -2,7 +2,8 @@
 -- $5, which may be older than others of the name.
 --
 -- $1 name, $2 token, $3 lease in seconds for a hold that score.distlock 0.2.5
--- extended, $4 the host's offset from UTC in seconds, $5 the fence that the row has.
+-- extended, $4 the host's offset from UTC in seconds, $5 the fence that the row has,
+-- or 0.
 --
 -- Guarantees:
 -- * The number is above all that were drawn for the name before: nobody else can take the
@@ -13,7 +14,7 @@
 --   leaves it and tells it: what a holder was told is the number of its hold.
 UPDATE {table}
    SET fence = CASE
-         WHEN fence {=} $5 THEN greatest({drawn}, coalesce(fence, 0) {+} 1)
+         WHEN coalesce(fence, 0) {=} $5 THEN greatest({drawn}, coalesce(fence, 0) {+} 1)
          ELSE fence
        END
  WHERE name {=} $1
