@@ -122,6 +122,7 @@ def test_a_given_up_acquire_may_have_been_repeated(
         with pytest.raises(asyncio.CancelledError):
             await task
 
+    last = "SELECT last_value FROM _score_distlock_fence_seq"
     with standing_still(own_db, "slow"):
         cut = proxy.arm("request", 2, "after")
         # The repetition's: it has taken the lock, and nobody is told.
@@ -130,8 +131,8 @@ def test_a_given_up_acquire_may_have_been_repeated(
         assert cut.done.is_set()
         proxy.thaw()
         until(lambda: fence(own_db, "late") is None)
-    before = fence(own_db, "late")
-    assert before is not None
+        drawn = own_db.execute(last).fetchone()
+    assert own_db.execute(last).fetchone() != drawn, "the first has taken the lock"
     until(lambda: fence(own_db, "late") is None)
 
 
@@ -192,3 +193,20 @@ def test_what_many_have_given_up_costs_a_refusal_one_statement(
         # Two for each refusal, and a few for what goes on in the background.
         assert count() - before < 300
     other.release("late", token)
+
+
+@pytest.mark.timeout(30)
+def test_who_closes_does_not_wait_for_what_may_come_late(
+    own_db: Db, through: Any, proxy: Any
+) -> None:
+    """Though the server is away, and would be looked for during a minute."""
+    conf = through(pool_timeout="1h")
+    for _ in range(3):
+        with conf.get("late"):
+            pass
+    cut = proxy.arm("request", 2, "after")
+    with conf.get("late"):
+        assert cut.done.is_set()
+    proxy.refuse(True)
+    proxy.cut_all()
+    conf.close()

@@ -309,8 +309,8 @@ impl Acquisition {
         if std::mem::take(&mut progress.unknown) {
             // A statement before may take it once more, when this hold is over.
             let late = Late::Taking {
-                token: grant.token.clone(),
-                granted: grant.fence,
+                token: locked(&self.token).clone(),
+                granted: grant.fence.filter(|_| !grant.again),
             };
             let lease = self.locks.lease_of(&self.request);
             self.locks.may_come_late(&self.name, late, lease);

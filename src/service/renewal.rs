@@ -206,7 +206,10 @@ impl Class {
             }
             let next = match (&answer, renewed) {
                 (Err(error), _) => Class::failed(&due, &error.to_string(), process),
-                (Ok(_), Some(Renewed::Until(deadline))) => {
+                // Another fence is that of another hold: the token has taken the lock once more.
+                (Ok(_), Some(Renewed::Until(deadline, fence)))
+                    if registry(process).with(|holds| holds.may_have(due.hold, fence)) =>
+                {
                     registry(process).with(|holds| holds.extended(due.hold, deadline));
                     Some(part(due.lease, 3.0))
                 }
@@ -214,7 +217,7 @@ impl Class {
                     let error = "its row is locked by another transaction";
                     Class::failed(&due, error, process)
                 }
-                (Ok(_), Some(Renewed::Gone) | None) => {
+                (Ok(_), Some(Renewed::Gone | Renewed::Until(..)) | None) => {
                     gone.push(due);
                     continue;
                 }
