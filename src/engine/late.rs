@@ -147,8 +147,7 @@ impl Watches {
         }
     }
 
-    /// A ticket was taken out of the queue, by a statement that was sent at `sent`; or it
-    /// belongs to somebody who waits.
+    /// A ticket was taken out of the queue, by a statement that was sent at `sent`.
     pub fn left(&mut self, ticket: i64, sent: Moment) {
         let watched = self.entries.get_mut(&ticket);
         if watched.is_some_and(|(_, watch)| !watch.looked(sent)) {
@@ -156,7 +155,7 @@ impl Watches {
         }
     }
 
-    /// The database could not be asked about a name.
+    /// The database could not be asked about a name, or a ticket of it is in use.
     pub fn failed(&mut self, name: &Name, now: Moment) {
         for watch in self
             .takings

@@ -219,8 +219,7 @@ impl Unresolved {
         self.late.looked(name, sent);
     }
 
-    /// A ticket was taken out of the queue, by a statement that was sent at `sent`; or it
-    /// belongs to somebody who waits.
+    /// A ticket was taken out of the queue, by a statement that was sent at `sent`.
     pub fn left(&mut self, ticket: i64, sent: Moment) {
         self.late.left(ticket, sent);
     }

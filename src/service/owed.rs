@@ -255,12 +255,14 @@ impl Owed {
         in_use: impl Fn(i64) -> bool,
     ) -> Result<()> {
         let sent = Moment::now();
-        let left = if in_use(ticket) {
-            Ok(())
-        } else {
-            let budget = Budget::new(LIMIT, &|| Ok(()));
-            store.leave(name, ticket, lease, budget)
-        };
+        if in_use(ticket) {
+            // Its statement may have taken the ticket out before the late one put it back, and
+            // not be answered yet: whoever waits with it does not know.
+            self.with(|unresolved| unresolved.failed(name, sent));
+            return Ok(());
+        }
+        let budget = Budget::new(LIMIT, &|| Ok(()));
+        let left = store.leave(name, ticket, lease, budget);
         self.with(|unresolved| match &left {
             Ok(()) => unresolved.left(ticket, sent),
             Err(_) => unresolved.failed(name, Moment::now()),
