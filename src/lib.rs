@@ -14,6 +14,7 @@ pub mod error;
 mod process;
 pub mod service;
 pub mod store;
+mod sync;
 mod zone;
 
 #[cfg(feature = "python")]

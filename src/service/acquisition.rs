@@ -18,9 +18,10 @@ use crate::engine::{
 };
 use crate::error::{Error, Obstacle, Result};
 use crate::store::{Candidate, Patience, Queue, Turn};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use crate::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
+use crate::sync::{Condvar, Instant, Mutex, process_id};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// For how long to wait.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -160,7 +161,7 @@ impl Acquisition {
             request,
             wait,
             wakeup,
-            process: std::process::id(),
+            process: process_id(),
             given_up: AtomicBool::new(false),
             token: Mutex::new(Token::random()),
             progress: Mutex::new(Progress {
@@ -465,7 +466,7 @@ impl Acquisition {
     }
 
     fn is_the_parents(&self) -> bool {
-        std::process::id() != self.process
+        process_id() != self.process
     }
 
     /// The ticket, if nobody of this process waits any more.

@@ -5,7 +5,8 @@ use super::registry::registry;
 use crate::engine::{Attempt, Lease, Moment, Name, Token, Unresolved};
 use crate::error::{Error, Result};
 use crate::store::{Patience, Released, Store};
-use std::sync::{Condvar, Mutex, PoisonError};
+use crate::sync::{Condvar, Mutex, thread};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 #[derive(Default)]
@@ -170,7 +171,7 @@ impl Owed {
                     log::debug!("the release of lock {name} is owed: {error}");
                     if matches!(error, Error::Unavailable(_)) {
                         // The others fare no better.
-                        std::thread::sleep(Duration::from_millis(100));
+                        thread::sleep(Duration::from_millis(100));
                     }
                 }
             }

@@ -10,6 +10,8 @@ mod dial;
 mod failure;
 mod listener;
 mod lookout;
+#[cfg(all(test, feature = "shuttle"))]
+pub mod memory;
 mod outage;
 mod patience;
 mod places;
@@ -26,11 +28,17 @@ mod url;
 
 pub use connect::unsupported;
 pub use failure::Failure;
-pub use listener::{Call, Deaf, Listener};
+#[cfg(not(all(test, feature = "shuttle")))]
+pub use listener::Listener;
+pub use listener::{Call, Deaf};
+#[cfg(all(test, feature = "shuttle"))]
+pub use memory::{Listener, Store};
 pub use patience::{Check, Patience};
 pub use pool::Settings;
 pub use schema::schema_sql;
 pub use sql::Sql;
-pub use statements::{Answer, Candidate, Look, Queue, Released, Renewed, Store, Turn};
+#[cfg(not(all(test, feature = "shuttle")))]
+pub use statements::Store;
+pub use statements::{Answer, Candidate, Look, Queue, Released, Renewed, Turn};
 pub use stream::inherited;
 pub use url::{Request, Url};

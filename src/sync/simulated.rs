@@ -1,0 +1,442 @@
+//! A world for tests in which one thread runs at a time, shuttle chooses which, and every
+//! mutex, condition variable, atomic and process id is a place where it may choose another.
+//!
+//! Shuttle knows neither time nor processes. Its `wait_timeout` never ends by itself, so the
+//! condition variables here are made of its `park`, and a thread of their own, the clock,
+//! sets the time to the end of the wait that is over first. [`Pace`] says when. A fork stops all
+//! threads but the one that forked, wherever they are, as they stay in the child's memory.
+
+use shuttle::rand::{Rng, thread_rng};
+use shuttle::scheduler::{RandomScheduler, Schedule, Scheduler, Task, TaskId};
+use shuttle::{Config, Runner, current};
+use std::cell::RefCell;
+use std::ops::{Add, AddAssign, Deref, DerefMut, Range, Sub};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering::SeqCst};
+use std::sync::{Arc, LockResult, TryLockError, TryLockResult};
+use std::time::Duration;
+
+pub use shuttle::sync::atomic;
+
+/// When the clock goes on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pace {
+    /// When all threads sleep: what a thread does takes no time.
+    Idle,
+    /// At any moment too: a thread may be stopped for as long as another one sleeps.
+    Any,
+}
+
+/// What shuttle does not know, of the execution that the test's thread is in.
+struct World {
+    now: Duration,
+    sleepers: Vec<Arc<Sleeper>>,
+    process: u32,
+    /// After a fork: the thread that the child has, and the first that it starts.
+    child: Option<(usize, usize)>,
+    /// Nobody but the clock can run.
+    idle: bool,
+    /// The execution is to end.
+    over: bool,
+}
+
+/// Process ids that no execution had before: some things of the product are static.
+static PROCESSES: AtomicU32 = AtomicU32::new(1_000_000);
+
+impl World {
+    fn new() -> World {
+        World {
+            // What is compared with an earlier time must not be before the beginning.
+            now: Duration::from_secs(1_000_000),
+            sleepers: Vec::new(),
+            process: PROCESSES.fetch_add(1, SeqCst),
+            child: None,
+            idle: false,
+            over: false,
+        }
+    }
+}
+
+thread_local! {
+    static WORLD: RefCell<World> = RefCell::new(World::new());
+}
+
+fn world<T>(work: impl FnOnce(&mut World) -> T) -> T {
+    WORLD.with_borrow_mut(work)
+}
+
+/// A place where another thread may go on.
+pub fn step() {
+    shuttle::thread::yield_now();
+}
+
+/// The process that the calling thread is in.
+pub fn process_id() -> u32 {
+    step();
+    world(|world| world.process)
+}
+
+/// From now on the calling thread is alone, in a child.
+pub fn fork() {
+    // Threads have numbers in the order of their beginning.
+    let next = shuttle::thread::spawn(|| {}).thread().id().into();
+    world(|world| {
+        world.process = PROCESSES.fetch_add(1, SeqCst);
+        world.child = Some((current::me().into(), next));
+    });
+}
+
+/// Whether there was a fork.
+pub fn is_forked() -> bool {
+    world(|world| world.child.is_some())
+}
+
+/// Ends the execution: threads that a fork has stopped never end.
+pub fn exit() {
+    world(|world| world.over = true);
+    step();
+}
+
+/// A number by chance, which shuttle repeats along with the schedule.
+pub fn random(range: Range<f64>) -> f64 {
+    thread_rng().gen_range(range)
+}
+
+/// `true` once in so many times.
+pub fn once_in(times: u32) -> bool {
+    thread_rng().gen_range(0..times) == 0
+}
+
+/// The time since the clock's beginning. To ask takes a moment.
+pub fn now() -> Duration {
+    world(|world| {
+        world.now += Duration::from_micros(1);
+        world.now
+    })
+}
+
+/// As `std::time::Instant`, as far as it is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Instant(Duration);
+
+impl Instant {
+    pub fn now() -> Instant {
+        Instant(now())
+    }
+
+    pub fn checked_add(self, time: Duration) -> Option<Instant> {
+        self.0.checked_add(time).map(Instant)
+    }
+
+    pub fn checked_sub(self, time: Duration) -> Option<Instant> {
+        self.0.checked_sub(time).map(Instant)
+    }
+
+    pub fn saturating_duration_since(self, earlier: Instant) -> Duration {
+        self.0.saturating_sub(earlier.0)
+    }
+
+    pub fn elapsed(self) -> Duration {
+        Instant::now().saturating_duration_since(self)
+    }
+}
+
+impl Add<Duration> for Instant {
+    type Output = Instant;
+
+    fn add(self, time: Duration) -> Instant {
+        Instant(self.0 + time)
+    }
+}
+
+impl AddAssign<Duration> for Instant {
+    fn add_assign(&mut self, time: Duration) {
+        self.0 += time;
+    }
+}
+
+impl Sub<Instant> for Instant {
+    type Output = Duration;
+
+    fn sub(self, earlier: Instant) -> Duration {
+        self.saturating_duration_since(earlier)
+    }
+}
+
+/// A thread that is about to sleep, or sleeps, until it is woken or its time is over.
+pub struct Sleeper {
+    until: Duration,
+    state: AtomicU8,
+    thread: shuttle::thread::Thread,
+}
+
+const ASLEEP: u8 = 0;
+const WOKEN: u8 = 1;
+const TIMED_OUT: u8 = 2;
+
+impl Sleeper {
+    /// The calling thread. From here on it can be woken.
+    pub fn new(timeout: Duration) -> Arc<Sleeper> {
+        let sleeper = Arc::new(Sleeper {
+            until: now().saturating_add(timeout),
+            state: AtomicU8::new(ASLEEP),
+            thread: shuttle::thread::current(),
+        });
+        world(|world| world.sleepers.push(sleeper.clone()));
+        sleeper
+    }
+
+    /// Sleeps; tells whether the time was over.
+    pub fn sleep(&self) -> bool {
+        while self.state.load(SeqCst) == ASLEEP {
+            shuttle::thread::park();
+        }
+        world(|world| {
+            world
+                .sleepers
+                .retain(|other| !std::ptr::eq(&raw const **other, self));
+        });
+        self.state.load(SeqCst) == TIMED_OUT
+    }
+
+    fn is_asleep(&self) -> bool {
+        self.state.load(SeqCst) == ASLEEP
+    }
+
+    fn end(&self, how: u8) {
+        if self.is_asleep() {
+            self.state.store(how, SeqCst);
+            self.thread.unpark();
+        }
+    }
+
+    /// Wakes it.
+    pub fn wake(&self) {
+        self.end(WOKEN);
+    }
+}
+
+/// The work of the clock: whenever it runs, time passes until somebody's sleep is over. It ends
+/// when nobody else is left, so a thread that stays for ever fails the test.
+fn tick() -> bool {
+    let over = world(|world| {
+        let asleep = world.sleepers.iter().filter(|sleeper| sleeper.is_asleep());
+        let until = asleep.clone().map(|sleeper| sleeper.until).min()?;
+        world.now = world.now.max(until);
+        Some(
+            asleep
+                .filter(|sleeper| sleeper.until <= world.now)
+                .cloned()
+                .collect::<Vec<_>>(),
+        )
+    });
+    match over {
+        Some(over) => over.iter().for_each(|sleeper| sleeper.end(TIMED_OUT)),
+        // Shuttle tells of those that wait for each other.
+        None if world(|world| world.idle) => return false,
+        None => {}
+    }
+    step();
+    true
+}
+
+/// As `std::sync::Mutex`, without poison: a panic ends the test.
+#[derive(Debug, Default)]
+pub struct Mutex<T>(shuttle::sync::Mutex<T>);
+
+/// As `std::sync::MutexGuard`. A condition variable locks the mutex again.
+pub struct MutexGuard<'a, T> {
+    guard: shuttle::sync::MutexGuard<'a, T>,
+    mutex: &'a Mutex<T>,
+}
+
+impl<T> Mutex<T> {
+    pub const fn new(value: T) -> Mutex<T> {
+        Mutex(shuttle::sync::Mutex::new(value))
+    }
+
+    pub fn lock(&self) -> LockResult<MutexGuard<'_, T>> {
+        let guard = self.0.lock().unwrap();
+        Ok(MutexGuard { guard, mutex: self })
+    }
+
+    pub fn try_lock(&self) -> TryLockResult<MutexGuard<'_, T>> {
+        let guard = self.0.try_lock().map_err(|_| TryLockError::WouldBlock)?;
+        Ok(MutexGuard { guard, mutex: self })
+    }
+}
+
+impl<T> Deref for MutexGuard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.guard
+    }
+}
+
+impl<T> DerefMut for MutexGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.guard
+    }
+}
+
+/// As `std::sync::Condvar`. Which of several threads is woken is left to chance, and now and
+/// then one wakes up for no reason.
+#[derive(Default)]
+pub struct Condvar(std::sync::Mutex<Vec<Arc<Sleeper>>>);
+
+/// As `std::sync::WaitTimeoutResult`.
+#[derive(Clone, Copy, Debug)]
+pub struct WaitTimeoutResult(bool);
+
+impl WaitTimeoutResult {
+    pub fn timed_out(self) -> bool {
+        self.0
+    }
+}
+
+impl Condvar {
+    pub const fn new() -> Condvar {
+        Condvar(std::sync::Mutex::new(Vec::new()))
+    }
+
+    pub fn wait_timeout<'a, T>(
+        &self,
+        guard: MutexGuard<'a, T>,
+        timeout: Duration,
+    ) -> LockResult<(MutexGuard<'a, T>, WaitTimeoutResult)> {
+        let mutex = guard.mutex;
+        let for_no_reason = once_in(32);
+        let sleeper = Sleeper::new(timeout);
+        self.0.lock().unwrap().push(sleeper.clone());
+        drop(guard);
+        if for_no_reason {
+            sleeper.wake();
+        }
+        let timed_out = WaitTimeoutResult(sleeper.sleep());
+        self.0
+            .lock()
+            .unwrap()
+            .retain(|other| !Arc::ptr_eq(other, &sleeper));
+        Ok((mutex.lock().unwrap(), timed_out))
+    }
+
+    pub fn notify_one(&self) {
+        step();
+        let mut sleepers = self.0.lock().unwrap();
+        sleepers.retain(|sleeper| sleeper.is_asleep());
+        let chosen = thread_rng().gen_range(0..sleepers.len().max(1));
+        let one = (!sleepers.is_empty()).then(|| sleepers.swap_remove(chosen));
+        drop(sleepers);
+        if let Some(one) = one {
+            one.wake();
+        }
+    }
+
+    pub fn notify_all(&self) {
+        step();
+        let sleepers = std::mem::take(&mut *self.0.lock().unwrap());
+        for sleeper in sleepers {
+            sleeper.wake();
+        }
+    }
+}
+
+/// As `std::thread`.
+pub mod thread {
+    pub use shuttle::thread::{Builder, ThreadId, current, spawn};
+
+    /// Sleeps for so long.
+    pub fn sleep(time: std::time::Duration) {
+        super::Sleeper::new(time).sleep();
+    }
+}
+
+/// The first thread that a test starts is the clock.
+const CLOCK: usize = 1;
+
+/// Lets the clock run at its pace and the threads by chance.
+struct Paced {
+    random: RandomScheduler,
+    pace: Pace,
+    /// For the clock's chances, which are no part of what shuttle counts.
+    dice: u64,
+}
+
+impl Paced {
+    fn is_time(&mut self) -> bool {
+        // Knuth's constants: each execution has the same sequence for the same seed.
+        self.dice = self
+            .dice
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        self.pace == Pace::Any && (self.dice >> 33) % 24 == 0
+    }
+}
+
+impl Scheduler for Paced {
+    fn new_execution(&mut self) -> Option<Schedule> {
+        let schedule = self.random.new_execution()?;
+        self.dice = schedule.seed;
+        world(|world| *world = World::new());
+        Some(schedule)
+    }
+
+    fn next_task(
+        &mut self,
+        runnable: &[&Task],
+        current: Option<TaskId>,
+        is_yielding: bool,
+    ) -> Option<TaskId> {
+        let clock = TaskId::from(CLOCK);
+        let child = world(|world| world.child);
+        let others = runnable.iter().copied().filter(|task| {
+            let number = usize::from(task.id());
+            let exists = |(forker, next)| number == forker || number >= next;
+            // Shuttle also offers those that are parked, to wake up for no reason.
+            task.runnable() && number != CLOCK && child.is_none_or(exists)
+        });
+        let others: Vec<&Task> = others.collect();
+        let over = world(|world| {
+            world.idle = others.is_empty();
+            world.over
+        });
+        if over {
+            return None;
+        }
+        let ticks = runnable.iter().any(|task| task.id() == clock);
+        if ticks && (others.is_empty() || self.is_time()) {
+            return Some(clock);
+        }
+        self.random.next_task(&others, current, is_yielding)
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        self.random.next_u64()
+    }
+}
+
+/// Runs a test with many schedules. `SHUTTLE_ITERATIONS` says how many; to see a failure
+/// again, `SHUTTLE_RANDOM_SEED` takes the seed that was printed.
+pub fn explore(pace: Pace, test: fn()) {
+    // They share what is static in the product.
+    static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _one = ONE
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let iterations = std::env::var("SHUTTLE_ITERATIONS");
+    let iterations = iterations.map_or(1000, |number| number.parse().unwrap());
+    let scheduler = Paced {
+        random: RandomScheduler::new(iterations),
+        pace,
+        dice: 0,
+    };
+    let mut config = Config::new();
+    config.stack_size = 0x80000;
+    config.silence_warnings = true;
+    let begun = std::time::Instant::now();
+    let tried = Runner::new(scheduler, config).run(move || {
+        drop(shuttle::thread::spawn(|| while tick() {}));
+        test();
+    });
+    println!("{tried} schedules in {:.1?}", begun.elapsed());
+}
