@@ -14,7 +14,7 @@ PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md \
     $(shell find src python -type f -not -name '*.pyc')
 
-.PHONY: bench failover demo test rust lint types stubs pytest mutants matrix docs wheel clean always
+.PHONY: bench failover demo test rust threads lint types stubs pytest mutants matrix docs wheel clean always
 .DEFAULT_GOAL := test
 
 demo: $(BUILD)/installed
@@ -69,6 +69,11 @@ rust:
 	cargo clippy --quiet --locked --all-targets --features python -- -D warnings
 	@echo "== cargo test"
 	cargo test --locked
+
+# The orders in which the core's threads may run, as many as SHUTTLE_ITERATIONS says. To see
+# a failure again, give SHUTTLE_RANDOM_SEED the seed that it prints. THREADS='a_child' selects.
+threads:
+	cargo test --quiet --locked --features shuttle --lib interleavings::$(THREADS) -- --nocapture
 
 lint: $(BUILD)/tools
 	@echo "== ruff"

@@ -26,7 +26,9 @@ impl Moment {
         Moment(Duration::new(seconds, nanoseconds))
     }
 
+    /// The present of such a test.
     #[cfg(all(test, feature = "shuttle"))]
+    #[must_use]
     pub fn now() -> Moment {
         Moment(crate::sync::simulated::now())
     }

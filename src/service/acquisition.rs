@@ -233,6 +233,9 @@ impl Acquisition {
 
     /// The same, if that needs nothing of the database: a waiter that is not its turn.
     pub fn sleeps(&self) -> Option<Instant> {
+        if self.is_the_parents() {
+            return None;
+        }
         let progress = locked(&self.progress);
         let waiter = progress.waiter.as_ref()?;
         if self.wait.over() {
@@ -249,7 +252,10 @@ impl Acquisition {
         let obstacle = if progress.busy {
             // It is only for the message.
             let patience = patience.at_most(Duration::from_secs(1));
-            Obstacle::Busy(self.locks.store().busy(patience).unwrap_or_default())
+            match self.locks.store().busy(patience) {
+                Err(Error::Forked) => return Error::Forked,
+                others => Obstacle::Busy(others.unwrap_or_default()),
+            }
         } else {
             Obstacle::Held
         };

@@ -1,13 +1,13 @@
 //! What the threads of a process do to each other, in many orders: `make threads`.
 
 use super::*;
-use crate::engine::{Caller, Lease, Name, Place, Token};
-use crate::error::Error;
+use crate::engine::{Caller, Entered, Lease, Name, Place, Token};
+use crate::error::{Error, Result};
 use crate::store::{Patience, Store};
 use crate::sync::simulated::{Pace, exit, explore, fork, is_forked, now, once_in, step};
 use crate::sync::thread;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -16,9 +16,100 @@ fn patience() -> Patience<'static> {
     Patience::new(MINUTE, &|| Ok(()))
 }
 
-fn locks_in(store: &Store, seconds: f64) -> Arc<Locks> {
+fn name() -> Name {
+    Name::new("name").unwrap()
+}
+
+/// One configuration, and so one process's part in the queue of a lock.
+fn locks(store: &Store, seconds: f64) -> Arc<Locks> {
     let lease = Lease::from_seconds(seconds).unwrap();
     Arc::new(Locks::new(store.clone(), lease, true))
+}
+
+/// A Lock object, and the block in which the thread has it.
+struct Block {
+    locks: Arc<Locks>,
+    lock: Arc<Lock>,
+    entered: Entered,
+    token: Token,
+}
+
+fn nobody() -> Caller {
+    Caller {
+        place: Place::current(None, None),
+        remembered: Arc::from([]),
+    }
+}
+
+/// An attempt, whose hold is extended automatically if there is a `lease`.
+fn acquisition(locks: &Arc<Locks>, lock: &Lock, wait: Wait, lease: Option<f64>) -> Acquisition {
+    let request = Request {
+        owner: Some((lock.id(), nobody())),
+        block: true,
+        extended: lease.is_some(),
+        lease: lease.and_then(Lease::from_seconds),
+    };
+    let name = lock.name().clone();
+    Acquisition::new(locks.clone(), name, request, wait, thread_wakeup())
+}
+
+fn join<const N: usize>(threads: [thread::JoinHandle<()>; N]) {
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+fn begin(locks: &Arc<Locks>, wait: Wait) -> Result<Block> {
+    Block::begin(locks, name(), wait, None)
+}
+
+impl Block {
+    fn begin(locks: &Arc<Locks>, name: Name, wait: Wait, lease: Option<f64>) -> Result<Block> {
+        let lock = Arc::new(Lock::new(name));
+        let acquisition = acquisition(locks, &lock, wait, lease);
+        loop {
+            acquisition.wait_for(patience())?;
+            if let Some((entered, token)) = acquisition.accept(Some(&nobody()), None)? {
+                let locks = locks.clone();
+                return Ok(Block {
+                    locks,
+                    lock,
+                    entered,
+                    token,
+                });
+            }
+        }
+    }
+
+    fn caller(&self) -> Caller {
+        let remembered = Arc::from([self.entered.hold]);
+        Caller {
+            remembered,
+            ..nobody()
+        }
+    }
+
+    /// Gives the hold another token now and then, and extends it.
+    fn change(&self) -> thread::JoinHandle<Token> {
+        let (locks, lock, mut token) = (self.locks.clone(), self.lock.clone(), self.token.clone());
+        let caller = self.caller();
+        thread::spawn(move || {
+            for _ in 0..3 {
+                // When it is extended automatically, too.
+                thread::sleep(Duration::from_secs(1) / 3);
+                let old = Some(token.clone());
+                token = locks.transfer(&lock, &caller, old, patience()).unwrap();
+                let current = Some(token.clone());
+                locks.extend(&lock, &caller, current, patience()).unwrap();
+            }
+            token
+        })
+    }
+
+    fn end(self) -> Result<()> {
+        let ending = self.locks.begin_exit(&self.lock, Some(self.entered));
+        self.locks.finish(self.lock.name(), ending, patience())
+    }
 }
 
 #[test]
@@ -44,9 +135,304 @@ fn every_job_is_done_once_and_all_workers_leave() {
                     }
                 })
             });
-            submitters.map(|thread| thread.join().unwrap());
+            join(submitters);
             workers.retire(patience()).unwrap();
             assert_eq!(done.each_ref().map(|times| times.load(SeqCst)), [1; 6]);
         });
     }
+}
+
+/// Threads of two processes take turns. Where a wakeup is lost somebody looks by itself half a
+/// second later; here the holders take a sixth of that in all.
+#[test]
+fn a_lock_is_handed_over_without_delay() {
+    explore(Pace::Idle, || {
+        let store = Store::default();
+        let both = [locks(&store, 3600.0), locks(&store, 3600.0)];
+        let inside: Arc<AtomicU32> = Arc::default();
+        let threads = [0, 0, 1, 1].map(|process| {
+            let (locks, inside) = (both[process].clone(), inside.clone());
+            thread::spawn(move || {
+                for _ in 0..2 {
+                    let begun = now();
+                    let block = begin(&locks, Wait::Forever).unwrap();
+                    assert!(now().saturating_sub(begun) < Duration::from_millis(250));
+                    assert_eq!(inside.fetch_add(1, SeqCst), 0);
+                    thread::sleep(Duration::from_millis(10));
+                    inside.fetch_sub(1, SeqCst);
+                    block.end().unwrap();
+                }
+            })
+        });
+        join(threads);
+        for locks in both {
+            locks.close(patience()).unwrap();
+        }
+    });
+}
+
+/// The first waiter is given up about when it is called.
+#[test]
+fn a_waiter_that_is_given_up_passes_its_turn_on() {
+    explore(Pace::Idle, || {
+        let store = Store::default();
+        let both = [locks(&store, 3600.0), locks(&store, 3600.0)];
+        let holder = begin(&both[0], Wait::Not).unwrap();
+        let lock = Lock::new(name());
+        let first = Arc::new(acquisition(&both[0], &lock, Wait::Forever, None));
+        let waiting = first.clone();
+        let waiter = thread::spawn(move || {
+            // A grant that is not accepted is given back, too.
+            let _ = waiting.wait_for(patience());
+        });
+        let others = both.each_ref().map(|locks| {
+            let locks = locks.clone();
+            thread::spawn(move || {
+                let block = begin(&locks, Wait::Forever).unwrap();
+                let got = now();
+                block.end().unwrap();
+                got
+            })
+        });
+        // By then they wait.
+        thread::sleep(Duration::from_secs(1));
+        let released = now();
+        let releaser = thread::spawn(|| holder.end().unwrap());
+        first.give_up();
+        drop(first);
+        releaser.join().unwrap();
+        waiter.join().unwrap();
+        for other in others {
+            let got = other.join().unwrap();
+            assert!(got.saturating_sub(released) < Duration::from_millis(250));
+        }
+        for locks in both {
+            locks.close(patience()).unwrap();
+        }
+        assert!(!store.database().row(&name()).is_live());
+    });
+}
+
+/// A block ends in one thread while another one of the process asks for the lock without
+/// waiting: it is not refused because of what is about to end, and knows as soon as it has.
+#[test]
+fn whoever_asks_while_a_block_ends_waits_for_that() {
+    explore(Pace::Idle, || {
+        let locks = locks(&Store::default(), 3600.0);
+        let Block { lock, entered, .. } = begin(&locks, Wait::Not).unwrap();
+        let ending = locks.begin_exit(&lock, Some(entered));
+        let finishing = locks.clone();
+        let by_itself = once_in(2);
+        let finisher = thread::spawn(move || {
+            if by_itself {
+                finishing.finish_later(&name(), ending);
+            } else {
+                finishing.finish(&name(), ending, patience()).unwrap();
+            }
+        });
+        let begun = now();
+        let block = begin(&locks, Wait::Not).unwrap();
+        assert!(now().saturating_sub(begun) < Duration::from_millis(10));
+        block.end().unwrap();
+        finisher.join().unwrap();
+        locks.close(patience()).unwrap();
+    });
+}
+
+/// Statements fail and are late, waiters are given up, the configuration is closed meanwhile:
+/// in the end no row is held by a token that nobody has.
+#[test]
+fn what_is_owed_is_settled_when_the_configuration_is_closed() {
+    explore(Pace::Any, || {
+        let store = Store::default();
+        let locks = locks(&store, 100_000.0);
+        store.set_faulty(true);
+        let threads = [0, 1, 2].map(|number| {
+            let locks = locks.clone();
+            thread::spawn(move || {
+                let lock = Lock::new(name());
+                let wait = if number == 0 {
+                    Wait::Not
+                } else {
+                    Wait::Forever
+                };
+                let attempt = Arc::new(acquisition(&locks, &lock, wait, None));
+                let stepping = attempt.clone();
+                let stepper = thread::spawn(move || stepping.wait_for(patience()).is_ok());
+                if once_in(2) {
+                    attempt.give_up();
+                }
+                if stepper.join().unwrap() {
+                    if let Ok(Some((entered, _))) = attempt.accept(Some(&nobody()), None) {
+                        let ending = locks.begin_exit(&lock, Some(entered));
+                        let _ = locks.finish(&name(), ending, patience());
+                    }
+                }
+                drop(attempt);
+                if number == 1 {
+                    let _ = locks.close(patience());
+                }
+            })
+        });
+        join(threads);
+        store.set_faulty(false);
+        let hours = Patience::new(Duration::from_secs(36_000), &|| Ok(()));
+        locks.close(hours).unwrap();
+        assert!(!store.database().row(&name()).is_live());
+    });
+}
+
+/// Two leases of different order, which two threads look after. The holds last for many of
+/// them, while their tokens change; and come again just when the threads leave.
+#[test]
+fn a_hold_that_is_extended_is_kept_until_it_is_released() {
+    explore(Pace::Idle, || {
+        let store = Store::default();
+        let locks = locks(&store, 3600.0);
+        let threads = [("a", 1.0), ("b", 1.0), ("c", 10.0)].map(|(name, lease)| {
+            let (locks, store) = (locks.clone(), store.clone());
+            let name = Name::new(name).unwrap();
+            thread::spawn(move || {
+                for _ in 0..3 {
+                    let block = Block::begin(&locks, name.clone(), Wait::Not, Some(lease)).unwrap();
+                    let mut token = block.token.clone();
+                    if once_in(2) {
+                        let changing = once_in(2).then(|| block.change());
+                        thread::sleep(Duration::from_secs_f64(lease * 4.0));
+                        token = changing.map_or(token, |changing| changing.join().unwrap());
+                    }
+                    assert!(!block.lock.expired(&block.caller()));
+                    assert!(store.database().row(&name).is_held(&token));
+                    block.end().unwrap();
+                    // The thread looks after it once more, and ten seconds later it leaves.
+                    thread::sleep(Duration::from_secs_f64(10.0 + lease / 3.0));
+                }
+            })
+        });
+        join(threads);
+        locks.close(patience()).unwrap();
+    });
+}
+
+/// It is not extended: its owner is told once, or has left before.
+#[test]
+fn a_loss_is_reported_once() {
+    explore(Pace::Idle, || {
+        let locks = locks(&Store::default(), 1.0);
+        let threads = ["a", "b"].map(|name| {
+            let locks = locks.clone();
+            let lock = Lock::new(Name::new(name).unwrap());
+            thread::spawn(move || {
+                let attempt = acquisition(&locks, &lock, Wait::Not, None);
+                attempt.wait_for(patience()).unwrap();
+                let heard: Arc<AtomicU32> = Arc::default();
+                let hearing = heard.clone();
+                let on_lost = Box::new(move || {
+                    hearing.fetch_add(1, SeqCst);
+                });
+                let accepted = attempt.accept(Some(&nobody()), Some(on_lost));
+                let (entered, _) = accepted.unwrap().unwrap();
+                // Past its end, or just then.
+                let stays = once_in(2);
+                thread::sleep(Duration::from_secs(if stays { 2 } else { 1 }));
+                let ending = locks.begin_exit(&lock, Some(entered));
+                let before = heard.load(SeqCst);
+                let _ = locks.finish(lock.name(), ending, patience());
+                assert!(if stays { before == 1 } else { before <= 1 });
+                thread::sleep(Duration::from_secs(5));
+                assert!(heard.load(SeqCst) <= 1);
+            })
+        });
+        join(threads);
+        locks.close(patience()).unwrap();
+    });
+}
+
+/// All calls about one hold. A child that was forked within them gets no further.
+fn calls(locks: &Arc<Locks>, lock: &Lock, patience: Patience) -> Result<()> {
+    if once_in(4) {
+        locks.close(patience)?;
+    }
+    let wait = if once_in(4) { Wait::Not } else { Wait::Forever };
+    let attempt = acquisition(locks, lock, wait, None);
+    attempt.wait_for(patience)?;
+    let Some((entered, token)) = attempt.accept(Some(&nobody()), None)? else {
+        return Ok(());
+    };
+    let caller = Caller {
+        remembered: Arc::from([entered.hold]),
+        ..nobody()
+    };
+    let changed = locks
+        .transfer(lock, &caller, Some(token), patience)
+        .and_then(|token| locks.is_lost(lock, &token, patience))
+        .and_then(|_| locks.extend(lock, &caller, None, patience));
+    if !is_forked() {
+        let ending = locks.begin_exit(lock, Some(entered));
+        return locks.finish(lock.name(), ending, patience);
+    }
+    changed
+}
+
+/// A thread forks while others acquire, wait, extend and owe. The child has that thread only,
+/// and what the others had locked stays locked there.
+#[test]
+fn a_child_meets_nothing_of_its_parent() {
+    explore(Pace::Idle, || {
+        let store = Store::default();
+        let all = locks(&store, 3.0);
+        store.set_faulty(once_in(2));
+        for lease in [None, Some(3.0)] {
+            let (locks, store) = (all.clone(), store.clone());
+            drop(thread::spawn(move || {
+                while let Ok(block) = Block::begin(&locks, name(), Wait::Forever, lease) {
+                    thread::sleep(Duration::from_millis(500));
+                    let _ = block.end();
+                    if once_in(2) {
+                        store.database().clear();
+                    }
+                }
+            }));
+        }
+        let lock = Lock::new(name());
+        let inherited = Arc::new(acquisition(&all, &lock, Wait::Forever, None));
+        let stepping = inherited.clone();
+        drop(thread::spawn(move || stepping.wait_for(patience())));
+        let forker = thread::spawn(move || {
+            // In the middle of a call, as a signal handler does, or between two.
+            let check = || {
+                if once_in(8) && !is_forked() {
+                    fork();
+                }
+                Ok(())
+            };
+            let outcome = calls(&all, &lock, Patience::new(MINUTE, &check));
+            if is_forked() {
+                assert!(matches!(outcome, Err(Error::Forked)));
+            } else {
+                fork();
+            }
+            store.set_faulty(false);
+            assert!(inherited.sleeps().is_none());
+            let step = inherited.step(patience());
+            assert!(matches!(step, Err(Error::Forked)));
+            assert!(inherited.accept(Some(&nobody()), None).is_err());
+            inherited.give_up();
+            assert!(!lock.is_held());
+            let threads = [0, 1].map(|_| {
+                let locks = all.clone();
+                thread::spawn(move || {
+                    let name = Name::new("the child's").unwrap();
+                    let block = Block::begin(&locks, name, Wait::Forever, Some(1.0)).unwrap();
+                    thread::sleep(Duration::from_secs(2));
+                    assert!(!block.lock.expired(&block.caller()));
+                    block.end().unwrap();
+                })
+            });
+            join(threads);
+            all.close(patience()).unwrap();
+            exit();
+        });
+        forker.join().unwrap();
+    });
 }

@@ -453,7 +453,7 @@ impl Locks {
                 }
             });
             if tried == candidates.len() {
-                let (token, reason) = self.lose(&registry, hold, name, token, patience);
+                let (token, reason) = self.lose(&registry, hold, name, token, patience)?;
                 return Err(Error::Expired(name.clone(), token, reason));
             }
         }
@@ -467,20 +467,20 @@ impl Locks {
         name: &Name,
         token: &Token,
         patience: Patience,
-    ) -> (Token, Loss) {
+    ) -> Result<(Token, Loss)> {
         let known = registry.with(|holds| {
             let hold = holds.get(hold)?;
             Some((hold.token.clone(), hold.deadline))
         });
         let (token, reason) = match known {
             Some((token, deadline)) => {
-                let reason = self.why_lost(name, &token, Some(deadline), patience);
+                let reason = self.why_lost(name, &token, Some(deadline), patience)?;
                 (token, reason)
             }
             None => (token.clone(), Loss::Released),
         };
         registry.report(|holds| holds.lost(hold, reason));
-        (token, reason)
+        Ok((token, reason))
     }
 
     fn why_lost(
@@ -489,9 +489,9 @@ impl Locks {
         token: &Token,
         deadline: Option<Deadline>,
         patience: Patience,
-    ) -> Loss {
+    ) -> Result<Loss> {
         if deadline.is_some_and(|deadline| deadline.passed(Moment::now())) {
-            return Loss::Expired;
+            return Ok(Loss::Expired);
         }
         self.store.why_lost(name, token, patience)
     }
@@ -579,7 +579,7 @@ impl Locks {
                 .store
                 .extend(&lock.name, &token, self.lease, patience)?;
             let Some((fence, deadline)) = extended else {
-                let reason = self.why_lost(&lock.name, &token, None, patience);
+                let reason = self.why_lost(&lock.name, &token, None, patience)?;
                 return Err(Error::Expired(lock.name.clone(), token, reason));
             };
             registry.with(|holds| holds.present(lock.id, &token, fence));
@@ -616,8 +616,8 @@ impl Locks {
             (hold.token == *token && hold.pending.is_none()).then_some(id)
         });
         Ok(Some(match hold {
-            Some(hold) => self.lose(&registry, hold, &lock.name, token, patience).1,
-            None => self.why_lost(&lock.name, token, None, patience),
+            Some(hold) => self.lose(&registry, hold, &lock.name, token, patience)?.1,
+            None => self.why_lost(&lock.name, token, None, patience)?,
         }))
     }
 
@@ -777,7 +777,7 @@ impl Locks {
         let reason = if known && !held {
             Loss::Expired
         } else {
-            self.why_lost(name, &current, None, patience)
+            self.why_lost(name, &current, None, patience)?
         };
         if let Some(hold) = hold {
             registry.report(|holds| holds.not_released(hold, reason, own));
@@ -844,11 +844,13 @@ impl Locks {
                     registry.with(|holds| holds.get(*hold).is_some_and(|hold| hold.token == old))
                 });
                 let reason = match current {
-                    Some(hold) => self.lose(&registry, hold, &lock.name, &old, patience).1,
-                    None => self.why_lost(&lock.name, &old, None, patience),
+                    Some(hold) => self.lose(&registry, hold, &lock.name, &old, patience)?.1,
+                    None => self.why_lost(&lock.name, &old, None, patience)?,
                 };
                 Err(Error::Expired(lock.name.clone(), old, reason))
             }
+            // In a child that was forked meanwhile it is the parent's business.
+            Err(Error::Forked) => Err(Error::Forked),
             Err(error) => {
                 if error.outcome_unknown() {
                     owed.with(|unresolved| {
@@ -896,12 +898,12 @@ impl Locks {
     }
 
     /// The statement that confirms a hold in the caller's transaction.
-    pub fn guard(&self, patience: Patience) -> Result<&str> {
-        Ok(&self.store.statements(patience)?[Sql::Guard].text)
+    pub fn guard(&self, patience: Patience) -> Result<String> {
+        Ok(self.store.statements(patience)?[Sql::Guard].text.clone())
     }
 
     /// The statement that removes rows in the caller's transaction.
-    pub fn vacuum_sql(&self, patience: Patience) -> Result<&str> {
-        Ok(&self.store.statements(patience)?[Sql::Vacuum].text)
+    pub fn vacuum_sql(&self, patience: Patience) -> Result<String> {
+        Ok(self.store.statements(patience)?[Sql::Vacuum].text.clone())
     }
 }

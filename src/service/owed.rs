@@ -133,6 +133,8 @@ impl Owed {
                 registry(patience.process).report(|holds| holds.settled(token));
                 Ok(found)
             }
+            // What is owed is the parent's, and its mutex may be locked here for ever.
+            Err(Error::Forked) => Err(Error::Forked),
             Err(error) => {
                 self.with(|unresolved| unresolved.failed(name, token, Moment::now()));
                 Err(error)

@@ -278,7 +278,8 @@ impl Class {
             Loss::Expired
         } else {
             let patience = Patience::new(Duration::from_secs(1), &|| Ok(()));
-            store.why_lost(&due.name, &due.token, patience)
+            let reason = store.why_lost(&due.name, &due.token, patience);
+            reason.unwrap_or(Loss::Unknown)
         };
         registry.report(|holds| {
             // Not if a release() has begun since: then it was that which ended it.

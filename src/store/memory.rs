@@ -2,6 +2,9 @@
 //! `make threads`: what its statements promise, and no more. Each happens at one moment. The
 //! database is another process, so a fork stops nothing in it.
 
+// Of what has the same name there.
+#![allow(missing_docs, clippy::missing_panics_doc, clippy::must_use_candidate)]
+
 use super::failure::Failure;
 use super::listener::{Call, Deaf};
 use super::patience::Patience;
@@ -12,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::sync::simulated::{Sleeper, once_in, step};
 use crate::sync::{process_id, thread};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -21,7 +25,7 @@ const TURN: Duration = Duration::from_millis(500);
 /// The row of a lock.
 pub struct Row {
     /// Of the hold that there is, or was.
-    pub token: Token,
+    token: Token,
     fence: i64,
     /// When the hold ends, or has ended.
     expires: Moment,
@@ -36,7 +40,8 @@ impl Row {
         !self.released && self.expires > Moment::now()
     }
 
-    fn is_held(&self, token: &Token) -> bool {
+    /// Whether the token has it.
+    pub fn is_held(&self, token: &Token) -> bool {
         self.is_live() && self.token == *token
     }
 
@@ -79,11 +84,14 @@ pub struct Database {
     latest_listener: i64,
     /// Who has got a notification, and is still to be woken.
     woken: Vec<Arc<Sleeper>>,
-    /// How many holds were ended by a release, by token.
-    pub released: HashMap<Token, u32>,
 }
 
 impl Database {
+    /// Deletes all rows.
+    pub fn clear(&mut self) {
+        self.rows.clear();
+    }
+
     /// The row of a lock.
     pub fn row(&mut self, name: &Name) -> &mut Row {
         self.rows.entry(name.clone()).or_insert_with(|| Row {
@@ -101,7 +109,8 @@ impl Database {
             return Answer::Acquired(row.fence, Deadline::new(Moment::now(), 0.0));
         }
         if !row.is_free_after(row.ahead(0).min(2)) {
-            let (busy, unknown) = (false, false);
+            // Its row may be locked by somebody else.
+            let (busy, unknown) = (once_in(4), false);
             return Answer::Refused { busy, unknown };
         }
         let (fence, deadline) = row.take(token, lease);
@@ -146,7 +155,6 @@ impl Database {
         }
         row.released = true;
         row.expires = Moment::now();
-        *self.released.entry(token.clone()).or_default() += 1;
         self.call(name)
     }
 
@@ -203,13 +211,22 @@ impl Database {
 pub struct Store {
     database: Arc<Mutex<Database>>,
     /// Some statements fail: before, after or long before they are executed.
-    pub faulty: bool,
+    faulty: Arc<AtomicBool>,
 }
 
 impl Store {
     /// The table, for a look into it.
     pub fn database(&self) -> MutexGuard<'_, Database> {
         self.database.lock().unwrap()
+    }
+
+    /// From now on some statements fail, or none do.
+    pub fn set_faulty(&self, faulty: bool) {
+        self.faulty.store(faulty, SeqCst);
+    }
+
+    fn fails(&self, once_in_so_many: u32) -> bool {
+        self.faulty.load(SeqCst) && once_in(once_in_so_many)
     }
 
     fn execute<T>(&self, patience: Patience, work: impl FnOnce(&mut Database) -> T) -> Result<T> {
@@ -219,8 +236,11 @@ impl Store {
             return Err(Error::Forked);
         }
         patience.check()?;
+        if patience.over() {
+            return Err(Error::Unavailable("no time is left".to_owned()));
+        }
         let lost = || Err(Error::Unavailable("lost on the way".to_owned()));
-        if self.faulty && once_in(8) {
+        if self.fails(8) {
             return lost();
         }
         let mut database = self.database();
@@ -228,10 +248,12 @@ impl Store {
         let woken = std::mem::take(&mut database.woken);
         // No other thread may run while this mutex is locked: shuttle does not know it.
         drop(database);
-        woken.iter().for_each(|sleeper| sleeper.wake());
+        for sleeper in woken {
+            sleeper.wake();
+        }
         step();
         patience.check()?;
-        if self.faulty && once_in(8) {
+        if self.fails(8) {
             return lost();
         }
         Ok(answer)
@@ -249,7 +271,7 @@ impl Store {
         Ok(())
     }
 
-    pub fn statements(&self, _: Patience) -> Result<&Statements> {
+    pub fn statements(&self, _: Patience) -> Result<Arc<Statements>> {
         Err(Error::Unavailable("there are none".to_owned()))
     }
 
@@ -269,12 +291,15 @@ impl Store {
         _: bool,
         patience: Patience,
     ) -> Result<Answer> {
-        if self.faulty && process_id() == patience.process && once_in(16) {
+        if process_id() == patience.process && self.fails(16) {
             // It is executed when its caller has given up.
             let (database, name, token) = (self.database.clone(), name.clone(), token.clone());
             thread::spawn(move || {
+                let last = Moment::now() + VALID;
                 thread::sleep(VALID.mul_f64(crate::sync::random(0.0..1.0)));
-                database.lock().unwrap().acquire(&name, &token, lease);
+                if Moment::now() < last {
+                    database.lock().unwrap().acquire(&name, &token, lease);
+                }
             });
             return Err(Error::Unavailable("late".to_owned()));
         }
@@ -284,7 +309,7 @@ impl Store {
             Answer::Acquired(fence, _) => {
                 Answer::Acquired(fence, Deadline::new(sent, lease.seconds()))
             }
-            refused => refused,
+            refused @ Answer::Refused { .. } => refused,
         })
     }
 
@@ -331,14 +356,15 @@ impl Store {
         self.execute(call, |all| all.row(name).is_held(token))
     }
 
-    pub fn why_lost(&self, name: &Name, token: &Token, patience: Patience) -> Loss {
+    pub fn why_lost(&self, name: &Name, token: &Token, patience: Patience) -> Result<Loss> {
         let released = self.execute(patience, |all| {
             let row = all.row(name);
             row.released && row.token == *token
         });
         match released {
-            Ok(true) => Loss::Released,
-            _ => Loss::Unknown,
+            Ok(true) => Ok(Loss::Released),
+            Err(Error::Forked) => Err(Error::Forked),
+            _ => Ok(Loss::Unknown),
         }
     }
 
@@ -431,7 +457,7 @@ impl Listener {
 
     pub fn hear(&mut self, slice: Duration) -> std::result::Result<Vec<Call>, Failure> {
         step();
-        if self.store.faulty && once_in(32) {
+        if self.store.fails(32) {
             return Err(Failure::TooSlow);
         }
         let mut asleep = None;

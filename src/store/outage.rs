@@ -10,8 +10,10 @@
 
 use super::failure::Failure;
 use super::patience::Patience;
+use crate::process::ProcessLocal;
+use crate::sync::{Mutex, MutexGuard};
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long one call tries while all others fail at once.
@@ -32,7 +34,17 @@ pub struct Outage {
     limit: Duration,
     /// As in `state`, to be read at each call.
     gone: AtomicBool,
-    state: Mutex<Option<Gone>>,
+    state: ProcessLocal<State>,
+}
+
+/// A child finds out for itself: another thread may have locked it at the fork.
+#[derive(Default)]
+struct State(Mutex<Option<Gone>>);
+
+impl State {
+    fn get(&self) -> MutexGuard<'_, Option<Gone>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Outage {
@@ -41,19 +53,16 @@ impl Outage {
         Outage {
             limit,
             gone: AtomicBool::new(false),
-            state: Mutex::new(None),
+            state: ProcessLocal::default(),
         }
-    }
-
-    fn state(&self) -> MutexGuard<'_, Option<Gone>> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// For how long the caller may try to connect.
     pub fn admit<'a>(&self, patience: Patience<'a>) -> Result<Patience<'a>, Failure> {
         let called = Instant::now();
+        let known = self.state.of(patience.process);
         loop {
-            let mut state = self.state();
+            let mut state = known.get();
             let Some(gone) = &mut *state else {
                 return Ok(patience);
             };
@@ -80,12 +89,13 @@ impl Outage {
     /// Whether it has been gone for so long that nobody waits for it any more.
     pub fn is_given_up(&self) -> bool {
         let is_old = |gone: &Gone| gone.since.elapsed() >= self.limit;
-        self.gone.load(Relaxed) && self.state().as_ref().is_some_and(is_old)
+        self.gone.load(Relaxed) && self.state.get().get().as_ref().is_some_and(is_old)
     }
 
     /// It could not be reached, for the first time since `began`.
     pub fn failed(&self, began: Instant, reason: &str) -> bool {
-        let mut state = self.state();
+        let known = self.state.get();
+        let mut state = known.get();
         let first = state.is_none();
         let gone = state.get_or_insert_with(|| Gone {
             since: began,
@@ -104,7 +114,8 @@ impl Outage {
         if !self.gone.load(Relaxed) {
             return None;
         }
-        let mut state = self.state();
+        let known = self.state.get();
+        let mut state = known.get();
         self.gone.store(false, Relaxed);
         state.take().map(|gone| gone.since.elapsed())
     }
@@ -153,5 +164,36 @@ mod tests {
         assert!(admitted(&outage).is_some());
         outage.ended();
         assert!(!outage.is_given_up());
+    }
+}
+
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings {
+    use super::*;
+    use crate::sync::simulated::{Pace, exit, explore, fork};
+    use crate::sync::thread;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_child_finds_out_for_itself() {
+        explore(Pace::Idle, || {
+            let outage = Arc::new(Outage::new(Duration::from_secs(30)));
+            let calls = |outage: &Outage| {
+                let limit = Duration::from_secs(3600);
+                assert!(outage.admit(Patience::new(limit, &|| Ok(()))).is_ok());
+                outage.failed(Instant::now(), "refused");
+                outage.is_given_up();
+                outage.ended();
+            };
+            let parents = outage.clone();
+            drop(thread::spawn(move || calls(&parents)));
+            let forker = thread::spawn(move || {
+                calls(&outage);
+                fork();
+                calls(&outage);
+                exit();
+            });
+            forker.join().unwrap();
+        });
     }
 }

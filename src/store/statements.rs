@@ -14,8 +14,9 @@ use super::url::Url;
 use crate::engine::{Deadline, Lease, Loss, Moment, Name, Token, VALID};
 use crate::error::{Error, Result};
 use crate::zone;
+use arc_swap::ArcSwapOption;
 use rand::RngExt;
-use std::sync::OnceLock;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
@@ -145,11 +146,11 @@ pub enum Renewed {
 pub struct Store {
     pool: Pool,
     clock: Clock,
-    holder: OnceLock<String>,
+    host: String,
     /// Whose table is to be trusted besides those of roles that need no trust.
     table_owner: Option<String>,
     /// The statements on the table, once it is known to be there and complete.
-    statements: OnceLock<Statements>,
+    statements: ArcSwapOption<Statements>,
     /// Something was written: the database is the right one.
     written: AtomicBool,
     /// Calls since the last sweep, and where that one ended.
@@ -276,8 +277,11 @@ impl Store {
             table_owner,
             pool: Pool::new(url, settings),
             clock: Clock::default(),
-            holder: OnceLock::new(),
-            statements: OnceLock::new(),
+            host: rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .into_owned(),
+            statements: ArcSwapOption::const_empty(),
             written: AtomicBool::new(false),
             calls: AtomicU32::new(0),
             acquisitions: AtomicU32::new(0),
@@ -301,13 +305,7 @@ impl Store {
 
     /// `host:pid`, for people who look into the table.
     fn holder(&self, process: u32) -> String {
-        let host = self.holder.get_or_init(|| {
-            rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .into_owned()
-        });
-        format!("{host}:{process}")
+        format!("{}:{process}", self.host)
     }
 
     /// Creates or upgrades the table over a connection of its own, which is
@@ -319,14 +317,17 @@ impl Store {
             schema::ensure(&mut connection, owner, options, patience)
         });
         let schema = result(outcome, &self.pool)?;
-        self.statements.get_or_init(|| Statements::new(&schema));
+        let statements = Some(Arc::new(Statements::new(&schema)));
+        // The first count. In a forked child nobody waits for those that another thread makes.
+        self.statements
+            .compare_and_swap(&None::<Arc<Statements>>, statements);
         Ok(())
     }
 
     /// The statements on the table; makes sure that it is there if that is not known.
-    pub fn statements(&self, patience: Patience) -> Result<&Statements> {
+    pub fn statements(&self, patience: Patience) -> Result<Arc<Statements>> {
         loop {
-            match self.statements.get() {
+            match self.statements.load_full() {
                 Some(statements) => return Ok(statements),
                 None => self.ensure_schema(patience)?,
             }
@@ -340,7 +341,8 @@ impl Store {
 
     /// Executes a statement, on as many connections as it takes.
     fn execute(&self, sql: Sql, parameters: &[Parameter], patience: Patience) -> Result<Outcome> {
-        let statement = &self.statements(patience)?[sql];
+        let statements = self.statements(patience)?;
+        let statement = &statements[sql];
         let mut attempts = Attempts::new();
         loop {
             let mut taken = false;
@@ -791,11 +793,12 @@ impl Store {
     }
 
     /// Why a hold that should stand is not there.
-    pub fn why_lost(&self, name: &Name, token: &Token, patience: Patience) -> Loss {
+    pub fn why_lost(&self, name: &Name, token: &Token, patience: Patience) -> Result<Loss> {
         match self.was_released(name, token, patience) {
-            Ok(true) => Loss::Released,
+            Ok(true) => Ok(Loss::Released),
+            Err(Error::Forked) => Err(Error::Forked),
             // It is only about the words of an exception.
-            _ => Loss::Unknown,
+            _ => Ok(Loss::Unknown),
         }
     }
 

@@ -221,7 +221,8 @@ fn tick() -> bool {
     let over = world(|world| {
         let asleep = world.sleepers.iter().filter(|sleeper| sleeper.is_asleep());
         let until = asleep.clone().map(|sleeper| sleeper.until).min()?;
-        world.now = world.now.max(until);
+        // What ends within a millisecond ends together, in any order.
+        world.now = world.now.max(until) + Duration::from_millis(1);
         Some(
             asleep
                 .filter(|sleeper| sleeper.until <= world.now)
@@ -239,9 +240,14 @@ fn tick() -> bool {
     true
 }
 
-/// As `std::sync::Mutex`, without poison: a panic ends the test.
+/// As `std::sync::Mutex`, without poison: a panic ends the test. A child may not lock one that
+/// its parent has used, which may be locked for ever.
 #[derive(Debug, Default)]
-pub struct Mutex<T>(shuttle::sync::Mutex<T>);
+pub struct Mutex<T> {
+    mutex: shuttle::sync::Mutex<T>,
+    /// The process that has locked it; 0 is none yet.
+    process: AtomicU32,
+}
 
 /// As `std::sync::MutexGuard`. A condition variable locks the mutex again.
 pub struct MutexGuard<'a, T> {
@@ -249,18 +255,36 @@ pub struct MutexGuard<'a, T> {
     mutex: &'a Mutex<T>,
 }
 
+#[allow(clippy::unnecessary_wraps)] // as there
 impl<T> Mutex<T> {
     pub const fn new(value: T) -> Mutex<T> {
-        Mutex(shuttle::sync::Mutex::new(value))
+        Mutex {
+            mutex: shuttle::sync::Mutex::new(value),
+            process: AtomicU32::new(0),
+        }
+    }
+
+    fn check_process(&self) {
+        let process = world(|world| world.process);
+        let before = self.process.swap(process, SeqCst);
+        assert!(
+            before == 0 || before == process,
+            "a child locks a mutex of its parent's"
+        );
     }
 
     pub fn lock(&self) -> LockResult<MutexGuard<'_, T>> {
-        let guard = self.0.lock().unwrap();
+        self.check_process();
+        let guard = self.mutex.lock().unwrap();
         Ok(MutexGuard { guard, mutex: self })
     }
 
     pub fn try_lock(&self) -> TryLockResult<MutexGuard<'_, T>> {
-        let guard = self.0.try_lock().map_err(|_| TryLockError::WouldBlock)?;
+        self.check_process();
+        let guard = self
+            .mutex
+            .try_lock()
+            .map_err(|_| TryLockError::WouldBlock)?;
         Ok(MutexGuard { guard, mutex: self })
     }
 }
@@ -294,6 +318,7 @@ impl WaitTimeoutResult {
     }
 }
 
+#[allow(clippy::unnecessary_wraps)] // as there
 impl Condvar {
     pub const fn new() -> Condvar {
         Condvar(std::sync::Mutex::new(Vec::new()))
@@ -343,7 +368,7 @@ impl Condvar {
 
 /// As `std::thread`.
 pub mod thread {
-    pub use shuttle::thread::{Builder, ThreadId, current, spawn};
+    pub use shuttle::thread::{Builder, JoinHandle, ThreadId, current, spawn};
 
     /// Sleeps for so long.
     pub fn sleep(time: std::time::Duration) {
@@ -404,6 +429,10 @@ impl Scheduler for Paced {
             return None;
         }
         let ticks = runnable.iter().any(|task| task.id() == clock);
+        assert!(
+            ticks || !others.is_empty(),
+            "the child waits for a thread that it does not have"
+        );
         if ticks && (others.is_empty() || self.is_time()) {
             return Some(clock);
         }
@@ -424,7 +453,7 @@ pub fn explore(pace: Pace, test: fn()) {
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     let iterations = std::env::var("SHUTTLE_ITERATIONS");
-    let iterations = iterations.map_or(1000, |number| number.parse().unwrap());
+    let iterations = iterations.map_or(500, |number| number.parse().unwrap());
     let scheduler = Paced {
         random: RandomScheduler::new(iterations),
         pace,
@@ -438,5 +467,7 @@ pub fn explore(pace: Pace, test: fn()) {
         drop(shuttle::thread::spawn(|| while tick() {}));
         test();
     });
-    println!("{tried} schedules in {:.1?}", begun.elapsed());
+    let this = std::thread::current();
+    let name = this.name().unwrap_or_default();
+    println!("{name}: {tried} schedules in {:.1?}", begun.elapsed());
 }
