@@ -110,7 +110,7 @@ impl Database {
         }
         if !row.is_free_after(row.ahead(0).min(2)) {
             // Its row may be locked by somebody else.
-            let (busy, unknown) = (once_in(4), false);
+            let (busy, unknown) = (once_in(2), false);
             return Answer::Refused { busy, unknown };
         }
         let (fence, deadline) = row.take(token, lease);

@@ -220,15 +220,15 @@ impl Sleeper {
 fn tick() -> bool {
     let over = world(|world| {
         let asleep = world.sleepers.iter().filter(|sleeper| sleeper.is_asleep());
-        let until = asleep.clone().map(|sleeper| sleeper.until).min()?;
-        // What ends within a millisecond ends together, in any order.
-        world.now = world.now.max(until) + Duration::from_millis(1);
-        Some(
-            asleep
-                .filter(|sleeper| sleeper.until <= world.now)
-                .cloned()
-                .collect::<Vec<_>>(),
-        )
+        // What ends within a millisecond or two ends together, in any order.
+        let latest = asleep.clone().map(|sleeper| sleeper.until).min()? + Duration::from_millis(2);
+        let over: Vec<_> = asleep
+            .filter(|sleeper| sleeper.until <= latest)
+            .cloned()
+            .collect();
+        let until = over.iter().map(|sleeper| sleeper.until).max()?;
+        world.now = world.now.max(until);
+        Some(over)
     });
     match over {
         Some(over) => over.iter().for_each(|sleeper| sleeper.end(TIMED_OUT)),
