@@ -222,8 +222,8 @@ fn a_waiter_that_is_given_up_passes_its_turn_on() {
                 got
             })
         });
-        // By then they wait.
-        thread::sleep(Duration::from_secs(1));
+        // By then they wait, and none of them looks just then.
+        thread::sleep(Duration::from_millis(1500));
         let released = now();
         let releaser = thread::spawn(|| holder.end().unwrap());
         first.give_up();

@@ -383,18 +383,21 @@ const CLOCK: usize = 1;
 struct Paced {
     random: RandomScheduler,
     pace: Pace,
-    /// For the clock's chances, which are no part of what shuttle counts.
+    /// The thread changes once in so many steps: some faults need one that gets far while
+    /// another one stands still.
+    slice: u64,
+    /// The same sequence for the same seed, and no part of what shuttle counts.
     dice: u64,
 }
 
 impl Paced {
-    fn is_time(&mut self) -> bool {
-        // Knuth's constants: each execution has the same sequence for the same seed.
+    fn once_in(&mut self, times: u64) -> bool {
+        // Knuth's constants.
         self.dice = self
             .dice
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
-        self.pace == Pace::Any && (self.dice >> 33) % 24 == 0
+        (self.dice >> 33) % times == 0
     }
 }
 
@@ -402,6 +405,7 @@ impl Scheduler for Paced {
     fn new_execution(&mut self) -> Option<Schedule> {
         let schedule = self.random.new_execution()?;
         self.dice = schedule.seed;
+        self.slice = [1, 4, 16][usize::try_from(schedule.seed % 3).unwrap()];
         world(|world| *world = World::new());
         Some(schedule)
     }
@@ -433,8 +437,11 @@ impl Scheduler for Paced {
             ticks || !others.is_empty(),
             "the child waits for a thread that it does not have"
         );
-        if ticks && (others.is_empty() || self.is_time()) {
+        if ticks && (others.is_empty() || self.pace == Pace::Any && self.once_in(24)) {
             return Some(clock);
+        }
+        if !self.once_in(self.slice) && others.iter().any(|task| Some(task.id()) == current) {
+            return current;
         }
         self.random.next_task(&others, current, is_yielding)
     }
@@ -457,6 +464,7 @@ pub fn explore(pace: Pace, test: fn()) {
     let scheduler = Paced {
         random: RandomScheduler::new(iterations),
         pace,
+        slice: 1,
         dice: 0,
     };
     let mut config = Config::new();
