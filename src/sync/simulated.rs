@@ -35,6 +35,8 @@ struct World {
     child: Option<(usize, usize)>,
     /// Nobody but the clock can run.
     idle: bool,
+    /// The clock wakes some, and nobody else runs before it has woken all of them.
+    waking: bool,
     /// The execution is to end.
     over: bool,
 }
@@ -51,6 +53,7 @@ impl World {
             process: PROCESSES.fetch_add(1, SeqCst),
             child: None,
             idle: false,
+            waking: false,
             over: false,
         }
     }
@@ -231,7 +234,11 @@ fn tick() -> bool {
         Some(over)
     });
     match over {
-        Some(over) => over.iter().for_each(|sleeper| sleeper.end(TIMED_OUT)),
+        Some(over) => {
+            world(|world| world.waking = true);
+            over.iter().for_each(|sleeper| sleeper.end(TIMED_OUT));
+            world(|world| world.waking = false);
+        }
         // Shuttle tells of those that wait for each other.
         None if world(|world| world.idle) => return false,
         None => {}
@@ -425,9 +432,9 @@ impl Scheduler for Paced {
             task.runnable() && number != CLOCK && child.is_none_or(exists)
         });
         let others: Vec<&Task> = others.collect();
-        let over = world(|world| {
+        let (over, waking) = world(|world| {
             world.idle = others.is_empty();
-            world.over
+            (world.over, world.waking)
         });
         if over {
             return None;
@@ -437,7 +444,7 @@ impl Scheduler for Paced {
             ticks || !others.is_empty(),
             "the child waits for a thread that it does not have"
         );
-        if ticks && (others.is_empty() || self.pace == Pace::Any && self.once_in(24)) {
+        if waking || ticks && (others.is_empty() || self.pace == Pace::Any && self.once_in(24)) {
             return Some(clock);
         }
         if !self.once_in(self.slice) && others.iter().any(|task| Some(task.id()) == current) {
