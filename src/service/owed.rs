@@ -126,10 +126,12 @@ impl Owed {
         lease: Lease,
         patience: Patience,
     ) -> Result<bool> {
+        // What it finds is true of a moment after this one, whenever its answer comes.
+        let sent = Moment::now();
         match store.release(name, token, lease, false, patience) {
             Ok(released) => {
                 let found = released != Released::Lost;
-                self.with(|unresolved| unresolved.executed(name, token, found, Moment::now()));
+                self.with(|unresolved| unresolved.executed(name, token, found, sent));
                 registry(patience.process).report(|holds| holds.settled(token));
                 Ok(found)
             }

@@ -279,8 +279,8 @@ impl Store {
         Ok(())
     }
 
-    pub fn busy(&self, _: Patience) -> Result<Vec<i64>> {
-        Ok(Vec::new())
+    pub fn busy(&self, patience: Patience) -> Result<Vec<i64>> {
+        self.execute(patience, |_| Vec::new())
     }
 
     pub fn acquire(
@@ -291,7 +291,7 @@ impl Store {
         _: bool,
         patience: Patience,
     ) -> Result<Answer> {
-        if process_id() == patience.process && self.fails(16) {
+        if process_id() == patience.process && self.fails(4) {
             // It is executed when its caller has given up.
             let (database, name, token) = (self.database.clone(), name.clone(), token.clone());
             thread::spawn(move || {

@@ -236,7 +236,9 @@ fn tick() -> bool {
     match over {
         Some(over) => {
             world(|world| world.waking = true);
-            over.iter().for_each(|sleeper| sleeper.end(TIMED_OUT));
+            for sleeper in over {
+                sleeper.end(TIMED_OUT);
+            }
             world(|world| world.waking = false);
         }
         // Shuttle tells of those that wait for each other.
