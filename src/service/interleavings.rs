@@ -199,7 +199,10 @@ fn a_lock_is_handed_over_without_delay() {
     });
 }
 
-/// The first waiter is given up about when it is called.
+/// By then all wait, and none of them looks just then.
+const WHILE: Duration = Duration::from_millis(1500);
+
+/// The first waiter is given up about when it is called, or when it begins to ask.
 #[test]
 fn a_waiter_that_is_given_up_passes_its_turn_on() {
     explore(Pace::Idle, || {
@@ -209,7 +212,11 @@ fn a_waiter_that_is_given_up_passes_its_turn_on() {
         let lock = Lock::new(name());
         let first = Arc::new(acquisition(&both[0], &lock, Wait::Forever, None));
         let waiting = first.clone();
+        let begins = once_in(2);
         let waiter = thread::spawn(move || {
+            if begins {
+                thread::sleep(WHILE);
+            }
             // A grant that is not accepted is given back, too.
             let _ = waiting.wait_for(patience());
         });
@@ -222,8 +229,7 @@ fn a_waiter_that_is_given_up_passes_its_turn_on() {
                 got
             })
         });
-        // By then they wait, and none of them looks just then.
-        thread::sleep(Duration::from_millis(1500));
+        thread::sleep(WHILE);
         let released = now();
         let releaser = thread::spawn(|| holder.end().unwrap());
         first.give_up();
@@ -231,7 +237,8 @@ fn a_waiter_that_is_given_up_passes_its_turn_on() {
         waiter.join().unwrap();
         for other in others {
             let got = other.join().unwrap();
-            assert!(got.saturating_sub(released) < Duration::from_millis(250));
+            let passed = got.saturating_sub(released);
+            assert!(passed < Duration::from_millis(250), "{passed:?}");
         }
         // It has left nothing behind that others wait for.
         let begun = now();
