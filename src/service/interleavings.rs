@@ -217,8 +217,12 @@ fn a_waiter_that_is_given_up_passes_its_turn_on() {
             if begins {
                 thread::sleep(WHILE);
             }
-            // A grant that is not accepted is given back, too.
-            let _ = waiting.wait_for(patience());
+            // As `aio.rs` does it. A grant that is not accepted is given back, too.
+            let check = || match waiting.is_given_up() {
+                true => Err(Error::Interrupted),
+                false => Ok(()),
+            };
+            let _ = waiting.wait_for(Patience::new(MINUTE, &check));
         });
         let others = both.each_ref().map(|locks| {
             let locks = locks.clone();
