@@ -31,6 +31,7 @@ import score.distlock
 
 PROJECT = Path(__file__).parent.parent
 SQL = PROJECT / "src" / "store" / "sql"
+MEMORY = Path("/dev/shm")
 PACKAGE = Path(score.distlock.__file__).parent
 
 sys.path.insert(0, str(PROJECT))
@@ -304,7 +305,9 @@ def main() -> int:
     if options.list:
         print(*(mutant.name for mutant in chosen), sep="\n")
         return 0
-    server = Server()
+    # Each test makes a database of its own, ten times as fast in memory.
+    roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2**32
+    server = Server(parent=str(MEMORY) if roomy else None)
     survivors = []
     try:
         # Without a change they pass, or their failures would say nothing.

@@ -1,7 +1,7 @@
 //! State that belongs to one process and is not inherited by its forked children.
 
 use crate::sync::process_id;
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
 use std::sync::Arc;
 
 struct Inner<T> {
@@ -13,20 +13,21 @@ struct Inner<T> {
 ///
 /// The parent's value is neither used nor dropped in the child: one of the
 /// parent's other threads may have held its mutex, or been changing it, at the
-/// moment of the fork, and will never go on. For the same reason nobody waits for the
-/// thread that makes the value, as with `LazyLock`: who comes second makes one in vain.
-pub struct ProcessLocal<T>(ArcSwapOption<Inner<Arc<T>>>);
+/// moment of the fork, and will never go on.
+pub struct ProcessLocal<T>(ArcSwap<Inner<Arc<T>>>);
 
 impl<T: Default> Default for ProcessLocal<T> {
     fn default() -> Self {
-        ProcessLocal::new()
+        ProcessLocal(ArcSwap::from(ProcessLocal::fresh()))
     }
 }
 
 impl<T: Default> ProcessLocal<T> {
-    /// One whose value is made at the first use.
-    pub const fn new() -> Self {
-        ProcessLocal(ArcSwapOption::const_empty())
+    fn fresh() -> Arc<Inner<Arc<T>>> {
+        Arc::new(Inner {
+            process: process_id(),
+            value: Arc::default(),
+        })
     }
 
     /// The value of the calling process.
@@ -36,41 +37,31 @@ impl<T: Default> ProcessLocal<T> {
 
     /// The same where the caller knows its process: asking costs a system call.
     pub fn of(&self, process: u32) -> Arc<T> {
-        if let Some(value) = self.known(process) {
-            return value;
+        let inner = self.0.load();
+        if inner.process == process {
+            return inner.value.clone();
         }
+        drop(inner);
         if process != process_id() {
             // In a child that was forked in the middle of a call: the rest of the call,
             // if there is any, is about nothing.
             return Arc::default();
         }
         let inherited = self.0.load_full();
-        if inherited
-            .as_ref()
-            .is_none_or(|inner| inner.process != process)
-        {
-            let value = Arc::default();
-            let fresh = Some(Arc::new(Inner { process, value }));
-            self.0.compare_and_swap(&inherited, fresh);
-            std::mem::forget(inherited);
+        if inherited.process != process {
+            let previous = self.0.compare_and_swap(&inherited, ProcessLocal::fresh());
+            if Arc::ptr_eq(&previous, &inherited) {
+                std::mem::forget(inherited);
+            }
         }
-        self.known(process).unwrap_or_default()
-    }
-
-    fn known(&self, process: u32) -> Option<Arc<T>> {
-        let inner = self.0.load();
-        let inner = inner.as_ref().filter(|inner| inner.process == process)?;
-        Some(inner.value.clone())
+        self.0.load().value.clone()
     }
 }
 
 impl<T> Drop for ProcessLocal<T> {
     fn drop(&mut self) {
         let inner = self.0.load_full();
-        if inner
-            .as_ref()
-            .is_some_and(|inner| inner.process != process_id())
-        {
+        if inner.process != process_id() {
             std::mem::forget(inner);
         }
     }

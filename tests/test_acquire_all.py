@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import copy
+import json
+import pickle
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -17,6 +23,16 @@ from .support.line import Background, wait_until_waiting, waiting
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]
 NAMES = ["b", "a", "c", "a"]
+
+
+class Caseless(str):
+    """A text that is equal to others."""
+
+    def __eq__(self, other: object) -> bool:
+        return self.lower() == str(other).lower()
+
+    def __hash__(self) -> int:
+        return hash(self.lower())
 
 
 @pytest.fixture
@@ -93,11 +109,117 @@ def test_locks_that_are_held_already(conf: Conf) -> None:
         assert score.distlock.Lock(conf, "a").try_acquiring()
 
 
-@pytest.mark.parametrize("names", ["abc", b"abc", ["a", 1], None])
-def test_mistakes(conf: Conf, names: Any) -> None:
-    with pytest.raises(TypeError):
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("abc", "several names"),
+        (b"abc", "several names"),
+        (["a", 1], "a lock must be a str, not int"),
+        (None, "not iterable"),
+    ],
+)
+def test_mistakes(conf: Conf, names: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         conf.acquire_all(names)
     assert conf.try_acquiring("a")
+
+
+READERS: dict[str, Callable[[Any], object]] = {
+    "[]": lambda holds: holds["[]"],
+    "get": lambda holds: holds.get("get"),
+    "items": lambda holds: holds.items(),
+    "values": lambda holds: holds.values(),
+    "pop": lambda holds: holds.pop("pop"),
+    "popitem": lambda holds: holds.popitem(),
+    "setdefault": lambda holds: holds.setdefault("setdefault", ""),
+    "copy": lambda holds: holds.copy(),
+    "|": lambda holds: holds | {},
+    "| on the right": lambda holds: {} | holds,
+    "==": lambda holds: holds == {},
+    "repr": repr,
+    "dict": dict,
+    "**": lambda holds: {**holds},
+    "pickle": pickle.dumps,
+    "copy.copy": copy.copy,
+    "json": json.dumps,
+}
+
+
+def test_who_has_read_a_token_has_to_release_it(conf: Conf, other: Conf) -> None:
+    """However it was read. Each does it with the lock of its own name."""
+    for name, read in READERS.items():
+        holds = conf.acquire_all([name])
+        read(holds)
+        del holds
+    # What would be released in the background has been by then.
+    others = conf.acquire_all(["others"])
+    del others
+    other.acquire("others", timeout=None)
+    for name in READERS:
+        assert other.try_acquiring(name) is None, name
+
+
+def test_holds_whose_tokens_nobody_has_read_end_with_their_object(conf: Conf, other: Conf) -> None:
+    for look in (len, list, bool, dict.keys):
+        holds = conf.acquire_all(NAMES)
+        look(holds)
+        del holds
+        for name in NAMES:
+            other.release(name, other.acquire(name, timeout=None))
+
+
+def test_a_block_that_is_given_up_ends_its_holds(conf: Conf, other: Conf) -> None:
+    """Also if their tokens were read inside of it."""
+
+    def work() -> Iterator[str]:
+        with contextlib.ExitStack() as stack:
+            yield stack.enter_context(conf.acquire_all(NAMES))["a"]
+            stack.pop_all()
+
+    assert [other.try_acquiring("a") for _ in work()] == [None]
+    for name in NAMES:
+        other.release(name, other.acquire(name, timeout=None))
+
+
+def test_the_lease_of_each_begins_when_all_are_there(url: str, conf: Conf, db: Db) -> None:
+    late = score.distlock.init({"sqlalchemy.url": url, "maxtime": "3s"})
+    token = conf.acquire("c")
+    waiter = Background(late.acquire_all, NAMES, timeout=None)
+    wait_until_waiting(db, 1, "c")
+    # A renewal may have come in between, but not from before.
+    row = db.execute("""
+        SELECT clock_timestamp() FROM _score_distlock,
+               pg_sleep_until(expires - make_interval(secs => 0.8 * lease)) WHERE name = 'a'
+    """).fetchone()
+    conf.release("c", token)
+    holds = waiter.result()
+    begun = "SELECT every(expires - make_interval(secs => lease) > %s) FROM _score_distlock"
+    assert db.execute(begun, row).fetchone() == (True,)
+    holds.release()
+
+
+def test_what_was_free_is_not_extended(conf: Conf, db: Db) -> None:
+    with conf.acquire_all(NAMES):
+        fresh = "SELECT every(updated = acquired) FROM _score_distlock"
+        assert db.execute(fresh).fetchone() == (True,)
+
+
+def test_coroutines_wait_as_long_for_all_of_them(conf: Conf) -> None:
+    async def main() -> None:
+        assert conf.aio.acquire_all(["a"]) == {}, "before it is awaited"
+        async with conf.aio.get("c") as lock:
+            waiter = asyncio.create_task(take(None))
+            for timeout in (0, 0.05):
+                with pytest.raises(CouldNotAcquireLock):
+                    await asyncio.create_task(take(timeout))
+            assert lock.token
+        await waiter
+
+    async def take(timeout: float | None) -> None:
+        async with conf.aio.acquire_all(NAMES, timeout=timeout):
+            pass
+
+    asyncio.run(main())
 
 
 PHILOSOPHER = """
@@ -118,3 +240,12 @@ def test_no_deadlock(url: str, conf: Conf) -> None:
         for number in range(4)
     ]
     assert [process.wait() for process in processes] == [0] * 4
+
+
+def test_a_name_is_its_text_whatever_it_is_equal_to(conf: Conf) -> None:
+    upper, lower = Caseless("NAME"), Caseless("name")
+    with conf.acquire_all([upper, lower]) as tokens:
+        assert list(tokens) == ["NAME", "name"]
+    first, second = conf.aio.get(upper), conf.aio.get(lower)
+    assert (first.name, second.name) == ("NAME", "name")
+    assert conf.aio.get("NAME") is first

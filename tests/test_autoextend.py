@@ -145,8 +145,9 @@ def test_a_release_by_the_owner_is_no_loss(brief: Conf) -> None:
     told: list[Any] = []
     lock = brief.get("name")
     for number in range(60):
-        with lock.hold(autoextend=True, maxtime=0.03, on_lost=told.append):
-            time.sleep(0.0005 * (number % 40))
+        # The first renewal is due after 100 ms.
+        with lock.hold(autoextend=True, maxtime=0.3, on_lost=told.append):
+            time.sleep(0.09 + 0.0005 * (number % 40))
     time.sleep(0.1)
     assert told == []
 

@@ -6,8 +6,11 @@ import secrets
 import traceback
 from datetime import timedelta
 from typing import Any
+from unittest import mock
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import score.distlock
 from score.distlock import (
@@ -23,6 +26,9 @@ from .conftest import fresh_database
 from .server_free import URL, free_port
 
 Conf = ConfiguredDistlockModule
+
+#: Python refuses to write it.
+LONG = 10**5000
 
 
 @pytest.mark.parametrize(
@@ -44,6 +50,8 @@ Conf = ConfiguredDistlockModule
         ({"sqlalchemy.url": URL, "sqlalchemy.poolsize": "1"}, ["did you mean", "pool_size"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.poolclass": "x"}, ["sqlalchemy.poolclass"]),
         ({"sqlalchemy.url": URL, 7: "x"}, ["7 is not a key"]),
+        ({"sqlalchemy.url": URL, LONG: "x"}, ["a very long int is not a key"]),
+        ({"sqlalchemy.url": URL, "x" * 10**6: "x"}, ["'xxx", "xxx… is not a key"]),
         ({"sqlalchemy.url": URL, "maxtime": "soon"}, ["maxtime", "'soon'", "'500ms'"]),
         ({"sqlalchemy.url": URL, "maxtime": ""}, ["maxtime", "''"]),
         ({"sqlalchemy.url": URL, "maxtime": "-1s"}, ["maxtime", "-1s"]),
@@ -51,19 +59,33 @@ Conf = ConfiguredDistlockModule
         ({"sqlalchemy.url": URL, "maxtime": "nan"}, ["maxtime", "nan"]),
         ({"sqlalchemy.url": URL, "maxtime": float("inf")}, ["maxtime", "inf"]),
         ({"sqlalchemy.url": URL, "maxtime": timedelta(days=40000)}, ["maxtime", "hundred years"]),
+        ({"sqlalchemy.url": URL, "maxtime": 10**400}, ["maxtime: 1000", "… is out of range"]),
+        ({"sqlalchemy.url": URL, "maxtime": LONG}, ["maxtime: a very long int is out of range"]),
         ({"sqlalchemy.url": URL, "maxtime": None}, ["maxtime must be", "NoneType"]),
         ({"sqlalchemy.url": URL, "maxtime": True}, ["maxtime must be", "bool"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.pool_size": "many"}, ["pool_size", "'many'"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.pool_size": "-1"}, ["pool_size", "'-1'", "0"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.pool_size": 1.5}, ["pool_size", "1.5"]),
+        ({"sqlalchemy.url": URL, "sqlalchemy.pool_size": LONG}, ["pool_size", "out of range"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.max_overflow": "-2"}, ["max_overflow", "'-2'", "-1"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.pool_timeout": "0"}, ["pool_timeout", "more than 0"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.pool_timeout": "x"}, ["pool_timeout", "'x'"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.pool_recycle": "x"}, ["pool_recycle", "'x'"]),
+        ({"sqlalchemy.url": URL, "sqlalchemy.pool_recycle": LONG}, ["pool_recycle"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.pool_pre_ping": "2"}, ["pre_ping", "true and false"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.echo": "perhaps"}, ["echo", "'perhaps'"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.isolation_level": "NONE"}, ["SERIALIZABLE"]),
         ({"sqlalchemy.url": URL, "reentrant": "maybe"}, ["reentrant", "'maybe'", "true and false"]),
+        ({"sqlalchemy.url": URL, "table_owner": "a\0b"}, ["table_owner contains NUL"]),
+        ({"sqlalchemy.url": URL, "sqlalchemy.connect_args": {7: "x"}}, ["connect_args: 7"]),
+        (
+            {"sqlalchemy.url": URL, "sqlalchemy.connect_args": {"port": LONG}},
+            ["port is a very long"],
+        ),
+        (
+            {"sqlalchemy.url": URL, "sqlalchemy.connect_args": {"server_settings": {"a": LONG}}},
+            ["server_settings is a very long int"],
+        ),
     ],
 )
 def test_a_bad_configuration_names_the_key_the_value_and_what_is_allowed(
@@ -123,6 +145,33 @@ def test_intervals_have_fractions_and_are_sums(maxtime: str, seconds: float) -> 
     assert _config.timeout(maxtime) == seconds
 
 
+UNITS = {"ms": 0.001, "s": 1, "seconds": 1, "min": 60, "Hour": 3600, "d": 86400}
+PARTS = st.lists(
+    st.tuples(st.integers(0, 999), st.sampled_from(["", " "]), st.sampled_from(sorted(UNITS))),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(derandomize=True, database=None, deadline=None)
+@given(PARTS)
+def test_any_sum_is_an_interval(parts: list[tuple[int, str, str]]) -> None:
+    text = " ".join(f"{number}{space}{unit}" for number, space, unit in parts)
+    expected = sum(number * UNITS[unit] for number, _, unit in parts)
+    assert _config.interval(text, "maxtime") == pytest.approx(expected)
+
+
+@settings(derandomize=True, database=None, deadline=None, max_examples=500)
+@given(st.text("0123456789.smhday +-_e") | st.text() | st.floats() | st.integers())
+def test_anything_else_is_an_interval_or_refused(value: Any) -> None:
+    try:
+        seconds = _config.interval(value, "maxtime")
+    except ConfigurationError as error:
+        assert len(str(error)) < 400
+    else:
+        assert 0 <= seconds <= _config.MAX_SECONDS
+
+
 @pytest.mark.parametrize(
     "maxtime", ["", " ", ".", "s", ".s", "1.5.5s", "1 parsec", "1s 1", "1s, 2s", "-1s", "1m -1s"]
 )
@@ -133,11 +182,45 @@ def test_what_is_no_interval(maxtime: str) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("pool_size", -1), ("max_overflow", "x"), ("pool_timeout", 0), ("pool_recycle", "x")],
+    [
+        *(("pool_size", -1), ("max_overflow", "x"), ("pool_timeout", 0), ("pool_recycle", "x")),
+        *(("echo", "perhaps"), ("isolation_level", "NONE"), ("table_owner", 7)),
+        *(("timeout", "soon"), ("timeout", -1), ("timeout", 10**400)),
+    ],
 )
 def test_options_of_the_constructor_are_checked(option: str, value: Any) -> None:
     with pytest.raises(ConfigurationError, match=option):
         ConfiguredDistlockModule(URL, 1, **{option: value})
+
+
+def test_the_engine_gets_the_options_as_they_were_understood() -> None:
+    options: dict[str, Any] = {"pool_size": "3", "max_overflow": "-1", "echo": "no"}
+    conf = ConfiguredDistlockModule(URL, 1, pool_timeout="5s", pool_recycle="1m", **options)
+    pool = conf.engine.pool
+    assert (pool.size(), pool._max_overflow, pool._timeout, pool._recycle) == (3, -1, 5, 60)
+    assert not conf.engine.echo
+
+
+@pytest.mark.parametrize("text", ["1" * 300_000, "1" * 300_000 + "!", "1s" * 300_000 + "!"])
+def test_a_long_text_takes_no_longer_than_its_length(text: str) -> None:
+    """Some regular expressions would take hours."""
+    with pytest.raises(ConfigurationError, match="maxtime: '1"):
+        ConfiguredDistlockModule(URL, text)
+
+
+@pytest.mark.parametrize("value", ["soon", -1, 10**400])
+def test_a_bad_time_that_is_an_argument(value: Any) -> None:
+    lock = ConfiguredDistlockModule(URL, 1).get("name")
+    with pytest.raises(ValueError, match=r"^timeout: ") as raised:
+        lock.acquire(timeout=value)
+    assert len(str(raised.value)) < 300
+    with pytest.raises(ValueError, match=r"^maxtime: "):
+        lock.hold(maxtime=value)
+
+
+def test_an_object_that_has_every_attribute_is_no_engine() -> None:
+    with pytest.raises(ConfigurationError, match="the Engine is for <MagicMock"):
+        ConfiguredDistlockModule(mock.MagicMock(), 1)
 
 
 @pytest.mark.parametrize("name", [None, 7, b"bytes", ["a"], object()])
@@ -154,6 +237,10 @@ def test_a_name_has_no_nul() -> None:
     conf = ConfiguredDistlockModule(URL, 1)
     with pytest.raises(ValueError, match=r"must not contain NUL.*a\\0b"):
         conf.get("a\0b")
+    for letter in ("\0", "\ud800"):
+        with pytest.raises(ValueError, match="must not contain") as raised:
+            conf.get("a" * 10**6 + letter)
+        assert len(str(raised.value)) < 300
 
 
 @pytest.mark.parametrize("token", [7, ["a"], 1.5, object()])

@@ -209,6 +209,23 @@ def test_a_password_in_the_wrong_place_is_not_told(records: Any, form: str) -> N
     assert_untold(password, everything_said(work, records))
 
 
+def test_a_password_that_cannot_be_encoded_is_not_told(records: Any) -> None:
+    """The error of Python's own would have all of it, though it does not print it."""
+    password = "Zq9XwVkR7t\ud800"
+    url, made = "postgresql://u:{}@127.0.0.1:1/d", "postgresql+psycopg://"
+    args = {"password": password}
+    for work in (
+        lambda: Conf(url.format(password), "1m"),
+        lambda: score.distlock.init({"sqlalchemy.url": url.format(password)}),
+        lambda: Conf(URL.create("postgresql", "u", password, "127.0.0.1", 1, "d"), "1m"),
+        lambda: Conf("postgresql://u@127.0.0.1:1/d", "1m", connect_args=args),
+        lambda: Conf(create_engine(made, connect_args=args), "1m"),
+    ):
+        shown = everything_said(work, records)
+        assert "half of a surrogate pair" in shown
+        assert_untold(password[:10], shown)
+
+
 @settings(max_examples=200, deadline=None)
 @given(PASSWORDS.filter(lambda text: "\0" not in text), st.sampled_from(range(5)))
 def test_no_part_of_a_password_elsewhere_is_told(records: Any, password: str, way: int) -> None:

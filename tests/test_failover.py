@@ -6,12 +6,10 @@ import contextlib
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import psycopg
 import pytest
 
 import score.distlock
@@ -30,12 +28,7 @@ def pair() -> Iterator[tuple[Server, Server]]:
         stack.callback(primary.destroy)
         standby = Server(primary)
         stack.callback(standby.destroy)
-        with psycopg.connect(primary.url(), autocommit=True) as admin:
-            admin.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
-            admin.execute("SELECT pg_reload_conf()")
-            synchronous = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
-            while admin.execute(synchronous).fetchone() is None:
-                time.sleep(0.01)
+        primary.wait_for_standby()
         yield primary, standby
 
 

@@ -136,7 +136,10 @@ def test_a_number_drawn_before_another_acquisition_is_replaced(url: str, db: Db,
     answers: list[Any] = []
     thread = threading.Thread(target=lambda: answers.append(slow.acquire(timeout=wait)))
     thread.start()
-    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    waiting = """
+        SELECT count(*) FROM pg_locks JOIN pg_database AS base ON base.oid = database
+         WHERE datname = current_database() AND locktype = 'advisory' AND NOT granted
+    """
     while db.execute(waiting).fetchone() == (0,):
         pass
     lock = other.get("name")

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg
 import psycopg2
@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 import score.distlock
 from score.distlock import CouldNotAcquireLock, LockExpired
 
-from .conftest import run
+from .conftest import python, run
 from .support.line import Background, wait_until_waiting
 from .test_clock import await_expiry
 
@@ -93,6 +93,8 @@ class SqlalchemySession(SqlalchemyConnection):
 
 
 class Django(Client):
+    OPTIONS: ClassVar[dict[str, Any]] = {}
+
     @contextlib.contextmanager
     def transaction(self) -> Iterator[Any]:
         from django.conf import settings
@@ -111,6 +113,7 @@ class Django(Client):
                     "USER": info.get("user", ""),
                     "HOST": info["host"],
                     "PORT": str(info["port"]),
+                    "OPTIONS": self.OPTIONS,
                 },
             }
         )[alias]
@@ -124,6 +127,10 @@ class Django(Client):
             del connections[alias]
 
 
+class DjangoWithDictRows(Django):
+    OPTIONS: ClassVar[dict[str, Any]] = {"row_factory": psycopg.rows.dict_row}
+
+
 CLIENTS = [
     Psycopg2,
     Psycopg3,
@@ -131,6 +138,7 @@ CLIENTS = [
     SqlalchemyConnection,
     SqlalchemySession,
     Django,
+    DjangoWithDictRows,
 ]
 
 
@@ -256,6 +264,38 @@ def test_several_guards_at_once(psycopg3: Client, conf: Conf) -> None:
         lock = conf.get("name")
         with lock.guard(one, token=token), lock.guard(two, token=token.encode()):
             assert lock.fence is not None
+
+
+def test_a_hold_of_0_2_5_is_guarded_and_has_no_fence(conf: Conf, url: str, db: Db) -> None:
+    token = "ab" * 128
+    insert = (
+        "INSERT INTO _score_distlock (name, acquired, updated, token)"
+        " VALUES ('name', now(), now(), %s)"
+    )
+    db.execute(insert, (token,))
+    lock = conf.get("name")
+    with psycopg.connect(url) as connection, lock.guard(connection, token=token):
+        assert lock.fence is None
+        assert conf.try_acquiring("name") is None
+
+
+def test_a_guard_needs_no_other_driver_than_the_callers(url: str, conf: Conf) -> None:
+    code = (
+        "import sys, psycopg2, score.distlock\n"
+        "with score.distlock.init({'sqlalchemy.url': sys.argv[1]}).get('name') as lock:\n"
+        "    with psycopg2.connect(sys.argv[1]) as connection, lock.guard(connection):\n"
+        "        print('guarded', 'psycopg' in sys.modules)\n"
+    )
+    assert python(code, url) == "guarded False\n"
+
+
+def test_an_error_of_the_callers_transaction_arrives(conf: Conf, url: str) -> None:
+    with conf.get("name") as lock, psycopg.connect(url) as connection:
+        with pytest.raises(psycopg.errors.DivisionByZero):
+            connection.execute("SELECT 1 / 0")
+        with pytest.raises(psycopg.errors.InFailedSqlTransaction), lock.guard(connection):
+            pytest.fail("nothing can be confirmed in such a transaction")
+        assert not lock.expired
 
 
 @pytest.mark.parametrize("connect", [psycopg.connect, psycopg2.connect])

@@ -23,7 +23,6 @@ import score.distlock
 from score.distlock import DatabaseUnavailable, LockExpired, _guard, _sqlalchemy
 
 from .conftest import fresh_database
-from .support.server import Server
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]
@@ -36,6 +35,11 @@ class Row:
 
 
 class Refusing(psycopg.Cursor[Any]):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        raise AssertionError("the caller's own cursor was used")
+
+
+class Refusing2(psycopg2.extensions.cursor):
     def __init__(self, *args: Any, **options: Any) -> None:
         raise AssertionError("the caller's own cursor was used")
 
@@ -61,6 +65,7 @@ PSYCOPG2: dict[str, Any] = {
         psycopg2.extras.RealDictCursor,
         psycopg2.extras.NamedTupleCursor,
         psycopg2.extras.LoggingCursor,
+        Refusing2,
     )
 }
 
@@ -97,7 +102,10 @@ def execute(connection: Any, statement: str) -> None:
     """Executes what gives no rows."""
     if hasattr(connection, "cursor"):
         psycopg3 = isinstance(connection, psycopg.Connection)
-        with psycopg.Cursor(connection) if psycopg3 else connection.cursor() as cursor:
+        plain = psycopg2.extensions.cursor
+        with (
+            psycopg.Cursor(connection) if psycopg3 else connection.cursor(cursor_factory=plain)
+        ) as cursor:
             cursor.execute(statement)
     else:
         options = {"stream_results": False}
@@ -172,6 +180,15 @@ def test_pipelines(conf: Conf, url: str, db: Db) -> None:
         ):
             pytest.fail("there was nothing to guard")
     assert db.execute("SELECT * FROM work").fetchall() == [("guarded",)]
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
+def test_autocommit_of_sqlalchemy_is_no_transaction(conf: Conf, url: str, driver: str) -> None:
+    """Where no cursor can be declared, as the Engine's options want it."""
+    with conf.get("name") as lock, connected(url, f"sqlalchemy {driver}") as connection:
+        connection.execution_options(isolation_level="AUTOCOMMIT")
+        with pytest.raises(RuntimeError, match="autocommit"), lock.guard(connection):
+            pytest.fail("there was nothing to guard")
 
 
 @pytest.fixture
@@ -278,21 +295,17 @@ class OwnRecord(asyncpg.Record):  # type: ignore[misc]
         raise AssertionError("the caller's own record was used")
 
 
-async def open_async(stack: contextlib.AsyncExitStack, url: str, server: Server, kind: str) -> Any:
+async def open_async(stack: contextlib.AsyncExitStack, url: str, kind: str) -> Any:
     if kind == "asyncpg":
-        database = url.partition("?")[0].rpartition("/")[2]
-        connection = await asyncpg.connect(
-            host=str(server.folder),
-            port=server.port,
-            user="postgres",
-            database=database,
-            record_class=OwnRecord,
-        )
+        connection = await asyncpg.connect(url, record_class=OwnRecord)
         stack.push_async_callback(connection.close)
         await stack.enter_async_context(connection.transaction())
         return connection
     if kind in ("sqlalchemy", "session"):
-        engine = create_async_engine(url.replace("postgresql://", "postgresql+psycopg://"))
+        engine = create_async_engine(
+            url.replace("postgresql://", "postgresql+psycopg://"),
+            execution_options={"stream_results": True},
+        )
         stack.push_async_callback(engine.dispose)
         if kind == "session":
             return await stack.enter_async_context(AsyncSession(engine))
@@ -305,32 +318,28 @@ async def open_async(stack: contextlib.AsyncExitStack, url: str, server: Server,
 
 
 @pytest.mark.parametrize("kind", [*ASYNC, "asyncpg", "sqlalchemy", "session"])
-def test_unusual_asynchronous_connections(
-    server: Server, server_url: str, admin_url: str, kind: str
-) -> None:
-    conf = score.distlock.init({"sqlalchemy.url": server_url})
-
-    async def main(elsewhere: str) -> None:
+def test_unusual_asynchronous_connections(conf: Conf, url: str, elsewhere: str, kind: str) -> None:
+    async def main() -> None:
         lock = conf.aio.get("name")
         async with lock:
             async with contextlib.AsyncExitStack() as stack:
-                connection = await open_async(stack, server_url, server, kind)
+                connection = await open_async(stack, url, kind)
                 async with lock.guard(connection):
                     await lock.release(lock.token)
                     assert await conf.aio.try_acquiring("name") is None, "guarded"
             await lock.acquire()
             async with contextlib.AsyncExitStack() as stack:
-                connection = await open_async(stack, elsewhere, server, kind)
+                connection = await open_async(stack, elsewhere, kind)
                 with pytest.raises(RuntimeError, match="does not see it"):
                     async with lock.guard(connection):
                         pytest.fail("it is not there")
                 await _guard._execute_async(connection, "SELECT 'still alive'")
             assert not lock.expired
-            with psycopg.connect(server_url) as db:
+            with psycopg.connect(url) as db:
                 db.execute("DELETE FROM _score_distlock")
             with contextlib.suppress(Exception):
                 async with contextlib.AsyncExitStack() as stack:
-                    connection = await open_async(stack, server_url, server, kind)
+                    connection = await open_async(stack, url, kind)
                     with pytest.raises(LockExpired):
                         async with lock.guard(connection):
                             pytest.fail("it is lost")
@@ -341,9 +350,90 @@ def test_unusual_asynchronous_connections(
                 await lock.release()
             await lock.acquire()
 
-    with fresh_database(server.url()) as elsewhere:
-        score.distlock.init({"sqlalchemy.url": elsewhere})
-        asyncio.run(main(elsewhere))
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["class_row", "pipeline", "asyncpg", "sqlalchemy"])
+def test_autocommit_is_no_transaction_for_a_coroutine_either(
+    conf: Conf, url: str, kind: str
+) -> None:
+    async def main() -> None:
+        async with conf.aio.get("name") as lock, contextlib.AsyncExitStack() as stack:
+            if kind == "asyncpg":
+                connection = await asyncpg.connect(url)
+                stack.push_async_callback(connection.close)
+            elif kind == "pipeline":
+                connection = await psycopg.AsyncConnection.connect(url, autocommit=True)
+                await stack.enter_async_context(connection)
+                await stack.enter_async_context(connection.pipeline())
+            else:
+                connection = await open_async(stack, url, kind)
+                if kind == "sqlalchemy":
+                    await connection.execution_options(isolation_level="AUTOCOMMIT")
+                else:
+                    await connection.set_autocommit(True)
+            with pytest.raises(RuntimeError, match="autocommit"):
+                async with lock.guard(connection):
+                    pytest.fail("there was nothing to guard")
+
+    asyncio.run(main())
+
+
+def test_an_error_of_a_coroutines_transaction_arrives(conf: Conf, url: str, admin_url: str) -> None:
+    async def main(empty: str) -> None:
+        async with conf.aio.get("name") as lock:
+            async with await psycopg.AsyncConnection.connect(url) as connection:
+                with pytest.raises(psycopg.errors.DivisionByZero):
+                    await connection.execute("SELECT 1 / 0")
+                with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+                    async with lock.guard(connection):
+                        pytest.fail("nothing can be confirmed in such a transaction")
+            async with await psycopg.AsyncConnection.connect(empty) as connection:
+                with pytest.raises(RuntimeError, match="there is no table"):
+                    async with lock.guard(connection):
+                        pytest.fail("there is nothing to see")
+            assert not lock.expired
+
+    with fresh_database(admin_url) as empty:
+        asyncio.run(main(empty))
+
+
+def test_what_a_coroutine_does_not_know_is_not_committed(conf: Conf, url: str, db: Db) -> None:
+    db.execute("CREATE TABLE work (done text)")
+
+    def lost() -> bool:
+        raise DatabaseUnavailable("gone")
+
+    async def main() -> None:
+        async with await psycopg.AsyncConnection.connect(url) as connection:
+            await connection.execute("INSERT INTO work VALUES ('perhaps late')")
+            guard = _guard.AsyncGuard(
+                conf.aio.get("name"), connection, "0", "SELECT 1 WHERE false", (), print, lost
+            )
+            with pytest.raises(DatabaseUnavailable):
+                async with guard:
+                    pytest.fail("the guard saw what is not there")
+
+    asyncio.run(main())
+    assert db.execute("SELECT * FROM work").fetchall() == []
+
+
+def test_a_guard_refuses_connections_of_the_other_kind(conf: Conf, url: str) -> None:
+    async def main() -> None:
+        lock, refused = conf.get("name"), pytest.raises(TypeError, match="connection must be one")
+        token = lock.acquire()
+        for kind in ("class_row", "asyncpg", "sqlalchemy", "session"):
+            async with contextlib.AsyncExitStack() as stack:
+                connection = await open_async(stack, url, kind)
+                with refused:
+                    lock.guard(connection)
+        for kind in ("psycopg dict_row", "psycopg2 DictCursor", "sqlalchemy psycopg"):
+            with connected(url, kind) as connection, refused:
+                conf.aio.get("name").guard(connection, token=token)
+        with contextlib.closing(psycopg2.connect(url, async_=1)) as connection, refused:
+            lock.guard(connection)
+
+    asyncio.run(main())
 
 
 def test_vacuum_in_a_session(conf: Conf, url: str, db: Db, admin_url: str) -> None:
@@ -365,3 +455,31 @@ def test_vacuum_in_a_session(conf: Conf, url: str, db: Db, admin_url: str) -> No
 def test_vacuums_statement_may_have_strange_names_in_it(url: str) -> None:
     with connected(url, "sqlalchemy psycopg") as session:
         _sqlalchemy.vacuum(session, STRANGE.replace("= '$1'", "< 3"), 1.0, 2.0)
+
+
+@pytest.mark.parametrize("about", ["__cause__", "orig"])
+def test_an_error_that_leads_back_to_itself_is_what_the_caller_gets(conf: Conf, about: str) -> None:
+    error = ValueError("mine")
+    setattr(error, about, error)
+
+    class Session:
+        def execute(self, *arguments: object, **options: object) -> None:
+            raise error
+
+    for work in (
+        lambda: conf.vacuum(Session()),
+        lambda: conf.get("name").guard(Session(), token="0" * 256).__enter__(),
+    ):
+        with pytest.raises(ValueError, match=r"^mine$"):
+            work()
+
+
+def test_an_error_of_a_driver_may_have_any_attributes(conf: Conf) -> None:
+    class Session:
+        def execute(self, *arguments: object, **options: object) -> None:
+            error = ValueError("mine")
+            error.orig = "text"  # type: ignore[attr-defined]
+            raise error
+
+    with pytest.raises(ValueError, match=r"^mine$"):
+        conf.vacuum(Session())

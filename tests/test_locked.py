@@ -153,6 +153,8 @@ def test_mistakes(conf: Conf) -> None:
         conf.locked("name")(staticmethod(function))
     with pytest.raises(TypeError, match=r"only functions can be locked, not int"):
         conf.locked("name")(1)  # type: ignore[type-var]
+    with pytest.raises(TypeError, match=r"only functions can be locked, not type"):
+        conf.locked("name")(Awaitable)
     with pytest.raises(TypeError, match=r"write @conf.locked\('name'\)"):
         conf.locked(function)  # type: ignore[arg-type]
 
@@ -344,5 +346,124 @@ def test_partial_generators(conf: Conf) -> None:
             yield 1
 
     for function in (functools.partial(agenerator), Called(), functools.partial(Called())):
-        with pytest.raises(TypeError, match="generator function"):
+        kind = type(function).__name__
+        with pytest.raises(TypeError, match=f"^this {kind} object is a generator function"):
             conf.locked("name")(function)
+
+
+def test_a_name_with_too_many_braces(conf: Conf) -> None:
+    with pytest.raises(ValueError, match="not well-formed: Max string recursion"):
+        conf.locked("{a:" * 5000 + "}" * 5000)
+
+
+def test_wrappers_without_end(conf: Conf) -> None:
+    """Of an object that has every attribute, as the methods of `xmlrpc.client`."""
+
+    class Method:
+        @property
+        def __wrapped__(self) -> Any:
+            return Method()
+
+        def __call__(self) -> bool:
+            return held(conf, "name")
+
+    assert conf.locked("name")(Method())()
+
+
+@pytest.mark.parametrize("manner", ["function", "coroutine", "wrapper", "wrapper of either"])
+def test_arguments_and_options_reach_every_kind_of_function(conf: Conf, manner: str) -> None:
+    """The name is made of the former, and the hold of the latter."""
+
+    def function(*, order_id: int) -> tuple[bool, bool]:
+        return held(conf, f"order-{order_id}"), conf.get(f"order-{order_id}").remaining <= 5
+
+    async def coroutine(*, order_id: int) -> tuple[bool, bool]:
+        return function(order_id=order_id)
+
+    @functools.wraps(coroutine)
+    def wrapper(**arguments: Any) -> Any:
+        return coroutine(**arguments)
+
+    @functools.wraps(coroutine)
+    def either(**arguments: Any) -> Any:
+        return function(**arguments)
+
+    functions: dict[str, Callable[..., Any]] = {
+        "function": function,
+        "coroutine": coroutine,
+        "wrapper": wrapper,
+        "wrapper of either": either,
+    }
+    locked = conf.locked("order-{order_id}", maxtime="5s")(functions[manner])
+
+    async def main() -> Any:
+        result = locked(order_id=17)
+        return await result if inspect.isawaitable(result) else result
+
+    assert asyncio.run(main()) == (True, True)
+    result = locked(order_id=17)
+    if inspect.iscoroutine(result):
+        result = asyncio.run(result)
+    assert result == (True, True)
+
+
+def test_a_wrapper_that_has_to_wait_does_not_stop_the_event_loop(conf: Conf) -> None:
+    """Who holds the lock may be another task of the same loop."""
+
+    async def plain() -> bool:
+        return held(conf, "name")
+
+    @conf.locked("name", timeout=None)
+    @functools.wraps(plain)
+    def traced() -> Any:
+        return plain()
+
+    async def other() -> bool:
+        return await traced()  # type: ignore[no-any-return]
+
+    async def main() -> bool:
+        async with conf.aio.get("name"):
+            task = asyncio.create_task(other())
+            await asyncio.sleep(0)
+        return await task
+
+    assert asyncio.run(main())
+
+
+def test_what_a_wrapper_returns_has_to_be_finished_too(conf: Conf) -> None:
+    async def plain() -> Any:
+        return agenerator()
+
+    @conf.locked("name")
+    @functools.wraps(plain)
+    def at_once() -> Any:
+        return agenerator()
+
+    @conf.locked("name")
+    @functools.wraps(plain)
+    def later() -> Any:
+        return plain()
+
+    with pytest.raises(TypeError, match="returns a generator"):
+        at_once()
+    with pytest.raises(TypeError, match="returns a generator"):
+        asyncio.run(later())
+
+
+def test_a_generator_that_has_begun_is_ended_under_the_lock(conf: Conf) -> None:
+    ended: list[bool] = []
+
+    def body() -> Iterator[int]:
+        try:
+            yield 1
+        finally:
+            ended.append(held(conf, "name"))
+
+    def start() -> Iterator[int]:
+        generator = body()
+        next(generator)
+        return generator
+
+    with pytest.raises(TypeError, match="returns a generator"):
+        conf.locked("name")(start)()
+    assert ended == [True]

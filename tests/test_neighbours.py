@@ -294,6 +294,28 @@ def test_parts_of_a_squatted_table_are_refused(
     assert "_score_distlock" in str(raised.value)
 
 
+def test_the_refusal_names_what_is_on_the_table(url: str, db: Db, roles: tuple[str, str]) -> None:
+    """And nothing that is on others."""
+    app, stranger = roles
+    db.execute("CREATE VIEW unconcerned AS SELECT 1")
+    with psycopg.connect(of_role(url, stranger), autocommit=True) as connection:
+        connection.execute(score.distlock._distlock._schema("public", None).encode())
+        connection.execute(SPY.encode())
+        connection.execute("CREATE RULE look AS ON DELETE TO _score_distlock DO ALSO NOTHING")
+        connection.execute("CREATE POLICY see ON _score_distlock USING (true)")
+    with pytest.raises(ConfigurationError) as raised:
+        score.distlock.init({"sqlalchemy.url": of_role(url, app)})
+    assert "On it: trigger spy, rule look, policy see." in str(raised.value)
+
+
+def test_tables_of_others_do_not_matter(url: str, db: Db, roles: tuple[str, str]) -> None:
+    app, stranger = roles
+    with psycopg.connect(of_role(url, stranger), autocommit=True) as connection:
+        connection.execute("CREATE TABLE theirs (id serial)")
+    for _ in range(2):
+        score.distlock.init({"sqlalchemy.url": of_role(url, app)})
+
+
 def test_a_trigger_by_somebody_who_may_add_triggers_is_refused(
     url: str, db: Db, roles: tuple[str, str]
 ) -> None:
@@ -315,6 +337,8 @@ def test_tables_of_those_who_need_no_trust(url: str, db: Db, roles: tuple[str, s
     db.execute(grant.format(sql.Identifier(app)))
     score.distlock.init({"sqlalchemy.url": of_role(url, app)}).acquire("of a superuser")
     db.execute(sql.SQL("ALTER TABLE _score_distlock OWNER TO {}").format(sql.Identifier(other)))
+    # Somebody else is a member of it.
+    db.execute(sql.SQL("GRANT {} TO postgres").format(sql.Identifier(other)))
     with pytest.raises(ConfigurationError, match="belong to"):
         score.distlock.init({"sqlalchemy.url": of_role(url, app)})
     db.execute(sql.SQL("GRANT {} TO {}").format(sql.Identifier(other), sql.Identifier(app)))
@@ -423,6 +447,7 @@ CREATE FUNCTION {0}.evil(text) RETURNS bool LANGUAGE plpgsql AS $$ BEGIN
     RAISE EXCEPTION 'code of another role has run';
 END $$;
 GRANT EXECUTE ON FUNCTION {0}.evil(text) TO public;
+CREATE OPERATOR {0}.=== (FUNCTION = texteq, LEFTARG = text, RIGHTARG = text);
 """
 
 
@@ -437,8 +462,10 @@ GRANT EXECUTE ON FUNCTION {0}.evil(text) TO public;
         " ON _score_distlock FOR EACH STATEMENT WHEN ({0}.evil('x'))",
         "CREATE TRIGGER any_name BEFORE INSERT OR UPDATE ON _score_distlock FOR EACH ROW"
         " WHEN (pg_notify('spoils', NEW.token) IS NULL)",
+        "CREATE OR REPLACE TRIGGER score_distlock_one_vacuum_at_a_time BEFORE DELETE"
+        " ON _score_distlock FOR EACH STATEMENT WHEN ('x' OPERATOR({0}.===) 'y')",
     ],
-    ids=["any name", "our name", "our trigger", "only the system's functions"],
+    ids=["any name", "our name", "our trigger", "only the system's functions", "an operator"],
 )
 def test_code_in_the_condition_of_a_trigger_is_refused(
     url: str, db: Db, roles: tuple[str, str], trigger: str

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg
@@ -26,23 +22,10 @@ from score.init import ConfigurationError
 
 from .conftest import fresh_database
 from .support.line import until
-from .support.server import Server, free_port
+from .support.pooler import NAME, Bouncer, program
+from .support.server import Server
 
 Conf = score.distlock.ConfiguredDistlockModule
-
-CONFIGURATION = """
-[databases]
-* = host={folder} port={port} user=postgres
-[pgbouncer]
-listen_addr = 127.0.0.1
-listen_port = {listen}
-unix_socket_dir =
-auth_type = any
-admin_users = postgres
-pool_mode = {mode}
-default_pool_size = {size}
-{more}
-"""
 
 WORK = """
 import sys, threading, score.distlock
@@ -65,27 +48,6 @@ print(failed)
 """
 
 
-def program() -> str:
-    """PgBouncer, if it is there; DISTLOCK_TEST_PGBOUNCER may name another one."""
-    name = os.environ.get("DISTLOCK_TEST_PGBOUNCER", "pgbouncer")
-    found = shutil.which(name, path=f"{os.environ.get('PATH')}:/usr/sbin")
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
-
-
-@dataclass
-class Bouncer:
-    """A PgBouncer in front of the server."""
-
-    mode: str
-    port: int
-
-    def url(self, database: str) -> str:
-        """The URL of a database through it."""
-        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
-
-
 @pytest.fixture(scope="module", params=["session", "transaction", "statement"])
 def mode(request: pytest.FixtureRequest) -> str:
     """When it hands a session of the server to somebody else."""
@@ -95,7 +57,10 @@ def mode(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module", params=["old", "new"])
 def bouncer(server: Server, mode: str, request: pytest.FixtureRequest) -> Iterator[Bouncer]:
     """One that knows nothing of prepared statements, as before 1.21, and one that does."""
-    told = subprocess.run([program(), "--version"], check=True, capture_output=True, text=True)
+    found = program()
+    if found is None:
+        pytest.skip(f"{NAME} is not installed")
+    told = subprocess.run([found, "--version"], check=True, capture_output=True, text=True)
     version = re.search(r"(\d+)\.(\d+)", told.stdout)
     assert version
     knows = (int(version[1]), int(version[2])) >= (1, 21)
@@ -103,30 +68,10 @@ def bouncer(server: Server, mode: str, request: pytest.FixtureRequest) -> Iterat
         pytest.skip(f"this pgbouncer does not know prepared statements: {version[0]}")
     prepared = {"old": 0, "new": 100}[request.param]
     more = f"max_prepared_statements = {prepared}" if knows else ""
-    port = free_port()
-    file = Path(server.folder) / "pgbouncer.ini"
     # Sessions are kept by their users in one mode, and shared in the others.
-    text = CONFIGURATION.format(
-        folder=server.folder,
-        port=server.port,
-        listen=port,
-        mode=mode,
-        size=40 if mode == "session" else 3,
-        more=more,
-    )
-    file.write_text(text)
-    file.chmod(0o644)
-    process = subprocess.Popen(
-        [program(), "--quiet", str(file)], user=server.user, stderr=subprocess.DEVNULL
-    )
-    while True:
-        assert process.poll() is None
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-    yield Bouncer(mode, port)
-    process.kill()  # SIGTERM waits for its clients since 1.23
-    process.wait()
+    made = Bouncer(server, mode, 40 if mode == "session" else 3, more)
+    yield made
+    made.stop()
 
 
 @pytest.fixture
@@ -188,6 +133,34 @@ def test_who_waits_gets_the_lock_and_leaves_nothing_on_the_server(
         assert admin.execute(left).fetchone() == (0,)
 
 
+def test_who_does_not_wait_does_not_come_before_those_of_its_process_that_do(
+    pooled: Conf, through: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though those look only now and then whether the lock is free."""
+    caplog.set_level(logging.INFO, "score.distlock")
+    has, over = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with pooled.get("in turn").hold(timeout=None):
+            has.set()
+            over.wait()
+
+    with Conf(through, "1m").get("in turn") as lock:
+        waiter = threading.Thread(target=wait)
+        waiter.start()
+        while "waiters poll" not in caplog.text:
+            lock.extend()
+    early = pooled.try_acquiring("in turn")
+    if early:
+        pooled.release("in turn", early)
+    has.wait()
+    over.set()
+    waiter.join()
+    assert early is None
+    with pooled.get("in turn"):
+        pass
+
+
 def test_holds_are_extended_automatically(through: str) -> None:
     """Others are still refused when two of the first leases would be over."""
     started = time.monotonic()
@@ -243,7 +216,7 @@ def test_a_search_path_that_the_pooler_does_not_pass_on(
         through = bouncer.url(url.partition("?")[0].rpartition("/")[2]) + options
         with pytest.raises(DatabaseUnavailable, match="a pooler does not pass the URL's options"):
             score.distlock.init({"sqlalchemy.url": through})
-        file = Path(server.folder) / "pgbouncer.ini"
+        file = bouncer.file
         file.write_text(file.read_text() + "ignore_startup_parameters = options, search_path\n")
         # Its console needs simple queries.
         with psycopg.connect(bouncer.url("pgbouncer"), autocommit=True) as console:

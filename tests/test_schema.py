@@ -115,6 +115,20 @@ def test_an_existing_table_is_upgraded_with_its_rows(
     assert conf.acquire("held")
 
 
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "SEQUENCE _score_distlock_fence_seq",
+        "TRIGGER score_distlock_one_vacuum_at_a_time ON _score_distlock",
+    ],
+)
+def test_whatever_is_missing_is_made_again(url: str, db: Db, missing: str) -> None:
+    for _ in range(2):
+        score.distlock.init({"sqlalchemy.url": url}).acquire("made")
+        db.execute(f"DROP {missing}".encode())  # it was there
+        db.execute("DELETE FROM _score_distlock")
+
+
 def test_nothing_is_locked_when_nothing_is_missing(url: str, db: Db) -> None:
     conf = score.distlock.init({"sqlalchemy.url": url})
     conf.acquire("row")

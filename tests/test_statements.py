@@ -306,7 +306,7 @@ HOLDERS: dict[str, tuple[Any, ...]] = {
     "ReleaseCalling": (LEASE, ZONE),
     "Held": (LEASE, ZONE),
     "Guard": (LEASE, ZONE),
-    "Number": (LEASE, ZONE),
+    "Number": (LEASE, ZONE, 5),
 }
 WRITTEN = {
     "Extend": {"updated", "touched", "expires", "lease"},
@@ -358,6 +358,29 @@ def test_only_the_holders_own_live_hold_counts(
         assert row["fence"] == found[0]["fence"] > 5
     if token == "another":
         assert not session.run("Released", "name", token)
+
+
+def test_a_number_that_was_drawn_stays(session: Session) -> None:
+    """Whoever comes late with the number before it is told the one that there is."""
+    session.put("held")
+    (drawn,) = session.run("Number", "name", "T", LEASE, ZONE, 5)
+    for before in (5, 4, 0):
+        assert session.run("Number", "name", "T", LEASE, ZONE, before) == [drawn]
+    assert session.rows()["name"]["fence"] == drawn["fence"]
+    session.db.execute("UPDATE _score_distlock SET fence = NULL")
+    (drawn,) = session.run("Number", "name", "T", LEASE, ZONE, 0)
+    assert drawn["fence"] == session.rows()["name"]["fence"] > 0
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_who_holds_it(session: Session, state: str) -> None:
+    session.put(state)
+    session.put(state, "bystander", fence=6)
+    before = session.rows()["name"]
+    held = [{"token": "T", "fence": 5}] if STATES[state].live else []
+    assert session.run("Holder", "name", LEASE, ZONE) == held
+    assert session.run("Holder", "missing", LEASE, ZONE) == []
+    assert not changed(before, session.rows()["name"])
 
 
 def test_a_hold_is_not_told_as_released(session: Session) -> None:
@@ -713,12 +736,14 @@ def test_whose_session_it_is(session: Session) -> None:
     (told,) = session.run("Whose", own + 1)
     assert told["alone"] is False
     assert before <= told["instant"] < before + 60
+    session.db.execute("SET jit = on")
     assert session.setting("enable_seqscan") == "on"
     assert session.setting("lock_timeout") == "0"
     session.db.execute("SET lock_timeout = '5s'")
     (told,) = session.run("Whose", own)
     assert told["alone"] is True
     assert session.setting("enable_seqscan") == "off"
+    assert session.setting("jit") == "off"
     assert session.setting("lock_timeout") == "5s", "somebody wants it so"
     session.db.execute("SET lock_timeout = 0")
     session.db.execute("SET enable_seqscan = on")

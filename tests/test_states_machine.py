@@ -1,4 +1,4 @@
-"""Threads, contexts, tasks, cuts, late answers, cancellations and forks against each other.
+"""Threads, tasks, cuts, late answers, signals, cancellations and forks against each other.
 
 A Hypothesis state machine over several names. After each step there is at most one live
 hold for each name, nobody believes in a hold that the database does not have, and two
@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import inspect
 import itertools
 import os
@@ -19,6 +20,7 @@ import queue
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -44,6 +46,8 @@ Work = Callable[[], Any]
 
 EXAMPLES = int(os.environ.get("DISTLOCK_STATES", "0"))
 NAMES = range(3)
+TOLD = (CouldNotAcquireLock, LockExpired, DatabaseUnavailable, ValueError)
+WHAT = st.sampled_from(["acquire", "with", "extended", "leave", "extend", "transfer"])
 #: How long anything may take that must happen at some time.
 LIMIT = 15
 
@@ -139,6 +143,49 @@ class TaskActor(Actor):
         self.loop.call_soon_threadsafe(self.work.put_nowait, None)
 
 
+class Interrupted(BaseException):
+    """What the handler of a signal raises, as that of Ctrl-C does."""
+
+
+class MainActor(Actor):
+    """The main thread, which signals interrupt."""
+
+    def __init__(self, number: int, conf: Conf) -> None:
+        self.number, self.conf, self.alone = number, conf, True
+        self.context = contextvars.Context()
+        self.working = False
+
+    def interrupt(self, *_: object) -> None:
+        """The signal's handler."""
+        if self.working:
+            self.working = False
+            raise Interrupted
+
+    def begin(self, work: Work) -> Future[Any]:
+        future: Future[Any] = Future()
+        results: list[Any] = []
+        try:
+            self.working = True
+            # No bytecode, and so no handler, runs between the end of the work and the list.
+            results.extend(map(self.context.run, [work]))
+        except BaseException as error:
+            self.working = False
+            if not results:
+                future.set_exception(error)
+        self.working = False
+        if results:
+            future.set_result(results[0])
+        return future
+
+    def end(self) -> None:
+        pass
+
+
+def token_of(result: Any) -> Any:
+    """Of a Lock that was entered; anything else as it is."""
+    return result.token if isinstance(result, score.distlock.Lock) else result
+
+
 @dataclass
 class Level:
     """Something entered and not yet left."""
@@ -167,6 +214,8 @@ class States(RuleBasedStateMachine):
         self.loop_thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.loop_thread.start()
         shared = Thread()
+        self.main = MainActor(7, self.through)
+        signal.signal(signal.SIGUSR1, self.main.interrupt)
         self.actors: list[Actor] = [
             Actor(0, self.through, Thread(), True),
             Actor(1, self.through, shared, False),
@@ -175,6 +224,7 @@ class States(RuleBasedStateMachine):
             TaskActor(4, self.through, self.loop),
             Actor(5, self.direct, Thread(), True),
             TaskActor(6, self.direct, self.loop),
+            self.main,
         ]
         self.names = [f"states {self.run} {number}" for number in NAMES]
         # Kept, so that everybody shares them.
@@ -239,9 +289,10 @@ class States(RuleBasedStateMachine):
     def outcome(self, actor: Actor, work: Work) -> Any:
         """Returns what it returned, or the exception; never lets anything else pass."""
         try:
-            return actor.begin(work).result(LIMIT)
-        except (CouldNotAcquireLock, LockExpired, DatabaseUnavailable, ValueError) as error:
+            result = actor.begin(work).result(LIMIT)
+        except (*TOLD, Interrupted) as error:
             return error
+        return token_of(result)
 
     def free(self, number: int) -> Actor | None:
         actor = self.actors[number]
@@ -266,7 +317,7 @@ class States(RuleBasedStateMachine):
         """Of an entrance; what is to be left afterwards, and what enters and returns the token."""
         lock = actor.lock(name)
         if how == "acquire":
-            return None, lambda: lock.acquire(timeout=timeout)
+            return None, functools.partial(lock.acquire, timeout=timeout)
         if how == "with":
             block = lock.hold(timeout)
         elif how == "brief":
@@ -281,7 +332,7 @@ class States(RuleBasedStateMachine):
                 return (await block.__aenter__()).token
 
             return block, enter_in_loop
-        return block, lambda: block.__enter__().token
+        return block, block.__enter__
 
     @staticmethod
     def lease(how: str) -> str:
@@ -292,7 +343,7 @@ class States(RuleBasedStateMachine):
         available = self.live(name) is None and not self.queued(name)
         contested = any(wait[0] == name for wait in self.waits.values())
         outcome = self.outcome(actor, work)
-        self.note(f"{actor.number} enters {name} ({how}): {outcome!r:.90}")
+        self.note(f"{actor.number} enters {name} ({how}): {outcome!r:.250}")
         if isinstance(outcome, str):
             self.entered(actor, name, block, outcome, self.lease(how))
         elif isinstance(outcome, LockExpired):
@@ -301,6 +352,8 @@ class States(RuleBasedStateMachine):
         elif isinstance(outcome, DatabaseUnavailable):
             assert disturbed
             self.doubtful.add(name)
+        elif isinstance(outcome, Interrupted):
+            self.given_back(name)
         elif outcome is None:
             # Its lease was over when the block began.
             assert how in ("brief", "kept")
@@ -323,14 +376,21 @@ class States(RuleBasedStateMachine):
         elif actor.asynchronous:
             outcome = self.outcome(actor, lambda: level.block.__aexit__(None, None, None))
         else:
-            outcome = self.outcome(actor, lambda: level.block.__exit__(None, None, None))
-        self.note(f"{actor.number} leaves {name}: {outcome!r:.90}")
+            outcome = self.outcome(actor, functools.partial(level.block.__exit__, None, None, None))
+        self.note(f"{actor.number} leaves {name}: {outcome!r:.250}")
         if isinstance(outcome, DatabaseUnavailable):
             assert disturbed
             self.doubtful.add(name)
             if level.block is None:
                 # Not known, and to be called again.
                 return
+        elif isinstance(outcome, Interrupted):
+            if level.block is None:
+                self.doubtful.add(name)
+                return
+            levels.remove(level)
+            self.given_back(name)
+            return
         elif outcome is not None and not isinstance(outcome, bool):
             assert lost_perhaps, f"a needless {outcome!r:.40}"
             assert isinstance(outcome, LockExpired) or level.block is None, outcome
@@ -345,7 +405,7 @@ class States(RuleBasedStateMachine):
             self.levels[other.number, name] for other in self.actors if other.conf is actor.conf
         )
 
-    everybody = st.integers(0, 6)
+    everybody = st.integers(0, 7)
     each_name = st.sampled_from(NAMES)
     manner = st.sampled_from(["acquire", "with", "extended", "brief", "kept"])
 
@@ -358,7 +418,7 @@ class States(RuleBasedStateMachine):
                 error = future.exception()
                 self.note(f"{number} has waited for {name}: {error!r:.60}")
                 if error is None:
-                    self.entered(actor, name, block, future.result(), "1h")
+                    self.entered(actor, name, block, token_of(future.result()), "1h")
                 elif isinstance(error, LockExpired):
                     assert self.may_be_lost(actor, name)
                     self.told(actor, name)
@@ -392,10 +452,13 @@ class States(RuleBasedStateMachine):
         old = levels[-1].token
         lost_perhaps = self.may_be_lost(actor, name) or disturbed
         outcome = self.outcome(actor, getattr(actor.lock(name), what))
-        self.note(f"{actor.number} {what}s {name}: {outcome!r:.90}")
+        self.note(f"{actor.number} {what}s {name}: {outcome!r:.250}")
         if isinstance(outcome, DatabaseUnavailable):
             assert disturbed
             self.doubtful.add(name)
+        elif isinstance(outcome, Interrupted):
+            if what == "transfer":  # under one token or another
+                self.doubtful.add(name)
         elif isinstance(outcome, Exception):
             assert lost_perhaps, f"a needless {outcome!r:.40}"
             self.told(actor, name)
@@ -445,7 +508,7 @@ class States(RuleBasedStateMachine):
     @rule(
         number=st.sampled_from([0, 1, 2, 3, 4]),
         name=each_name,
-        what=st.sampled_from(["acquire", "with", "extended", "leave", "extend", "transfer"]),
+        what=WHAT,
         side=st.sampled_from(["request", "answer"]),
         index=st.integers(0, 3),
         how=st.sampled_from(["before", "half", "after"]),
@@ -478,7 +541,7 @@ class States(RuleBasedStateMachine):
     @rule(
         number=st.sampled_from([0, 1, 2, 3, 4]),
         name=each_name,
-        what=st.sampled_from(["acquire", "with", "extended", "leave", "extend", "transfer"]),
+        what=WHAT,
         meanwhile=st.sampled_from(["nothing", "ends", "taken", "cut"]),
     )
     def late_answer(self, number: int, name: int, what: str, meanwhile: str) -> None:
@@ -524,6 +587,49 @@ class States(RuleBasedStateMachine):
             thread.join()
             self.proxy.thaw()
 
+    @rule(name=each_name, what=WHAT, moment=st.one_of(st.none(), st.integers(0, 30)))
+    def interrupt(self, name: int, what: str, moment: int | None) -> None:
+        """By a handler that raises: when the server has answered, or after so many 100 µs."""
+        self.settle()
+        over = threading.Event()
+
+        def later() -> None:
+            if moment is None:
+                while not self.proxy.frozen.wait(0.01) and not over.is_set():
+                    pass
+            else:
+                over.wait(moment * 0.0001)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+        self.note(f"a signal after {moment}")
+        if moment is None:
+            self.proxy.freeze_answers()
+        thread = threading.Thread(target=later)
+        thread.start()
+        try:
+            self.disturbed(self.main, self.names[name], what)
+        finally:
+            over.set()
+            thread.join()
+            self.proxy.thaw()
+
+    def given_back(self, name: str) -> None:
+        """Who was interrupted as it entered or left has nothing, and neither has the database."""
+        self.proxy.thaw()
+        deadline = time.monotonic() + LIMIT
+        while name not in self.doubtful and (token := self.live(name)):
+            self.settle()
+            known = {
+                level.token
+                for (_, key), levels in self.levels.items()
+                if key == name
+                for level in levels
+            }
+            if token in known | self.ended_elsewhere | {one for _, one in self.loose}:
+                return
+            assert time.monotonic() < deadline, f"nobody has {token}"
+            time.sleep(0.002)
+
     @rule(name=each_name)
     def lease_ends(self, name: int) -> None:
         """As an administrator ends it."""
@@ -551,7 +657,7 @@ class States(RuleBasedStateMachine):
             self.ended_elsewhere.add(token)
         conf = actor.conf.aio if actor.asynchronous else actor.conf
         outcome = self.outcome(actor, lambda: getattr(conf, what)(key, token))
-        self.note(f"{number} {what}s the token of {owners[0].number} for {key}: {outcome!r:.90}")
+        self.note(f"{number} {what}s the token of {owners[0].number} for {key}: {outcome!r:.250}")
         if isinstance(outcome, LockExpired):
             assert self.may_be_lost(owners[0], key), "a needless LockExpired"
             self.ended_elsewhere.add(token)
@@ -593,6 +699,8 @@ class States(RuleBasedStateMachine):
                     with contextlib.suppress(CouldNotAcquireLock), mine as own:
                         own.extend()
                 status = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(status)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

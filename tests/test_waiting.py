@@ -23,11 +23,12 @@ import score.distlock
 from score.distlock import CouldNotAcquireLock
 
 from .conftest import SUPPORT, python, run
-from .support.line import TASKS, Background, threads, wait_until_waiting, waiting
+from .support.line import TASKS, Background, stand_still, threads, wait_until_waiting, waiting
+from .support.pooler import Bouncer
 from .support.proxy import Proxy
 from .support.server import Server
 from .test_lost_answers import own_url, proxy
-from .test_pooler import Bouncer, bouncer, mode
+from .test_pooler import bouncer, mode
 
 __all__ = ("bouncer", "mode", "own_url", "proxy")
 
@@ -138,7 +139,7 @@ def test_a_free_lock_is_not_waited_for(conf: Conf) -> None:
     with conf.get("name"):
         before = threads()
         assert conf.acquire("other", timeout=None)
-        assert threads() == before
+        assert threads() <= before
 
 
 def test_who_holds_it_does_not_wait_for_itself(conf: Conf) -> None:
@@ -218,7 +219,7 @@ def test_a_newcomer_does_not_overtake(conf: Conf, db: Db, processes: Any) -> Non
     sleeper = processes(timeout=60)
     sleeper.start()
     wait_until_waiting(db, 1)
-    os.kill(sleeper.process.pid, signal.SIGSTOP)
+    stand_still(db, sleeper.process.pid)
     conf.release("name", token)
     assert conf.try_acquiring("name") is None
     conf.vacuum()
@@ -241,6 +242,7 @@ def test_one_that_does_not_come_delays_nobody_for_long(
     waiter = Background(conf.get("name").acquire, timeout=SOON)
     wait_until_waiting(db, len(gone) + 1)
     for process in gone:
+        stand_still(db, process.process.pid)
         os.kill(process.process.pid, how)
         if how == signal.SIGKILL:
             process.process.wait()

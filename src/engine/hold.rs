@@ -758,6 +758,14 @@ impl Holds {
         }
     }
 
+    /// Whether a hold may have this fence: another one is that of another hold, though the token
+    /// is the same.
+    #[must_use]
+    pub fn may_have(&self, id: HoldId, fence: Option<i64>) -> bool {
+        let known = self.all.get(&id).and_then(|hold| hold.fence);
+        known.is_none() || known == fence
+    }
+
     /// The lease of a hold was extended, though perhaps by less than is known by now: answers
     /// come late, and the database shortens none. Tells the deadline that the hold has.
     pub fn extended(&mut self, id: HoldId, deadline: Deadline) -> Deadline {

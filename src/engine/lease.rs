@@ -53,7 +53,8 @@ impl Deadline {
     #[must_use]
     pub fn new(sent: Moment, seconds: f64) -> Deadline {
         let clamped = seconds.clamp(0.0, Lease::MAX_SECONDS);
-        Deadline(sent + Duration::from_secs_f64(clamped))
+        // What is no number is no time.
+        Deadline(sent + Duration::try_from_secs_f64(clamped).unwrap_or_default())
     }
 
     /// The time left, in seconds; never negative.
@@ -99,5 +100,17 @@ mod tests {
         assert!(deadline.passed(sent + Duration::from_secs(2)));
         assert!(deadline.remaining(sent + Duration::from_secs(3)).abs() < f64::EPSILON);
         assert!(Deadline::new(sent, -5.0).passed(sent));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_number_is_a_lease_or_none(seconds in proptest::num::f64::ANY) {
+            let right = (0.0..=Lease::MAX_SECONDS).contains(&seconds);
+            let lease = Lease::from_seconds(seconds);
+            proptest::prop_assert_eq!(lease.map(Lease::seconds), right.then_some(seconds));
+            let sent = Moment::now();
+            let remaining = Deadline::new(sent, seconds).remaining(sent);
+            proptest::prop_assert!((0.0..=Lease::MAX_SECONDS).contains(&remaining));
+        }
     }
 }

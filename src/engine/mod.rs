@@ -2,6 +2,7 @@
 
 mod hint;
 mod hold;
+mod late;
 mod lease;
 mod moment;
 mod name;
@@ -14,10 +15,11 @@ pub use hint::{Hint, Hints};
 pub use hold::{
     Condition, Ending, Entered, Entry, Grant, Hold, HoldId, Holds, LevelId, LockId, Loss, Reported,
 };
+pub use late::{Due, Late, VALID};
 pub use lease::{Deadline, Lease};
 pub use moment::Moment;
 pub use name::Name;
 pub use owner::{Caller, Place};
 pub use queue::{Ask, Line, Outcome, Plan, Seen, TICKET_BITS};
 pub use token::Token;
-pub use unresolved::{Attempt, Unresolved, VALID};
+pub use unresolved::{Attempt, Unresolved, Unsettled};

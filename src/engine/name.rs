@@ -48,4 +48,17 @@ mod tests {
     fn a_message_shows_where_a_name_begins_and_ends() {
         assert_eq!(Name::new("a \n").unwrap().to_string(), r#""a \n""#);
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_name_is_its_text(text in proptest::prelude::any::<String>()) {
+            match Name::new(&text) {
+                Some(name) => {
+                    proptest::prop_assert_eq!(name.as_str(), &text);
+                    proptest::prop_assert!(!name.to_string().chars().any(char::is_control));
+                }
+                None => proptest::prop_assert!(text.contains('\0')),
+            }
+        }
+    }
 }

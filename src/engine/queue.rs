@@ -227,6 +227,13 @@ impl<W: Clone> Line<W> {
         leads
     }
 
+    /// Whether one that waits is about to look for itself: whoever does not wait may not come
+    /// before it. A leader that is late by `limit` has no such claim.
+    #[must_use]
+    pub fn comes_first(&self, now: Instant, limit: Duration) -> bool {
+        !self.waiters.is_empty() && (self.in_flight.is_some() || now < self.due + limit)
+    }
+
     /// The lock may just have become free.
     pub fn look_at_once(&mut self, now: Instant) {
         self.due = now;

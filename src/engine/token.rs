@@ -85,4 +85,14 @@ mod tests {
         let token = Token::random();
         assert!(!format!("{token:?}").contains(&token.as_str()[..8]));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_token_is_its_digits(text in "[0-9a-fA-Fg\\PC]{254,258}|[0-9a-f]{255,257}") {
+            let hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+            let right = text.chars().count() == 256 && text.chars().all(hex);
+            let read = Token::parse(&text);
+            proptest::prop_assert_eq!(read.as_ref().map(Token::as_str), right.then_some(&*text));
+        }
+    }
 }

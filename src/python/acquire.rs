@@ -8,6 +8,7 @@ use super::owner;
 use crate::engine::{Entered, Lease, Name, Token};
 use crate::error::Error;
 use crate::service::{Acquisition, Locks, OnLost, Request, Wait, thread_wakeup};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
 use std::sync::Arc;
@@ -55,6 +56,28 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Timeout {
     }
 }
 
+/// The same where it is configured: a bad one is an error of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct ConfiguredTimeout(pub Timeout);
+
+impl<'a, 'py> FromPyObject<'a, 'py> for ConfiguredTimeout {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'a, 'py, PyAny>) -> PyResult<ConfiguredTimeout> {
+        let py = value.py();
+        value
+            .extract()
+            .map(ConfiguredTimeout)
+            .map_err(|error: PyErr| {
+                if error.get_type(py).is(py.get_type::<PyValueError>()) {
+                    exception(py, Error::Configuration(error.value(py).to_string()))
+                } else {
+                    error
+                }
+            })
+    }
+}
+
 /// How a lock is to be entered.
 #[derive(Clone, Copy, Debug)]
 pub struct Entering {
@@ -86,7 +109,7 @@ pub fn acquire(
         thread_wakeup(),
     );
     loop {
-        let wait = |patience: crate::store::Patience<'_>| match acquisition.wait_for(patience) {
+        let wait = |budget: crate::store::Budget<'_>| match acquisition.wait_for(budget) {
             Ok(()) => Ok(None),
             Err(error @ Error::NotAcquired(..)) => Ok(Some(error)),
             Err(error) => Err(error),
@@ -147,7 +170,7 @@ pub fn remember(py: Python<'_>, lock: &Lock, entered: Entered) -> PyResult<()> {
 /// Leaves a level on the calling thread.
 pub fn leave(py: Python<'_>, lock: &Lock, level: Option<Entered>) -> PyResult<()> {
     let ending = lock.locks().begin_exit(lock.core(), level);
-    call(py, lock.module().timeout(), |patience| {
-        lock.locks().finish(lock.core().name(), ending, patience)
+    call(py, lock.module().timeout(), |budget| {
+        lock.locks().finish(lock.core().name(), ending, budget)
     })
 }

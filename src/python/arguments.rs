@@ -14,6 +14,11 @@ fn type_name(value: &Bound<'_, PyAny>) -> String {
         .map_or_else(|_| "?".to_owned(), |name| name.to_string())
 }
 
+/// Enough of a name for a message.
+fn beginning(shown: &str) -> String {
+    shown.chars().take(100).collect()
+}
+
 /// A name: any `str` without NUL.
 pub fn name(value: &Bound<'_, PyAny>) -> PyResult<Name> {
     let text = value.cast::<PyString>().map_err(|_| {
@@ -26,13 +31,16 @@ pub fn name(value: &Bound<'_, PyAny>) -> PyResult<Name> {
         PyValueError::new_err(format!(
             "the name of a lock must not contain half of a surrogate pair, which UTF-8 cannot \
              encode: {}",
-            text.repr()
-                .map_or_else(|_| "?".to_owned(), |shown| shown.to_string())
+            text.repr().map_or_else(
+                |_| "?".to_owned(),
+                |shown| beginning(&shown.to_string_lossy())
+            )
         ))
     })?;
     Name::new(text).ok_or_else(|| {
         PyValueError::new_err(format!(
-            "the name of a lock must not contain NUL, which PostgreSQL cannot store: {text:?}"
+            "the name of a lock must not contain NUL, which PostgreSQL cannot store: {}",
+            beginning(&format!("{text:?}"))
         ))
     })
 }

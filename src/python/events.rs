@@ -14,7 +14,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 enum Event {
@@ -36,7 +36,7 @@ struct Events {
 /// its first look into its own queue tells.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
-static EVENTS: ProcessLocal<Events> = ProcessLocal::new();
+static EVENTS: LazyLock<ProcessLocal<Events>> = LazyLock::new(ProcessLocal::default);
 
 impl Events {
     /// More than these are dropped: somebody logs in a loop that nobody reads.

@@ -1,6 +1,6 @@
 //! `ConfiguredDistlockModule` and `init`.
 
-use super::acquire::{Entering, Timeout, acquire, enter};
+use super::acquire::{ConfiguredTimeout, Entering, Timeout, acquire, enter};
 use super::aio::{Acquisition, Inbox};
 use super::arguments;
 use super::call::call;
@@ -116,8 +116,8 @@ impl ConfiguredDistlockModule {
             .call_method1("verify", (self.engine(py)?, bound));
         let (lock, caller) = (service::Lock::new(name.clone()), owner::current(py)?);
         let ending = self.locks.begin_release(&lock, &caller, Some(&token));
-        call(py, self.timeout(), |patience| {
-            self.locks.finish(&name, ending, patience)
+        call(py, self.timeout(), |budget| {
+            self.locks.finish(&name, ending, budget)
         })?;
         seen.map(drop)
     }
@@ -153,7 +153,7 @@ impl ConfiguredDistlockModule {
 
     #[new]
     #[pyo3(signature = (
-        engine, maxtime, *, reentrant=true, timeout=Timeout::ZERO, autoextend=false, pool_size=None,
+        engine, maxtime, *, reentrant=true, timeout=ConfiguredTimeout(Timeout::ZERO), autoextend=false, pool_size=None,
         max_overflow=None, pool_timeout=None, pool_recycle=None, pool_pre_ping=None, echo=None,
         isolation_level=None, connect_args=None, table_owner=None
     ), text_signature = "(engine, maxtime, *, reentrant=True, timeout=0, autoextend=False, pool_size=None, max_overflow=None, pool_timeout=None, pool_recycle=None, pool_pre_ping=None, echo=None, isolation_level=None, connect_args=None, table_owner=None)")]
@@ -163,7 +163,7 @@ impl ConfiguredDistlockModule {
         engine: &Bound<'_, PyAny>,
         maxtime: &Bound<'_, PyAny>,
         reentrant: bool,
-        timeout: Timeout,
+        timeout: ConfiguredTimeout,
         autoextend: bool,
         pool_size: Option<Bound<'_, PyAny>>,
         max_overflow: Option<Bound<'_, PyAny>>,
@@ -173,20 +173,29 @@ impl ConfiguredDistlockModule {
         echo: Option<Bound<'_, PyAny>>,
         isolation_level: Option<Bound<'_, PyAny>>,
         connect_args: Option<Bound<'_, PyAny>>,
-        table_owner: Option<String>,
+        table_owner: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let config = py.import("score.distlock._config")?;
         let maxtime: f64 = config
             .call_method1("interval", (maxtime, "maxtime"))?
             .extract()?;
         let options = PyDict::new(py);
-        options.set_item("pool_size", pool_size)?;
-        options.set_item("max_overflow", max_overflow)?;
-        options.set_item("pool_timeout", pool_timeout)?;
-        options.set_item("pool_recycle", pool_recycle)?;
-        options.set_item("pool_pre_ping", pool_pre_ping)?;
-        let (size, overflow, limit, recycle, pre_ping): (usize, i64, f64, Option<f64>, bool) =
-            config.call_method1("pool", (&options,))?.extract()?;
+        for (key, value) in [
+            ("pool_size", pool_size),
+            ("max_overflow", max_overflow),
+            ("pool_timeout", pool_timeout),
+            ("pool_recycle", pool_recycle),
+            ("pool_pre_ping", pool_pre_ping),
+            ("echo", echo),
+            ("isolation_level", isolation_level),
+            ("table_owner", table_owner),
+        ] {
+            options.set_item(key, value)?;
+        }
+        let checked = config.call_method1("constructor", (options,))?;
+        let (pool, engine_options, table_owner): (_, Py<PyDict>, Option<String>) =
+            checked.extract()?;
+        let (size, overflow, limit, recycle, pre_ping): (usize, i64, f64, Option<f64>, bool) = pool;
         let settings = Settings {
             size,
             overflow: usize::try_from(overflow).ok(),
@@ -194,15 +203,6 @@ impl ConfiguredDistlockModule {
             recycle: recycle.map(Duration::from_secs_f64),
             pre_ping,
         };
-        let engine_options = PyDict::new(py);
-        for (key, value) in [("echo", echo), ("isolation_level", isolation_level)] {
-            if let Some(value) = value {
-                engine_options.set_item(key, value)?;
-            }
-        }
-        for (key, value) in options.iter().filter(|(_, value)| !value.is_none()) {
-            engine_options.set_item(key, value)?;
-        }
         let database = Database::read(py, engine, &connect_args.into_pyobject(py)?)?;
         let lease = Lease::from_seconds(maxtime).ok_or_else(|| {
             let message = format!("maxtime: {maxtime} is out of range");
@@ -215,11 +215,11 @@ impl ConfiguredDistlockModule {
                 reentrant,
             )),
             maxtime,
-            timeout: timeout.or(Some(Duration::ZERO)),
+            timeout: timeout.0.or(Some(Duration::ZERO)),
             autoextend,
             given: database.engine,
             engine: Mutex::new(None),
-            engine_options: engine_options.unbind(),
+            engine_options,
             aio: Mutex::new(None),
             alive: Mutex::default(),
             many: AtomicUsize::new(1000),
@@ -467,7 +467,7 @@ impl ConfiguredDistlockModule {
         &self,
         name: &Bound<'_, PyAny>,
         inbox: &Inbox,
-        bell: u64,
+        wakeup: u64,
         timeout: Timeout,
     ) -> PyResult<Acquisition> {
         Acquisition::new(
@@ -476,7 +476,7 @@ impl ConfiguredDistlockModule {
             arguments::name(name)?,
             Request::default(),
             Wait::new(timeout.or(self.timeout)),
-            inbox.wakeup(bell),
+            inbox.wakeup(wakeup),
             None,
         )
     }
@@ -553,14 +553,12 @@ impl ConfiguredDistlockModule {
     fn vacuum(&self, py: Python<'_>, session: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         match session {
             Some(session) => {
-                let sql = call(py, self.timeout(), |patience| {
-                    self.locks.vacuum_sql(patience)
-                })?;
+                let sql = call(py, self.timeout(), |budget| self.locks.vacuum_sql(budget))?;
                 py.import("score.distlock._sqlalchemy")?
                     .call_method1("vacuum", (session, sql, self.maxtime, zone::offset()))?;
                 Ok(())
             }
-            None => call(py, self.timeout(), |patience| self.locks.vacuum(patience)),
+            None => call(py, self.timeout(), |budget| self.locks.vacuum(budget)),
         }
     }
 
@@ -581,7 +579,7 @@ impl ConfiguredDistlockModule {
         if let Some(engine) = engine {
             engine.bind(py).call_method0("dispose")?;
         }
-        call(py, self.timeout(), |patience| self.locks.close(patience))
+        call(py, self.timeout(), |budget| self.locks.close(budget))
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
@@ -644,8 +642,8 @@ fn try_init<'py>(confdict: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Configured
         .call((), Some(&options))?
         .cast_into::<ConfiguredDistlockModule>()?;
     let module = conf.get();
-    call(py, module.timeout(), |patience| {
-        module.locks.store().ensure_schema(patience)
+    call(py, module.timeout(), |budget| {
+        module.locks.store().ensure_schema(budget)
     })?;
     Ok(conf)
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::engine::{Caller, Entered, Lease, Name, Place, Token};
 use crate::error::{Error, Result};
-use crate::store::{Patience, Store};
+use crate::store::{Budget, Store};
 use crate::sync::simulated::{Pace, exit, explore, fork, is_forked, now, once_in, step};
 use crate::sync::thread;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// That of a thread which nothing interrupts. Others look every 40 ms whether a signal came, and
 /// would hide that a wakeup is lost.
-fn patience() -> Patience<'static> {
-    Patience::new(MINUTE, &|| Ok(())).undisturbed()
+fn budget() -> Budget<'static> {
+    Budget::new(MINUTE, &|| Ok(())).undisturbed()
 }
 
 fn name() -> Name {
@@ -70,7 +70,7 @@ impl Block {
         let lock = Arc::new(Lock::new(name));
         let acquisition = acquisition(locks, &lock, wait, lease);
         loop {
-            acquisition.wait_for(patience())?;
+            acquisition.wait_for(budget())?;
             if let Some((entered, token)) = acquisition.accept(Some(&nobody()), None)? {
                 let locks = locks.clone();
                 return Ok(Block {
@@ -100,9 +100,9 @@ impl Block {
                 // When it is extended automatically, too.
                 thread::sleep(Duration::from_secs(1) / 3);
                 let old = Some(token.clone());
-                token = locks.transfer(&lock, &caller, old, patience()).unwrap();
+                token = locks.transfer(&lock, &caller, old, budget()).unwrap();
                 let current = Some(token.clone());
-                locks.extend(&lock, &caller, current, patience()).unwrap();
+                locks.extend(&lock, &caller, current, budget()).unwrap();
             }
             token
         })
@@ -110,7 +110,7 @@ impl Block {
 
     fn end(self) -> Result<()> {
         let ending = self.locks.begin_exit(&self.lock, Some(self.entered));
-        self.locks.finish(self.lock.name(), ending, patience())
+        self.locks.finish(self.lock.name(), ending, budget())
     }
 }
 
@@ -137,7 +137,7 @@ fn submit_jobs(limit: Duration) {
         })
     });
     join(submitters);
-    workers.retire(patience()).unwrap();
+    workers.retire(budget()).unwrap();
     assert_eq!(done.each_ref().map(|times| times.load(SeqCst)), [1; 6]);
 }
 
@@ -194,7 +194,7 @@ fn a_lock_is_handed_over_without_delay() {
         });
         join(threads);
         for locks in both {
-            locks.close(patience()).unwrap();
+            locks.close(budget()).unwrap();
         }
     });
 }
@@ -222,7 +222,7 @@ fn a_waiter_that_is_given_up_passes_its_turn_on() {
                 true => Err(Error::Interrupted),
                 false => Ok(()),
             };
-            let _ = waiting.wait_for(Patience::new(MINUTE, &check));
+            let _ = waiting.wait_for(Budget::new(MINUTE, &check));
         });
         let others = both.each_ref().map(|locks| {
             let locks = locks.clone();
@@ -249,7 +249,7 @@ fn a_waiter_that_is_given_up_passes_its_turn_on() {
         begin(&both[0], Wait::Not).unwrap().end().unwrap();
         assert!(now().saturating_sub(begun) < Duration::from_millis(10));
         for locks in both {
-            locks.close(patience()).unwrap();
+            locks.close(budget()).unwrap();
         }
         assert!(!store.database().row(&name()).is_live());
     });
@@ -269,7 +269,7 @@ fn whoever_asks_while_a_block_ends_waits_for_that() {
             if by_itself {
                 finishing.finish_later(&name(), ending);
             } else {
-                finishing.finish(&name(), ending, patience()).unwrap();
+                finishing.finish(&name(), ending, budget()).unwrap();
             }
         });
         let begun = now();
@@ -277,7 +277,7 @@ fn whoever_asks_while_a_block_ends_waits_for_that() {
         assert!(now().saturating_sub(begun) < Duration::from_millis(10));
         block.end().unwrap();
         finisher.join().unwrap();
-        locks.close(patience()).unwrap();
+        locks.close(budget()).unwrap();
     });
 }
 
@@ -300,25 +300,25 @@ fn what_is_owed_is_settled_when_the_configuration_is_closed() {
                 };
                 let attempt = Arc::new(acquisition(&locks, &lock, wait, None));
                 let stepping = attempt.clone();
-                let stepper = thread::spawn(move || stepping.wait_for(patience()).is_ok());
+                let stepper = thread::spawn(move || stepping.wait_for(budget()).is_ok());
                 if once_in(2) {
                     attempt.give_up();
                 }
                 if stepper.join().unwrap() {
                     if let Ok(Some((entered, _))) = attempt.accept(Some(&nobody()), None) {
                         let ending = locks.begin_exit(&lock, Some(entered));
-                        let _ = locks.finish(&name(), ending, patience());
+                        let _ = locks.finish(&name(), ending, budget());
                     }
                 }
                 drop(attempt);
                 if number == 1 {
-                    let _ = locks.close(patience());
+                    let _ = locks.close(budget());
                 }
             })
         });
         join(threads);
         store.set_faulty(false);
-        let hours = patience().renewed(Duration::from_secs(36_000));
+        let hours = budget().renewed(Duration::from_secs(36_000));
         locks.close(hours).unwrap();
         assert!(!store.database().row(&name()).is_live());
     });
@@ -354,7 +354,7 @@ fn a_hold_that_is_extended_is_kept_until_it_is_released() {
         join(threads);
         // They also leave if nobody tells them to.
         if once_in(2) {
-            locks.close(patience()).unwrap();
+            locks.close(budget()).unwrap();
         }
     });
 }
@@ -369,7 +369,7 @@ fn a_loss_is_reported_once() {
             let lock = Lock::new(Name::new(name).unwrap());
             thread::spawn(move || {
                 let attempt = acquisition(&locks, &lock, Wait::Not, None);
-                attempt.wait_for(patience()).unwrap();
+                attempt.wait_for(budget()).unwrap();
                 let heard: Arc<AtomicU32> = Arc::default();
                 let hearing = heard.clone();
                 let on_lost = Box::new(move || {
@@ -382,30 +382,30 @@ fn a_loss_is_reported_once() {
                 thread::sleep(Duration::from_secs(if stays { 2 } else { 1 }));
                 let ending = locks.begin_exit(&lock, Some(entered));
                 let before = heard.load(SeqCst);
-                let _ = locks.finish(lock.name(), ending, patience());
+                let _ = locks.finish(lock.name(), ending, budget());
                 assert!(if stays { before == 1 } else { before <= 1 });
                 thread::sleep(Duration::from_secs(5));
                 assert!(heard.load(SeqCst) <= 1);
             })
         });
         join(threads);
-        locks.close(patience()).unwrap();
+        locks.close(budget()).unwrap();
     });
 }
 
 /// All calls about one hold. A child that was forked within them gets no further.
-fn calls(locks: &Arc<Locks>, lock: &Lock, patience: Patience) -> Result<()> {
+fn calls(locks: &Arc<Locks>, lock: &Lock, budget: Budget) -> Result<()> {
     let clear = || {
         if once_in(4) {
             locks.store().database().clear();
         }
     };
     if once_in(4) {
-        locks.close(patience)?;
+        locks.close(budget)?;
     }
     let wait = if once_in(2) { Wait::Not } else { Wait::Forever };
     let attempt = acquisition(locks, lock, wait, None);
-    attempt.wait_for(patience)?;
+    attempt.wait_for(budget)?;
     let Some((entered, token)) = attempt.accept(Some(&nobody()), None)? else {
         return Ok(());
     };
@@ -415,13 +415,13 @@ fn calls(locks: &Arc<Locks>, lock: &Lock, patience: Patience) -> Result<()> {
     };
     clear();
     let changed = locks
-        .transfer(lock, &caller, Some(token), patience)
-        .and_then(|token| locks.is_lost(lock, &token, patience))
-        .and_then(|_| locks.extend(lock, &caller, None, patience));
+        .transfer(lock, &caller, Some(token), budget)
+        .and_then(|token| locks.is_lost(lock, &token, budget))
+        .and_then(|_| locks.extend(lock, &caller, None, budget));
     if !is_forked() {
         clear();
         let ending = locks.begin_exit(lock, Some(entered));
-        return locks.finish(lock.name(), ending, patience);
+        return locks.finish(lock.name(), ending, budget);
     }
     changed
 }
@@ -449,7 +449,7 @@ fn a_child_meets_nothing_of_its_parent() {
         let lock = Lock::new(name());
         let inherited = Arc::new(acquisition(&all, &lock, Wait::Forever, None));
         let stepping = inherited.clone();
-        drop(thread::spawn(move || stepping.wait_for(patience())));
+        drop(thread::spawn(move || stepping.wait_for(budget())));
         let forker = thread::spawn(move || {
             // In the middle of a call, as a signal handler does, or between two.
             let check = || {
@@ -458,7 +458,7 @@ fn a_child_meets_nothing_of_its_parent() {
                 }
                 Ok(())
             };
-            let outcome = calls(&all, &lock, Patience::new(MINUTE, &check));
+            let outcome = calls(&all, &lock, Budget::new(MINUTE, &check));
             if is_forked() {
                 assert!(matches!(outcome, Err(Error::Forked)));
             } else {
@@ -466,7 +466,7 @@ fn a_child_meets_nothing_of_its_parent() {
             }
             store.set_faulty(false);
             assert!(inherited.sleeps().is_none());
-            let step = inherited.step(patience());
+            let step = inherited.step(budget());
             assert!(matches!(step, Err(Error::Forked)));
             assert!(inherited.accept(Some(&nobody()), None).is_err());
             inherited.give_up();
@@ -482,7 +482,7 @@ fn a_child_meets_nothing_of_its_parent() {
                 })
             });
             join(threads);
-            all.close(patience()).unwrap();
+            all.close(budget()).unwrap();
             exit();
         });
         forker.join().unwrap();

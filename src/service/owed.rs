@@ -2,9 +2,9 @@
 
 use super::locked;
 use super::registry::registry;
-use crate::engine::{Attempt, Lease, Moment, Name, Token, Unresolved};
+use crate::engine::{Attempt, Due, Late, Lease, Moment, Name, Token, Unresolved, Unsettled};
 use crate::error::{Error, Result};
-use crate::store::{Patience, Released, Store};
+use crate::store::{Budget, Released, Store};
 use crate::sync::{Condvar, Mutex, thread};
 use std::sync::PoisonError;
 use std::time::Duration;
@@ -66,10 +66,17 @@ impl Owed {
 
     /// A release is owed. `true` if a thread has to be started that calls [`Owed::attend`].
     pub fn owe(&self, name: &Name, token: &Token, attempt: Attempt, lease: Lease) -> bool {
+        self.attended(|unresolved| unresolved.owe(name, token, attempt, lease, Moment::now()))
+    }
+
+    /// A statement that was sent may be executed late. `true` as above.
+    pub fn may_come_late(&self, name: &Name, late: Late, lease: Lease) -> bool {
+        self.attended(|unresolved| unresolved.may_come_late(name, late, lease, Moment::now()))
+    }
+
+    fn attended(&self, work: impl FnOnce(&mut Unresolved)) -> bool {
         let mut state = locked(&self.state);
-        state
-            .unresolved
-            .owe(name, token, attempt, lease, Moment::now());
+        work(&mut state.unresolved);
         let start = !std::mem::replace(&mut state.attended, true);
         drop(state);
         self.changed.notify_all();
@@ -81,76 +88,113 @@ impl Owed {
         locked(&self.state).attended = false;
     }
 
-    /// Ends the thread as soon as nothing is owed.
+    /// Ends the thread as soon as nothing is owed, after one more look for what was done late.
     pub fn retire(&self) {
         let mut state = locked(&self.state);
         state.retired = state.attended;
+        state.unresolved.hurry(Moment::now());
         drop(state);
         self.changed.notify_all();
     }
 
-    /// Releases what is owed for a name, also what is under way by now. `true` if a hold
-    /// was ended by that, so that the lock may be free.
-    pub fn settle(&self, store: &Store, name: &Name, patience: Patience) -> Result<bool> {
+    /// Ends the holds of a name that must not be, also what is under way by now. `true` if the
+    /// lock may be free by that.
+    pub fn settle(&self, store: &Store, name: &Name, budget: Budget) -> Result<bool> {
         let mut any = false;
         loop {
-            let (tokens, in_flight) = self.with(|unresolved| unresolved.of(name));
-            for (token, lease) in tokens {
-                any |= self.execute(store, name, &token, lease, patience)?;
-            }
-            if !in_flight {
+            let unsettled = self.with(|unresolved| unresolved.of(name));
+            any |= self.undo(store, name, &unsettled, budget)?;
+            if !unsettled.in_flight {
                 return Ok(any);
             }
             any = true;
-            let Some(slice) = patience.slice() else {
+            let Some(slice) = budget.slice() else {
                 return Ok(any);
             };
             let mut state = locked(&self.state);
             // Looked at under the mutex: an end that comes now is not missed.
-            if state.unresolved.of(name).1 {
+            if state.unresolved.of(name).in_flight {
                 state.waiting += 1;
                 let waited = self.changed.wait_timeout(state, slice);
                 waited.unwrap_or_else(PoisonError::into_inner).0.waiting -= 1;
             } else {
                 drop(state);
             }
-            patience.check()?;
+            budget.check()?;
         }
     }
 
-    fn execute(
+    /// Ends the holds of a name that must not be. Tells whether there was one.
+    fn undo(
+        &self,
+        store: &Store,
+        name: &Name,
+        unsettled: &Unsettled,
+        budget: Budget,
+    ) -> Result<bool> {
+        let mut any = false;
+        let mut undo = || {
+            for (token, lease) in &unsettled.owed {
+                any |= self.release(store, name, token, *lease, budget)?;
+            }
+            if let Some(lease) = unsettled.late {
+                any |= self.look(store, name, lease, budget)?;
+            }
+            Ok(())
+        };
+        let undone = undo();
+        // In a child that was forked meanwhile it is the parent's business.
+        if !matches!(undone, Ok(()) | Err(Error::Forked)) {
+            self.with(|unresolved| unresolved.failed(name, Moment::now()));
+        }
+        undone.map(|()| any)
+    }
+
+    /// Executes a release that is owed.
+    fn release(
         &self,
         store: &Store,
         name: &Name,
         token: &Token,
         lease: Lease,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<bool> {
-        // What it finds is true of a moment after this one, whenever its answer comes.
         let sent = Moment::now();
-        match store.release(name, token, lease, false, patience) {
-            Ok(released) => {
-                let found = released != Released::Lost;
-                self.with(|unresolved| unresolved.executed(name, token, found, sent));
-                registry(patience.process).report(|holds| holds.settled(token));
-                Ok(found)
-            }
-            // What is owed is the parent's, and its mutex may be locked here for ever.
-            Err(Error::Forked) => Err(Error::Forked),
-            Err(error) => {
-                self.with(|unresolved| unresolved.failed(name, token, Moment::now()));
-                Err(error)
-            }
-        }
+        let found = store.release(name, token, lease, false, budget)? != Released::Lost;
+        self.with(|unresolved| unresolved.executed(name, token, found, sent));
+        registry(budget.process).report(|holds| holds.settled(token));
+        Ok(found)
     }
 
-    /// Releases for as long as something is owed. The work of a thread of its own.
-    pub fn attend(&self, store: &Store) {
+    /// Ends the hold of a name if it was taken late: there is one at most, so one look tells
+    /// which of many tokens has taken it.
+    fn look(&self, store: &Store, name: &Name, lease: Lease, budget: Budget) -> Result<bool> {
+        let sent = Moment::now();
+        let mut found = false;
+        if let Some((token, fence)) = store.holder_of(name, lease, budget)? {
+            let late = self.with(|unresolved| unresolved.is_late(name, &token, fence));
+            if let Some(lease) = late {
+                let released = store.release(name, &token, lease, false, budget)?;
+                found = released != Released::Lost;
+            }
+        }
+        self.with(|unresolved| unresolved.looked(name, found, sent));
+        Ok(found)
+    }
+
+    /// Undoes things for as long as there is something to undo, or to look for. The work of a
+    /// thread of its own. `in_use` tells whether somebody of this process waits with a ticket.
+    pub fn attend(&self, store: &Store, in_use: impl Fn(i64) -> bool) {
         loop {
             let mut state = locked(&self.state);
-            let (due, next) = state.unresolved.due(Moment::now());
+            let due = state.unresolved.due(Moment::now());
             if due.is_empty() {
-                let pause = next.map_or(QUIET, |next| next.since(Moment::now()));
+                if due.next.is_none() && state.retired {
+                    state.attended = false;
+                    state.retired = false;
+                    return;
+                }
+                let pause = due.next.map_or(QUIET, |next| next.since(Moment::now()));
                 let pause = pause.max(Duration::from_millis(1));
                 state.waiting += 1;
                 let (mut state, waited) = self
@@ -158,9 +202,9 @@ impl Owed {
                     .wait_timeout(state, pause)
                     .unwrap_or_else(PoisonError::into_inner);
                 state.waiting -= 1;
-                if next.is_none() && (waited.timed_out() || state.retired) {
-                    let (due, next) = state.unresolved.due(Moment::now());
-                    if due.is_empty() && next.is_none() {
+                if due.next.is_none() && waited.timed_out() {
+                    let due = state.unresolved.due(Moment::now());
+                    if due.is_empty() && due.next.is_none() {
                         state.attended = false;
                         state.retired = false;
                         return;
@@ -168,17 +212,82 @@ impl Owed {
                 }
                 continue;
             }
+            let retired = state.retired;
             drop(state);
-            for (name, token, lease) in due {
-                let patience = Patience::new(LIMIT, &|| Ok(()));
-                if let Err(error) = self.execute(store, &name, &token, lease, patience) {
-                    log::debug!("the release of lock {name} is owed: {error}");
-                    if matches!(error, Error::Unavailable(_)) {
-                        // The others fare no better.
-                        thread::sleep(Duration::from_millis(100));
-                    }
-                }
+            let undone = self.undo_all(store, due, &in_use);
+            if retired {
+                // Who closes does not wait for what may be done later.
+                self.with(Unresolved::give_up_late);
+            }
+            if undone.is_err() {
+                thread::sleep(Duration::from_millis(100));
             }
         }
+    }
+
+    /// An error if the database is out of reach: the rest would fare no better.
+    fn undo_all(&self, store: &Store, due: Due, in_use: impl Fn(i64) -> bool) -> Result<()> {
+        let check = |name: &Name, undone: Result<()>| match undone {
+            Err(error @ Error::Unavailable(_)) => Err(error),
+            Err(error) => {
+                log::debug!("something of lock {name} is to be undone: {error}");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        };
+        for name in due.names {
+            let unsettled = self.with(|unresolved| unresolved.of(&name));
+            let budget = Budget::new(LIMIT, &|| Ok(()));
+            let undone = self.undo(store, &name, &unsettled, budget);
+            check(&name, undone.map(drop))?;
+        }
+        for (name, ticket, lease) in due.tickets {
+            check(&name, self.leave(store, &name, ticket, lease, &in_use))?;
+        }
+        Ok(())
+    }
+
+    /// Takes a ticket out of the queue that a late statement may have put there.
+    fn leave(
+        &self,
+        store: &Store,
+        name: &Name,
+        ticket: i64,
+        lease: Lease,
+        in_use: impl Fn(i64) -> bool,
+    ) -> Result<()> {
+        let sent = Moment::now();
+        let left = if in_use(ticket) {
+            Ok(())
+        } else {
+            let budget = Budget::new(LIMIT, &|| Ok(()));
+            store.leave(name, ticket, lease, budget)
+        };
+        self.with(|unresolved| match &left {
+            Ok(()) => unresolved.left(ticket, sent),
+            Err(_) => unresolved.failed(name, Moment::now()),
+        });
+        left
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+    use crate::store::{Request, Settings, Url};
+    use std::time::Instant;
+
+    /// The thread may be busy with what is owed as it is told to end.
+    #[test]
+    fn the_thread_ends_with_what_is_owed() {
+        let url = Url::parse(&Request::new("postgresql://u@127.0.0.1:1/d")).unwrap();
+        let store = Store::new(url, Settings::default(), None);
+        let owed = Owed::default();
+        locked(&owed.state).attended = true;
+        owed.retire();
+        let begun = Instant::now();
+        owed.attend(&store, |_| false);
+        assert!(begun.elapsed() < QUIET);
+        assert!(!locked(&owed.state).attended);
     }
 }

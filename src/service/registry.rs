@@ -5,7 +5,7 @@ use crate::engine::{Holds, LevelId, Name, Reported};
 use crate::process::ProcessLocal;
 use crate::sync::Mutex;
 use std::collections::HashMap;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 
 /// Tells an owner that its hold is lost. It is called on any thread and must not block.
 pub type OnLost = Box<dyn FnOnce() + Send>;
@@ -25,7 +25,7 @@ pub struct Registry {
     crowds: Mutex<Vec<Weak<dyn Crowd>>>,
 }
 
-static REGISTRY: ProcessLocal<Registry> = ProcessLocal::new();
+static REGISTRY: LazyLock<ProcessLocal<Registry>> = LazyLock::new(ProcessLocal::default);
 
 /// The registry of a process: the calling one, or, in a child that was forked in the
 /// middle of a call, one that nobody looks into.

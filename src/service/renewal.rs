@@ -5,7 +5,7 @@
 use super::locked;
 use super::registry::registry;
 use crate::engine::{Condition, Deadline, Entered, Hold, HoldId, Lease, Loss, Moment, Name, Token};
-use crate::store::{Patience, Renewed, Store};
+use crate::store::{Budget, Renewed, Store};
 use crate::sync::{Condvar, Instant, Mutex, process_id};
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
@@ -193,8 +193,8 @@ impl Class {
                 wanted.push((due.name.clone(), token.clone(), due.lease));
             }
         }
-        let patience = Patience::new(limit, &|| Ok(())).urgent();
-        let answer = store.renew(&wanted, patience);
+        let budget = Budget::new(limit, &|| Ok(())).urgent();
+        let answer = store.renew(&wanted, budget);
         let mut answers = answer.as_deref().unwrap_or_default().iter().copied();
         let mut gone = Vec::new();
         for due in due {
@@ -207,7 +207,10 @@ impl Class {
             }
             let next = match (&answer, renewed) {
                 (Err(error), _) => Class::failed(&due, &error.to_string(), process),
-                (Ok(_), Some(Renewed::Until(deadline))) => {
+                // Another fence is that of another hold: the token has taken the lock once more.
+                (Ok(_), Some(Renewed::Until(deadline, fence)))
+                    if registry(process).with(|holds| holds.may_have(due.hold, fence)) =>
+                {
                     registry(process).with(|holds| holds.extended(due.hold, deadline));
                     Some(part(due.lease, 3.0))
                 }
@@ -215,7 +218,7 @@ impl Class {
                     let error = "its row is locked by another transaction";
                     Class::failed(&due, error, process)
                 }
-                (Ok(_), Some(Renewed::Gone) | None) => {
+                (Ok(_), Some(Renewed::Gone | Renewed::Until(..)) | None) => {
                     gone.push(due);
                     continue;
                 }
@@ -277,9 +280,8 @@ impl Class {
         let reason = if due.deadline.passed(Moment::now()) {
             Loss::Expired
         } else {
-            let patience = Patience::new(Duration::from_secs(1), &|| Ok(()));
-            let reason = store.why_lost(&due.name, &due.token, patience);
-            reason.unwrap_or(Loss::Unknown)
+            let budget = Budget::new(Duration::from_secs(1), &|| Ok(()));
+            store.why_lost(&due.name, &due.token, budget)
         };
         registry.report(|holds| {
             // Not if a release() has begun since: then it was that which ended it.

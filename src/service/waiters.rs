@@ -4,7 +4,7 @@
 use super::locked;
 use super::registry::{Crowd, registry};
 use crate::engine::{Lease, Line, Name, Outcome, Plan, Seen, TICKET_BITS};
-use crate::store::{Call, Deaf, Failure, Listener, Patience, Queue, Store};
+use crate::store::{Budget, Call, Failure, Listener, NotListening, Queue, Store};
 use crate::sync::{Condvar, Instant, Mutex, process_id, random};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -116,6 +116,14 @@ impl Waiters {
             .unwrap_or(true)
     }
 
+    /// Whether others of this process come before one that does not wait. As long as
+    /// notifications come through, the queue in the database decides that, for all processes.
+    pub fn come_first(&self, name: &Name) -> bool {
+        let state = locked(&self.state);
+        let line = state.lines.get(name).filter(|_| state.listening.is_none());
+        line.is_some_and(|line| line.comes_first(Instant::now(), TURN))
+    }
+
     /// The lock may just have become free.
     pub fn look_at_once(&self, waiter: &Waiter) {
         self.at_line(waiter, |line| line.look_at_once(Instant::now()));
@@ -185,10 +193,14 @@ impl Waiters {
     /// For how long one that is in the queue need not ask again.
     fn pause(line: &mut Line<Arc<Wakeup>>, queue: &Queue, now: Instant) -> Duration {
         let turn = TURN * queue.ahead.min(1000);
-        let left = Duration::from_secs_f64(queue.remaining.clamp(0.0, Lease::MAX_SECONDS));
+        let time = |seconds: f64| {
+            // What is no number is no time.
+            Duration::try_from_secs_f64(seconds.clamp(0.0, Lease::MAX_SECONDS)).unwrap_or_default()
+        };
+        let left = time(queue.remaining);
         if !queue.live {
             // Nobody holds it: it is the turn of those before, or the row is locked.
-            let since = Duration::from_secs_f64((-queue.remaining).clamp(0.0, 1e6));
+            let since = time(-queue.remaining);
             return turn.saturating_sub(since) + jitter(0.001..0.004);
         }
         let poll = jitter(POLL);
@@ -297,6 +309,11 @@ impl Waiters {
         }
     }
 
+    /// Whether somebody waits with a ticket. Once nobody does, nobody will.
+    pub fn uses(&self, ticket: i64) -> bool {
+        locked(&self.state).tickets.contains_key(&ticket)
+    }
+
     fn call(&self, calls: &[Call]) {
         let mut woken: Vec<Arc<Wakeup>> = Vec::new();
         let mut guard = locked(&self.state);
@@ -391,17 +408,17 @@ impl Waiters {
     pub fn attend(&self, store: &Store) {
         let mut pause = Duration::from_millis(50);
         loop {
-            match Listener::open(store, Patience::new(OPENING, &|| Ok(()))) {
+            match Listener::open(store, Budget::new(OPENING, &|| Ok(()))) {
                 Ok(mut listener) => {
                     self.set_listening(Some(listener.number()));
                     while self.wanted() && self.listen(&mut listener) {}
                     pause = Duration::from_millis(50);
                 }
-                Err(Deaf::Pooler) => {
+                Err(NotListening::Pooler) => {
                     log::info!("notifications do not come through: waiters poll");
                     pause = Duration::from_secs(300);
                 }
-                Err(Deaf::Unreachable(failure)) => {
+                Err(NotListening::Unreachable(failure)) => {
                     log::debug!("no listening connection: {failure:?}");
                     pause = (pause * 2).min(Duration::from_secs(2));
                 }
@@ -435,7 +452,7 @@ impl Waiters {
             }
             Ok(())
         };
-        listener.ping(Patience::new(OPENING, &check))?;
+        listener.ping(Budget::new(OPENING, &check))?;
         if late.get() {
             self.set_listening(Some(number));
         }

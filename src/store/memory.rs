@@ -6,8 +6,8 @@
 #![allow(missing_docs, clippy::missing_panics_doc, clippy::must_use_candidate)]
 
 use super::failure::Failure;
-use super::listener::{Call, Deaf};
-use super::patience::Patience;
+use super::listener::{Call, NotListening};
+use super::budget::Budget;
 use super::sql::Statements;
 use super::statements::{Answer, Candidate, Look, Queue, Released, Renewed, Turn};
 use crate::engine::{Deadline, Lease, Loss, Moment, Name, TICKET_BITS, Token, VALID};
@@ -106,7 +106,11 @@ impl Database {
     fn acquire(&mut self, name: &Name, token: &Token, lease: Lease) -> Answer {
         let row = self.row(name);
         if row.is_held(token) {
-            return Answer::Acquired(row.fence, Deadline::new(Moment::now(), 0.0));
+            return Answer::Acquired {
+                fence: row.fence,
+                deadline: Deadline::new(Moment::now(), 0.0),
+                unknown: false,
+            };
         }
         if !row.is_free_after(row.ahead(0).min(2)) {
             // Its row may be locked by somebody else.
@@ -114,7 +118,11 @@ impl Database {
             return Answer::Refused { busy, unknown };
         }
         let (fence, deadline) = row.take(token, lease);
-        Answer::Acquired(fence, deadline)
+        Answer::Acquired {
+            fence,
+            deadline,
+            unknown: false,
+        }
     }
 
     fn notify(&mut self, call: Call) {
@@ -180,6 +188,7 @@ impl Database {
                 fence,
                 deadline,
                 queued: waiter.more,
+                unknown: false,
             };
         }
         if !row.waiters.contains(&waiter.ticket) {
@@ -229,14 +238,14 @@ impl Store {
         self.faulty.load(SeqCst) && once_in(once_in_so_many)
     }
 
-    fn execute<T>(&self, patience: Patience, work: impl FnOnce(&mut Database) -> T) -> Result<T> {
+    fn execute<T>(&self, budget: Budget, work: impl FnOnce(&mut Database) -> T) -> Result<T> {
         step();
         // As the pool: nothing is done in a forked child.
-        if process_id() != patience.process {
+        if process_id() != budget.process {
             return Err(Error::Forked);
         }
-        patience.check()?;
-        if patience.over() {
+        budget.check()?;
+        if budget.over() {
             return Err(Error::Unavailable("no time is left".to_owned()));
         }
         let lost = || Err(Error::Unavailable("lost on the way".to_owned()));
@@ -252,7 +261,7 @@ impl Store {
             sleeper.wake();
         }
         step();
-        patience.check()?;
+        budget.check()?;
         if self.fails(8) {
             return lost();
         }
@@ -267,20 +276,20 @@ impl Store {
         2
     }
 
-    pub fn close(&self, _: Patience) -> Result<()> {
+    pub fn close(&self, _: Budget) -> Result<()> {
         Ok(())
     }
 
-    pub fn statements(&self, _: Patience) -> Result<Arc<Statements>> {
+    pub fn statements(&self, _: Budget) -> Result<&Statements> {
         Err(Error::Unavailable("there are none".to_owned()))
     }
 
-    pub fn vacuum(&self, _: Lease, _: Patience) -> Result<()> {
+    pub fn vacuum(&self, _: Lease, _: Budget) -> Result<()> {
         Ok(())
     }
 
-    pub fn busy(&self, patience: Patience) -> Result<Vec<i64>> {
-        self.execute(patience, |_| Vec::new())
+    pub fn busy(&self, budget: Budget) -> Result<Vec<i64>> {
+        self.execute(budget, |_| Vec::new())
     }
 
     pub fn acquire(
@@ -289,9 +298,9 @@ impl Store {
         token: &Token,
         lease: Lease,
         _: bool,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Answer> {
-        if process_id() == patience.process && self.fails(4) {
+        if process_id() == budget.process && self.fails(4) {
             // It is executed when its caller has given up.
             let (database, name, token) = (self.database.clone(), name.clone(), token.clone());
             thread::spawn(move || {
@@ -303,18 +312,11 @@ impl Store {
             });
             return Err(Error::Unavailable("late".to_owned()));
         }
-        let sent = Moment::now();
-        let answer = self.execute(patience, |all| all.acquire(name, token, lease))?;
-        Ok(match answer {
-            Answer::Acquired(fence, _) => {
-                Answer::Acquired(fence, Deadline::new(sent, lease.seconds()))
-            }
-            refused @ Answer::Refused { .. } => refused,
-        })
+        self.execute(budget, |all| all.acquire(name, token, lease))
     }
 
-    pub fn take(&self, waiter: Candidate, patience: Patience) -> Result<Turn> {
-        self.execute(patience, |all| {
+    pub fn take(&self, waiter: Candidate, budget: Budget) -> Result<Turn> {
+        self.execute(budget, |all| {
             let row = all.row(waiter.name);
             if row.is_live() || row.waiters.first() != Some(&waiter.ticket) {
                 return Turn::Later(Queue::default());
@@ -323,12 +325,12 @@ impl Store {
         })
     }
 
-    pub fn wait(&self, waiter: Candidate, _: &[i64], patience: Patience) -> Result<Turn> {
-        self.execute(patience, |all| all.wait(waiter))
+    pub fn wait(&self, waiter: Candidate, _: &[i64], budget: Budget) -> Result<Turn> {
+        self.execute(budget, |all| all.wait(waiter))
     }
 
-    pub fn leave(&self, name: &Name, ticket: i64, _: Lease, patience: Patience) -> Result<()> {
-        self.execute(patience, |all| {
+    pub fn leave(&self, name: &Name, ticket: i64, _: Lease, budget: Budget) -> Result<()> {
+        self.execute(budget, |all| {
             let row = all.row(name);
             let first = row.waiters.first() == Some(&ticket);
             row.waiters.retain(|other| *other != ticket);
@@ -341,35 +343,49 @@ impl Store {
     pub fn renew(
         &self,
         holds: &[(Name, Token, Lease)],
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Vec<Renewed>> {
-        self.execute(patience, |all| {
+        self.execute(budget, |all| {
             let renewed = holds.iter().map(|(name, token, lease)| {
                 let extended = all.extend(name, token, *lease);
-                extended.map_or(Renewed::Gone, |(_, deadline)| Renewed::Until(deadline))
+                extended.map_or(Renewed::Gone, |(fence, deadline)| {
+                    Renewed::Until(deadline, Some(fence))
+                })
             });
             renewed.collect()
         })
     }
 
-    pub fn is_held(&self, name: &Name, token: &Token, _: Lease, call: Patience) -> Result<bool> {
+    pub fn is_held(&self, name: &Name, token: &Token, _: Lease, call: Budget) -> Result<bool> {
         self.execute(call, |all| all.row(name).is_held(token))
     }
 
-    pub fn why_lost(&self, name: &Name, token: &Token, patience: Patience) -> Result<Loss> {
-        let released = self.execute(patience, |all| {
+    pub fn holder_of(
+        &self,
+        name: &Name,
+        _: Lease,
+        budget: Budget,
+    ) -> Result<Option<(Token, Option<i64>)>> {
+        self.execute(budget, |all| {
+            let row = all.row(name);
+            let holder = (row.token.clone(), Some(row.fence));
+            row.is_live().then_some(holder)
+        })
+    }
+
+    pub fn why_lost(&self, name: &Name, token: &Token, budget: Budget) -> Loss {
+        let released = self.execute(budget, |all| {
             let row = all.row(name);
             row.released && row.token == *token
         });
         match released {
-            Ok(true) => Ok(Loss::Released),
-            Err(Error::Forked) => Err(Error::Forked),
-            _ => Ok(Loss::Unknown),
+            Ok(true) => Loss::Released,
+            _ => Loss::Unknown,
         }
     }
 
-    pub fn look(&self, name: &Name, _: Lease, patience: Patience) -> Result<Look> {
-        self.execute(patience, |all| {
+    pub fn look(&self, name: &Name, _: Lease, budget: Budget) -> Result<Look> {
+        self.execute(budget, |all| {
             let row = all.row(name);
             if row.is_live() || !row.waiters.is_empty() {
                 Look::Held
@@ -384,9 +400,9 @@ impl Store {
         name: &Name,
         token: &Token,
         lease: Lease,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Option<(Option<i64>, Deadline)>> {
-        let extended = self.execute(patience, |all| all.extend(name, token, lease))?;
+        let extended = self.execute(budget, |all| all.extend(name, token, lease))?;
         Ok(extended.map(|(fence, deadline)| (Some(fence), deadline)))
     }
 
@@ -396,9 +412,9 @@ impl Store {
         token: &Token,
         lease: Lease,
         awaited: bool,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Released> {
-        self.release_again(name, token, lease, (false, false, awaited), patience)
+        self.release_again(name, token, lease, (false, false, awaited), budget)
     }
 
     pub fn release_again(
@@ -407,9 +423,9 @@ impl Store {
         token: &Token,
         _: Lease,
         (_, again, _): (bool, bool, bool),
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Released> {
-        self.execute(patience, |all| all.release(name, token, again))
+        self.execute(budget, |all| all.release(name, token, again))
     }
 
     pub fn transfer(
@@ -418,9 +434,9 @@ impl Store {
         old: &Token,
         new: &Token,
         _: Lease,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Option<(Option<i64>, Deadline)>> {
-        self.execute(patience, |all| {
+        self.execute(budget, |all| {
             let row = all.row(name);
             (row.is_held(old) || row.is_held(new)).then(|| {
                 let now = Moment::now();
@@ -439,8 +455,8 @@ pub struct Listener {
 }
 
 impl Listener {
-    pub fn open(store: &Store, patience: Patience) -> std::result::Result<Listener, Deaf> {
-        let opened = store.execute(patience, |all| {
+    pub fn open(store: &Store, budget: Budget) -> std::result::Result<Listener, NotListening> {
+        let opened = store.execute(budget, |all| {
             all.latest_listener += 1;
             all.listeners
                 .insert(all.latest_listener, Mailbox::default());
@@ -458,7 +474,7 @@ impl Listener {
     pub fn hear(&mut self, slice: Duration) -> std::result::Result<Vec<Call>, Failure> {
         step();
         if self.store.fails(32) {
-            return Err(Failure::TooSlow);
+            return Err(Failure::TimedOut);
         }
         let mut asleep = None;
         loop {
@@ -476,9 +492,9 @@ impl Listener {
         }
     }
 
-    pub fn ping(&mut self, patience: Patience) -> std::result::Result<(), Failure> {
+    pub fn ping(&mut self, budget: Budget) -> std::result::Result<(), Failure> {
         self.store
-            .execute(patience, |_| ())
+            .execute(budget, |_| ())
             .map_err(Failure::Stopped)
     }
 }

@@ -2,6 +2,7 @@
 //! about locks.
 
 mod auth;
+mod budget;
 mod cancel;
 mod clock;
 mod connect;
@@ -9,16 +10,15 @@ mod connector;
 mod dial;
 mod failure;
 mod listener;
-mod lookout;
 #[cfg(all(test, feature = "shuttle"))]
 pub mod memory;
 mod outage;
-mod patience;
 mod places;
 mod pool;
 mod schema;
 mod session;
 mod socket;
+mod spin;
 pub mod sql;
 mod statements;
 mod stream;
@@ -26,14 +26,14 @@ pub mod tls;
 mod trust;
 mod url;
 
+pub use budget::{Budget, Check};
 pub use connect::unsupported;
 pub use failure::Failure;
 #[cfg(not(all(test, feature = "shuttle")))]
 pub use listener::Listener;
-pub use listener::{Call, Deaf};
+pub use listener::{Call, NotListening};
 #[cfg(all(test, feature = "shuttle"))]
 pub use memory::{Listener, Store};
-pub use patience::{Check, Patience};
 pub use pool::Settings;
 pub use schema::schema_sql;
 pub use sql::Sql;

@@ -8,12 +8,10 @@
 //! |             | moment; the others wait for that,   |                   |                    |
 //! |             | and fail if it began after them     |                   |                    |
 
+use super::budget::Budget;
 use super::failure::Failure;
-use super::patience::Patience;
-use crate::process::ProcessLocal;
-use crate::sync::{Mutex, MutexGuard};
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long one call tries while all others fail at once.
@@ -34,17 +32,7 @@ pub struct Outage {
     limit: Duration,
     /// As in `state`, to be read at each call.
     gone: AtomicBool,
-    state: ProcessLocal<State>,
-}
-
-/// A child finds out for itself: another thread may have locked it at the fork.
-#[derive(Default)]
-struct State(Mutex<Option<Gone>>);
-
-impl State {
-    fn get(&self) -> MutexGuard<'_, Option<Gone>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+    state: Mutex<Option<Gone>>,
 }
 
 impl Outage {
@@ -53,49 +41,51 @@ impl Outage {
         Outage {
             limit,
             gone: AtomicBool::new(false),
-            state: ProcessLocal::default(),
+            state: Mutex::new(None),
         }
     }
 
+    fn state(&self) -> MutexGuard<'_, Option<Gone>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// For how long the caller may try to connect.
-    pub fn admit<'a>(&self, patience: Patience<'a>) -> Result<Patience<'a>, Failure> {
+    pub fn admit<'a>(&self, budget: Budget<'a>) -> Result<Budget<'a>, Failure> {
         let called = Instant::now();
-        let known = self.state.of(patience.process);
         loop {
-            let mut state = known.get();
+            let mut state = self.state();
             let Some(gone) = &mut *state else {
-                return Ok(patience);
+                return Ok(budget);
             };
             let left = self.limit.saturating_sub(gone.since.elapsed());
             if !left.is_zero() {
                 // Also at the very end there is time for one attempt.
-                return Ok(patience.at_most(left.max(MOMENT)));
+                return Ok(budget.at_most(left.max(MOMENT)));
             }
             // Whether it is back is known from who began after this call.
             let known = gone.tried.is_some_and(|began| began > called);
-            if known || patience.over() {
+            if known || budget.over() {
                 return Err(Failure::Broken(gone.reason.clone()));
             }
             if gone.trying.is_none_or(|began| began.elapsed() >= MOMENT) {
                 gone.trying = Some(Instant::now());
-                return Ok(patience.at_most(MOMENT));
+                return Ok(budget.at_most(MOMENT));
             }
             drop(state);
             let pause = Duration::from_millis(5);
-            patience.pause(pause).map_err(Failure::Stopped)?;
+            budget.pause(pause).map_err(Failure::Stopped)?;
         }
     }
 
     /// Whether it has been gone for so long that nobody waits for it any more.
     pub fn is_given_up(&self) -> bool {
         let is_old = |gone: &Gone| gone.since.elapsed() >= self.limit;
-        self.gone.load(Relaxed) && self.state.get().get().as_ref().is_some_and(is_old)
+        self.gone.load(Relaxed) && self.state().as_ref().is_some_and(is_old)
     }
 
     /// It could not be reached, for the first time since `began`.
     pub fn failed(&self, began: Instant, reason: &str) -> bool {
-        let known = self.state.get();
-        let mut state = known.get();
+        let mut state = self.state();
         let first = state.is_none();
         let gone = state.get_or_insert_with(|| Gone {
             since: began,
@@ -114,8 +104,7 @@ impl Outage {
         if !self.gone.load(Relaxed) {
             return None;
         }
-        let known = self.state.get();
-        let mut state = known.get();
+        let mut state = self.state();
         self.gone.store(false, Relaxed);
         state.take().map(|gone| gone.since.elapsed())
     }
@@ -128,8 +117,8 @@ mod tests {
     const LONG: Duration = Duration::from_secs(3600);
 
     fn admitted(outage: &Outage) -> Option<Duration> {
-        let patience = Patience::new(LONG, &|| Ok(()));
-        outage.admit(patience).ok().map(Patience::left)
+        let budget = Budget::new(LONG, &|| Ok(()));
+        outage.admit(budget).ok().map(Budget::left)
     }
 
     #[test]
@@ -157,43 +146,12 @@ mod tests {
         outage.failed(Instant::now(), "refused");
         assert!(outage.is_given_up());
         assert!(admitted(&outage).unwrap() <= MOMENT);
-        let patience = Patience::new(Duration::from_millis(20), &|| Ok(()));
-        let others = outage.admit(patience);
+        let budget = Budget::new(Duration::from_millis(20), &|| Ok(()));
+        let others = outage.admit(budget);
         assert!(matches!(others, Err(Failure::Broken(reason)) if reason == "refused"));
         outage.failed(Instant::now(), "refused");
         assert!(admitted(&outage).is_some());
         outage.ended();
         assert!(!outage.is_given_up());
-    }
-}
-
-#[cfg(all(test, feature = "shuttle"))]
-mod interleavings {
-    use super::*;
-    use crate::sync::simulated::{Pace, exit, explore, fork};
-    use crate::sync::thread;
-    use std::sync::Arc;
-
-    #[test]
-    fn a_child_finds_out_for_itself() {
-        explore(Pace::Idle, || {
-            let outage = Arc::new(Outage::new(Duration::from_secs(30)));
-            let calls = |outage: &Outage| {
-                let limit = Duration::from_secs(3600);
-                assert!(outage.admit(Patience::new(limit, &|| Ok(()))).is_ok());
-                outage.failed(Instant::now(), "refused");
-                outage.is_given_up();
-                outage.ended();
-            };
-            let parents = outage.clone();
-            drop(thread::spawn(move || calls(&parents)));
-            let forker = thread::spawn(move || {
-                calls(&outage);
-                fork();
-                calls(&outage);
-                exit();
-            });
-            forker.join().unwrap();
-        });
     }
 }

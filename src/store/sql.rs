@@ -217,7 +217,10 @@ impl Sql {
     /// Whether it can be executed where nothing can be written.
     #[must_use]
     pub fn only_reads(self) -> bool {
-        matches!(self, Sql::Probe | Sql::Busy | Sql::Held | Sql::Released)
+        matches!(
+            self,
+            Sql::Probe | Sql::Busy | Sql::Holder | Sql::Held | Sql::Released
+        )
     }
 
     /// Whether it may take a lock, and so has a limit as its last parameter: until when.
@@ -267,6 +270,7 @@ statements! {
     Release = "release.sql" (lease 0, zone 0) [TEXT, TEXT];
     ReleaseAwaited = "release_awaited.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
     ReleaseCalling = "release_calling.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
+    Holder = "holder.sql" (lease 2, zone 3) [TEXT, FLOAT8, FLOAT8];
     Held = "held.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
     Released = "released.sql" (lease 0, zone 0) [TEXT, TEXT];
     Wait = "wait.sql" (lease 3, zone 4)
@@ -283,7 +287,7 @@ statements! {
     Sweep = "sweep.sql" (lease 1, zone 2) [FLOAT8, FLOAT8, INT8, INT8, FLOAT8];
     Repair = "repair.sql" (lease 0, zone 0) [INT8];
     Check = "check.sql" (lease 0, zone 0) [TEXT];
-    Number = "number.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
+    Number = "number.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, INT8];
     Busy = "busy.sql" (lease 0, zone 0) [];
     Role = "role.sql" (lease 0, zone 0) [];
     Whose = "whose.sql" (lease 0, zone 0) [INT4];

@@ -74,7 +74,6 @@ pub fn step() {
 
 /// The process that the calling thread is in.
 pub fn process_id() -> u32 {
-    step();
     world(|world| world.process)
 }
 

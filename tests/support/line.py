@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -19,9 +21,9 @@ Db = psycopg.Connection[Any]
 TASKS = Path("/proc/self/task")
 
 
-def threads() -> int:
-    """How many threads this process has, those of Rust included; 0 if nobody can tell."""
-    return len(list(TASKS.iterdir())) if TASKS.is_dir() else 0
+def threads() -> set[str]:
+    """The ids of this process's threads, those of Rust included; none if nobody can tell."""
+    return {task.name for task in TASKS.iterdir()} if TASKS.is_dir() else set()
 
 
 def tickets(db: Db, name: str = "name") -> int:
@@ -49,6 +51,17 @@ def until(condition: Callable[[], Any]) -> None:
     """Returns when it is true; the test's own time limit ends it otherwise."""
     while not condition():
         time.sleep(0.002)
+
+
+def stand_still(db: Db, pid: int) -> None:
+    """A process is stopped while it has asked for nothing: its server processes are done too."""
+    os.kill(pid, signal.SIGSTOP)
+    query = """
+        SELECT count(*) FROM pg_stat_activity
+         WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'active'
+    """
+    for _ in range(20):  # what was sent may not have been read yet
+        until(lambda: db.execute(query).fetchone() == (0,))
 
 
 def outlive(db: Db, name: str = "name") -> None:

@@ -9,6 +9,7 @@ import contextlib
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,7 +44,7 @@ class Cut:
 class Proxy:
     """Listens on TCP; forwards to a Unix socket."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, host: str = "127.0.0.1") -> None:
         self.path = path
         self.cut: Cut | None = None
         #: How many connections were asked for.
@@ -57,8 +58,10 @@ class Proxy:
         self.frozen = threading.Event()
         self._thawed = threading.Event()
         self._after_error = False
-        self._describe = False
+        self._kept: Callable[[bytes], bool] | None = None
+        self._cutting = False
         self._asked: bytes | None = None
+        self._skipped = 0
         self._asking: set[socket.socket] = set()
         self._watched: bytes | None = None
         self._informed: set[socket.socket] = set()
@@ -67,7 +70,7 @@ class Proxy:
         self._hearing.set()
         self._listeners: set[socket.socket] = set()
         self._sockets: list[socket.socket] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -109,20 +112,31 @@ class Proxy:
         self._prepare_to_hold()
         self._after_error = True
 
-    def freeze_answer_to(self, text: bytes) -> None:
-        """Keeps back the answers to the connection that asks for this; then `frozen` is set."""
+    def freeze_answer_to(self, text: bytes, skip: int = 0) -> None:
+        """Keeps back the answers to the connection that asks for this; then `frozen` is set.
+
+        It lets so many others pass that ask for the same before.
+        """
         self._prepare_to_hold()
-        self._asked = text
+        self._asked, self._skipped = text, skip
 
     def watch_for(self, text: bytes) -> threading.Event:
         """Tells when a client has received this, and has said something after it."""
         self._watched = text
         return self._said
 
+    def freeze_request(self, is_meant: Callable[[bytes], bool], cut: bool = False) -> None:
+        """Keeps back the first request that is meant; then `frozen` is set.
+
+        With `cut` the client's connection breaks at that. :meth:`thaw` lets the request go, to
+        be answered to nobody.
+        """
+        self._prepare_to_hold()
+        self._kept, self._cutting = is_meant, cut
+
     def freeze_describe(self) -> None:
         """Keeps back the request to describe a statement; then `frozen` is set."""
-        self._prepare_to_hold()
-        self._describe = True
+        self.freeze_request(lambda message: message[:1] == b"D")
 
     def _prepare_to_hold(self) -> None:
         self.frozen.clear()
@@ -162,7 +176,12 @@ class Proxy:
                     _close(client)
                     continue
                 server = socket.socket(socket.AF_UNIX)
-                server.connect(self.path)
+                try:
+                    server.connect(self.path)
+                except OSError:  # it is not there at this moment
+                    _close(client)
+                    server.close()
+                    continue
                 self._sockets += [client, server]
                 for side, source, target in (
                     ("request", client, server),
@@ -186,8 +205,10 @@ class Proxy:
                 if message == TLS_REQUEST:
                     source.sendall(b"N")  # Without TLS, if you please.
                     continue
-                if self._describe and typed and side == "request" and message[:1] == b"D":
-                    self._describe = False
+                if self._kept and typed and side == "request" and self._kept(message):
+                    self._kept = None
+                    if self._cutting:
+                        client.shutdown(socket.SHUT_WR)
                     self._hold()
                 typed = True
                 if source in self._swallowed:
@@ -204,8 +225,10 @@ class Proxy:
                 if side == "request" and client in self._informed:
                     self._said.set()
                 if side == "request" and self._asked and self._asked in message:
-                    self._asked = None
-                    self._asking.add(client)
+                    self._skipped -= 1
+                    if self._skipped < 0:
+                        self._asked = None
+                        self._asking.add(client)
                 if side == "answer" and client in self._asking:
                     self._hold()
                     self._asking.discard(client)

@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -41,8 +42,8 @@ class Server:
     It is a standby of ``primary`` if there is one.
     """
 
-    def __init__(self, primary: Server | None = None) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="distlock-"))
+    def __init__(self, primary: Server | None = None, parent: str | None = None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="distlock-", dir=parent))
         self.folder.chmod(0o755)
         self.data = self.folder / "data"
         self.port = free_port()
@@ -91,6 +92,15 @@ class Server:
     def stop(self, mode: str = "fast") -> None:
         """Stops the server; ``immediate`` is a crash."""
         self._run("pg_ctl", "-D", str(self.data), "-m", mode, "-w", "stop")
+
+    def wait_for_standby(self) -> None:
+        """From now on what this primary confirms is on a standby's disk too, which is there."""
+        with psycopg.connect(self.url(), autocommit=True) as admin:
+            admin.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
+            admin.execute("SELECT pg_reload_conf()")
+            synchronous = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'"
+            while admin.execute(synchronous).fetchone() is None:
+                time.sleep(0.01)
 
     def promote(self) -> None:
         """Makes a primary of a standby."""

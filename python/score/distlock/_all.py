@@ -18,10 +18,11 @@ def ordered(names: Iterable[str]) -> list[str]:
     """The names in the order in which everybody acquires them: that of their code points."""
     if isinstance(names, (str, bytes)):
         raise TypeError(f"names must be several names, in a list for instance, not {names!r}")
-    unique = set(names)
-    for name in unique:
+    unique = set()
+    for name in names:
         if not isinstance(name, str):
             raise TypeError(f"the name of a lock must be a str, not {type(name).__name__}")
+        unique.add(str.__str__(name))  # the text itself, whatever else it is equal to
     return sorted(unique)
 
 
@@ -42,9 +43,9 @@ _Result = TypeVar("_Result")
 def _reading(method: Callable[..., _Result]) -> Callable[..., _Result]:
     """A method of :class:`dict` after which somebody may know a token."""
 
-    def read(self: Tokens, *args: Any, **kwargs: Any) -> _Result:
+    def read(self: Tokens, *args: Any) -> _Result:
         self._read()
-        return method(self, *args, **kwargs)
+        return method(self, *args)
 
     read.__name__ = method.__name__
     read.__doc__ = method.__doc__
@@ -81,12 +82,10 @@ class Tokens(dict[str, str]):
     __hash__ = None
 
     def __iter__(self) -> Iterator[str]:
-        # Also what makes dict() and ** ask the methods above instead of copying at once.
-        self._read()
+        # It makes dict() and ** ask the methods above instead of copying at once.
         return super().__iter__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        self._read()
         return dict, (dict(self),)
 
 

@@ -7,37 +7,34 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any
 
 from score.init import ConfigurationError, parse_bool, parse_time_interval
 
+from ._refuse import bare, encodable, refuse, shown
 from ._url import text_of
 
 #: A century; the core has the same limit.
 MAX_SECONDS = 100 * 366 * 86400.0
 
 
-def refuse(message: str) -> NoReturn:
-    """Raises the exception for a configuration that cannot be used."""
-    raise ConfigurationError("score.distlock", message)
-
-
-#: A number and its unit; several of them are added.
-_PART = re.compile(r"(\d+\.?\d*|\.\d+)\s*([a-z]+)\s*", re.IGNORECASE)
+#: A number and its unit; several of them are added. There is one way only to read a number, so
+#: that a long text takes no longer than its length.
+_PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]{1,20})\s*", re.IGNORECASE)
 
 
 def _parsed(text: str) -> float:
     """A score interval; other than score.init's own these may have fractions and be sums."""
-    rest = text.strip()
-    if not rest:
+    text = text.strip()
+    if not text:
         raise ValueError
-    seconds = 0.0
-    while rest:
-        part = _PART.match(rest)
+    seconds, start = 0.0, 0
+    while start < len(text):
+        part = _PART.match(text, start)
         if part is None:
             raise ValueError
         seconds += float(part[1]) * float(parse_time_interval("1" + part[2]))
-        rest = rest[part.end() :]
+        start = part.end()
     return seconds
 
 
@@ -47,7 +44,10 @@ def interval(value: object, key: str) -> float:
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        seconds = float(value)
+        try:
+            seconds = float(value)
+        except OverflowError:
+            seconds = math.inf
     elif isinstance(value, str):
         try:
             seconds = float(value)
@@ -55,13 +55,13 @@ def interval(value: object, key: str) -> float:
             try:
                 seconds = _parsed(value)
             except Exception:
-                refuse(f"{key}: {value!r} is not a time interval; {allowed}")
+                refuse(f"{key}: {shown(value)} is not a time interval; {allowed}")
     else:
         raise TypeError(
             f"{key} must be a number of seconds, a str or a timedelta, not {type(value).__name__}"
         )
     if not math.isfinite(seconds) or not 0 <= seconds <= MAX_SECONDS:
-        refuse(f"{key}: {value!r} is out of range; {allowed}, from 0 to a hundred years")
+        refuse(f"{key}: {shown(value)} is out of range; {allowed}, from 0 to a hundred years")
     return seconds
 
 
@@ -73,14 +73,14 @@ def _seconds(value: object, key: str) -> float:
 
 
 def timeout(value: object, key: str = "timeout") -> float | None:
-    """How long to wait for a lock, in seconds; ``None`` is for ever."""
+    """A time that is an argument, in seconds; ``None`` stays what it is."""
     if value is None:
         return None
     try:
         return interval(value, key)
     except ConfigurationError as error:
         # An argument, not a configuration.
-        raise ValueError(str(error.args[-1])) from None
+        raise ValueError(bare(error)) from None
 
 
 def _wait(value: object, key: str) -> float | None:
@@ -92,12 +92,14 @@ def _wait(value: object, key: str) -> float | None:
 def _timeout(value: object, key: str) -> float:
     seconds = _seconds(value, key)
     if seconds == 0:
-        refuse(f"{key}: {value!r} leaves no time to connect; it must be more than 0 seconds")
+        refuse(f"{key}: {shown(value)} leaves no time to connect; it must be more than 0 seconds")
     return seconds
 
 
 def _recycle(value: object, key: str) -> float | None:
-    if str(value).strip() in ("-1", "None"):
+    if value is None or (isinstance(value, int) and value == -1):
+        return None
+    if isinstance(value, str) and value.strip() in ("-1", "None"):
         return None
     return _seconds(value, key)
 
@@ -109,9 +111,9 @@ def _integer(least: int, meaning: str) -> Callable[[object, str], int]:
                 raise ValueError
             number = int(value)
         except ValueError:
-            refuse(f"{key}: {value!r} is not an integer; allowed are {meaning}")
+            refuse(f"{key}: {shown(value)} is not an integer; allowed are {meaning}")
         if not least <= number <= 100_000:
-            refuse(f"{key}: {value!r} is out of range; allowed are {meaning}")
+            refuse(f"{key}: {shown(value)} is out of range; allowed are {meaning}")
         return number
 
     return parse
@@ -123,7 +125,7 @@ def _boolean(value: object, key: str) -> bool:
     try:
         return bool(parse_bool(value))
     except Exception:
-        refuse(f"{key}: {value!r} is not a truth value; allowed are true and false")
+        refuse(f"{key}: {shown(value)} is not a truth value; allowed are true and false")
 
 
 def _url(value: object, key: str) -> str:
@@ -148,9 +150,9 @@ def _arguments(value: object, key: str) -> Mapping[str, object]:
 def _text(value: object, key: str) -> str:
     if not isinstance(value, str):
         refuse(f"{key} must be a str, not {type(value).__name__}")
-    if any("\ud800" <= letter <= "\udfff" for letter in value):
-        refuse(f"{key} contains half of a surrogate pair, which UTF-8 cannot encode")
-    return value
+    if "\0" in value:
+        refuse(f"{key} contains NUL, which PostgreSQL cannot store")
+    return encodable(value, key)
 
 
 _ISOLATION = (
@@ -165,7 +167,7 @@ _ISOLATION = (
 def _isolation(value: object, key: str) -> str:
     level = _text(value, key).replace("_", " ").upper()
     if level not in _ISOLATION:
-        refuse(f"{key}: {value!r} is unknown; allowed are {', '.join(_ISOLATION)}")
+        refuse(f"{key}: {shown(value)} is unknown; allowed are {', '.join(_ISOLATION)}")
     return level
 
 
@@ -187,24 +189,21 @@ _KEYS: dict[str, tuple[str, Callable[[object, str], Any]]] = {
     "table_owner": ("table_owner", _text),
 }
 
-#: What only `conf.engine` is made with: the locks' own connections neither
-#: echo nor depend on an isolation level.
-ENGINE_ONLY = ("echo", "isolation_level")
-
 
 def _refuse_unknown(key: object, confdict: Mapping[Any, Any]) -> None:
     """Refuses a key that is not ours, unless it may be everybody's."""
-    close = difflib.get_close_matches(str(key), _KEYS, 1)
+    text = key if isinstance(key, str) else ""
+    close = difflib.get_close_matches(text[:100], _KEYS, 1)
     if "here" in confdict and "cwd" in confdict:
         # This comes from a file. score.init has copied the two, and all that is
         # in the file's [DEFAULT], into every section: into [distlock], and with
         # a prefix into [distlock:sqlalchemy]. What looks like ours is ours.
-        prefix, _, last = str(key).rpartition(".")
+        prefix, _, last = text.rpartition(".")
         copied = last in confdict and confdict[last] == confdict[key]
         if copied if prefix else not close:
             return
     hint = f"did you mean {close[0]!r}? " if close else ""
-    refuse(f"{key!r} is not a key of this module: {hint}allowed are {', '.join(_KEYS)}")
+    refuse(f"{shown(key)} is not a key of this module: {hint}allowed are {', '.join(_KEYS)}")
 
 
 def read(confdict: object) -> dict[str, Any]:
@@ -235,17 +234,23 @@ def of_file(error: BaseException, confdict: object) -> None:
             error.args = ("[distlock] " + str(error).removeprefix(prefix),)
 
 
-def pool(options: Mapping[str, Any]) -> tuple[int, int, float, float | None, bool]:
-    """Checks the pool options that were given to the constructor itself."""
+#: Those of the pool, and their defaults.
+_POOL: dict[str, Any] = {
+    "pool_size": 5,
+    "max_overflow": 10,
+    "pool_timeout": 30.0,
+    "pool_recycle": None,
+    "pool_pre_ping": False,
+}
 
-    def value(keyword: str, default: Any) -> Any:
-        given = options.get(keyword)
-        return default if given is None else _KEYS[f"sqlalchemy.{keyword}"][1](given, keyword)
 
-    return (
-        value("pool_size", 5),
-        value("max_overflow", 10),
-        value("pool_timeout", 30.0),
-        value("pool_recycle", None),
-        value("pool_pre_ping", False),
-    )
+def constructor(given: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], str | None]:
+    """Checks the options that were given to the constructor itself.
+
+    :returns: what the pool is to be like, the options for `conf.engine`, and the table's owner.
+    """
+    parsers = dict(_KEYS.values())
+    read = {key: parsers[key](value, key) for key, value in given.items() if value is not None}
+    owner = read.pop("table_owner", None)
+    pool = tuple(read.get(key, default) for key, default in _POOL.items())
+    return pool, {key: value for key, value in read.items() if value is not None}, owner

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 from . import embedded
-from ._config import refuse
+from ._refuse import encodable, refuse, shown
 from ._url import rendered, text_of
 
 #: What connections are to be like for their own users. It changes nothing about where they go.
@@ -57,9 +57,10 @@ def source(given: object, connect_args: Mapping[str, object] | None) -> Source:
     """
     text = text_of(given)
     if text is not None:
-        if embedded.is_embedded(text):
+        label = "sqlalchemy.url"
+        if embedded.is_embedded(encodable(text, label)):
             text = embedded.start(text)
-        return Source(text, "sqlalchemy.url", options(connect_args or {}))
+        return Source(text, label, options(connect_args or {}))
     engine: Any = getattr(given, "sync_engine", given)
     if not all(hasattr(engine, name) for name in ("url", "connect", "dialect", "pool")):
         raise TypeError(
@@ -92,21 +93,31 @@ def options(given: Mapping[str, object]) -> list[tuple[str, str]]:
     """What a driver's connect() is given, by libpq's names."""
     found: list[tuple[str, str]] = []
     for key, value in given.items():
+        if not isinstance(key, str):
+            refuse(f"connect_args: {shown(key)} is not a name of an option")
         if value is None or key in _MANNERS:
             continue
         if key == "server_settings" and isinstance(value, Mapping):
-            settings = [f"-c{name}={_escaped(str(text))}" for name, text in value.items()]
-            found.append(("options", " ".join(settings)))
+            settings = [f"-c{name}={_escaped(_text(text, key))}" for name, text in value.items()]
+            found.append(("options", encodable(" ".join(settings), f"connect_args: {key}")))
         elif key == "ssl" and value in (True, False):
             found.append(("sslmode", "require" if value else "disable"))
         elif isinstance(value, (str, int, float)):
-            found.append((_OTHERS.get(key, key), str(value)))
+            name = encodable(_OTHERS.get(key, key), "connect_args: the name of an option")
+            found.append((name, encodable(_text(value, key), f"connect_args: {key}")))
         else:
             refuse(
                 f"connect_args: {key} is a {type(value).__name__}, which only the driver "
                 "understands; allowed are libpq's options as str and int"
             )
     return found
+
+
+def _text(value: object, key: str) -> str:
+    try:
+        return str(value)
+    except ValueError:  # Python writes no integers of more than some thousand digits
+        refuse(f"connect_args: {key} is {shown(value)}")
 
 
 def _escaped(text: str) -> str:

@@ -46,18 +46,15 @@ _UNSEEN = (
 )
 
 
-def _with_percent(sql: str, parameters: tuple[object, ...]) -> tuple[Any, ...]:
+def _with_percent(sql: str, parameters: tuple[object, ...]) -> tuple[str, tuple[object, ...]]:
     """For drivers that count by position: what to execute with."""
-    if not parameters:
-        return (sql,)
     text, numbers = parameterized(sql, lambda number: "%s", lambda text: text.replace("%", "%%"))
     return text, tuple(parameters[number - 1] for number in numbers)
 
 
 def _is_a(connection: Any, module: str, name: str) -> bool:
     """Whether it is a driver's connection: then somebody has imported the driver."""
-    kind = getattr(sys.modules.get(module), name, None)
-    return kind is not None and isinstance(connection, kind)
+    return isinstance(connection, getattr(sys.modules.get(module), name, ()))
 
 
 def _first(row: Any) -> Any:
@@ -91,18 +88,14 @@ def _cursor(connection: Any) -> Iterator[Any]:
 
 @contextlib.asynccontextmanager
 async def _async_cursor(connection: Any) -> AsyncIterator[Any]:
-    if _is_a(connection, "psycopg", "AsyncConnection"):
-        import psycopg
+    import psycopg
 
-        async with contextlib.AsyncExitStack() as stack:
-            if connection.pgconn.pipeline_status != psycopg.pq.PipelineStatus.OFF:
-                await stack.enter_async_context(connection.pipeline())
-            yield await stack.enter_async_context(
-                psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row)
-            )
-    else:
-        async with connection.cursor() as cursor:
-            yield cursor
+    async with contextlib.AsyncExitStack() as stack:
+        if connection.pgconn.pipeline_status != psycopg.pq.PipelineStatus.OFF:
+            await stack.enter_async_context(connection.pipeline())
+        yield await stack.enter_async_context(
+            psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row)
+        )
 
 
 def _execute(connection: Any, sql: str, parameters: tuple[object, ...] = ()) -> Any:
@@ -138,11 +131,8 @@ def _is_async(connection: Any) -> bool:
 class _Guarding:
     """What both guards know, and what they conclude from the answers."""
 
-    _CONNECTIONS = ""
-
-    @staticmethod
-    def _takes(connection: Any) -> bool:
-        raise NotImplementedError
+    _CONNECTIONS: str
+    _takes: Callable[[Any], bool]
 
     def __init__(
         self,

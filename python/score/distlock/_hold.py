@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._config import interval
+from ._config import timeout
 
 
 def lease(maxtime: object) -> float | None:
     """The lease of a hold, in seconds, from what a caller gave as ``maxtime``."""
-    if maxtime is None:
-        return None
-    try:
-        return interval(maxtime, "maxtime")
-    except TypeError:
-        raise
-    except Exception as error:
-        raise ValueError(str(error.args[-1])) from None
+    return timeout(maxtime, "maxtime")
 
 
 def callback(on_lost: Any) -> Any:

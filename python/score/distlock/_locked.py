@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any
 
 from ._hold import callback, lease
+from ._refuse import shown
 
 if TYPE_CHECKING:
     from . import ConfiguredDistlockModule
@@ -22,6 +23,10 @@ _ContextManager = (
     contextlib._GeneratorContextManager,
     contextlib._AsyncGeneratorContextManager,
 )
+#: How many wrappers around a function are looked into.
+_WRAPPERS = 100
+#: How many braces in braces are looked into; `str.format` itself refuses them then.
+_DEPTH = 3
 _Lazy = (map, filter, itertools.starmap)
 
 
@@ -45,17 +50,20 @@ class _Arguments(dict[str, _Anything]):
         return self.setdefault(key, _Anything())
 
 
-def _refuse_unnamed(name: str, part: str) -> None:
+def _refuse_unnamed(name: str, part: str, depth: int = 0) -> None:
+    if depth > _DEPTH:
+        return
     for _, field, spec, _ in string.Formatter().parse(part):
         if field is None:
             continue
         argument = field.partition(".")[0].partition("[")[0]
         if not argument or argument.isdigit():
             raise ValueError(
-                f"the name {name!r} has a field without a name; "
+                f"the name {shown(name)} has a field without a name; "
                 "name the argument it stands for, as in 'order-{order_id}'"
             )
-        _refuse_unnamed(name, spec or "")
+        if spec:
+            _refuse_unnamed(name, spec, depth + 1)
 
 
 def _fields(name: str) -> frozenset[str]:
@@ -65,7 +73,7 @@ def _fields(name: str) -> frozenset[str]:
     try:
         name.format_map(arguments)
     except ValueError as error:
-        raise ValueError(f"the name {name!r} is not well-formed: {error}") from None
+        raise ValueError(f"the name {shown(name)} is not well-formed: {error}") from None
     return frozenset(arguments)
 
 
@@ -80,7 +88,7 @@ def _signature(name: str, fields: frozenset[str], function: Any) -> inspect.Sign
         signature = inspect.signature(function)
     except ValueError:
         raise ValueError(
-            f"the name {name!r} has fields, but Python does not know the arguments of "
+            f"the name {shown(name)} has fields, but Python does not know the arguments of "
             f"{_label(function)}: wrap it into a function of your own"
         ) from None
     parameters = signature.parameters.values()
@@ -89,7 +97,7 @@ def _signature(name: str, fields: frozenset[str], function: Any) -> inspect.Sign
     for field in sorted(fields):
         if field not in signature.parameters:
             raise ValueError(
-                f"the name {name!r} has the field {field!r}, which is no argument of the "
+                f"the name {shown(name)} has the field {field!r}, which is no argument of the "
                 f"function; allowed are {', '.join(signature.parameters) or 'none'}"
             )
     return signature
@@ -121,11 +129,11 @@ def _is_coroutine_function(function: Any) -> bool:
 
 def _may_be_coroutine_function(function: Any) -> bool:
     """A wrapper of a coroutine function: it may return the coroutine, or run it itself."""
-    seen: list[Any] = []
-    while function is not None and not any(function is other for other in seen):
+    for _ in range(_WRAPPERS):  # an object that has every attribute has no last one
+        if function is None:
+            break
         if _is_coroutine_function(function):
             return True
-        seen.append(function)
         partial = isinstance(function, functools.partial)
         function = function.func if partial else getattr(function, "__wrapped__", None)
     return False
@@ -144,7 +152,6 @@ def _refuse_unfinished(function: Any, result: Any) -> None:
 
     It looks at the result, as no look at a function tells what it will return.
     """
-    work = result.gen if isinstance(result, _ContextManager) else result
     advice = "use `with conf.get(name)` around the work itself"
     if isinstance(result, _Future):
         if result.done():
@@ -165,8 +172,8 @@ def _refuse_unfinished(function: Any, result: Any) -> None:
         advice = "return a list"
     else:
         return
-    if isinstance(work, (Coroutine, Generator)):
-        work.close()
+    if isinstance(result, (Coroutine, Generator)):
+        result.close()
     raise TypeError(f"{_label(function)} is locked, but returns {kind}; {advice}")
 
 

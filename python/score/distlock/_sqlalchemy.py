@@ -51,10 +51,12 @@ def statement(
 
 def is_undefined_table(error: BaseException | None) -> bool:
     """Whether PostgreSQL said so, through whatever driver and what is around it."""
-    while error is not None:
+    seen: list[BaseException] = []
+    while isinstance(error, BaseException) and not any(error is other for other in seen):
         code = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
         if code:
             return bool(code == "42P01")
+        seen.append(error)
         error = getattr(error, "orig", None) or error.__cause__
     return False
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from ._refuse import encodable
+
 
 def text_of(value: object) -> str | None:
     """The text of a URL: a str, SQLAlchemy's URL, a DSN of pydantic, or a secret with one."""
     if hasattr(value, "get_secret_value"):
-        return text_of(value.get_secret_value())
+        value = value.get_secret_value()
     if isinstance(value, str):
         return value
     package = type(value).__module__.partition(".")[0]
@@ -22,12 +24,16 @@ def text_of(value: object) -> str | None:
 
 def rendered(url: Any) -> str:
     """SQLAlchemy's URL as text, with everything encoded."""
-    user = "" if url.username is None else quote(url.username, safe="")
+
+    def quoted(text: Any, safe: Any = "", *_: Any) -> str:
+        return quote(encodable(str(text), "sqlalchemy.url"), safe=safe)
+
+    user = "" if url.username is None else quoted(url.username)
     if url.password is not None:
-        user += ":" + quote(str(url.password), safe="")
+        user += ":" + quoted(url.password)
     host = url.host or ""
-    host = f"[{host}]" if ":" in host else quote(host, safe=",")
+    host = f"[{host}]" if ":" in host else quoted(host, ",")
     port = "" if url.port is None else f":{url.port}"
-    database = quote(url.database or "", safe="")
-    query = urlencode(dict(url.query or {}), doseq=True, quote_via=quote, safe="")
+    database = quoted(url.database or "")
+    query = urlencode(dict(url.query or {}), doseq=True, quote_via=quoted, safe="")
     return f"{url.drivername}://{user}{'@' if user else ''}{host}{port}/{database}?{query}"

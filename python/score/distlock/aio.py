@@ -205,16 +205,17 @@ class AsyncModule:
 
         :param name: any :class:`str` without NUL, also the empty one.
         """
-        lock = self._alive.get(name) if isinstance(name, str) else None
+        # By the text itself, whatever else it is equal to.
+        lock = self._alive.get(str.__str__(name)) if isinstance(name, str) else None
         if lock is None:
             lock = AsyncLock(self.conf.get(name))
-            lock = self._alive.setdefault(name, lock)
+            lock = self._alive.setdefault(lock.name, lock)
         return lock
 
     async def acquire(self, name: str, *, timeout: _Time = "default") -> str:
         """As :meth:`~score.distlock.ConfiguredDistlockModule.acquire`."""
         conf = self._conf
-        acquiring = _Acquiring(lambda inbox, bell: conf._begin(name, inbox, bell, timeout))
+        acquiring = _Acquiring(lambda inbox, wakeup: conf._begin(name, inbox, wakeup, timeout))
         token, _ = await acquiring.run()
         return token
 
@@ -321,10 +322,10 @@ class AsyncLock:
         on_lost: Any = None,
     ) -> _Acquiring:
         lock = self._lock
-        callback = on_lost and self._in_loop(on_lost)
+        callback = None if on_lost is None else self._in_loop(on_lost)
         return _Acquiring(
-            lambda inbox, bell: lock._begin(
-                inbox, bell, timeout, block, autoextend, maxtime, callback, self
+            lambda inbox, wakeup: lock._begin(
+                inbox, wakeup, timeout, block, autoextend, maxtime, callback, self
             )
         )
 
@@ -474,6 +475,7 @@ class AsyncHolds(Tokens):
         self._names = names
         self._timeout = timeout
         self._autoextend = module.conf._autoextend if autoextend is None else autoextend
+        self._ender = module.conf._levels()  # who has not entered leaves nothing
 
     async def _acquire(self) -> AsyncHolds:
         if self._levels is not None:

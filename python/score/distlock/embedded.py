@@ -13,7 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ._config import refuse
+from ._refuse import refuse
 
 #: The URLs of the servers that this process has joined. It keeps their folders locked until it
 #: ends; a forked child shares the lock.

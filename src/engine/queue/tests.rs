@@ -565,6 +565,21 @@ fn without_notifications_it_tries_when_it_is_due() {
 }
 
 #[test]
+fn who_does_not_wait_comes_after_those_who_do_unless_they_are_late() {
+    let mut test = Test::refused(1);
+    let due = 400;
+    test.line.refused(1, test.at(due));
+    let first = |test: &Test, millis| test.line.comes_first(test.at(millis), ms(100));
+    assert!(first(&test, 0));
+    assert!(first(&test, due + 99));
+    assert!(!first(&test, due + 100));
+    assert_eq!(test.plan_with(1, due + 100, None), Plan::Try);
+    assert!(first(&test, due + 100), "it asks at this moment");
+    test.gives_up(1, due + 100);
+    assert!(!first(&test, due + 100));
+}
+
+#[test]
 fn another_listener_means_another_ticket() {
     let mut test = Test::queued(1);
     let (first, second) = (ticket(7, 1), ticket(8, 2));

@@ -1,17 +1,22 @@
--- Draws a new fence for the hold of $1 with token $2, whose row was inserted with a number
--- that may be older than others of the name.
+-- Draws another fence for the hold of $1 with token $2, whose row was inserted with the number
+-- $5, which may be older than others of the name.
 --
 -- $1 name, $2 token, $3 lease in seconds for a hold that score.distlock 0.2.5
--- extended, $4 the host's offset from UTC in seconds.
+-- extended, $4 the host's offset from UTC in seconds, $5 the fence that the row has,
+-- or 0.
 --
 -- Guarantees:
 -- * The number is above all that were drawn for the name before: nobody else can take the
 --   name between the draw and the change of the row, which would then be another version
 --   and make this statement draw again.
 -- * Only the holder's own row is touched, and only while its lease stands.
--- * On disk before the answer. Repeated, it draws once more, and nobody knows the first.
+-- * On disk before the answer. Repeated, or executed late, it finds another number than $5,
+--   leaves it and tells it: what a holder was told is the number of its hold.
 UPDATE {table}
-   SET fence = greatest({drawn}, coalesce(fence, 0) {+} 1)
+   SET fence = CASE
+         WHEN coalesce(fence, 0) {=} $5 THEN greatest({drawn}, coalesce(fence, 0) {+} 1)
+         ELSE fence
+       END
  WHERE name {=} $1
    AND token {=} $2
    AND CASE WHEN {live} THEN {durable} ELSE false END

@@ -166,6 +166,112 @@ fn around_it() -> impl Strategy<Value = (&'static str, &'static str)> {
     ]
 }
 
+/// URLs of whatever pieces, many of which are accepted.
+fn url_of_pieces() -> impl Strategy<Value = String> {
+    let names = options::OPTIONS.iter().map(|option| option.name);
+    let option = proptest::sample::select(names.collect::<Vec<_>>());
+    let value = proptest::sample::select(vec![
+        "",
+        "h",
+        "1",
+        "0",
+        "-1",
+        "on",
+        "require",
+        "disable",
+        "any",
+        "read-write",
+        "%C3%A9",
+        "/run",
+        "[::1]",
+        "a,b",
+        "1,2",
+        "127.0.0.1",
+        "%00",
+        "%zz",
+        "SECRET",
+        "a b",
+        "-c%20a=b",
+        "::1",
+    ]);
+    let piece = prop_oneof![
+        3 => "[@:/?&=#%+,\\[\\] '\"\\\\]",
+        3 => value.clone().prop_map(str::to_owned),
+        1 => "\\PC{0,3}",
+        3 => (option, value).prop_map(|(name, value)| format!("{name}={value}&")),
+    ];
+    let pieces = prop::collection::vec(piece, 0..8).prop_map(|pieces| pieces.concat());
+    let begin = proptest::sample::select(vec![
+        "postgresql://",
+        "postgres://u@h/d?",
+        "postgresql+psycopg2://u:SECRET@h/d?",
+        "postgresql:///?",
+        "",
+    ]);
+    (begin, pieces).prop_map(|(begin, pieces)| format!("{begin}{pieces}"))
+}
+
+/// A URL that says the same, everything in it encoded and an option.
+fn written(url: &Url) -> String {
+    let (_, explicit) = url.explicit();
+    let encoded = |value: &[u8]| {
+        percent_encoding::percent_encode(value, percent_encoding::NON_ALPHANUMERIC).to_string()
+    };
+    let options = explicit
+        .iter()
+        .map(|(name, value)| format!("{name}={}", encoded(value)));
+    format!(
+        "{}:///?{}",
+        url.scheme,
+        options.collect::<Vec<_>>().join("&")
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    /// What is accepted is understood: written down again it means the same.
+    #[test]
+    fn what_is_accepted_can_be_written_down(text in url_of_pieces()) {
+        if let Ok(url) = read(&text) {
+            let text = written(&url);
+            let again = read(&text).map_err(|error| TestCaseError::fail(format!("{text}: {error}")))?;
+            prop_assert_eq!(again.explain(), url.explain());
+            prop_assert_eq!(again.passwords(), url.passwords());
+            prop_assert!(!url.to_string().contains("SECRET") || !text.contains("password"));
+        }
+    }
+
+    /// Also of the environment and of arguments.
+    #[test]
+    fn no_part_of_a_password_from_elsewhere_is_shown(
+        secret in "[A-Z]{4,9}",
+        text in url_of_pieces(),
+        argument in any::<bool>(),
+    ) {
+        let arguments = [("password".to_owned(), secret.clone())];
+        let variable = |name: &str| {
+            (name == "PGPASSWORD" && !argument).then(|| secret.clone().into_bytes())
+        };
+        let around = Surroundings { variable: &variable, home: None, user: None };
+        let request = Request {
+            text: &text,
+            label: "sqlalchemy.url",
+            arguments: if argument { &arguments } else { &[] },
+        };
+        prop_assume!(!text.contains(&secret[..4]));
+        let shown = match Url::read(&request, &around) {
+            Ok(url) => format!("{url} {url:?} {}", url.said("password")),
+            Err(error) => format!("{error} {error:?}"),
+        };
+        for start in 0..=secret.len() - 4 {
+            let run = &secret[start..start + 4];
+            // Names of options and variables are shown.
+            prop_assert!(!shown.contains(run) || "PGPASSWORD".contains(run), "{text}: {shown}");
+        }
+    }
+}
+
 proptest! {
     /// Every run of four letters or digits of the password, which is nowhere else.
     #[test]

@@ -1,0 +1,270 @@
+"""What goes wrong: with processes, connections, the server and clocks. Each fault repairs itself.
+
+A fault is a function of the stage that does its harm, lets it last, and undoes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+import psycopg
+
+from tests.support.proxy import How, Side
+
+from .stage import Stage
+
+Fault = Callable[[Stage], None]
+#: The faults that each way to the server has, beside those that all have.
+ALL: list[Fault] = []
+OF_WAY: dict[str, list[Fault]] = {}
+
+
+def anywhere(fault: Fault) -> Fault:
+    """It can happen to all."""
+    ALL.append(fault)
+    return fault
+
+
+def only(*ways: str) -> Callable[[Fault], Fault]:
+    """It can happen on these ways to the server."""
+
+    def add(fault: Fault) -> Fault:
+        for way in ways:
+            OF_WAY.setdefault(way, []).append(fault)
+        return fault
+
+    return add
+
+
+# Processes.
+
+
+@anywhere
+def kill(stage: Stage) -> None:
+    """A process is gone, and another one comes."""
+    worker = stage.rng.choice(stage.workers)
+    worker.kill()
+    stage.workers.remove(worker)
+    stage.spawn(worker.subject)
+
+
+@anywhere
+def pause(stage: Stage) -> None:
+    """A process stands still for longer than its leases."""
+    worker = stage.rng.choice(stage.workers)
+    stage.paused = True
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    try:
+        time.sleep(stage.rng.uniform(0.1, 3.0))
+    finally:
+        os.kill(worker.process.pid, signal.SIGCONT)
+
+
+@anywhere
+def fork(stage: Stage) -> None:
+    """In the middle of what it does."""
+    for worker in stage.workers:
+        if worker.subject != "0.2.5":
+            os.kill(worker.process.pid, signal.SIGUSR1)
+
+
+@anywhere
+def clock(stage: Stage) -> None:
+    """The clocks of those processes that have their own jump."""
+    shift = stage.rng.choice(["-1h", "+1h", "-2d", "+400d", "+0.7s", "-0.7s", "+0"])
+    stage.clock.write_text(shift)
+
+
+#: When the clocks of Vienna and of New York are put forward, and back.
+CHANGES = [datetime(2027, 3, 28, 1), datetime(2027, 10, 31, 1), datetime(2027, 3, 14, 7)]
+
+
+@anywhere
+def daylight_saving(stage: Stage) -> None:
+    """The clocks of the same processes are put forward, or back."""
+    change = stage.rng.choice(CHANGES).replace(tzinfo=timezone.utc)
+    stage.clock.write_text(f"+{change.timestamp() - time.time() - 1:.0f}s")
+    time.sleep(3)
+
+
+# The server.
+
+
+def administer(stage: Stage, query: str, lasts: float | None = None) -> None:
+    """Does something as an administrator, if the server is there, perhaps in a long transaction."""
+    autocommit = lasts is None
+    with contextlib.suppress(psycopg.Error), stage.admin(autocommit=autocommit) as db:
+        db.execute("SET lock_timeout = '3s'")
+        db.execute(query.encode())
+        time.sleep(lasts or 0)
+
+
+@anywhere
+def terminate(stage: Stage) -> None:
+    """Some sessions, or all."""
+    share = stage.rng.choice([0.2, 1])
+    administer(
+        stage,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        f" AND random() < {share}",
+    )
+
+
+@anywhere
+def lock_table(stage: Stage) -> None:
+    """As a migration does."""
+    query = "LOCK TABLE _score_distlock IN ACCESS EXCLUSIVE MODE"
+    administer(stage, query, lasts=stage.rng.uniform(0.1, 1.5))
+
+
+@anywhere
+def vacuum_full(stage: Stage) -> None:
+    """It rewrites the table."""
+    administer(stage, "VACUUM FULL _score_distlock")
+
+
+@anywhere
+def old_snapshot(stage: Stage) -> None:
+    """A long report keeps the server from forgetting old rows."""
+    query = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT FROM _score_distlock"
+    administer(stage, query, lasts=stage.rng.uniform(1, 5))
+
+
+@anywhere
+def crowd(stage: Stage) -> None:
+    """Others take all the sessions that the server has."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(psycopg.Error):
+            while True:
+                stack.enter_context(stage.admin())
+        time.sleep(stage.rng.uniform(0.2, 1.5))
+
+
+@only("direct", "proxy", "pooler", "partition")
+def restart(stage: Stage) -> None:
+    """As it should be, or as after a crash."""
+    mode = stage.rng.choice(["fast", "immediate"])
+    if mode == "immediate":
+        stage.crashed()
+    stage.server.stop(mode)
+    time.sleep(stage.rng.uniform(0, 1))
+    stage.server.start()
+
+
+@only("disk")
+def disk_full(stage: Stage) -> None:
+    """The server cannot write any more; it may crash of that."""
+    filler = Path(stage.disk or "/nowhere", "filler")
+    stage.crashed()
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(65536))
+    administer(stage, "CHECKPOINT")
+    administer(stage, "SELECT pg_switch_wal()")
+    time.sleep(stage.rng.uniform(0.5, 2))
+    filler.unlink()
+    stage.bring_back()
+    stage.crashed()
+
+
+# Between the server and its clients.
+
+
+@only("proxy")
+def cut_all(stage: Stage) -> None:
+    """Every connection ends at once."""
+    stage.proxy.cut_all()
+
+
+@only("proxy")
+def cut_one(stage: Stage) -> None:
+    """A message is cut: before it, in it or after it. Often it is an answer."""
+    for _ in range(5):
+        side: Side = stage.rng.choice(["answer", "answer", "request"])
+        how: How = stage.rng.choice(["before", "half", "after"])
+        stage.proxy.arm(side, stage.rng.randrange(12), how).done.wait(1)
+        time.sleep(0.1)
+    stage.proxy.cut = None
+
+
+@only("proxy")
+def late(stage: Stage) -> None:
+    """A connection breaks, and what was asked for over it reaches the server later."""
+    for _ in range(2):
+        stage.proxy.freeze_request(lambda message: message[:1] == b"B", cut=True)
+        stage.proxy.frozen.wait(1)
+        time.sleep(stage.rng.uniform(0.1, 2))
+        stage.proxy.thaw()
+
+
+@only("proxy")
+def delay(stage: Stage) -> None:
+    """Answers come late, some after the lease."""
+    stage.proxy.freeze_answers()
+    time.sleep(stage.rng.choice([0.05, 0.5, 1.5, 2.5]))
+    stage.proxy.thaw()
+
+
+@only("proxy")
+def deaf(stage: Stage) -> None:
+    """Notifications do not come."""
+    stage.proxy.freeze_listeners()
+    time.sleep(stage.rng.uniform(1, 4))
+    stage.proxy.thaw()
+
+
+@only("proxy")
+def black_hole(stage: Stage) -> None:
+    """A firewall has forgotten the connections, and tells nobody for longer than ours wait."""
+    stage.proxy.swallow()
+    time.sleep(6)
+    # Those of the drivers that are guarded would wait for ever.
+    stage.proxy.cut_all()
+
+
+@only("proxy")
+def refuse(stage: Stage) -> None:
+    """Nobody gets through for a while."""
+    stage.proxy.refuse(True)
+    stage.proxy.cut_all()
+    time.sleep(stage.rng.uniform(0.2, 2))
+    stage.proxy.refuse(False)
+
+
+@only("pooler")
+def restart_pooler(stage: Stage) -> None:
+    """It is killed, and comes back."""
+    stage.bouncer.stop()
+    time.sleep(stage.rng.uniform(0, 1))
+    stage.bouncer.start()
+
+
+@only("partition")
+def partition(stage: Stage) -> None:
+    """The network takes no packets."""
+    stage.link("down")
+    time.sleep(stage.rng.uniform(0.3, 4))
+    stage.link("up")
+
+
+@only("pair")
+def promote(stage: Stage) -> None:
+    """The primary dies, and its synchronous standby takes over. It can do so only once."""
+    if stage.standby is not None:
+        stage.crashed()
+        standby, stage.standby = stage.standby, None
+        stage.server.stop("immediate")
+        stage.server = standby
+        standby.promote()
+
+
+def faults_of(way: str) -> list[Fault]:
+    """Those that can happen on this way to the server; what belongs to it only, more often."""
+    return [*ALL, *(OF_WAY.get(way, []) * 3)]

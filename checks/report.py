@@ -1,0 +1,158 @@
+"""Writes docs/proof.txt from what the checks have written into docs/proof/*.json.
+
+Usage: report.py FOLDER OUTPUT. `make proof` runs the checks before.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from checks.chaos.__main__ import by_kind
+
+Data = dict[str, Any]
+Cell = str | int | float
+
+#: What the counts of a round are called in the table.
+WORKLOADS = ("plain", "fenced", "guarded")
+
+
+def cell(value: Cell) -> str:
+    """A number as people read it."""
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def table(title: str, head: Iterable[str], rows: Iterable[Iterable[Cell]]) -> str:
+    """A list table."""
+    lines = [f".. list-table:: {title}", "   :header-rows: 1", ""]
+    for row in [head, *rows]:
+        for number, value in enumerate(row):
+            lines.append(f"   {'* -' if number == 0 else '  -'} {cell(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def versions(data: Data) -> str:
+    """What was running, and where."""
+    return ", ".join(f"{name} {value}" for name, value in data["versions"].items())
+
+
+def chaos(data: Data) -> str:
+    """Load, faults and violations of one run."""
+    rounds = data["rounds"]
+    faults: Counter[str] = Counter()
+    rows: list[list[Cell]] = []
+    for way in dict.fromkeys(one["way"] for one in rounds):
+        of = [one for one in rounds if one["way"] == way]
+        counts: Counter[str] = Counter()
+        for one in of:
+            counts.update(one["counts"])
+            faults.update(one["faults"])
+        rows.append(
+            [
+                way,
+                len(of),
+                counts["holds"],
+                counts["waits"],
+                *(counts[f"writes: {kind}"] for kind in WORKLOADS),
+                sum(sum(one["faults"].values()) for one in of),
+                sum(one["harm"] for one in of),
+                sum(len(one["violations"]) for one in of),
+            ]
+        )
+    rows.append(["all", *(sum(column) for column in list(zip(*rows, strict=True))[1:])])
+    minutes = sum(one["seconds"] for one in rounds) / 60
+    head = [
+        "way to the server",
+        "rounds",
+        "holds",
+        "waits",
+        *(f"{kind} writes" for kind in WORKLOADS),
+        "faults",
+        "harm",
+        "violations",
+    ]
+    text = [
+        f"{minutes:.0f} minutes, seed ``{data['seed']}``; {versions(data)}.\n",
+        table("Load and violations", head, rows),
+        table("Faults", ["fault", "how often"], sorted(faults.items())),
+    ]
+    for way, why in data["skipped"].items():
+        text.append(f"Not tried, {way}: {why}.\n")
+    return "\n".join(text)
+
+
+def violations(data: Data) -> str:
+    """What was violated, by kind."""
+    found = by_kind([one for each in data["rounds"] for one in each["violations"]])
+    if not found:
+        return "No violation.\n"
+    several = sorted(found.values(), key=len, reverse=True)
+    rows: list[list[Cell]] = [[len(kind), f"``{kind[0][:160]}``"] for kind in several]
+    return table("Violations", ["how many", "the first of them"], rows)
+
+
+def selftest(data: Data) -> str:
+    """Which mutants were found out, how soon."""
+    rows = [
+        [
+            one["name"],
+            one["seconds"],
+            f"``{one['found'][:120]}``" if one["found"] else "**nothing**",
+        ]
+        for one in data["mutants"]
+    ]
+    return table("Broken versions", ["what is wrong", "seconds", "the first violation"], rows)
+
+
+def model(data: Data) -> str:
+    """The state space."""
+    rows = [
+        [
+            run["name"],
+            run["purpose"],
+            run["states"],
+            run.get("transitions", ""),
+            run["seconds"],
+            ", ".join(run["violated"]) or "nothing",
+        ]
+        for run in data["runs"]
+    ]
+    head = ["run", "kind", "states", "transitions", "seconds", "violated"]
+    return table("Explored states", head, rows)
+
+
+def leaks(data: Data) -> str:
+    """What a million calls use."""
+    samples = data["samples"]
+    first, last = samples[1], samples[-1]
+    rows = [[key, first[key], last[key]] for key in last]
+    return table("What is in use", ["", "after the first tenth", "at the end"], rows)
+
+
+#: The parts: the file, the title, what is shown of it.
+PARTS = [
+    ("chaos", "All faults mixed", [chaos, violations]),
+    ("old", "The same for 0.2.5", [chaos, violations]),
+    ("selftest", "Whether the checker finds what is wrong", [selftest]),
+    ("model", "The model", [model]),
+    ("leaks", "A million calls", [leaks]),
+]
+
+
+def main(folder: Path, output: Path) -> None:
+    """Writes the report."""
+    text = []
+    for name, title, parts in PARTS:
+        data = json.loads((folder / f"{name}.json").read_text())
+        text += [f"{title}\n{'-' * len(title)}\n", *(part(data) for part in parts)]
+    output.write_text("\n".join(text))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,75 @@
+"""A PgBouncer in front of a server."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+
+from .server import Server, free_port
+
+CONFIGURATION = """
+[databases]
+* = host={folder} port={port} user=postgres
+[pgbouncer]
+listen_addr = 127.0.0.1
+listen_port = {listen}
+unix_socket_dir =
+auth_type = any
+admin_users = postgres
+pool_mode = {mode}
+default_pool_size = {size}
+{more}
+"""
+
+#: Which program it is; DISTLOCK_TEST_PGBOUNCER may name another one.
+NAME = os.environ.get("DISTLOCK_TEST_PGBOUNCER", "pgbouncer")
+
+
+def program() -> str | None:
+    """Where it is, if it is there."""
+    return shutil.which(NAME, path=f"{os.environ.get('PATH')}:/usr/sbin")
+
+
+class Bouncer:
+    """One that runs until :meth:`stop`, and again from :meth:`start`."""
+
+    def __init__(self, server: Server, mode: str, size: int, more: str = "") -> None:
+        self.mode = mode
+        self.port = free_port()
+        self.file = server.folder / "pgbouncer.ini"
+        self._user = server.user
+        text = CONFIGURATION.format(
+            folder=server.folder,
+            port=server.port,
+            listen=self.port,
+            mode=mode,
+            size=size,
+            more=more,
+        )
+        self.file.write_text(text)
+        self.file.chmod(0o644)
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, and waits until it accepts connections."""
+        found = program()
+        assert found
+        self._process = subprocess.Popen(
+            [found, "--quiet", str(self.file)], user=self._user, stderr=subprocess.DEVNULL
+        )
+        while True:
+            assert self._process.poll() is None
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    break
+
+    def stop(self) -> None:
+        """At once; SIGTERM waits for its clients since 1.23."""
+        self._process.kill()
+        self._process.wait()
+
+    def url(self, database: str) -> str:
+        """The URL of a database through it."""
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
