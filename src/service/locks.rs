@@ -330,8 +330,7 @@ impl Locks {
     /// Whether the owner has no hold of it to enter once more.
     pub(super) fn is_fresh(&self, request: &Request) -> bool {
         request.owner.as_ref().is_none_or(|(lock, caller)| {
-            registry(process_id())
-                .with(|holds| !self.reentrant || !holds.is_owned(*lock, caller))
+            registry(process_id()).with(|holds| !self.reentrant || !holds.is_owned(*lock, caller))
         })
     }
 
@@ -683,8 +682,7 @@ impl Locks {
 
     /// A `release()` begins.
     pub fn begin_release(&self, lock: &Lock, caller: &Caller, token: Option<&Token>) -> Ending {
-        registry(process_id())
-            .with(|holds| holds.release(lock.id, caller, token, Moment::now()))
+        registry(process_id()).with(|holds| holds.release(lock.id, caller, token, Moment::now()))
     }
 
     /// Does what the end of a block, or a release, needs done in the database.

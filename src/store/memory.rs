@@ -5,9 +5,9 @@
 // Of what has the same name there.
 #![allow(missing_docs, clippy::missing_panics_doc, clippy::must_use_candidate)]
 
+use super::budget::Budget;
 use super::failure::Failure;
 use super::listener::{Call, NotListening};
-use super::budget::Budget;
 use super::sql::Statements;
 use super::statements::{Answer, Candidate, Look, Queue, Released, Renewed, Turn};
 use crate::engine::{Deadline, Lease, Loss, Moment, Name, TICKET_BITS, Token, VALID};
@@ -219,8 +219,10 @@ impl Database {
 #[derive(Clone, Default)]
 pub struct Store {
     database: Arc<Mutex<Database>>,
-    /// Some statements fail: before, after or long before they are executed.
+    /// Some statements fail, before or after they are executed.
     faulty: Arc<AtomicBool>,
+    /// Some are executed when their callers have given up.
+    late: Arc<AtomicBool>,
 }
 
 impl Store {
@@ -229,9 +231,10 @@ impl Store {
         self.database.lock().unwrap()
     }
 
-    /// From now on some statements fail, or none do.
-    pub fn set_faulty(&self, faulty: bool) {
+    /// Whether from now on some statements fail, and some are late.
+    pub fn set_faults(&self, faulty: bool, late: bool) {
         self.faulty.store(faulty, SeqCst);
+        self.late.store(late, SeqCst);
     }
 
     fn fails(&self, once_in_so_many: u32) -> bool {
@@ -300,8 +303,7 @@ impl Store {
         _: bool,
         budget: Budget,
     ) -> Result<Answer> {
-        if process_id() == budget.process && self.fails(4) {
-            // It is executed when its caller has given up.
+        if self.late.load(SeqCst) && process_id() == budget.process && self.fails(4) {
             let (database, name, token) = (self.database.clone(), name.clone(), token.clone());
             thread::spawn(move || {
                 let last = Moment::now() + VALID;
@@ -340,11 +342,7 @@ impl Store {
         })
     }
 
-    pub fn renew(
-        &self,
-        holds: &[(Name, Token, Lease)],
-        budget: Budget,
-    ) -> Result<Vec<Renewed>> {
+    pub fn renew(&self, holds: &[(Name, Token, Lease)], budget: Budget) -> Result<Vec<Renewed>> {
         self.execute(budget, |all| {
             let renewed = holds.iter().map(|(name, token, lease)| {
                 let extended = all.extend(name, token, *lease);
@@ -493,9 +491,7 @@ impl Listener {
     }
 
     pub fn ping(&mut self, budget: Budget) -> std::result::Result<(), Failure> {
-        self.store
-            .execute(budget, |_| ())
-            .map_err(Failure::Stopped)
+        self.store.execute(budget, |_| ()).map_err(Failure::Stopped)
     }
 }
 
