@@ -245,7 +245,10 @@ impl Acquisition {
         let obstacle = if progress.busy {
             // It is only for the message.
             let budget = budget.at_most(Duration::from_secs(1));
-            Obstacle::Busy(self.locks.store().busy(budget).unwrap_or_default())
+            match self.locks.store().busy(budget) {
+                Err(Error::Forked) => return Error::Forked,
+                busy => Obstacle::Busy(busy.unwrap_or_default()),
+            }
         } else {
             Obstacle::Held
         };

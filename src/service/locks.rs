@@ -499,7 +499,10 @@ impl Locks {
             }
             None => (token.clone(), Loss::Released),
         };
-        registry.report(|holds| holds.lost(hold, reason));
+        // In a child that was forked meanwhile it is the parent's business.
+        if process_id() == budget.process {
+            registry.report(|holds| holds.lost(hold, reason));
+        }
         (token, reason)
     }
 
@@ -787,7 +790,7 @@ impl Locks {
         } else {
             self.why_lost(name, &current, None, budget)
         };
-        if let Some(hold) = hold {
+        if let Some(hold) = hold.filter(|_| process_id() == budget.process) {
             registry.report(|holds| holds.not_released(hold, reason, own));
         }
         Err(Error::Expired(name.clone(), current, reason))
@@ -858,6 +861,8 @@ impl Locks {
                 };
                 Err(Error::Expired(lock.name.clone(), old, reason))
             }
+            // In a child that was forked meanwhile it is the parent's business.
+            Err(Error::Forked) => Err(Error::Forked),
             Err(error) => {
                 if error.outcome_unknown() {
                     owed.with(|unresolved| {
