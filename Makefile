@@ -14,8 +14,8 @@ PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md \
     $(shell find src python -type f -not -name '*.pyc')
 
-.PHONY: bench failover leaks demo test rust threads lint types stubs pytest mutants matrix model chaos \
-    chaos-selftest proof docs wheel clean always
+.PHONY: bench failover leaks demo test rust threads lint types stubs pytest mutants matrix model \
+    chaos chaos-selftest proof docs wheel clean always
 .DEFAULT_GOAL := test
 
 demo: $(BUILD)/installed
@@ -73,8 +73,9 @@ rust:
 	@echo "== cargo test"
 	cargo test --locked
 
-# The orders in which the core's threads may run, as many as SHUTTLE_ITERATIONS says. To see
-# a failure again, give SHUTTLE_RANDOM_SEED the seed that it prints. THREADS='a_child' selects.
+# The orders in which the core's threads may run, by chance (shuttle): of each test as many as
+# SHUTTLE_ITERATIONS says, by default 1000, which take 30 to 60 seconds. THREADS='a_loss' selects
+# tests. To see a failure again, give SHUTTLE_RANDOM_SEED the seed that it prints.
 threads:
 	cargo test --quiet --locked --features shuttle --lib interleavings::$(THREADS) -- --nocapture
 
