@@ -74,7 +74,7 @@ rust:
 	cargo test --locked
 
 # The orders in which the core's threads may run, by chance (shuttle): of each test as many as
-# SHUTTLE_ITERATIONS says, by default 1000, which take 30 to 60 seconds. THREADS='a_loss' selects
+# SHUTTLE_ITERATIONS says, by default 2000, which take 30 to 60 seconds. THREADS='a_loss' selects
 # tests. To see a failure again, give SHUTTLE_RANDOM_SEED the seed that it prints.
 threads:
 	cargo test --quiet --locked --features shuttle --lib interleavings::$(THREADS) -- --nocapture

@@ -88,7 +88,7 @@ pub fn explore(pace: Pace, test: fn()) {
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner);
     let iterations = std::env::var("SHUTTLE_ITERATIONS");
-    let iterations = iterations.map_or(1000, |number| number.parse().unwrap());
+    let iterations = iterations.map_or(2000, |number| number.parse().unwrap());
     let scheduler = Paced {
         random: RandomScheduler::new(iterations),
         pace,
