@@ -112,8 +112,8 @@ impl Store {
         let lost = self.late.load(SeqCst) && process_id() == budget.process && self.fails(4);
         if lost {
             let (database, name, token) = (self.database.clone(), name.clone(), token.clone());
+            let last = Moment::now() + VALID;
             thread::spawn(move || {
-                let last = Moment::now() + VALID;
                 thread::sleep(VALID.mul_f64(crate::sync::random(0.0..1.0)));
                 if Moment::now() < last {
                     database.lock().unwrap().acquire(&name, &token, lease);
