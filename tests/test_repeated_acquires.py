@@ -34,6 +34,11 @@ def fence(db: Db, name: str) -> int | None:
     return row[0] if row else None
 
 
+def drawn_last(db: Db) -> Any:
+    """The fence that was drawn last: another one, as soon as somebody has taken a lock."""
+    return db.execute("SELECT last_value FROM _score_distlock_fence_seq").fetchone()
+
+
 @pytest.fixture
 def own_db(through: Any, own_url: str) -> Iterator[Db]:
     """A connection that does not go through the proxy, to a table without rows."""
@@ -68,7 +73,8 @@ def test_what_the_first_statement_takes_after_the_release_is_given_back(
         cut = proxy.arm("request", 2, "after")
         with slow.get("late"):
             assert cut.done.is_set()
-    assert fence(own_db, "late")
+        drawn = drawn_last(own_db)
+    until(lambda: drawn_last(own_db) != drawn)  # the first has taken the lock
     # Who waits for it gets it long before its lease ends.
     other.release("late", other.acquire("late", timeout=30))
     assert slow.acquire("late")
@@ -122,7 +128,6 @@ def test_a_given_up_acquire_may_have_been_repeated(
         with pytest.raises(asyncio.CancelledError):
             await task
 
-    last = "SELECT last_value FROM _score_distlock_fence_seq"
     with standing_still(own_db, "slow"):
         cut = proxy.arm("request", 2, "after")
         # The repetition's: it has taken the lock, and nobody is told.
@@ -131,8 +136,8 @@ def test_a_given_up_acquire_may_have_been_repeated(
         assert cut.done.is_set()
         proxy.thaw()
         until(lambda: fence(own_db, "late") is None)
-        drawn = own_db.execute(last).fetchone()
-    assert own_db.execute(last).fetchone() != drawn, "the first has taken the lock"
+        drawn = drawn_last(own_db)
+    until(lambda: drawn_last(own_db) != drawn)  # the first has taken the lock
     until(lambda: fence(own_db, "late") is None)
 
 
