@@ -909,23 +909,11 @@ impl Store {
     }
 
     /// Ends the hold.
-    pub fn release(
-        &self,
-        name: &Name,
-        token: &Token,
-        lease: Lease,
-        awaited: bool,
-        budget: Budget,
-    ) -> Result<Released> {
-        self.release_again(name, token, lease, (false, false, awaited), budget)
-    }
-
-    /// Ends the hold, perhaps once more.
     ///
     /// If the caller's own deadline has not passed (`held`), a hold that is not found
     /// after an answer was lost was ended by ourselves; so it may be if an earlier call has
     /// tried (`again`). `awaited`: others are likely to wait for the lock.
-    pub fn release_again(
+    pub fn release(
         &self,
         name: &Name,
         token: &Token,
