@@ -108,7 +108,7 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
     ("Execute: Leave", &["leave.sql", "notified.sql"]),
     (
         "Execute: Look, Undo",
-        &["holder.sql", "service/owed.rs::end_unwanted"],
+        &["holder.sql", "service/owed.rs::look"],
     ),
     (
         "Receive",
