@@ -127,12 +127,6 @@ def test_a_whole_life_under_a_setting(url: str, db: Db, setting: str) -> None:
             pass
     conf.vacuum()
     assert db.execute("SELECT count(*) FROM _score_distlock").fetchone() == (0,)
-import time
-from psycopg import pq
-for u in ["postgresql://u:p@db.example.invalid/d","postgresql://u@a,b/d?port=1,2","postgresql://u@127.0.0.1:1/d?connect_timeout=x","postgresql://u@/d?host=/x&sslmode=require", "postgresql://u@ab cd/d"]:
-    t=time.time()
-    c=pq.PGconn.connect_start(u.encode())
-    print(u, c.status, c.error_message, round(time.time()-t,2), {i.keyword:i.val for i in c.info if i.val and i.keyword in (b'host',b'port',b'user')})
 
 
 @pytest.mark.parametrize(
