@@ -1,0 +1,326 @@
+"""Fixtures of pytest for the tests of applications that use locks; see "Testing" in the docs.
+
+Nothing is started, or even imported, until a test asks for one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from threading import Lock as Mutex
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
+
+import pytest
+
+if TYPE_CHECKING:
+    from . import ConfiguredDistlockModule, Lock
+    from .aio import AsyncLock
+
+    _Any = Lock | AsyncLock | str
+
+#: How long a wait for somebody in the other process may take, unless the test says so.
+_PATIENCE = 5.0
+
+#: How long a test that is marked "contended" waits for its locks, unless its options say so.
+_CONTENDED_TIMEOUT = "30s"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds ``--distlock-url`` and the option ``distlock_url`` of the ini file."""
+    group = parser.getgroup("distlock", "distributed locks (score.distlock)")
+    group.addoption(
+        "--distlock-url",
+        metavar="URL",
+        help="the PostgreSQL that the fixtures of score.distlock use; by default, and for "
+        "embedded: or embedded:/folder, one that they start themselves",
+    )
+    parser.addini("distlock_url", "as --distlock-url, which overrides it")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers the mark."""
+    config.addinivalue_line(
+        "markers",
+        "contended(*names, rivals=2): other owners take the locks that the test's fixture "
+        "`distlock` gives, or only those named, in turn with the test for as long as it runs.",
+    )
+
+
+class _Pipe:
+    """The other process, which is started when something is asked for the first time."""
+
+    def __init__(self, url: str) -> None:
+        self.session = f"{secrets.randbits(64):016x}"
+        self._url = url
+        self._mutex = Mutex()
+        self._numbers = itertools.count()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def ask(self, do: str, *arguments: object) -> Any:
+        """Has the other process do something; what it returned."""
+        with self._mutex:
+            if self._process is None:
+                code = (
+                    f"import sys; sys.path[:] = {sys.path!r}\n"
+                    "from score.distlock._pytest_other import main; main()"
+                )
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", code],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    start_new_session=True,  # Ctrl-C is for the test run, which then tidies up
+                )
+                try:
+                    # Not as an argument, where everybody can read it.
+                    self._call(self._process, "", self._url, self.session)
+                except BaseException:
+                    self._end()
+                    raise
+            return self._call(self._process, do, *arguments)
+
+    def _call(self, process: subprocess.Popen[bytes], do: str, *arguments: object) -> Any:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        number = next(self._numbers)
+        request = {"number": number, "do": do, "arguments": arguments}
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+        while line := process.stdout.readline():
+            answer = json.loads(line)
+            if answer["number"] == number:  # else of a call that was interrupted
+                if "error" in answer:
+                    raise RuntimeError(f"the other process of the tests: {answer['error']}")
+                return answer.get("value")
+        raise RuntimeError("the other process of the tests has ended; stderr may tell why")
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            process.stdout.close()
+            process.wait()
+
+    def end(self) -> None:
+        """Ends the process, which drops what is left."""
+        with self._mutex:
+            self._end()
+
+
+class Elsewhere:
+    """A hold that somebody in another process has; leaving it as a context manager ends it."""
+
+    def __init__(self, pipe: _Pipe, key: int, name: str) -> None:
+        self._pipe, self._key, self._name = pipe, key, name
+
+    def __repr__(self) -> str:
+        return f"<Elsewhere {self._name!r}>"
+
+    def _wait(self) -> None:
+        try:
+            while (state := self._pipe.ask("state", self._key)) == "waiting":
+                time.sleep(0.005)
+            if state != "held":
+                from . import CouldNotAcquireLock
+
+                if state == "refused":
+                    raise CouldNotAcquireLock(self._name)
+                raise RuntimeError(f"the other process of the tests: {state}")
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Releases the lock there; a second call does nothing."""
+        self._pipe.ask("end", self._key)
+
+    def __enter__(self) -> Elsewhere:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.release()
+
+
+def _in_schema(url: str, schema: str) -> str:
+    """The URL with a search path, and with a name for its sessions unless they have one."""
+    from ._distlock import _understood
+
+    options = f"{_understood(url)['options']} -csearch_path={schema}".strip()
+    base, _, query = url.partition("?")
+    kept = [part for part in query.split("&") if part and unquote(part).split("=")[0] != "options"]
+    if not any(unquote(part).startswith("application_name=") for part in kept):
+        kept.append(f"application_name={schema}")
+    return f"{base}?{'&'.join([*kept, 'options=' + quote(options, safe='')])}"
+
+
+class _Place:
+    """The locks of one test: a schema of their own."""
+
+    def __init__(self, pipe: _Pipe, server: str, schema: str) -> None:
+        self.pipe = pipe
+        self.schema = schema
+        self.url = _in_schema(server, schema)
+        self.modules: list[ConfiguredDistlockModule] = []
+
+    def ask(self, do: str, *arguments: object) -> Any:
+        return self.pipe.ask(do, self.schema, *arguments)
+
+    def expire(self, lock: _Any) -> tuple[str, str]:
+        """Ends the lease of a hold; its name and token."""
+        name, token = (lock, None) if isinstance(lock, str) else (lock.name, lock.token)
+        if not isinstance(lock, str) and token is None:
+            raise ValueError(f"the lock {name!r} is not held through this object")
+        expired = self.ask("expire", name, token)
+        if expired is None:
+            raise ValueError(
+                f"nobody holds the lock {name!r} any more"
+                if token
+                else f"nobody holds the lock {name!r}, or not in the schema of this test: modules "
+                "of the application have to be made with the fixture `distlock_url`"
+            )
+        return name, expired
+
+    def tell(self, name: str, token: str) -> None:
+        """Has the Lock objects of this process learn from the database that a hold is gone."""
+        from . import ConfiguredDistlockModule, LockExpired
+
+        with ConfiguredDistlockModule(self.url, 60) as conf, contextlib.suppress(LockExpired):
+            conf.extend(name, token)
+            raise RuntimeError(f"the lock {name!r} is still held")
+
+    def leave(self) -> None:
+        """Ends all that the test has left, and drops the schema."""
+        from . import ConfiguredDistlockModule, DistlockError
+
+        try:
+            self.ask("quiet")
+            until = time.monotonic() + _PATIENCE
+            # Whoever waits in a thread that was left behind is the next holder, and so on.
+            while (holds := self.ask("holds")) and time.monotonic() < until:
+                with ConfiguredDistlockModule(self.url, 60) as conf:
+                    for name, token in holds:
+                        with contextlib.suppress(DistlockError):
+                            conf.release(name, token)
+            for module in self.modules:
+                with contextlib.suppress(DistlockError):
+                    module.close()
+        finally:
+            self.ask("close")
+
+
+def _server(config: pytest.Config) -> str:
+    url = config.getoption("distlock_url") or config.getini("distlock_url")
+    return str(url or "embedded:")
+
+
+@pytest.fixture(scope="session")
+def distlock_server(pytestconfig: pytest.Config) -> str:
+    """The URL of the server: that of ``--distlock-url``, or that of an embedded one."""
+    from . import embedded
+
+    url = _server(pytestconfig)
+    return embedded.start(url) if embedded.is_embedded(url) else url
+
+
+@pytest.fixture(scope="session")
+def _distlock_pipe(distlock_server: str, pytestconfig: pytest.Config) -> Iterator[_Pipe]:
+    # An embedded server is needed there until the schemas are dropped.
+    own = _server(pytestconfig)
+    pipe = _Pipe(own if own.startswith("embedded") else distlock_server)
+    yield pipe
+    pipe.end()
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture
+def _distlock_place(
+    request: pytest.FixtureRequest, _distlock_pipe: _Pipe, distlock_server: str
+) -> Iterator[_Place]:
+    from ._pytest_other import PREFIX
+
+    schema = f"{PREFIX}{_distlock_pipe.session}_{next(_numbers)}"
+    place = _Place(_distlock_pipe, distlock_server, schema)
+    try:
+        place.ask("open", place.url)
+        mark = request.node.get_closest_marker("contended")
+        if mark is not None:
+            place.ask("compete", list(mark.args), mark.kwargs.get("rivals", 2))
+        yield place
+    finally:
+        place.leave()
+
+
+@pytest.fixture
+def distlock_url(_distlock_place: _Place) -> str:
+    """The URL of this test's locks, for an application or a process that makes its own module."""
+    return _distlock_place.url
+
+
+@pytest.fixture
+def distlock_options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The configuration of ``distlock`` besides its URL: to be overridden."""
+    if request.node.get_closest_marker("contended") is not None:
+        return {"timeout": _CONTENDED_TIMEOUT}
+    return {}
+
+
+@pytest.fixture
+def distlock(
+    _distlock_place: _Place, distlock_options: dict[str, Any]
+) -> ConfiguredDistlockModule:
+    """A configured module whose locks nobody but this test knows."""
+    from . import init
+
+    conf = init({"sqlalchemy.url": _distlock_place.url, **distlock_options})
+    _distlock_place.modules.append(conf)
+    return conf
+
+
+@pytest.fixture
+def distlock_expire(_distlock_place: _Place) -> Callable[[_Any], None]:
+    """``distlock_expire(lock)``: its lease is over now, and nobody else has taken it yet."""
+
+    def distlock_expire(lock: _Any) -> None:
+        _distlock_place.tell(*_distlock_place.expire(lock))
+
+    return distlock_expire
+
+
+@pytest.fixture
+def distlock_lose(_distlock_place: _Place) -> Callable[[_Any], Elsewhere]:
+    """``distlock_lose(lock)``: its lease is over, and somebody else has taken it."""
+    place = _distlock_place
+
+    def distlock_lose(lock: _Any) -> Elsewhere:
+        name, token = place.expire(lock)
+        taken = Elsewhere(place.pipe, place.ask("take", name, token, _PATIENCE), name)
+        taken._wait()
+        place.tell(name, token)
+        return taken
+
+    return distlock_lose
+
+
+@pytest.fixture
+def distlock_held_elsewhere(_distlock_place: _Place) -> Callable[..., Elsewhere]:
+    """``distlock_held_elsewhere(name)``: another process holds it, until that is left."""
+    place = _distlock_place
+
+    def distlock_held_elsewhere(name: str, timeout: float = _PATIENCE) -> Elsewhere:
+        held = Elsewhere(place.pipe, place.ask("hold", name, timeout), name)
+        held._wait()
+        return held
+
+    return distlock_held_elsewhere
