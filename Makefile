@@ -80,7 +80,7 @@ lint: $(BUILD)/tools
 
 types: $(BUILD)/installed
 	@echo "== mypy"
-	$(BIN)/mypy python/score/distlock
+	$(BIN)/mypy python/score
 	$(BIN)/mypy tests demo checks
 
 stubs: $(BUILD)/installed

@@ -1,6 +1,8 @@
 """Fixtures of pytest for the tests of applications that use locks; see "Testing" in the docs.
 
-Nothing is started, or even imported, until a test asks for one of them.
+Nothing is started, or even imported, until a test asks for one of them. That is why this is
+beside the package: pytest imports it for every suite, and score.init is not for all of them
+(with ``-W error``, for instance, it may not compile).
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from urllib.parse import quote, unquote
 import pytest
 
 if TYPE_CHECKING:
-    from . import ConfiguredDistlockModule, Lock
-    from .aio import AsyncLock
+    from score.distlock import ConfiguredDistlockModule, Lock
+    from score.distlock.aio import AsyncLock
 
     _Any = Lock | AsyncLock | str
 
@@ -53,10 +55,26 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+class _Url(str):
+    """A URL that shows no password where pytest shows variables."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        from score.distlock._distlock import _understood
+
+        return repr(_understood(str(self))["shown"])
+
+
+class _OtherError(RuntimeError):
+    """The other process could not do what it was asked to."""
+
+
 class _Pipe:
     """The other process, which is started when something is asked for the first time."""
 
     def __init__(self, url: str) -> None:
+        self._failure: str | None = None
         self.session = f"{secrets.randbits(64):016x}"
         self._url = url
         self._mutex = Mutex()
@@ -65,7 +83,10 @@ class _Pipe:
 
     def ask(self, do: str, *arguments: object) -> Any:
         """Has the other process do something; what it returned."""
+        __tracebackhide__ = True
         with self._mutex:
+            if self._failure is not None:
+                raise _OtherError(self._failure)
             if self._process is None:
                 code = (
                     f"import sys; sys.path[:] = {sys.path!r}\n"
@@ -80,12 +101,16 @@ class _Pipe:
                 try:
                     # Not as an argument, where everybody can read it.
                     self._call(self._process, "", self._url, self.session)
-                except BaseException:
+                except BaseException as error:
                     self._end()
+                    if isinstance(error, _OtherError):
+                        # Not for every test once more.
+                        self._failure = str(error)
                     raise
             return self._call(self._process, do, *arguments)
 
     def _call(self, process: subprocess.Popen[bytes], do: str, *arguments: object) -> Any:
+        __tracebackhide__ = True
         assert process.stdin is not None
         assert process.stdout is not None
         number = next(self._numbers)
@@ -97,9 +122,9 @@ class _Pipe:
             answer = json.loads(line)
             if answer["number"] == number:  # else of a call that was interrupted
                 if "error" in answer:
-                    raise RuntimeError(f"the other process of the tests: {answer['error']}")
+                    raise _OtherError(f"the other process of the tests: {answer['error']}")
                 return answer.get("value")
-        raise RuntimeError("the other process of the tests has ended; stderr may tell why")
+        raise _OtherError("the other process of the tests has ended; stderr may tell why")
 
     def _end(self) -> None:
         process, self._process = self._process, None
@@ -131,11 +156,11 @@ class Elsewhere:
             while (state := self._pipe.ask("state", self._key)) == "waiting":
                 time.sleep(0.005)
             if state != "held":
-                from . import CouldNotAcquireLock
+                from score.distlock import CouldNotAcquireLock
 
                 if state == "refused":
                     raise CouldNotAcquireLock(self._name)
-                raise RuntimeError(f"the other process of the tests: {state}")
+                raise _OtherError(f"the other process of the tests: {state}")
         except BaseException:
             self.release()
             raise
@@ -153,14 +178,14 @@ class Elsewhere:
 
 def _in_schema(url: str, schema: str) -> str:
     """The URL with a search path, and with a name for its sessions unless they have one."""
-    from ._distlock import _understood
+    from score.distlock._distlock import _understood
 
     options = f"{_understood(url)['options']} -csearch_path={schema}".strip()
     base, _, query = url.partition("?")
     kept = [part for part in query.split("&") if part and unquote(part).split("=")[0] != "options"]
     if not any(unquote(part).startswith("application_name=") for part in kept):
         kept.append(f"application_name={schema}")
-    return f"{base}?{'&'.join([*kept, 'options=' + quote(options, safe='')])}"
+    return _Url(f"{base}?{'&'.join([*kept, 'options=' + quote(options, safe='')])}")
 
 
 class _Place:
@@ -173,6 +198,7 @@ class _Place:
         self.modules: list[ConfiguredDistlockModule] = []
 
     def ask(self, do: str, *arguments: object) -> Any:
+        __tracebackhide__ = True
         return self.pipe.ask(do, self.schema, *arguments)
 
     def expire(self, lock: _Any) -> tuple[str, str]:
@@ -192,7 +218,7 @@ class _Place:
 
     def tell(self, name: str, token: str) -> None:
         """Has the Lock objects of this process learn from the database that a hold is gone."""
-        from . import ConfiguredDistlockModule, LockExpired
+        from score.distlock import ConfiguredDistlockModule, LockExpired
 
         with ConfiguredDistlockModule(self.url, 60) as conf, contextlib.suppress(LockExpired):
             conf.extend(name, token)
@@ -200,7 +226,7 @@ class _Place:
 
     def leave(self) -> None:
         """Ends all that the test has left, and drops the schema."""
-        from . import ConfiguredDistlockModule, DistlockError
+        from score.distlock import ConfiguredDistlockModule, DistlockError
 
         try:
             self.ask("quiet")
@@ -220,16 +246,16 @@ class _Place:
 
 def _server(config: pytest.Config) -> str:
     url = config.getoption("distlock_url") or config.getini("distlock_url")
-    return str(url or "embedded:")
+    return _Url(url or "embedded:")
 
 
 @pytest.fixture(scope="session")
 def distlock_server(pytestconfig: pytest.Config) -> str:
     """The URL of the server: that of ``--distlock-url``, or that of an embedded one."""
-    from . import embedded
+    from score.distlock import embedded
 
     url = _server(pytestconfig)
-    return embedded.start(url) if embedded.is_embedded(url) else url
+    return _Url(embedded.start(url) if embedded.is_embedded(url) else url)
 
 
 @pytest.fixture(scope="session")
@@ -248,12 +274,17 @@ _numbers = itertools.count()
 def _distlock_place(
     request: pytest.FixtureRequest, _distlock_pipe: _Pipe, distlock_server: str
 ) -> Iterator[_Place]:
-    from ._pytest_other import PREFIX
+    from score.distlock._pytest_other import PREFIX
 
     schema = f"{PREFIX}{_distlock_pipe.session}_{next(_numbers)}"
     place = _Place(_distlock_pipe, distlock_server, schema)
     try:
         place.ask("open", place.url)
+    except BaseException as error:
+        if not isinstance(error, Exception):  # Ctrl-C: it may be there by now
+            place.ask("close")
+        raise
+    try:
         mark = request.node.get_closest_marker("contended")
         if mark is not None:
             place.ask("compete", list(mark.args), mark.kwargs.get("rivals", 2))
@@ -281,7 +312,7 @@ def distlock(
     _distlock_place: _Place, distlock_options: dict[str, Any]
 ) -> ConfiguredDistlockModule:
     """A configured module whose locks nobody but this test knows."""
-    from . import init
+    from score.distlock import init
 
     conf = init({"sqlalchemy.url": _distlock_place.url, **distlock_options})
     _distlock_place.modules.append(conf)
