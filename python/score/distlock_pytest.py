@@ -227,16 +227,21 @@ class _Place:
     def leave(self) -> None:
         """Ends all that the test has left, and drops the schema."""
         from score.distlock import ConfiguredDistlockModule, DistlockError
+        from score.distlock._distlock import _waiting
 
         try:
             self.ask("quiet")
             until = time.monotonic() + _PATIENCE
-            # Whoever waits in a thread that was left behind is the next holder, and so on.
-            while (holds := self.ask("holds")) and time.monotonic() < until:
+            while time.monotonic() < until:
+                holds = self.ask("holds")
                 with ConfiguredDistlockModule(self.url, 60) as conf:
                     for name, token in holds:
                         with contextlib.suppress(DistlockError):
                             conf.release(name, token)
+                # Whoever waits in a thread that was left behind is the next holder, and so on.
+                if not holds and not any(_waiting(name)[0] for name in self.ask("names")):
+                    break
+                time.sleep(0.005 if not holds else 0)
             for module in self.modules:
                 with contextlib.suppress(DistlockError):
                     module.close()
@@ -270,6 +275,16 @@ def _distlock_pipe(distlock_server: str, pytestconfig: pytest.Config) -> Iterato
 _numbers = itertools.count()
 
 
+def _contended(*names: str, rivals: int = 2) -> tuple[list[str], int]:
+    """Checks the arguments of the mark."""
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"contended: the name of a lock must be a str, not {name!r}")
+    if not isinstance(rivals, int) or not 1 <= rivals <= 50:
+        raise ValueError(f"contended: rivals must be a number from 1 to 50, not {rivals!r}")
+    return list(names), rivals
+
+
 @pytest.fixture
 def _distlock_place(
     request: pytest.FixtureRequest, _distlock_pipe: _Pipe, distlock_server: str
@@ -287,7 +302,7 @@ def _distlock_place(
     try:
         mark = request.node.get_closest_marker("contended")
         if mark is not None:
-            place.ask("compete", list(mark.args), mark.kwargs.get("rivals", 2))
+            place.ask("compete", *_contended(*mark.args, **mark.kwargs))
         yield place
     finally:
         place.leave()
@@ -308,9 +323,7 @@ def distlock_options(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture
-def distlock(
-    _distlock_place: _Place, distlock_options: dict[str, Any]
-) -> ConfiguredDistlockModule:
+def distlock(_distlock_place: _Place, distlock_options: dict[str, Any]) -> ConfiguredDistlockModule:
     """A configured module whose locks nobody but this test knows."""
     from score.distlock import init
 
@@ -337,8 +350,10 @@ def distlock_lose(_distlock_place: _Place) -> Callable[[_Any], Elsewhere]:
     def distlock_lose(lock: _Any) -> Elsewhere:
         name, token = place.expire(lock)
         taken = Elsewhere(place.pipe, place.ask("take", name, token, _PATIENCE), name)
-        taken._wait()
-        place.tell(name, token)
+        try:
+            taken._wait()
+        finally:
+            place.tell(name, token)
         return taken
 
     return distlock_lose

@@ -108,7 +108,7 @@ class _Admin:
                     """,
                     schema=schema,
                 )
-        # Sessions of modules that the test has made and not closed; see `session_name`.
+        # Sessions of modules that the test has made and not closed; they have the schema's name.
         self.run(
             """
             SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -303,6 +303,10 @@ class Other:
     def holds(self, schema: str) -> list[tuple[str, str]]:
         """See :meth:`_Schema.holds`."""
         return self._schemas[schema].holds()
+
+    def names(self, schema: str) -> list[str]:
+        """See :meth:`_Schema.names`."""
+        return self._schemas[schema].names()
 
     def compete(self, schema: str, names: list[str], rivals: int) -> None:
         """See :meth:`_Schema.compete`."""
