@@ -134,7 +134,11 @@ class _Pipe:
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
             process.stdout.close()
-            process.wait()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:  # the next run drops what is left
+                process.kill()
+                process.wait()
 
     def end(self) -> None:
         """Ends the process, which drops what is left."""
@@ -177,14 +181,12 @@ class Elsewhere:
 
 
 def _in_schema(url: str, schema: str) -> str:
-    """The URL with a search path, and with a name for its sessions unless they have one."""
+    """The URL with a search path, and with its other options."""
     from score.distlock._distlock import _understood
 
     options = f"{_understood(url)['options']} -csearch_path={schema}".strip()
     base, _, query = url.partition("?")
     kept = [part for part in query.split("&") if part and unquote(part).split("=")[0] != "options"]
-    if not any(unquote(part).startswith("application_name=") for part in kept):
-        kept.append(f"application_name={schema}")
     return _Url(f"{base}?{'&'.join([*kept, 'options=' + quote(options, safe='')])}")
 
 

@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import json
 import random
+import re
 import sys
 import threading
 import time
@@ -21,6 +22,8 @@ from ._distlock import _statements
 
 #: What the names of all schemas begin with: then the number of their session, then their own.
 PREFIX = "distlock_test_"
+
+_OURS = re.compile(PREFIX + r"([0-9a-f]{16})_[0-9]+")
 
 #: How long the other's holds last, unless they are ended before.
 _MAXTIME = "12h"
@@ -67,28 +70,34 @@ class _Admin:
 
     def sweep(self) -> None:
         """Drops the schemas of sessions that ended without doing so, as in a power failure."""
-        query = "SELECT nspname FROM pg_namespace WHERE nspname LIKE :pattern"
-        pattern = PREFIX.replace("_", r"\_") + "%"
-        for (schema,) in self.run(query, pattern=pattern):
-            with contextlib.suppress(ValueError), self._connect() as connection:
-                session = {"session": number(schema.removeprefix(PREFIX).partition("_")[0])}
+        for (schema,) in self.run("SELECT nspname FROM pg_namespace"):
+            ours = _OURS.fullmatch(schema)
+            if ours is None:
+                continue
+            # Not a matter of this run, if they cannot be dropped.
+            with contextlib.suppress(Exception), self._connect() as connection:
+                session = {"session": number(ours[1])}
                 alone = self._text("SELECT pg_try_advisory_lock(:session)")
                 if connection.execute(alone, session).scalar():
-                    connection.execute(self._text(f'DROP SCHEMA IF EXISTS "{schema}" CASCADE'))
-                    unlock = self._text("SELECT pg_advisory_unlock(:session)")
-                    connection.execute(unlock, session)
+                    try:
+                        self._drop(connection, schema)
+                    finally:
+                        unlock = self._text("SELECT pg_advisory_unlock(:session)")
+                        connection.execute(unlock, session)
+
+    def _drop(self, connection: Any, schema: str) -> None:
+        connection.execute(self._text(f"SET lock_timeout = '{_LOCK_TIMEOUT}'"))
+        try:
+            connection.execute(self._text(f'DROP SCHEMA IF EXISTS "{schema}" CASCADE'))
+        finally:
+            connection.execute(self._text("RESET lock_timeout"))
 
     def drop(self, schema: str) -> None:
         """Drops a schema, and ends what a test has left open in it."""
         for patient in (True, False):
             try:
                 with self._connect() as connection:
-                    connection.execute(self._text(f"SET lock_timeout = '{_LOCK_TIMEOUT}'"))
-                    try:
-                        drop = f'DROP SCHEMA IF EXISTS "{schema}" CASCADE'
-                        connection.execute(self._text(drop))
-                    finally:
-                        connection.execute(self._text("RESET lock_timeout"))
+                    self._drop(connection, schema)
                 break
             except Exception:
                 if not patient:
@@ -108,14 +117,6 @@ class _Admin:
                     """,
                     schema=schema,
                 )
-        # Sessions of modules that the test has made and not closed; they have the schema's name.
-        self.run(
-            """
-            SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-             WHERE application_name = :schema AND pid <> pg_backend_pid()
-            """,
-            schema=schema,
-        )
 
     def close(self) -> None:
         """Ends the sessions."""
