@@ -271,6 +271,14 @@ def test_a_guard_does_not_let_it_commit(distlock, distlock_lose):
             with lock.guard(connection):
                 raise AssertionError
 
+def test_a_guard_keeps_others_out(distlock, distlock_lose):
+    with pytest.raises(LockExpired), distlock.get('name') as lock:
+        with distlock.engine.connect() as connection, connection.begin():
+            with lock.guard(connection):
+                with pytest.raises(CouldNotAcquireLock):
+                    distlock_lose(lock, timeout=0.1)
+        assert lock.expired
+
 def test_a_waiter_may_be_the_one(distlock, distlock_lose):
     from score.distlock._distlock import _waiting
     lock, other = distlock.get('name'), []
@@ -288,7 +296,7 @@ def test_a_waiter_may_be_the_one(distlock, distlock_lose):
 
 @pytest.mark.usefixtures("clean")
 def test_loss(run: Run) -> None:
-    run(LOSE).assert_outcomes(passed=6)
+    run(LOSE).assert_outcomes(passed=7)
 
 
 ELSEWHERE = """

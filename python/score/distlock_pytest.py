@@ -345,13 +345,13 @@ def distlock_expire(_distlock_place: _Place) -> Callable[[_Any], None]:
 
 
 @pytest.fixture
-def distlock_lose(_distlock_place: _Place) -> Callable[[_Any], Elsewhere]:
+def distlock_lose(_distlock_place: _Place) -> Callable[..., Elsewhere]:
     """``distlock_lose(lock)``: its lease is over, and somebody else has taken it."""
     place = _distlock_place
 
-    def distlock_lose(lock: _Any) -> Elsewhere:
+    def distlock_lose(lock: _Any, timeout: float = _PATIENCE) -> Elsewhere:
         name, token = place.expire(lock)
-        taken = Elsewhere(place.pipe, place.ask("take", name, token, _PATIENCE), name)
+        taken = Elsewhere(place.pipe, place.ask("take", name, token, timeout), name)
         try:
             taken._wait()
         finally:
