@@ -207,7 +207,7 @@ def run(
         start = time.monotonic()
         try:
             with Stage(way, f"{seed}/{number}", options.subject, overlay, old) as stage:
-                result.server = version(stage)
+                result.server = result.server or version(stage)
                 verdict, faults = play(stage, options.calm, options.wild)
                 if verdict.violations and options.keep:
                     keep(stage, Path(options.keep) / f"{number}")

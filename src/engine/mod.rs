@@ -15,11 +15,11 @@ pub use hint::{Hint, Hints};
 pub use hold::{
     Condition, Ending, Entered, Entry, Grant, Hold, HoldId, Holds, LevelId, LockId, Loss, Reported,
 };
-pub use late::{Due, Late, VALID};
+pub use late::{Due, Late, VALID, Watches};
 pub use lease::{Deadline, Lease};
 pub use moment::Moment;
 pub use name::Name;
 pub use owner::{Caller, Place};
 pub use queue::{Ask, Line, Outcome, Plan, Seen, TICKET_BITS};
 pub use token::Token;
-pub use unresolved::{Attempt, Unresolved, Unwanted};
+pub use unresolved::{Attempt, Unresolved, Unsettled};

@@ -3,8 +3,7 @@
 //! An acquire that nobody waits for any more, and a release that its caller cannot
 //! repeat, come to the same: the token must not hold the lock. That release is *owed*.
 
-use super::late::{Due, Watches};
-use super::{Deadline, Late, Lease, Moment, Name, Token, VALID};
+use super::{Deadline, Due, Late, Lease, Moment, Name, Token, VALID, Watches};
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -59,15 +58,15 @@ impl Owed {
     }
 }
 
-/// A hold that must not be.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Unwanted {
-    /// Its token.
-    pub token: Token,
-    /// Its lease.
-    pub lease: Lease,
-    /// The fence of another hold with this token that may be.
-    pub except: Option<i64>,
+/// What of a name has to be settled.
+#[derive(Debug, PartialEq)]
+pub struct Unsettled {
+    /// The releases that are owed.
+    pub owed: Vec<(Token, Lease)>,
+    /// Something may have been taken late, for no longer than this lease.
+    pub late: Option<Lease>,
+    /// The statement of another attempt is under way.
+    pub in_flight: bool,
 }
 
 /// All attempts of one process whose outcome is unknown.
@@ -75,7 +74,7 @@ pub struct Unwanted {
 pub struct Unresolved {
     releases: HashMap<Name, Vec<Owed>>,
     /// Statements that may be executed late.
-    late: Watches,
+    pub late: Watches,
     /// The token that the hold of another may have.
     transfers: HashMap<Token, (Token, Deadline)>,
     /// How many tickets are about to leave the queue of a name.
@@ -160,41 +159,30 @@ impl Unresolved {
             .then_some(owed.state == State::Settled)
     }
 
-    /// A statement may be executed late, which was sent before `now`.
-    pub fn may_come_late(&mut self, name: &Name, late: Late, lease: Lease, now: Moment) {
-        self.late.add(name, late, lease, now);
-    }
-
-    /// What must not hold the lock of a name; and whether the statement of another attempt is
-    /// under way.
+    /// What of a name has to be settled.
     #[must_use]
-    pub fn of(&self, name: &Name) -> (Vec<Unwanted>, bool) {
+    pub fn of(&self, name: &Name) -> Unsettled {
         let owed = self.releases.get(name).map_or(&[][..], Vec::as_slice);
         let pending = owed
             .iter()
-            .filter(|owed| matches!(owed.state, State::Pending { .. }))
-            .map(|owed| (&owed.token, owed.lease, None));
-        let unwanted = pending.chain(self.late.takings(name));
-        let unwanted = unwanted.map(|(token, lease, except)| Unwanted {
-            token: token.clone(),
-            lease,
-            except,
-        });
-        let in_flight = owed.iter().any(|owed| owed.state == State::InFlight)
-            || self.leaving.contains_key(name);
-        (unwanted.collect(), in_flight)
+            .filter(|owed| matches!(owed.state, State::Pending { .. }));
+        Unsettled {
+            owed: pending
+                .map(|owed| (owed.token.clone(), owed.lease))
+                .collect(),
+            late: self.late.lease_of(name),
+            in_flight: owed.iter().any(|owed| owed.state == State::InFlight)
+                || self.leaving.contains_key(name),
+        }
     }
 
-    /// An unwanted hold was ended (`found`), or there was none, by a statement that was sent at
-    /// `sent` or later. `true` if a release was owed, which is done.
-    pub fn executed(&mut self, name: &Name, token: &Token, found: bool, sent: Moment) -> bool {
-        self.settlements += u64::from(found);
-        self.late.looked(name, token, sent);
-        let Some(owed) = self.owed(name, token) else {
-            return false;
-        };
-        let State::Pending { .. } = owed.state else {
-            return false;
+    /// A release that was owed was executed: it ended a hold (`found`), or found none. It was
+    /// sent at `sent`.
+    pub fn executed(&mut self, name: &Name, token: &Token, found: bool, sent: Moment) {
+        let owed = self.owed(name, token);
+        let Some(owed) = owed.filter(|owed| matches!(owed.state, State::Pending { .. })) else {
+            self.settlements += u64::from(found);
+            return;
         };
         owed.state = State::Settled;
         let (attempt, lease) = (owed.attempt, owed.lease);
@@ -205,19 +193,19 @@ impl Unresolved {
                 token: token.clone(),
                 granted: None,
             };
-            self.may_come_late(name, late, lease, sent);
+            self.late.add(name, late, lease, sent);
             self.forget(name, token);
         }
-        true
     }
 
-    /// A ticket was taken out of the queue, by a statement that was sent at `sent`; or it
-    /// belongs to somebody who waits.
-    pub fn left(&mut self, name: &Name, ticket: i64, sent: Moment) {
-        self.late.left(name, ticket, sent);
+    /// Somebody has looked for what was taken late of a name; `found` if there was something,
+    /// which was ended. The statements were sent at `sent` or later.
+    pub fn looked(&mut self, name: &Name, found: bool, sent: Moment) {
+        self.settlements += u64::from(found);
+        self.late.looked(name, sent);
     }
 
-    /// What is unwanted of a name could not be undone.
+    /// What is to be settled of a name could not be.
     pub fn failed(&mut self, name: &Name, now: Moment) {
         for owed in self.releases.get_mut(name).into_iter().flatten() {
             if let State::Pending { next, pause } = &mut owed.state {
@@ -236,8 +224,8 @@ impl Unresolved {
             for owed in owed.iter() {
                 if let State::Pending { next, .. } = owed.state {
                     due.at(next);
-                    if next <= now && !due.names.contains(name) {
-                        due.names.push(name.clone());
+                    if next <= now {
+                        due.names.insert(name.clone());
                     }
                 }
             }
@@ -288,321 +276,4 @@ impl Unresolved {
 
 #[cfg(test)]
 #[allow(clippy::unchecked_time_subtraction)] // of constants
-mod tests {
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-    const MILLISECOND: Duration = Duration::from_millis(1);
-
-    fn name(text: &str) -> Name {
-        Name::new(text).unwrap()
-    }
-
-    fn lease(seconds: f64) -> Lease {
-        Lease::from_seconds(seconds).unwrap()
-    }
-
-    struct Test {
-        all: Unresolved,
-        name: Name,
-        token: Token,
-        start: Moment,
-    }
-
-    impl Test {
-        fn new() -> Test {
-            Test {
-                all: Unresolved::default(),
-                name: name("name"),
-                token: Token::random(),
-                start: Moment::now(),
-            }
-        }
-
-        /// An acquire or release that owes a release for a lease of a minute.
-        fn owing(attempt: Attempt) -> Test {
-            let mut test = Test::new();
-            let minute = lease(60.0);
-            test.all
-                .owe(&test.name, &test.token, attempt, minute, test.start);
-            test
-        }
-
-        fn executed(&mut self, found: bool, after: Duration) -> bool {
-            let sent = self.start + after;
-            self.all.executed(&self.name, &self.token, found, sent)
-        }
-
-        fn failed(&mut self, after: Duration) {
-            self.all.failed(&self.name, self.start + after);
-        }
-
-        /// Whether something of the name is due then, and how long until it is to be looked at.
-        fn due(&mut self, after: Duration) -> (bool, Option<Duration>) {
-            let due = self.all.due(self.start + after);
-            assert!(due.names.iter().all(|name| *name == self.name));
-            assert!(due.names.len() < 2 && due.tickets.is_empty());
-            assert_eq!(due.is_empty(), due.names.is_empty());
-            let next = due.next.map(|next| next.since(self.start));
-            (!due.names.is_empty(), next)
-        }
-
-        /// What must not hold the lock: its tokens.
-        fn unwanted(&self) -> Vec<Token> {
-            let unwanted = self.all.of(&self.name).0.into_iter();
-            unwanted.map(|one| one.token).collect()
-        }
-    }
-
-    #[test]
-    fn a_release_that_is_owed_is_due_at_once_and_belongs_to_its_name() {
-        let mut test = Test::owing(Attempt::Release);
-        assert_eq!(test.due(Duration::ZERO), (true, Some(Duration::ZERO)));
-        let expected = Unwanted {
-            token: test.token.clone(),
-            lease: lease(60.0),
-            except: None,
-        };
-        assert_eq!(test.all.of(&test.name), (vec![expected], false));
-        assert_eq!(test.all.of(&name("other")), (vec![], false));
-        assert!(!test.all.is_empty());
-    }
-
-    #[test]
-    fn the_next_of_several_is_the_earliest() {
-        let mut test = Test::owing(Attempt::Release);
-        let other = Token::random();
-        let later = test.start + SECOND;
-        test.all
-            .owe(&test.name, &other, Attempt::Release, lease(60.0), later);
-        assert_eq!(test.due(Duration::ZERO), (true, Some(Duration::ZERO)));
-        assert!(test.executed(true, Duration::ZERO));
-        assert_eq!(test.due(Duration::ZERO), (false, Some(SECOND)));
-        assert_eq!(test.unwanted(), [other]);
-    }
-
-    #[test]
-    fn what_fails_is_tried_again_after_pauses_that_double_up_to_five_seconds() {
-        let mut test = Test::owing(Attempt::Release);
-        for pause in [200, 400, 800, 1600, 3200, 5000, 5000] {
-            test.failed(Duration::ZERO);
-            let pause = Duration::from_millis(pause);
-            assert_eq!(test.due(pause - MILLISECOND), (false, Some(pause)));
-            assert_eq!(test.due(pause), (true, Some(pause)));
-        }
-        // What is asked for anew begins anew.
-        test.all.owe(
-            &test.name,
-            &test.token,
-            Attempt::Release,
-            lease(60.0),
-            test.start,
-        );
-        test.failed(Duration::ZERO);
-        assert_eq!(test.due(Duration::ZERO).1, Some(2 * Unresolved::PAUSE));
-    }
-
-    #[test]
-    fn a_release_that_was_done_is_told_to_whoever_repeats_it_for_as_long_as_it_matters() {
-        let mut test = Test::owing(Attempt::Release);
-        let told = |test: &mut Test| test.all.may_be_released(&test.name, &test.token);
-        assert_eq!(told(&mut test), Some(false));
-        let before = test.all.settlements();
-        assert!(test.executed(true, Duration::ZERO));
-        assert!(test.all.settlements() > before);
-        assert_eq!(told(&mut test), Some(true));
-        assert_eq!(test.all.of(&test.name), (vec![], false));
-        assert_eq!(test.due(59 * SECOND), (false, None));
-        assert_eq!(told(&mut test), Some(true));
-        assert_eq!(test.due(60 * SECOND), (false, None));
-        assert_eq!(told(&mut test), None);
-        assert!(test.all.is_empty());
-    }
-
-    #[test]
-    fn a_release_that_found_nothing_is_done_too() {
-        let mut test = Test::owing(Attempt::Release);
-        let before = test.all.settlements();
-        assert!(test.executed(false, Duration::ZERO));
-        assert_eq!(test.all.settlements(), before + 1);
-        // Only once.
-        assert!(!test.executed(false, Duration::ZERO));
-        assert_eq!(test.due(Duration::ZERO), (false, None));
-        let told = test.all.may_be_released(&test.name, &test.token);
-        assert_eq!(told, Some(true));
-    }
-
-    #[test]
-    fn an_acquire_is_looked_for_as_long_as_one_of_its_statements_may_come_late() {
-        // Whatever was found: it may be what the repetition has taken, and the first may follow.
-        for found in [false, true] {
-            let mut test = Test::owing(Attempt::Acquire);
-            assert_eq!(test.all.may_be_released(&test.name, &test.token), None);
-            let before = test.all.settlements();
-            assert!(test.executed(found, MILLISECOND));
-            assert!(test.all.settlements() > before);
-            let next = MILLISECOND + Duration::from_millis(100);
-            assert_eq!(test.due(MILLISECOND), (false, Some(next)));
-            assert_eq!(test.due(next), (true, Some(next)));
-            assert_eq!(test.unwanted(), [test.token.clone()]);
-            let before = test.all.settlements();
-            assert!(!test.executed(false, next));
-            assert_eq!(test.all.settlements(), before);
-            assert!(!test.executed(true, 2 * next));
-            assert_eq!(test.all.settlements(), before + 1);
-            assert!(!test.all.is_empty());
-            test.executed(found, MILLISECOND + VALID);
-            assert!(test.all.is_empty());
-        }
-    }
-
-    #[test]
-    fn an_acquire_that_was_repeated_keeps_the_hold_that_it_was_granted() {
-        let mut test = Test::new();
-        let late = Late::Taking {
-            token: test.token.clone(),
-            granted: Some(7),
-        };
-        test.all
-            .may_come_late(&test.name, late, lease(60.0), test.start);
-        let (unwanted, in_flight) = test.all.of(&test.name);
-        assert_eq!((unwanted.len(), in_flight), (1, false));
-        assert_eq!(unwanted[0].except, Some(7));
-        // Its release is another matter.
-        let (release, minute) = (Attempt::Release, lease(60.0));
-        test.all
-            .owe(&test.name, &test.token, release, minute, test.start);
-        let excepted = test.all.of(&test.name).0.into_iter();
-        let excepted: Vec<_> = excepted.map(|one| one.except).collect();
-        assert_eq!(excepted, [None, Some(7)]);
-        assert!(test.executed(true, Duration::ZERO));
-        assert_eq!(test.all.of(&test.name).0.len(), 1);
-        assert_eq!(
-            test.all.may_be_released(&test.name, &test.token),
-            Some(true)
-        );
-    }
-
-    #[test]
-    fn what_is_under_way_is_not_settled_by_a_look() {
-        let mut test = Test::new();
-        let (token, minute) = (test.token.clone(), lease(60.0));
-        let late = Late::Taking {
-            token: token.clone(),
-            granted: Some(7),
-        };
-        test.all.may_come_late(&test.name, late, minute, test.start);
-        let begun = Attempt::Release;
-        test.all
-            .begin(&test.name, &token, begun, minute, test.start);
-        assert!(!test.executed(false, Duration::ZERO));
-        assert!(test.all.of(&test.name).1);
-    }
-
-    #[test]
-    fn a_ticket_that_may_come_late_leaves_the_queue() {
-        let mut test = Test::new();
-        let second = lease(1.0);
-        test.all
-            .may_come_late(&test.name, Late::Entering(3), second, test.start);
-        // A newcomer has nothing to do with it.
-        assert_eq!(test.unwanted(), []);
-        let due = test.all.due(test.start + VALID);
-        assert!(!due.is_empty() && due.names.is_empty());
-        assert_eq!(due.tickets, [(test.name.clone(), 3, second)]);
-        test.failed(VALID);
-        assert!(test.all.due(test.start + VALID).is_empty());
-        test.all.left(&test.name, 3, test.start + 2 * VALID);
-        assert!(test.all.is_empty());
-    }
-
-    #[test]
-    fn a_statement_under_way_is_waited_for_and_not_released() {
-        let mut test = Test::new();
-        let minute = lease(60.0);
-        let (begun, token) = (Attempt::Release, test.token.clone());
-        test.all
-            .begin(&test.name, &token, begun, minute, test.start);
-        assert_eq!(test.all.of(&test.name), (vec![], true));
-        assert_eq!(test.all.may_be_released(&test.name, &token), None);
-        // However long it takes.
-        assert_eq!(test.due(3600 * SECOND), (false, None));
-        assert_eq!(test.all.of(&test.name), (vec![], true));
-        let before = test.all.settlements();
-        test.all.landed(&test.name, &token);
-        assert_eq!(test.all.settlements(), before + 1);
-        assert!(test.all.is_empty());
-    }
-
-    #[test]
-    fn what_a_statement_under_way_owes_stays_when_it_has_landed() {
-        let mut test = Test::new();
-        let token = test.token.clone();
-        let (acquire, second) = (Attempt::Acquire, lease(1.0));
-        test.all
-            .begin(&test.name, &token, acquire, second, test.start);
-        let later = test.start + SECOND;
-        test.all.owe(&test.name, &token, acquire, second, later);
-        test.all.landed(&test.name, &token);
-        assert_eq!(test.due(SECOND), (true, Some(SECOND)));
-        // To begin what is owed changes nothing.
-        test.all.begin(&test.name, &token, acquire, second, later);
-        assert_eq!(test.unwanted().len(), 1);
-        // It matters for one lease, which may begin when the statement comes at last.
-        let over = SECOND + VALID + SECOND;
-        assert!(test.due(over - MILLISECOND).0);
-        assert_eq!(test.due(over), (false, None));
-        assert!(test.all.is_empty());
-    }
-
-    #[test]
-    fn an_attempt_is_forgotten_and_no_other_one() {
-        let mut test = Test::owing(Attempt::Acquire);
-        let other = Token::random();
-        let (acquire, minute) = (Attempt::Acquire, lease(60.0));
-        test.all
-            .owe(&test.name, &other, acquire, minute, test.start);
-        let before = test.all.settlements();
-        test.all.forget(&test.name, &other);
-        assert_eq!(test.all.settlements(), before + 1);
-        assert_eq!(test.due(Duration::ZERO), (true, Some(Duration::ZERO)));
-        test.all.forget(&test.name, &test.token);
-        assert!(test.all.is_empty());
-    }
-
-    #[test]
-    fn the_token_that_a_hold_may_have_is_known_for_a_lease() {
-        let mut test = Test::new();
-        let new = Token::random();
-        let (second, later) = (lease(1.0), test.start + (SECOND - MILLISECOND));
-        test.all.transferring(&test.token, &new, second, test.start);
-        assert_eq!(test.all.transfer(&new, test.start), None);
-        let known = test.all.transfer(&test.token, later);
-        assert_eq!(known, Some(new.clone()));
-        assert_eq!(test.all.transfer(&test.token, test.start + SECOND), None);
-        test.due(SECOND - MILLISECOND);
-        assert_eq!(test.all.transfers.len(), 1);
-        test.due(SECOND);
-        assert_eq!(test.all.transfers.len(), 0);
-        test.all.transferring(&test.token, &new, second, test.start);
-        test.all.transferred(&test.token);
-        assert_eq!(test.all.transfer(&test.token, test.start), None);
-    }
-
-    #[test]
-    fn tickets_that_leave_are_counted() {
-        let mut test = Test::new();
-        test.all.leaving(&test.name, true);
-        test.all.leaving(&test.name, true);
-        let before = test.all.settlements();
-        test.all.leaving(&test.name, false);
-        assert_eq!(test.all.of(&test.name), (vec![], true));
-        assert_eq!(test.all.of(&name("other")), (vec![], false));
-        assert!(!test.all.is_empty());
-        assert_eq!(test.all.settlements(), before);
-        test.all.leaving(&test.name, false);
-        assert_eq!(test.all.of(&test.name), (vec![], false));
-        assert!(test.all.is_empty());
-        assert_eq!(test.all.settlements(), before + 1);
-    }
-}
+mod tests;

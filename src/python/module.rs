@@ -116,8 +116,8 @@ impl ConfiguredDistlockModule {
             .call_method1("verify", (self.engine(py)?, bound));
         let (lock, caller) = (service::Lock::new(name.clone()), owner::current(py)?);
         let ending = self.locks.begin_release(&lock, &caller, Some(&token));
-        call(py, self.timeout(), |patience| {
-            self.locks.finish(&name, ending, patience)
+        call(py, self.timeout(), |budget| {
+            self.locks.finish(&name, ending, budget)
         })?;
         seen.map(drop)
     }
@@ -467,7 +467,7 @@ impl ConfiguredDistlockModule {
         &self,
         name: &Bound<'_, PyAny>,
         inbox: &Inbox,
-        bell: u64,
+        wakeup: u64,
         timeout: Timeout,
     ) -> PyResult<Acquisition> {
         Acquisition::new(
@@ -476,7 +476,7 @@ impl ConfiguredDistlockModule {
             arguments::name(name)?,
             Request::default(),
             Wait::new(timeout.or(self.timeout)),
-            inbox.wakeup(bell),
+            inbox.wakeup(wakeup),
             None,
         )
     }
@@ -553,14 +553,12 @@ impl ConfiguredDistlockModule {
     fn vacuum(&self, py: Python<'_>, session: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         match session {
             Some(session) => {
-                let sql = call(py, self.timeout(), |patience| {
-                    self.locks.vacuum_sql(patience)
-                })?;
+                let sql = call(py, self.timeout(), |budget| self.locks.vacuum_sql(budget))?;
                 py.import("score.distlock._sqlalchemy")?
                     .call_method1("vacuum", (session, sql, self.maxtime, zone::offset()))?;
                 Ok(())
             }
-            None => call(py, self.timeout(), |patience| self.locks.vacuum(patience)),
+            None => call(py, self.timeout(), |budget| self.locks.vacuum(budget)),
         }
     }
 
@@ -581,7 +579,7 @@ impl ConfiguredDistlockModule {
         if let Some(engine) = engine {
             engine.bind(py).call_method0("dispose")?;
         }
-        call(py, self.timeout(), |patience| self.locks.close(patience))
+        call(py, self.timeout(), |budget| self.locks.close(budget))
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
@@ -644,8 +642,8 @@ fn try_init<'py>(confdict: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Configured
         .call((), Some(&options))?
         .cast_into::<ConfiguredDistlockModule>()?;
     let module = conf.get();
-    call(py, module.timeout(), |patience| {
-        module.locks.store().ensure_schema(patience)
+    call(py, module.timeout(), |budget| {
+        module.locks.store().ensure_schema(budget)
     })?;
     Ok(conf)
 }

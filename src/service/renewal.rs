@@ -5,10 +5,11 @@
 use super::locked;
 use super::registry::registry;
 use crate::engine::{Condition, Deadline, Entered, Hold, HoldId, Lease, Loss, Moment, Name, Token};
-use crate::store::{Patience, Renewed, Store};
+use crate::store::{Budget, Renewed, Store};
+use crate::sync::{Condvar, Instant, Mutex, process_id};
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 /// A hold that is to be renewed now.
 struct Due {
@@ -91,7 +92,7 @@ impl Class {
     /// Whether there is no thread, or one that ends by this.
     fn retire(&self) -> bool {
         let mut state = locked(&self.state);
-        let process = std::process::id();
+        let process = process_id();
         // Levels that have been left are still here until their time comes.
         registry(process).with(|holds| {
             state
@@ -107,7 +108,7 @@ impl Class {
 
     /// Extends for as long as there is something to extend.
     pub fn attend(&self, store: &Store) {
-        let process = std::process::id();
+        let process = process_id();
         loop {
             let mut state = locked(&self.state);
             let next = state.entries.values().min().copied();
@@ -192,8 +193,8 @@ impl Class {
                 wanted.push((due.name.clone(), token.clone(), due.lease));
             }
         }
-        let patience = Patience::new(limit, &|| Ok(())).urgent();
-        let answer = store.renew(&wanted, patience);
+        let budget = Budget::new(limit, &|| Ok(())).urgent();
+        let answer = store.renew(&wanted, budget);
         let mut answers = answer.as_deref().unwrap_or_default().iter().copied();
         let mut gone = Vec::new();
         for due in due {
@@ -206,15 +207,19 @@ impl Class {
             }
             let next = match (&answer, renewed) {
                 (Err(error), _) => Class::failed(&due, &error.to_string(), process),
-                (Ok(_), Some(Renewed::Until(deadline))) => {
-                    registry(process).with(|holds| holds.extended(due.hold, deadline));
+                (Ok(_), Some(Renewed::Until(deadline, fence)))
+                    if registry(process)
+                        .with(|holds| holds.extended(due.hold, fence, deadline))
+                        .is_some() =>
+                {
                     Some(part(due.lease, 3.0))
                 }
                 (Ok(_), Some(Renewed::Locked)) => {
                     let error = "its row is locked by another transaction";
                     Class::failed(&due, error, process)
                 }
-                (Ok(_), Some(Renewed::Gone) | None) => {
+                // Extended, but another hold with the token: this one is gone.
+                (Ok(_), Some(Renewed::Gone | Renewed::Until(..)) | None) => {
                     gone.push(due);
                     continue;
                 }
@@ -276,8 +281,8 @@ impl Class {
         let reason = if due.deadline.passed(Moment::now()) {
             Loss::Expired
         } else {
-            let patience = Patience::new(Duration::from_secs(1), &|| Ok(()));
-            store.why_lost(&due.name, &due.token, patience)
+            let budget = Budget::new(Duration::from_secs(1), &|| Ok(()));
+            store.why_lost(&due.name, &due.token, budget)
         };
         registry.report(|holds| {
             // Not if a release() has begun since: then it was that which ended it.

@@ -2,6 +2,7 @@
 //! about locks.
 
 mod auth;
+mod budget;
 mod cancel;
 mod clock;
 mod connect;
@@ -9,14 +10,15 @@ mod connector;
 mod dial;
 mod failure;
 mod listener;
-mod lookout;
+#[cfg(all(test, feature = "shuttle"))]
+pub mod memory;
 mod outage;
-mod patience;
 mod places;
 mod pool;
 mod schema;
 mod session;
 mod socket;
+mod spin;
 pub mod sql;
 mod statements;
 mod stream;
@@ -24,13 +26,19 @@ pub mod tls;
 mod trust;
 mod url;
 
+pub use budget::{Budget, Check};
 pub use connect::unsupported;
 pub use failure::Failure;
-pub use listener::{Call, Deaf, Listener};
-pub use patience::{Check, Patience};
+#[cfg(not(all(test, feature = "shuttle")))]
+pub use listener::Listener;
+pub use listener::{Call, NotListening};
+#[cfg(all(test, feature = "shuttle"))]
+pub use memory::{Listener, Store};
 pub use pool::Settings;
 pub use schema::schema_sql;
 pub use sql::Sql;
-pub use statements::{Answer, Candidate, Look, Queue, Released, Renewed, Store, Turn};
+#[cfg(not(all(test, feature = "shuttle")))]
+pub use statements::Store;
+pub use statements::{Answer, Candidate, Look, Queue, Released, Renewed, Turn};
 pub use stream::inherited;
 pub use url::{Request, Url};

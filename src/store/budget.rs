@@ -1,7 +1,8 @@
 //! How long a call may take, and whether its caller still wants the result.
 
 use crate::error::{Error, Result};
-use std::time::{Duration, Instant};
+use crate::sync::{Instant, process_id, thread};
+use std::time::Duration;
 
 /// Asks the caller's world whether to go on; for Python, whether a signal came.
 pub type Check<'a> = &'a dyn Fn() -> Result<()>;
@@ -15,7 +16,7 @@ fn after(timeout: Duration) -> Instant {
 
 /// The limits of one call.
 #[derive(Clone, Copy)]
-pub struct Patience<'a> {
+pub struct Budget<'a> {
     /// When it must be over.
     pub until: Instant,
     /// The process that called. It stays the same to the end of the call.
@@ -26,27 +27,27 @@ pub struct Patience<'a> {
     tick: Duration,
 }
 
-impl<'a> Patience<'a> {
+impl<'a> Budget<'a> {
     /// How often a wait asks whether to go on: well below the 100 ms within
     /// which Ctrl-C is honoured.
     const TICK: Duration = Duration::from_millis(40);
 
     /// A call that begins now and may last `timeout`.
     #[must_use]
-    pub fn new(timeout: Duration, check: Check<'a>) -> Patience<'a> {
-        Patience {
+    pub fn new(timeout: Duration, check: Check<'a>) -> Budget<'a> {
+        Budget {
             until: after(timeout),
-            process: std::process::id(),
+            process: process_id(),
             urgent: false,
             check,
-            tick: Patience::TICK,
+            tick: Budget::TICK,
         }
     }
 
     /// The same for a caller that nothing interrupts: it need not be asked often.
     #[must_use]
-    pub fn undisturbed(self) -> Patience<'a> {
-        Patience {
+    pub fn undisturbed(self) -> Budget<'a> {
+        Budget {
             tick: Duration::from_secs(1),
             ..self
         }
@@ -54,8 +55,8 @@ impl<'a> Patience<'a> {
 
     /// The same for what must not wait until others give their sessions back.
     #[must_use]
-    pub fn urgent(self) -> Patience<'a> {
-        Patience {
+    pub fn urgent(self) -> Budget<'a> {
+        Budget {
             urgent: true,
             ..self
         }
@@ -63,8 +64,8 @@ impl<'a> Patience<'a> {
 
     /// The same caller with this much time from now on.
     #[must_use]
-    pub fn renewed(self, timeout: Duration) -> Patience<'a> {
-        Patience {
+    pub fn renewed(self, timeout: Duration) -> Budget<'a> {
+        Budget {
             until: after(timeout),
             ..self
         }
@@ -72,8 +73,8 @@ impl<'a> Patience<'a> {
 
     /// The same caller with less time.
     #[must_use]
-    pub fn at_most(self, timeout: Duration) -> Patience<'a> {
-        Patience {
+    pub fn at_most(self, timeout: Duration) -> Budget<'a> {
+        Budget {
             until: self.until.min(after(timeout)),
             ..self
         }
@@ -102,7 +103,7 @@ impl<'a> Patience<'a> {
     /// handler has forked: the connection under way is its parent's.
     pub fn check(self) -> Result<()> {
         let wanted = (self.check)();
-        if std::process::id() == self.process {
+        if process_id() == self.process {
             wanted
         } else {
             Err(Error::Forked)
@@ -113,7 +114,7 @@ impl<'a> Patience<'a> {
     pub fn pause(self, pause: Duration) -> Result<()> {
         let pause = self.at_most(pause);
         while let Some(slice) = pause.slice() {
-            std::thread::sleep(slice);
+            thread::sleep(slice);
             pause.check()?;
         }
         Ok(())

@@ -1,9 +1,9 @@
-//! Looking out for an answer for a moment before going to sleep.
+//! Spinning for a moment before going to sleep: polling the socket for an answer.
 //!
 //! Falling asleep and being woken takes the operating system some 10 µs, or 50 where
 //! an idle processor has to be started first, as virtual ones are. A local server's
-//! answer to a statement that need not reach the disk takes less. So a caller looks
-//! out for as long as being woken would take: at worst the wait costs twice what it
+//! answer to a statement that need not reach the disk takes less. So a caller spins
+//! for as long as being woken would take: at worst the wait costs twice what it
 //! must, and usually the caller has spent no more than it would have on sleeping.
 //!
 //! That is done for statements that only read. One that writes takes longer than that,
@@ -12,28 +12,28 @@
 //!
 //! Whether answers come in time depends on the network too, and on what else the machine
 //! does. Each connection learns it: every answer that comes too late doubles the number of
-//! calls that do without looking out.
+//! calls that do without spinning.
 
 use super::stream::Channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long it pays to look out.
+/// How long it pays to spin.
 const LONGEST: Duration = Duration::from_micros(50);
 /// Upper bound on the number of calls that do without: then the world may have changed.
 const MOST_SKIPPED: u16 = 512;
 
 /// What was learned about the answers.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Lookout {
+pub struct Spin {
     /// How many calls are still to do without.
     skip: u16,
     /// How many do so after the next answer that comes too late.
     penalty: u16,
 }
 
-impl Lookout {
-    /// Looks out for something to read, if that is likely to come. Tells whether it has.
+impl Spin {
+    /// Spins until there is something to read, if that is likely to come. Tells whether it has.
     pub fn spot(&mut self, channel: &Channel) -> bool {
         if !self.is_due() {
             return false;
@@ -70,12 +70,12 @@ mod tests {
     use super::*;
 
     /// How often it is looked out during so many calls.
-    fn looks(lookout: &mut Lookout, calls: u32, in_time: impl Fn(u32) -> bool) -> u32 {
+    fn looks(spin: &mut Spin, calls: u32, in_time: impl Fn(u32) -> bool) -> u32 {
         let mut looks = 0;
         for call in 0..calls {
-            if lookout.is_due() {
+            if spin.is_due() {
                 looks += 1;
-                lookout.learn(in_time(call));
+                spin.learn(in_time(call));
             }
         }
         looks
@@ -83,14 +83,14 @@ mod tests {
 
     #[test]
     fn where_answers_are_late_one_hardly_looks_out_any_more() {
-        let mut lookout = Lookout::default();
-        assert!(looks(&mut lookout, 10_000, |_| false) < 30);
+        let mut spin = Spin::default();
+        assert!(looks(&mut spin, 10_000, |_| false) < 30);
         // And finds out when that changes.
-        assert!(looks(&mut lookout, 10_000, |_| true) > 9_000);
+        assert!(looks(&mut spin, 10_000, |_| true) > 9_000);
     }
 
     #[test]
     fn a_late_answer_now_and_then_changes_little() {
-        assert!(looks(&mut Lookout::default(), 10_000, |call| call % 20 != 0) > 8_000);
+        assert!(looks(&mut Spin::default(), 10_000, |call| call % 20 != 0) > 8_000);
     }
 }
