@@ -77,8 +77,9 @@ def test_block(distlock, distlock_expire):
             distlock_expire(lock)
             assert lock.expired
             assert lock.remaining == 0
-            with pytest.raises(LockExpired):
+            with pytest.raises(LockExpired) as caught:
                 lock.extend()
+            assert caught.value.reason == 'expired'
     with distlock.get('name') as lock:
         assert not lock.expired
 
@@ -141,9 +142,10 @@ def test_aio(distlock, distlock_expire):
 @pytest.mark.anyio
 @pytest.mark.parametrize('anyio_backend', ['asyncio'])
 async def test_coroutine(distlock, distlock_expire, distlock_held_elsewhere, anyio_backend):
-    with pytest.raises(LockExpired):
+    with pytest.raises(LockExpired) as caught:
         async with distlock.aio.get('name') as lock:
             distlock_expire(lock)
+    assert caught.value.reason == 'expired'
     with distlock_held_elsewhere('name'):
         assert await distlock.aio.try_acquiring('name') is None
 
@@ -173,8 +175,9 @@ def test_all(distlock, distlock_expire):
 def test_token(distlock, distlock_expire):
     token = distlock.acquire("it's 100% :name")
     distlock_expire("it's 100% :name")
-    with pytest.raises(LockExpired):
+    with pytest.raises(LockExpired) as caught:
         distlock.extend("it's 100% :name", token)
+    assert caught.value.reason == 'expired'
 
 def test_a_waiter_is_called(distlock, distlock_expire):
     from score.distlock._distlock import _waiting
@@ -580,6 +583,21 @@ def test_xdist(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("clean")
+def test_a_worker_of_xdist_crashes(run: Run) -> None:
+    if importlib.util.find_spec("xdist") is None:
+        pytest.skip("pytest-xdist is not installed")
+    crash = """
+def test_crash(distlock, distlock_held_elsewhere):
+    import os
+    distlock_held_elsewhere('name')
+    distlock.acquire('other')
+    os._exit(1)
+"""
+    # Xdist does not say of which worker it was; another one takes its place.
+    run(MANY + crash, "-n2").assert_outcomes(passed=12, failed=1)
+
+
+@pytest.mark.usefixtures("clean")
 def test_several_runs_at_one_database(pytester: pytest.Pytester, url: str) -> None:
     pytester.makepyfile(MANY)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--distlock-url={url}"]
@@ -652,6 +670,169 @@ def test_an_error_at_the_start_is_told_without_the_password(pytester: pytest.Pyt
     result.assert_outcomes(errors=1)
     result.stdout.no_fnmatch_line("*s3cret*")
     result.stderr.no_fnmatch_line("*s3cret*")
+
+
+OVERRIDDEN = """
+import time
+import pytest
+from score.distlock import LockExpired
+
+@pytest.fixture(scope='session')
+def distlock_server():
+    return {server!r}
+
+@pytest.fixture
+def distlock_url(distlock_url):
+    return distlock_url + '&application_name=mine'
+
+def test_it(distlock, distlock_expire, distlock_held_elsewhere):
+    with distlock.engine.connect() as connection:
+        def show(what):
+            return connection.exec_driver_sql('SELECT ' + what).scalar()
+        assert show('current_database()') == {database!r}
+        assert show("current_setting('application_name')") == 'mine'
+    with distlock_held_elsewhere('name'):
+        assert distlock.try_acquiring('name') is None
+    with pytest.raises(LockExpired), distlock.get('name') as lock:
+        distlock_expire(lock)
+"""
+
+
+@pytest.mark.usefixtures("clean")
+def test_fixtures_are_overridden(
+    pytester: pytest.Pytester, url: str, db: psycopg.Connection[Any]
+) -> None:
+    """The server is that of a fixture, as of one that starts a container: no other is asked."""
+    pytester.makepyfile(OVERRIDDEN.format(server=url, database=db.info.dbname))
+    nowhere = "embedded:/dev/null/nowhere"
+    options = ("-p", "no:cacheprovider", f"--distlock-url={nowhere}")
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=1)
+
+
+KILLED = """
+import pytest
+
+@pytest.fixture
+def distlock_options(request):
+    return {'sqlalchemy.connect_args': {'application_name': request.node.name}}
+
+kept = []
+
+def test_killed(distlock, _distlock_place):
+    kept.append(distlock)
+    distlock.get('name').acquire()
+    process = _distlock_place.pipe._process
+    process.kill()
+    process.wait()
+
+def test_the_next(distlock, distlock_held_elsewhere):
+    with distlock_held_elsewhere('name'):
+        assert distlock.try_acquiring('name') is None
+    with distlock.engine.connect() as connection:
+        query = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'test_killed'"
+        # The time limit of the test ends this otherwise; ends take a moment.
+        while connection.exec_driver_sql(query).scalar() != 0:
+            connection.rollback()
+"""
+
+
+@pytest.mark.usefixtures("clean")
+def test_one_test_ends_the_other_process(run: Run) -> None:
+    """As those of an application that ends all children: the next test has another one."""
+    result = run(KILLED)
+    result.assert_outcomes(passed=2, errors=1)
+    result.stdout.fnmatch_lines(["*the other process of the tests has ended*"])
+
+
+@pytest.mark.usefixtures("clean")
+def test_who_replaces_sleep_does_not_notice(run: Run) -> None:
+    run(
+        """
+        import time
+        def test_it(monkeypatch, distlock, distlock_lose, distlock_held_elsewhere):
+            monkeypatch.setattr(time, 'sleep', None)
+            monkeypatch.setattr(time, 'monotonic', None)
+            with distlock_held_elsewhere('name'):
+                assert distlock.try_acquiring('name') is None
+            lock = distlock.get('name')
+            lock.acquire()
+            distlock_lose(lock)
+            assert lock.expired
+        """
+    ).assert_outcomes(passed=1)
+
+
+@pytest.mark.usefixtures("clean")
+def test_a_thread_that_still_waits_is_refused(run: Run) -> None:
+    run(
+        """
+        import threading
+        from score.distlock import CouldNotAcquireLock
+        said = []
+        def test_left(distlock, distlock_held_elsewhere, request):
+            lock = distlock.get('name')
+            lock.acquire()
+            def wait():
+                try:
+                    distlock_held_elsewhere('name', timeout=60)
+                except Exception as error:
+                    said.append(error)
+            thread = threading.Thread(target=wait)
+            thread.start()
+            said.append(thread)
+        def test_after():
+            said[0].join()
+            assert [type(error) for error in said[1:]] in ([], [CouldNotAcquireLock])
+        """
+    ).assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize("how", ["option", "conftest", "alone"])
+@pytest.mark.usefixtures("clean")
+def test_the_plugin_may_be_named(
+    run: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Pytest loads it by itself; whoever names it all the same gets no error."""
+    options = [] if how == "conftest" else ["-p", "score.distlock_pytest"]
+    if how == "conftest":
+        pytester.makeconftest("pytest_plugins = ['score.distlock_pytest']")
+    elif how == "alone":
+        monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        options += ["-p", "pytest_timeout"]
+    run("def test(distlock): distlock.acquire('name')", *options).assert_outcomes(passed=1)
+
+
+def test_the_plugin_can_be_left_out(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import sys
+        def test():
+            assert 'score.distlock_pytest' not in sys.modules
+        """
+    )
+    options = ("-p", "no:cacheprovider", "-p", "no:score.distlock_pytest")
+    pytester.runpytest_subprocess(*options).assert_outcomes(passed=1)
+
+
+@pytest.mark.usefixtures("clean")
+def test_warnings_are_errors(run: Run) -> None:
+    run(EXPIRE, "-Werror").assert_outcomes(passed=14)
+
+
+def test_without_a_server(pytester: pytest.Pytester) -> None:
+    """It is told to each test, tried once, and those that need none pass."""
+    pytester.makepyfile(
+        """
+        import pytest
+        def test_none(): pass
+        @pytest.mark.parametrize('number', range(20))
+        def test_some(distlock, number): pass
+        """
+    )
+    options = ("-p", "no:cacheprovider", "--distlock-url=postgresql://127.0.0.1:9/nowhere")
+    result = pytester.runpytest_subprocess(*options)
+    result.assert_outcomes(passed=1, errors=20)
+    assert result.duration < 20
 
 
 def test_the_embedded_server(pytester: pytest.Pytester, tmp_path_factory: Any) -> None:

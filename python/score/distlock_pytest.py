@@ -13,9 +13,9 @@ import json
 import secrets
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from threading import Lock as Mutex
+from time import monotonic, sleep  # those of a test may be others
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
@@ -73,41 +73,55 @@ class _OtherError(RuntimeError):
 class _Pipe:
     """The other process, which is started when something is asked for the first time."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, server: str, url: str) -> None:
+        self.server = server
         self._failure: str | None = None
-        self.session = f"{secrets.randbits(64):016x}"
+        #: Of each process its own: it drops what those before it have left.
+        self._session = ""
         self._url = url
         self._mutex = Mutex()
         self._numbers = itertools.count()
         self._process: subprocess.Popen[bytes] | None = None
 
+    def session(self) -> str:
+        """The number of the process, which runs from now on."""
+        __tracebackhide__ = True
+        with self._mutex:
+            self._started()
+            return self._session
+
     def ask(self, do: str, *arguments: object) -> Any:
         """Has the other process do something; what it returned."""
         __tracebackhide__ = True
         with self._mutex:
-            if self._failure is not None:
-                raise _OtherError(self._failure)
-            if self._process is None:
-                code = (
-                    f"import sys; sys.path[:] = {sys.path!r}\n"
-                    "from score.distlock._pytest_other import main; main()"
-                )
-                self._process = subprocess.Popen(
-                    [sys.executable, "-c", code],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    start_new_session=True,  # Ctrl-C is for the test run, which then tidies up
-                )
-                try:
-                    # Not as an argument, where everybody can read it.
-                    self._call(self._process, "", self._url, self.session)
-                except BaseException as error:
-                    self._end()
-                    if isinstance(error, _OtherError):
-                        # Not for every test once more.
-                        self._failure = str(error)
-                    raise
-            return self._call(self._process, do, *arguments)
+            return self._call(self._started(), do, *arguments)
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        __tracebackhide__ = True
+        if self._failure is not None:
+            raise _OtherError(self._failure)
+        if self._process is None:
+            code = (
+                f"import sys; sys.path[:] = {sys.path!r}\n"
+                "from score.distlock._pytest_other import main; main()"
+            )
+            process = self._process = subprocess.Popen(
+                [sys.executable, "-c", code],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is for the test run, which then tidies up
+            )
+            self._session = f"{secrets.randbits(64):016x}"
+            try:
+                # Not as an argument, where everybody can read it.
+                self._call(process, "", self._url, self._session)
+            except BaseException as error:
+                self._end()
+                if isinstance(error, _OtherError):
+                    # Not for every test once more.
+                    self._failure = str(error)
+                raise
+        return self._process
 
     def _call(self, process: subprocess.Popen[bytes], do: str, *arguments: object) -> Any:
         __tracebackhide__ = True
@@ -124,6 +138,7 @@ class _Pipe:
                 if "error" in answer:
                     raise _OtherError(f"the other process of the tests: {answer['error']}")
                 return answer.get("value")
+        self._end()  # the next test has another
         raise _OtherError("the other process of the tests has ended; stderr may tell why")
 
     def _end(self) -> None:
@@ -158,7 +173,7 @@ class Elsewhere:
     def _wait(self) -> None:
         try:
             while (state := self._pipe.ask("state", self._key)) == "waiting":
-                time.sleep(0.005)
+                sleep(0.005)
             if state != "held":
                 from score.distlock import CouldNotAcquireLock
 
@@ -193,10 +208,10 @@ def _in_schema(url: str, schema: str) -> str:
 class _Place:
     """The locks of one test: a schema of their own."""
 
-    def __init__(self, pipe: _Pipe, server: str, schema: str) -> None:
+    def __init__(self, pipe: _Pipe, schema: str) -> None:
         self.pipe = pipe
         self.schema = schema
-        self.url = _in_schema(server, schema)
+        self.url = _in_schema(pipe.server, schema)
         self.modules: list[ConfiguredDistlockModule] = []
 
     def ask(self, do: str, *arguments: object) -> Any:
@@ -233,8 +248,8 @@ class _Place:
 
         try:
             self.ask("quiet")
-            until = time.monotonic() + _PATIENCE
-            while time.monotonic() < until:
+            until = monotonic() + _PATIENCE
+            while monotonic() < until:
                 holds = self.ask("holds")
                 with ConfiguredDistlockModule(self.url, 60) as conf:
                     for name, token in holds:
@@ -243,11 +258,11 @@ class _Place:
                 # Whoever waits in a thread that was left behind is the next holder, and so on.
                 if not holds and not any(_waiting(name)[0] for name in self.ask("names")):
                     break
-                time.sleep(0.005 if not holds else 0)
+                sleep(0.005 if not holds else 0)
+        finally:
             for module in self.modules:
                 with contextlib.suppress(DistlockError):
                     module.close()
-        finally:
             self.ask("close")
 
 
@@ -256,20 +271,33 @@ def _server(config: pytest.Config) -> str:
     return _Url(url or "embedded:")
 
 
+#: The embedded servers that were started: their URLs in the configuration, by those they have.
+_EMBEDDED = pytest.StashKey[dict[str, str]]()
+
+
+def _running(config: pytest.Config, url: str) -> str:
+    """The URL of the server, which is started if it is an embedded one."""
+    from score.distlock import embedded
+
+    if not embedded.is_embedded(url):
+        return _Url(url)
+    started = embedded.start(url)
+    config.stash.setdefault(_EMBEDDED, {})[started] = url
+    return _Url(started)
+
+
 @pytest.fixture(scope="session")
 def distlock_server(pytestconfig: pytest.Config) -> str:
     """The URL of the server: that of ``--distlock-url``, or that of an embedded one."""
-    from score.distlock import embedded
-
-    url = _server(pytestconfig)
-    return _Url(embedded.start(url) if embedded.is_embedded(url) else url)
+    return _running(pytestconfig, _server(pytestconfig))
 
 
 @pytest.fixture(scope="session")
 def _distlock_pipe(distlock_server: str, pytestconfig: pytest.Config) -> Iterator[_Pipe]:
+    # The suite may have a fixture of its own in the place of distlock_server.
+    server = _running(pytestconfig, distlock_server)
     # An embedded server is needed there until the schemas are dropped.
-    own = _server(pytestconfig)
-    pipe = _Pipe(own if own.startswith("embedded") else distlock_server)
+    pipe = _Pipe(server, pytestconfig.stash.get(_EMBEDDED, {}).get(server, server))
     yield pipe
     pipe.end()
 
@@ -288,13 +316,11 @@ def _contended(*names: str, rivals: int = 2) -> tuple[list[str], int]:
 
 
 @pytest.fixture
-def _distlock_place(
-    request: pytest.FixtureRequest, _distlock_pipe: _Pipe, distlock_server: str
-) -> Iterator[_Place]:
+def _distlock_place(request: pytest.FixtureRequest, _distlock_pipe: _Pipe) -> Iterator[_Place]:
     from score.distlock._pytest_other import PREFIX
 
-    schema = f"{PREFIX}{_distlock_pipe.session}_{next(_numbers)}"
-    place = _Place(_distlock_pipe, distlock_server, schema)
+    schema = f"{PREFIX}{_distlock_pipe.session()}_{next(_numbers)}"
+    place = _Place(_distlock_pipe, schema)
     try:
         place.ask("open", place.url)
     except BaseException as error:
@@ -325,11 +351,13 @@ def distlock_options(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture
-def distlock(_distlock_place: _Place, distlock_options: dict[str, Any]) -> ConfiguredDistlockModule:
+def distlock(
+    _distlock_place: _Place, distlock_url: str, distlock_options: dict[str, Any]
+) -> ConfiguredDistlockModule:
     """A configured module whose locks nobody but this test knows."""
     from score.distlock import init
 
-    conf = init({"sqlalchemy.url": _distlock_place.url, **distlock_options})
+    conf = init({"sqlalchemy.url": distlock_url, **distlock_options})
     _distlock_place.modules.append(conf)
     return conf
 

@@ -328,7 +328,7 @@ class Other:
 
     def state(self, key: int) -> str:
         """``waiting``, ``held``, ``refused``, or an error."""
-        return self._wanted[key][2].state
+        return self._wanted[key][2].state if key in self._wanted else "refused"
 
     def end(self, key: int) -> None:
         """Ends a hold; does nothing if that was done."""
