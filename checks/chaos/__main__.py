@@ -77,6 +77,7 @@ def play(stage: Stage, calm: float, wild: float) -> tuple[Verdict, Counter[str]]
         stage.bring_back()
         time.sleep(stage.rng.expovariate(3))
     time.sleep(SETTLE)
+    stage.bring_back()
     calms.append(rest(calm))
     (stage.folder / "over").touch()
     left = everybody_leaves(stage)

@@ -231,7 +231,9 @@ class Stage:
         self.crashes.append(time.monotonic())
 
     def bring_back(self) -> None:
-        """Starts the server if it is not there any more."""
+        """Starts the server if it is not there any more, and the pooler."""
+        if self.way == "pooler":
+            self.bouncer.bring_back()
         deadline = time.monotonic() + 30
         while True:
             try:
