@@ -167,9 +167,10 @@ class _Schema:
         self._admin = admin
         self._table = f'"{name}"._score_distlock'
         self.conf = init({"sqlalchemy.url": url, "maxtime": _MAXTIME})
-        releasing = next(sql for known, sql, _ in _statements(name) if known == "ReleaseCalling")
-        #: Calls the first who waits, as a release does.
-        self._calling = releasing.rpartition("RETURNING")[2]
+        releasing = next(sql for known, sql, _ in _statements(name) if known == "ReleaseAwaited")
+        #: Calls the first who waits, as a release does, by the row that has `ended`.
+        self._calling = releasing.partition("RETURNING waiters\n)\nSELECT ")[2]
+        assert self._calling
         self._over = threading.Event()
         self._rivals: list[threading.Thread] = []
 
@@ -177,13 +178,16 @@ class _Schema:
         """Ends the lease of a hold, as if its time had gone by; its token, if there was one."""
         rows = self._admin.run(
             f"""
+            WITH ended AS (
             UPDATE {self._table}
                SET updated = updated - make_interval(secs => lease),
                    touched = updated - make_interval(secs => lease),
                    expires = now()
              WHERE name = :name AND (token = :token OR :token IS NULL)
                AND lease IS NOT NULL AND expires > clock_timestamp()
-            RETURNING token, {self._calling}
+            RETURNING token, waiters
+            )
+            SELECT token, {self._calling}
             """,
             name=name,
             token=token,
