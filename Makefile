@@ -86,7 +86,7 @@ lint: $(BUILD)/tools
 
 types: $(BUILD)/installed
 	@echo "== mypy"
-	$(BIN)/mypy python/score/distlock
+	$(BIN)/mypy python/score
 	$(BIN)/mypy tests demo checks
 
 stubs: $(BUILD)/installed
