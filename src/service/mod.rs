@@ -1,6 +1,7 @@
 //! The locks at work: engine and store brought together, and the threads that they need.
 
 mod acquisition;
+mod insight;
 mod locks;
 mod owed;
 mod registry;

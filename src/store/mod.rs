@@ -8,6 +8,7 @@ mod connect;
 mod connector;
 mod dial;
 mod failure;
+mod insight;
 mod listener;
 mod lookout;
 mod outage;
@@ -26,6 +27,7 @@ mod url;
 
 pub use connect::unsupported;
 pub use failure::Failure;
+pub use insight::Record;
 pub use listener::{Call, Deaf, Listener};
 pub use patience::{Check, Patience};
 pub use pool::Settings;

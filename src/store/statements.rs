@@ -211,12 +211,12 @@ impl Attempts {
 
 /// How one execution of a statement went, and whether earlier ones of the same
 /// call may have had an effect.
-struct Outcome {
-    rows: Vec<Row>,
+pub(super) struct Outcome {
+    pub(super) rows: Vec<Row>,
     /// How many rows the statement changed or returned.
     affected: u64,
     sent: Moment,
-    repeated: bool,
+    pub(super) repeated: bool,
 }
 
 /// The error for a statement that the server refused.
@@ -348,7 +348,12 @@ impl Store {
     }
 
     /// Executes a statement, on as many connections as it takes.
-    fn execute(&self, sql: Sql, parameters: &[Parameter], patience: Patience) -> Result<Outcome> {
+    pub(super) fn execute(
+        &self,
+        sql: Sql,
+        parameters: &[Parameter],
+        patience: Patience,
+    ) -> Result<Outcome> {
         let statement = &self.statements(patience)?[sql];
         let mut attempts = Attempts::new();
         loop {

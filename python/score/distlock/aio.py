@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, final
 
-from . import _config
+from . import _config, _insight
 from ._all import Pace, Tokens, ordered
 from ._distlock import _Acquisition, _AsyncExit, _Exit, _Inbox, _Levels, _Opened
 from ._errors import CouldNotAcquireLock, LockExpired
 from ._hold import callback, lease
+from ._insight import HoldInfo
 
 if TYPE_CHECKING:
     from . import ConfiguredDistlockModule, Lock
@@ -237,6 +238,25 @@ class AsyncModule:
     async def transfer(self, name: str, token: str | bytes | None = None) -> str:
         """As :meth:`~score.distlock.ConfiguredDistlockModule.transfer`."""
         return await self.get(name).transfer(token)
+
+    async def holders(self) -> list[HoldInfo]:
+        """As :meth:`~score.distlock.ConfiguredDistlockModule.holders`."""
+        return _insight.records(await _channel().ask(self._conf._holders))
+
+    async def info(self, name: str) -> HoldInfo | None:
+        """As :meth:`~score.distlock.ConfiguredDistlockModule.info`."""
+        conf = self._conf
+        found = await _channel().ask(lambda inbox, number: conf._info(inbox, number, name))
+        return _insight.record(found)
+
+    async def revoke(self, name: str, fence: int | None = None) -> HoldInfo | None:
+        """As :meth:`~score.distlock.ConfiguredDistlockModule.revoke`.
+
+        It goes on in the background if the task is cancelled meanwhile.
+        """
+        conf = self._conf
+        found = await _channel().ask(lambda inbox, number: conf._revoke(inbox, number, name, fence))
+        return _insight.record(found)
 
     def acquire_all(
         self,
