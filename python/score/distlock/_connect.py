@@ -76,15 +76,18 @@ def from_django(alias: str = "default", **options: Any) -> ConfiguredDistlockMod
     """
     if "connect_args" in options:
         refuse("connect_args: put it into OPTIONS of the database in Django's settings")
+    if not isinstance(alias, str):
+        raise TypeError(f"alias must be a str, not {type(alias).__name__}")
     where = f"settings.DATABASES[{shown(alias)}]"
     arguments = _parameters(alias, where)
     try:
         return connect(connect_args=arguments, **options)
     except ConfigurationError as error:
-        # The arguments have come from there; of the others each names itself.
-        message = bare(error)
-        if message.startswith(("connect_args", "sqlalchemy.url")):
-            error.args = (f"[score.distlock] {where}: {message}",)
+        # What has come from there is named so; the options name themselves.
+        for label in ("connect_args", "sqlalchemy.connect_args", "sqlalchemy.url"):
+            message = bare(error)
+            if message.startswith(f"{label}: "):
+                error.args = (f"[score.distlock] {where}{message.removeprefix(label)}",)
         raise
 
 
