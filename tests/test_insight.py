@@ -106,6 +106,96 @@ def test_a_record_is_a_value(conf: Conf) -> None:
         info.name = "other"  # type: ignore[misc]
 
 
+def test_the_thread_that_holds_it(conf: Conf) -> None:
+    """The operating system's number; whoever has but a token holds it on none."""
+
+    def check() -> None:
+        with conf.get("name"):
+            seen.append(conf.info("name"))
+
+    seen: list[HoldInfo | None] = []
+    thread = threading.Thread(target=check)
+    thread.start()
+    thread.join()
+    assert [info and info.thread for info in seen] == [thread.native_id]
+    with conf.acquire_all(["a", "b"]):
+        assert {info.thread for info in conf.holders()} == {threading.get_native_id()}
+        conf.acquire("token")
+        info = conf.info("token")
+        assert info is not None
+        assert (info.pid, info.thread) == (os.getpid(), None)
+
+    async def main() -> None:
+        async with conf.aio.get("name"):
+            info = await conf.aio.info("name")
+            assert info is not None
+            assert info.thread == threading.get_native_id()
+
+    asyncio.run(main())
+
+
+NOTES = ["import of: 5 orders", "a:1:2 b", " ключ 🔑 ", "'; --", "%s{}\\", "x" * 200]
+
+
+@pytest.mark.parametrize("note", NOTES)
+def test_a_note(conf: Conf, note: str) -> None:
+    with conf.get("name").hold(note=note):
+        info = conf.info("name")
+        assert info is not None
+        assert (info.note, info.pid) == (note, os.getpid())
+        assert info.thread == threading.get_native_id()
+
+    async def main() -> None:
+        async with conf.aio.get("name").hold(note=note):
+            info = await conf.aio.info("name")
+            assert info is not None
+            assert info.note == note
+
+    asyncio.run(main())
+    with conf.get("name").hold(note=""):
+        info = conf.info("name")
+        assert info is not None
+        assert info.note is None
+
+
+def test_the_note_of_one_who_has_waited(conf: Conf, db: Db) -> None:
+    lock = conf.get("name")
+    lock.acquire()
+    seen = []
+
+    def work() -> None:
+        with conf.get("name").hold(timeout=60, note="waited"):
+            seen.append(conf.info("name"))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    wait_until_waiting(db, 1)
+    lock.release()
+    thread.join()
+    assert [info and (info.note, info.thread) for info in seen] == [("waited", thread.native_id)]
+
+
+def test_a_transfer_tells_who_has_it_now(conf: Conf, url: str) -> None:
+    token = conf.acquire("name")
+    code = "import sys, score.distlock as d; d.connect(sys.argv[1]).transfer('name', sys.argv[2])"
+    first = conf.info("name")
+    python(code, url, token)
+    second = conf.info("name")
+    assert first is not None
+    assert second is not None
+    assert second.pid not in (None, os.getpid())
+    assert dataclasses.replace(second, pid=first.pid) == first
+
+
+@pytest.mark.parametrize("note", ["a\nb", "\0", "\x1b[2J", "\ud800", "x" * 201, "\u202eabc"])
+def test_a_note_is_a_short_line(conf: Conf, note: str) -> None:
+    for lock in (conf.get("name"), conf.aio.get("name")):
+        with pytest.raises(ValueError, match="note must be a line"):
+            lock.hold(note=note)
+        with pytest.raises(TypeError, match="note must be a str, not bytes"):
+            lock.hold(note=b"x")  # type: ignore[arg-type]
+
+
 def test_holds_are_in_the_order_of_their_names(conf: Conf, brief: Conf, db: Db) -> None:
     names = ["b", "", "a'; DROP TABLE _score_distlock --", "ä", "a\n", "{name}", "B", "%s"]
     tokens = {name: conf.acquire(name) for name in names}
@@ -223,6 +313,22 @@ def test_a_role_that_may_only_read_can_look(url: str, db: Db, roles: tuple[str, 
     for call in (nobody.holders, lambda: nobody.info("name"), lambda: nobody.revoke("name")):
         with pytest.raises(score.distlock.DatabaseError):
             call()
+
+
+def test_a_role_that_may_not_read_tokens_can_look(url: str, db: Db, roles: tuple[str, str]) -> None:
+    conf = score.distlock.connect(url)
+    conf.acquire("name")
+    grant = (
+        "GRANT SELECT (name, acquired, updated, touched, expires, lease, fence, holder, waiters) "
+        "ON _score_distlock TO {}"
+    )
+    db.execute(sql.SQL(grant).format(sql.Identifier(roles[0])))
+    looking = Conf(of_role(url, roles[0]), "1m")
+    assert looking.holders() == conf.holders()
+    assert looking.info("name") == conf.info("name")
+    with pytest.raises(score.distlock.DatabaseError):
+        looking.revoke("name")
+    assert conf.info("name")
 
 
 def test_a_role_with_the_rights_of_a_release_can_revoke(

@@ -373,6 +373,7 @@ impl ConfiguredDistlockModule {
                 extended: true,
                 block: true,
                 lease: None,
+                note: None,
             };
             let entered = enter(py, lock.get(), entering, None)
                 .and_then(|entered| entered.map_err(|error| exception(py, error)));

@@ -18,8 +18,7 @@ impl Locks {
 
     /// The hold of a lock, if there is one.
     pub fn info(&self, name: &Name, patience: Patience) -> Result<Option<Record>> {
-        let found = self.store().info(name, self.lease(), patience)?;
-        Ok(found.map(|(record, _)| record))
+        self.store().info(name, self.lease(), patience)
     }
 
     /// Ends the hold of a lock, if it has this fence, or whichever it is. What was ended.
@@ -30,7 +29,8 @@ impl Locks {
         patience: Patience,
     ) -> Result<Option<Record>> {
         for _ in 0..TRIES {
-            let Some((record, token)) = self.store().info(name, self.lease(), patience)? else {
+            let Some((record, token)) = self.store().revocable(name, self.lease(), patience)?
+            else {
                 return Ok(None);
             };
             if fence.is_some() && record.fence != fence {

@@ -14,7 +14,7 @@ use crate::engine::{
 };
 use crate::error::{Error, Result};
 use crate::process::ProcessLocal;
-use crate::store::{Answer, Look, Patience, Released, Sql, Store};
+use crate::store::{About, Answer, Look, Patience, Released, Sql, Store};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -52,6 +52,8 @@ pub struct Request {
     pub extended: bool,
     /// Another lease than `maxtime`.
     pub lease: Option<Lease>,
+    /// What is to be known about the holder.
+    pub about: About,
 }
 
 /// What the database said to an attempt to acquire.
@@ -394,7 +396,9 @@ impl Locks {
             },
             Some(Hint::Awaited) | None => false,
         };
-        let answer = self.store.acquire(name, token, lease, likely, patience)?;
+        let answer = self
+            .store
+            .acquire(name, token, lease, (&request.about, likely), patience)?;
         let hint = match answer {
             Answer::Refused { busy, .. } => (!busy).then_some(Hint::Held),
             // They still wait, so the release had better expect it.

@@ -7,6 +7,7 @@ use super::statements::{Released, Store};
 use crate::engine::{Lease, Name};
 use crate::error::Result;
 use crate::zone;
+use std::sync::Arc;
 
 /// What is known about a hold; never its token.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,6 +40,29 @@ struct Holder {
     process: Option<i64>,
     thread: Option<i64>,
     note: Option<String>,
+}
+
+/// What a holder says about itself, besides where it runs.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct About {
+    /// Its thread, by the number that the operating system gave it.
+    pub thread: Option<i64>,
+    /// What it holds the lock for.
+    pub note: Option<Arc<str>>,
+}
+
+impl About {
+    /// What goes into the column `holder`.
+    pub(super) fn of(&self, host: &str, process: u32) -> String {
+        let place = match self.thread {
+            Some(thread) => format!("{host}:{process}:{thread}"),
+            None => format!("{host}:{process}"),
+        };
+        match &self.note {
+            Some(note) => format!("{place} {note}"),
+            None => place,
+        }
+    }
 }
 
 /// A number of a process or a thread.
@@ -112,21 +136,37 @@ impl Store {
         Ok(records)
     }
 
-    /// The hold of a lock and its token, if there is one. The token may be none of ours.
-    pub fn info(
+    /// The hold of a lock, if there is one.
+    pub fn info(&self, name: &Name, lease: Lease, patience: Patience) -> Result<Option<Record>> {
+        let found = self.look_at(Sql::Info, name, lease, patience)?;
+        found.as_ref().map(Record::read).transpose()
+    }
+
+    /// The same and its token, which may be none of ours.
+    pub fn revocable(
         &self,
         name: &Name,
         lease: Lease,
         patience: Patience,
     ) -> Result<Option<(Record, String)>> {
+        let found = self.look_at(Sql::Revocable, name, lease, patience)?;
+        found
+            .map(|row| Ok((Record::read(&row)?, row.get("token")?)))
+            .transpose()
+    }
+
+    fn look_at(
+        &self,
+        sql: Sql,
+        name: &Name,
+        lease: Lease,
+        patience: Patience,
+    ) -> Result<Option<Row>> {
         let parameters: [Parameter; 3] = [&name.as_str(), &lease.seconds(), &zone::offset()];
         let answer = self
-            .execute(Sql::Info, &parameters, patience)
+            .execute(sql, &parameters, patience)
             .map_err(|error| error.about(name))?;
-        let Some(row) = answer.rows.first() else {
-            return Ok(None);
-        };
-        Ok(Some((Record::read(row)?, row.get("token")?)))
+        Ok(answer.rows.into_iter().next())
     }
 
     /// Ends the hold that has this token, whatever it looks like, as a release does.
@@ -231,6 +271,17 @@ mod tests {
     }
 
     proptest::proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            host in "[a-zA-Z0-9._-]{1,20}", process: u32, thread: Option<u32>,
+            note in proptest::option::of("\\PC{1,20}"),
+        ) {
+            let thread = thread.map(i64::from);
+            let about = About { thread, note: note.clone().map(Arc::from) };
+            let read = Holder::parse(&about.of(&host, process));
+            proptest::prop_assert_eq!(read, holder(&host, i64::from(process), thread, note.as_deref()));
+        }
+
         #[test]
         fn any_text_is_read(text in "\\PC{0,40}") {
             let _ = Holder::parse(&text);

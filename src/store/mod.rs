@@ -27,7 +27,7 @@ mod url;
 
 pub use connect::unsupported;
 pub use failure::Failure;
-pub use insight::Record;
+pub use insight::{About, Record};
 pub use listener::{Call, Deaf, Listener};
 pub use patience::{Check, Patience};
 pub use pool::Settings;

@@ -228,6 +228,7 @@ impl Sql {
                 | Sql::Released
                 | Sql::Holders
                 | Sql::Info
+                | Sql::Revocable
         )
     }
 
@@ -298,6 +299,7 @@ statements! {
     Number = "number.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, INT8];
     Holders = "holders.sql" (lease 1, zone 2) [FLOAT8, FLOAT8];
     Info = "info.sql" (lease 2, zone 3) [TEXT, FLOAT8, FLOAT8];
+    Revocable = "revocable.sql" (lease 2, zone 3) [TEXT, FLOAT8, FLOAT8];
     Busy = "busy.sql" (lease 0, zone 0) [];
     Role = "role.sql" (lease 0, zone 0) [];
     Whose = "whose.sql" (lease 0, zone 0) [INT4];

@@ -5,6 +5,7 @@
 
 use super::clock::Clock;
 use super::failure::{Failure, Refusal};
+use super::insight::About;
 use super::patience::Patience;
 use super::pool::{Pool, Settings, result};
 use super::schema;
@@ -131,6 +132,8 @@ pub struct Candidate<'a> {
     pub token: &'a Token,
     /// The lease to take it for.
     pub lease: Lease,
+    /// What is to be known about its holder.
+    pub about: &'a About,
     /// The waiter's ticket.
     pub ticket: i64,
     /// An earlier one, or 0.
@@ -308,15 +311,15 @@ impl Store {
         self.pool.settings.timeout
     }
 
-    /// `host:pid`, for people who look into the table.
-    fn holder(&self, process: u32) -> String {
+    /// Who holds, for people: see [`About`].
+    fn holder(&self, process: u32, about: &About) -> String {
         let host = self.holder.get_or_init(|| {
             rustix::system::uname()
                 .nodename()
                 .to_string_lossy()
                 .into_owned()
         });
-        format!("{host}:{process}")
+        about.of(host, process)
     }
 
     /// Creates or upgrades the table over a connection of its own, which is
@@ -519,10 +522,10 @@ impl Store {
         name: &Name,
         token: &Token,
         lease: Lease,
-        likely: bool,
+        (about, likely): (&About, bool),
         patience: Patience,
     ) -> Result<Answer> {
-        let holder = self.holder(patience.process);
+        let holder = self.holder(patience.process, about);
         let parameters: [Parameter; 5] = [
             &name.as_str(),
             &token.as_str(),
@@ -654,7 +657,7 @@ impl Store {
     /// otherwise than expected: [`Store::wait`] finds out.
     pub fn take(&self, waiter: Candidate, patience: Patience) -> Result<Turn> {
         let lease = waiter.lease.seconds();
-        let holder = self.holder(patience.process);
+        let holder = self.holder(patience.process, waiter.about);
         let parameters: [Parameter; 7] = [
             &waiter.name.as_str(),
             &waiter.token.as_str(),
@@ -702,7 +705,7 @@ impl Store {
                 &waiter.token.as_str(),
                 &waiter.lease.seconds(),
                 &zone::offset(),
-                &self.holder(patience.process),
+                &self.holder(patience.process, waiter.about),
                 &waiter.ticket,
                 &waiter.previous,
                 &known,
@@ -1018,7 +1021,7 @@ impl Store {
                 &new.as_str(),
                 &lease.seconds(),
                 &zone::offset(),
-                &self.holder(patience.process),
+                &self.holder(patience.process, &About::default()),
             ],
             patience,
         )?;

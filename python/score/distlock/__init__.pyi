@@ -69,6 +69,8 @@ class Lock:
         autoextend: bool | None = None,
         maxtime: _Time = None,
         on_lost: Callable[[Lock], object] | None = None,
+        *,
+        note: str | None = None,
     ) -> Hold: ...
     def _begin(
         self,
@@ -80,6 +82,7 @@ class Lock:
         maxtime: float | None,
         on_lost: Any,
         lock: Any,
+        note: str | None,
     ) -> _Acquisition: ...
     def _extend(self, inbox: _Inbox, number: int, token: str | bytes | None) -> None: ...
     def _release(self, inbox: _Inbox, number: int, token: str | bytes | None) -> None: ...

@@ -21,6 +21,7 @@ from ._all import Pace, Tokens, ordered
 from ._distlock import _Acquisition, _AsyncExit, _Exit, _Inbox, _Levels, _Opened
 from ._errors import CouldNotAcquireLock, LockExpired
 from ._hold import callback, lease
+from ._hold import note as checked
 from ._insight import HoldInfo
 
 if TYPE_CHECKING:
@@ -340,12 +341,13 @@ class AsyncLock:
         autoextend: bool | None = None,
         maxtime: float | None = None,
         on_lost: Any = None,
+        note: str | None = None,
     ) -> _Acquiring:
         lock = self._lock
         callback = None if on_lost is None else self._in_loop(on_lost)
         return _Acquiring(
             lambda inbox, bell: lock._begin(
-                inbox, bell, timeout, block, autoextend, maxtime, callback, self
+                inbox, bell, timeout, block, autoextend, maxtime, callback, self, note
             )
         )
 
@@ -419,6 +421,8 @@ class AsyncLock:
         autoextend: bool | None = None,
         maxtime: _Time = None,
         on_lost: Callable[[AsyncLock], object] | None = None,
+        *,
+        note: str | None = None,
     ) -> AsyncHold:
         """Acquires for an ``async with`` block, with options.
 
@@ -428,7 +432,8 @@ class AsyncLock:
         """
         if timeout != "default":
             timeout = _config.timeout(timeout)
-        return AsyncHold(self, timeout, autoextend, lease(maxtime), callback(on_lost))
+        options = (lease(maxtime), callback(on_lost), checked(note))
+        return AsyncHold(self, timeout, autoextend, *options)
 
     def guard(self, connection: Any, *, token: str | bytes | None = None) -> AsyncGuard:
         """Guards a transaction of the caller's own on the same database.
@@ -463,9 +468,10 @@ class AsyncHold:
         autoextend: bool | None,
         maxtime: float | None,
         on_lost: Callable[[AsyncLock], object] | None,
+        note: str | None,
     ) -> None:
         self._lock = lock
-        self._options = (timeout, True, autoextend, maxtime, on_lost)
+        self._options = (timeout, True, autoextend, maxtime, on_lost, note)
         self._ender = _Opened(lock._lock)
 
     async def __aenter__(self) -> AsyncLock:
