@@ -382,7 +382,8 @@ def test_only_the_hold_with_the_fence_is_ended(conf: Conf, db: Db) -> None:
         lock.transfer()
         lock.extend()
         info = conf.info("name")
-        assert conf.revoke("name", fence=info and info.fence) == info
+        assert info is not None
+        assert conf.revoke("name", fence=info.fence) == info
         assert lock.expired
         with conf.get("other"), pytest.raises(LockExpired) as raised:
             lock.extend()

@@ -397,7 +397,7 @@ def test_what_is_known_of_a_hold(session: Session, state: str) -> None:
     session.put(state)
     session.put(state, "bystander", fence=6)
     before = session.rows()
-    (row,) = session.run("Info", "name", LEASE, ZONE) or [None]
+    row = next(iter(session.run("Info", "name", LEASE, ZONE)), None)
     revocable = session.run("Revocable", "name", LEASE, ZONE)
     assert revocable == ([{"token": "T", **row}] if row else [])
     assert session.run("Revocable", "missing", LEASE, ZONE) == []

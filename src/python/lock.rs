@@ -357,7 +357,7 @@ impl Lock {
     ///     it could not be extended in time, its lease is over, or somebody else released it. The
     ///     end of the block raises :class:`LockExpired` then.
     /// :param note: what the hold is for, a line of at most 200 characters: whoever asks who
-    ///     holds the lock is shown it, see :attr:`HoldInfo.note`.
+    ///     holds the lock is shown it, see :class:`HoldInfo`.
     /// :returns: a context manager that returns this Lock.
     #[pyo3(signature = (timeout=Timeout::Configured, autoextend=None, maxtime=None, on_lost=None, *, note=None), text_signature = "($self, timeout='default', autoextend=None, maxtime=None, on_lost=None, *, note=None)")]
     fn hold(

@@ -572,7 +572,7 @@ impl ConfiguredDistlockModule {
     /// release, or when it guards a transaction. Until then it goes on, beside the next holder.
     ///
     /// :param name: the name of the lock.
-    /// :param fence: the :attr:`~HoldInfo.fence` of the hold that is to end; no other one does
+    /// :param fence: the ``fence`` of the hold that is to end; no other one does
     ///     then. ``None`` ends whichever it is.
     /// :returns: a :class:`HoldInfo`, what was known of the hold that was ended; ``None`` if
     ///     nobody holds the lock, or not with this fence.

@@ -18,25 +18,27 @@ class HoldInfo:
 
     Whatever the row does not say is ``None``: a hold of score.distlock 0.2.5 has no fence, and
     says neither where it is held nor what for.
+
+    :ivar name: the name of the lock.
+    :ivar fence: the fencing number; it tells this hold from any other of that name.
+    :ivar host: the machine that took it, by the name it gives itself.
+    :ivar pid: the number of the process there.
+    :ivar thread: the thread that took it, by its number in the operating system
+        (``threading.native_id``).
+    :ivar note: what the holder said about it, see :meth:`Lock.hold`.
+    :ivar acquired: when it was acquired, with its zone, which is UTC.
+    :ivar expires: when it ends unless it is extended, by the database's clock.
+    :ivar waiters: how many processes wait for it.
     """
 
-    #: The name of the lock.
     name: str
-    #: The fencing number, see :attr:`Lock.fence`; it tells this hold from any other.
     fence: int | None
-    #: The machine that took it, by the name it has itself.
     host: str | None
-    #: The number of the process there.
     pid: int | None
-    #: The thread that took it, by its number in the operating system (``threading.native_id``).
     thread: int | None
-    #: What the holder said about it.
     note: str | None
-    #: When it was acquired.
     acquired: datetime
-    #: When it ends unless it is extended, by the database's clock.
     expires: datetime
-    #: How many processes wait for it.
     waiters: int
 
 
@@ -53,10 +55,11 @@ def _moment(seconds: float) -> datetime:
 
 def records(fields: Sequence[tuple[Any, ...]]) -> list[HoldInfo]:
     """What the core knows about holds, as objects."""
-    return [
-        HoldInfo(*who, _moment(acquired), _moment(expires), waiters)
-        for *who, acquired, expires, waiters in fields
-    ]
+    found = []
+    for name, fence, host, pid, thread, note, acquired, expires, waiters in fields:
+        times = (_moment(acquired), _moment(expires))
+        found.append(HoldInfo(name, fence, host, pid, thread, note, *times, waiters))
+    return found
 
 
 def record(fields: Sequence[tuple[Any, ...]]) -> HoldInfo | None:
