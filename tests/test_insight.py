@@ -101,6 +101,7 @@ def test_a_record_is_a_value(conf: Conf) -> None:
     assert info is not None
     assert pickle.loads(pickle.dumps(info)) == info
     assert len({info, conf.info("name")}) == 1
+    assert not hasattr(info, "__dict__")
     assert type(info).__module__ == "score.distlock"
     with pytest.raises(dataclasses.FrozenInstanceError):
         info.name = "other"  # type: ignore[misc]
