@@ -5,7 +5,7 @@
 use _distlock::engine::{Caller, Lease, Name, Place};
 use _distlock::error::Error;
 use _distlock::service::{Acquisition, Lock, Locks, Request, Wait, thread_wakeup};
-use _distlock::store::{self, Patience, Settings, Store, Url};
+use _distlock::store::{self, Budget, Settings, Store, Url};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ fn main() -> Result<(), Error> {
         place: Place::current(None, None),
         remembered: Arc::from([]),
     };
-    let patience = || Patience::new(Duration::from_secs(30), &|| Ok(()));
+    let budget = || Budget::new(Duration::from_secs(30), &|| Ok(()));
     for _ in 0..count {
         let request = Request {
             owner: Some((lock.id(), caller.clone())),
@@ -40,12 +40,12 @@ fn main() -> Result<(), Error> {
             Wait::new(Some(Duration::ZERO)),
         );
         let acquisition = Acquisition::new(locks_, name, request, wait, thread_wakeup());
-        acquisition.wait_for(patience())?;
+        acquisition.wait_for(budget())?;
         if let Some((entered, _)) = acquisition.accept(Some(&caller), None)? {
             caller.remembered = Arc::from([entered.hold]);
         }
         let ending = locks.begin_release(&lock, &caller, None);
-        locks.finish(lock.name(), ending, patience())?;
+        locks.finish(lock.name(), ending, budget())?;
     }
     Ok(())
 }

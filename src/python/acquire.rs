@@ -112,7 +112,7 @@ pub fn acquire(
         thread_wakeup(),
     );
     loop {
-        let wait = |patience: crate::store::Patience<'_>| match acquisition.wait_for(patience) {
+        let wait = |budget: crate::store::Budget<'_>| match acquisition.wait_for(budget) {
             Ok(()) => Ok(None),
             Err(error @ Error::NotAcquired(..)) => Ok(Some(error)),
             Err(error) => Err(error),
@@ -183,7 +183,7 @@ pub fn remember(py: Python<'_>, lock: &Lock, entered: Entered) -> PyResult<()> {
 /// Leaves a level on the calling thread.
 pub fn leave(py: Python<'_>, lock: &Lock, level: Option<Entered>) -> PyResult<()> {
     let ending = lock.locks().begin_exit(lock.core(), level);
-    call(py, lock.module().timeout(), |patience| {
-        lock.locks().finish(lock.core().name(), ending, patience)
+    call(py, lock.module().timeout(), |budget| {
+        lock.locks().finish(lock.core().name(), ending, budget)
     })
 }

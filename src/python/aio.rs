@@ -8,7 +8,7 @@ use super::owner;
 use crate::engine::{Entered, Name};
 use crate::error::{Error, Result};
 use crate::service::{self, Locks, Request, Step, Wait, Wakeup};
-use crate::store::{Patience, Record};
+use crate::store::{Budget, Record};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -40,7 +40,7 @@ enum Mail {
 
 struct Core {
     mail: Mutex<Vec<Mail>>,
-    bell: UnixStream,
+    waker: UnixStream,
 }
 
 impl Core {
@@ -49,7 +49,7 @@ impl Core {
         box_.push(mail);
         if box_.len() == 1 {
             // If there is no room, the loop has not read what came before.
-            let _ = (&self.bell).write(&[0]);
+            let _ = (&self.waker).write(&[0]);
         }
     }
 }
@@ -80,12 +80,12 @@ impl Inbox {
 impl Inbox {
     #[new]
     fn new() -> PyResult<Inbox> {
-        let (end, bell) = UnixStream::pair()?;
+        let (end, waker) = UnixStream::pair()?;
         end.set_nonblocking(true)?;
-        bell.set_nonblocking(true)?;
+        waker.set_nonblocking(true)?;
         let mail = Mutex::default();
         Ok(Inbox {
-            core: Arc::new(Core { mail, bell }),
+            core: Arc::new(Core { mail, waker }),
             end,
         })
     }
@@ -139,12 +139,12 @@ pub fn job(
     locks: &Arc<Locks>,
     inbox: &Inbox,
     number: u64,
-    work: impl FnOnce(&Arc<Locks>, Patience<'_>) -> Result<Value> + Send + 'static,
+    work: impl FnOnce(&Arc<Locks>, Budget<'_>) -> Result<Value> + Send + 'static,
 ) -> Box<dyn FnOnce() + Send> {
     let (locks, answer) = (locks.clone(), inbox.answer(number));
     Box::new(move || {
-        let patience = Patience::new(locks.store().timeout(), &|| Ok(()));
-        answer(work(&locks, patience));
+        let budget = Budget::new(locks.store().timeout(), &|| Ok(()));
+        answer(work(&locks, budget));
     })
 }
 
@@ -204,8 +204,8 @@ impl Acquisition {
                 }
                 Ok(())
             };
-            let patience = Patience::new(core.locks().store().timeout(), &check);
-            let step = core.step(patience);
+            let budget = Budget::new(core.locks().store().timeout(), &check);
+            let step = core.step(budget);
             answer(step.map(|step| match step {
                 Step::Granted => Value::Granted,
                 Step::Sleep(until) => Value::Later(seconds(until)),

@@ -4,7 +4,7 @@ use super::errors::exception;
 use super::events;
 use super::owner::is_main_thread;
 use crate::error::{Error, Result};
-use crate::store::Patience;
+use crate::store::Budget;
 use pyo3::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -15,7 +15,7 @@ use std::time::Duration;
 pub fn call<T: Send>(
     py: Python<'_>,
     timeout: Duration,
-    work: impl FnOnce(Patience<'_>) -> Result<T> + Send,
+    work: impl FnOnce(Budget<'_>) -> Result<T> + Send,
 ) -> PyResult<T> {
     run(py, timeout, false, work)
 }
@@ -25,7 +25,7 @@ pub fn call<T: Send>(
 pub fn call_patiently<T: Send>(
     py: Python<'_>,
     timeout: Duration,
-    work: impl FnOnce(Patience<'_>) -> Result<T> + Send,
+    work: impl FnOnce(Budget<'_>) -> Result<T> + Send,
 ) -> PyResult<T> {
     run(py, timeout, !is_main_thread(), work)
 }
@@ -34,7 +34,7 @@ fn run<T: Send>(
     py: Python<'_>,
     timeout: Duration,
     undisturbed: bool,
-    work: impl FnOnce(Patience<'_>) -> Result<T> + Send,
+    work: impl FnOnce(Budget<'_>) -> Result<T> + Send,
 ) -> PyResult<T> {
     let raised: Mutex<Option<PyErr>> = Mutex::new(None);
     let forked = AtomicBool::new(false);
@@ -55,11 +55,11 @@ fn run<T: Send>(
                 Error::Interrupted
             })
         };
-        let patience = Patience::new(timeout, &check);
+        let budget = Budget::new(timeout, &check);
         work(if undisturbed {
-            patience.undisturbed()
+            budget.undisturbed()
         } else {
-            patience
+            budget
         })
     });
     let delivered = events::deliver_all(py, false);

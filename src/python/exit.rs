@@ -9,7 +9,7 @@ use super::owner;
 use crate::engine::{Caller, Ending};
 use crate::error::Result;
 use crate::service::{self, Locks};
-use crate::store::Patience;
+use crate::store::Budget;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -43,8 +43,8 @@ impl Exit {
         let state = Arc::new(Mutex::new(State::default()));
         let (ended, ending) = (state.clone(), locks.clone());
         locks.submit_ending(Box::new(move || {
-            let patience = Patience::new(ending.store().timeout(), &|| Ok(()));
-            let outcome = Levels::finish(&ending, endings, patience).map(|()| Value::None);
+            let budget = Budget::new(ending.store().timeout(), &|| Ok(()));
+            let outcome = Levels::finish(&ending, endings, budget).map(|()| Value::None);
             let mut state = ended.lock().unwrap_or_else(PoisonError::into_inner);
             match std::mem::replace(&mut *state, State::Told) {
                 State::Awaited(reader) => reader(outcome),

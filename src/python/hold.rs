@@ -12,7 +12,7 @@ use super::owner;
 use crate::engine::{Caller, Entered, HoldId, LevelId};
 use crate::error::Error;
 use crate::service::{self, Locks};
-use crate::store::Patience;
+use crate::store::Budget;
 use pyo3::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -149,11 +149,7 @@ impl Levels {
     }
 
     /// Also if one fails; the error that came first.
-    pub fn finish(
-        locks: &Arc<Locks>,
-        endings: Endings,
-        patience: Patience<'_>,
-    ) -> Result<(), Error> {
+    pub fn finish(locks: &Arc<Locks>, endings: Endings, budget: Budget<'_>) -> Result<(), Error> {
         let mut first = Ok(());
         let mut hopeless = false;
         for (lock, ending) in endings {
@@ -161,7 +157,7 @@ impl Levels {
                 locks.finish_later(lock.name(), ending);
                 continue;
             }
-            let ended = locks.finish(lock.name(), ending, patience);
+            let ended = locks.finish(lock.name(), ending, budget);
             // Who is interrupted waits for no more, and an outage is waited for once.
             hopeless = matches!(
                 ended,
@@ -212,8 +208,8 @@ impl Levels {
     /// Leaves all of them, also if one fails; raises what failed first.
     pub fn release(&self, py: Python<'_>) -> PyResult<()> {
         let endings = self.endings();
-        call(py, self.locks.store().timeout(), |patience| {
-            Levels::finish(&self.locks, endings, patience)
+        call(py, self.locks.store().timeout(), |budget| {
+            Levels::finish(&self.locks, endings, budget)
         })
     }
 

@@ -11,7 +11,7 @@ use super::owner;
 use crate::engine::{Caller, Ending, Lease, Name, Token};
 use crate::error::Error;
 use crate::service::{self, Locks, Request, Wait};
-use crate::store::Patience;
+use crate::store::Budget;
 use crate::zone;
 use pyo3::prelude::*;
 use pyo3::types::PyCFunction;
@@ -97,7 +97,7 @@ impl Lock {
             zone::offset(),
         );
         let timeout = this.conf.get().timeout();
-        let sql = call(py, timeout, |patience| this.locks().guard(patience))?;
+        let sql = call(py, timeout, |budget| this.locks().guard(budget))?;
         let (core, proof, locks) = (this.core.clone(), token.clone(), this.locks().clone());
         let seen = PyCFunction::new_closure(py, None, None, move |arguments, _| {
             let fence: Option<i64> = arguments.get_item(1)?.extract()?;
@@ -107,8 +107,8 @@ impl Lock {
         // What the caller's connection says is not believed without asking the database.
         let (core, proof, locks) = (this.core.clone(), token.clone(), this.locks().clone());
         let lost = PyCFunction::new_closure(py, None, None, move |arguments, _| {
-            let lost = call(arguments.py(), timeout, |patience| {
-                locks.is_lost(&core, &proof, patience)
+            let lost = call(arguments.py(), timeout, |budget| {
+                locks.is_lost(&core, &proof, budget)
             })?;
             PyResult::Ok(lost.is_some())
         })?;
@@ -126,8 +126,8 @@ impl Lock {
     /// Has an ending, which has begun, finished for a coroutine.
     fn submit_ending(&self, inbox: &Inbox, number: u64, ending: Ending) {
         let core = self.core.clone();
-        let job = job(self.locks(), inbox, number, move |locks, patience| {
-            let finished = locks.finish(core.name(), ending, patience);
+        let job = job(self.locks(), inbox, number, move |locks, budget| {
+            let finished = locks.finish(core.name(), ending, budget);
             finished.map(|()| Value::None)
         });
         self.locks().submit_ending(job);
@@ -139,13 +139,13 @@ impl Lock {
         py: Python<'_>,
         inbox: &Inbox,
         number: u64,
-        work: impl FnOnce(&Arc<Locks>, &service::Lock, &Caller, Patience<'_>) -> Result<Value, Error>
+        work: impl FnOnce(&Arc<Locks>, &service::Lock, &Caller, Budget<'_>) -> Result<Value, Error>
         + Send
         + 'static,
     ) -> PyResult<()> {
         let (core, caller) = (self.core.clone(), owner::current(py)?);
-        let job = job(self.locks(), inbox, number, move |locks, patience| {
-            work(locks, &core, &caller, patience)
+        let job = job(self.locks(), inbox, number, move |locks, budget| {
+            work(locks, &core, &caller, budget)
         });
         self.locks().submit(job);
         Ok(())
@@ -240,8 +240,8 @@ impl Lock {
     pub fn extend(&self, py: Python<'_>, token: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         let token = self.token_argument(token)?;
         let caller = owner::current(py)?;
-        call(py, self.conf.get().timeout(), |patience| {
-            self.locks().extend(&self.core, &caller, token, patience)
+        call(py, self.conf.get().timeout(), |budget| {
+            self.locks().extend(&self.core, &caller, token, budget)
         })
     }
 
@@ -266,8 +266,8 @@ impl Lock {
             let ending = self
                 .locks()
                 .begin_release(&self.core, &caller, token.as_ref());
-            call(py, self.conf.get().timeout(), |patience| {
-                self.locks().finish(self.core.name(), ending, patience)
+            call(py, self.conf.get().timeout(), |budget| {
+                self.locks().finish(self.core.name(), ending, budget)
             })
         });
         match result {
@@ -299,9 +299,9 @@ impl Lock {
     pub fn transfer(&self, py: Python<'_>, token: Option<&Bound<'_, PyAny>>) -> PyResult<String> {
         let token = self.token_argument(token)?;
         let caller = owner::current(py)?;
-        call(py, self.conf.get().timeout(), |patience| {
+        call(py, self.conf.get().timeout(), |budget| {
             self.locks()
-                .transfer(&self.core, &caller, token, patience)
+                .transfer(&self.core, &caller, token, budget)
                 .map(|token| token.as_str().to_owned())
         })
     }
@@ -384,15 +384,15 @@ impl Lock {
         Ok(Hold::new(slf.clone().unbind(), entering, on_lost))
     }
 
-    /// Begins to acquire for a coroutine; `bell` is put into the inbox when it is to go on.
+    /// Begins to acquire for a coroutine; `wakeup` is put into the inbox when it is to go on.
     /// `on_lost` is called with `lock`.
-    #[pyo3(signature = (inbox, bell, timeout, block, autoextend, maxtime, on_lost, lock, note))]
+    #[pyo3(signature = (inbox, wakeup, timeout, block, autoextend, maxtime, on_lost, lock, note))]
     #[allow(clippy::too_many_arguments)] // one caller
     fn _begin(
         &self,
         py: Python<'_>,
         inbox: &Inbox,
-        bell: u64,
+        wakeup: u64,
         timeout: Timeout,
         block: bool,
         autoextend: Option<bool>,
@@ -415,7 +415,7 @@ impl Lock {
             self.core.name().clone(),
             request,
             Wait::new(timeout.or(defaults.0)),
-            inbox.wakeup(bell),
+            inbox.wakeup(wakeup),
             on_lost.map(|on_lost| (on_lost, lock)),
         )
     }
@@ -429,9 +429,9 @@ impl Lock {
         token: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let token = self.token_argument(token)?;
-        self.submit(py, inbox, number, move |locks, lock, caller, patience| {
+        self.submit(py, inbox, number, move |locks, lock, caller, budget| {
             locks
-                .extend(lock, caller, token, patience)
+                .extend(lock, caller, token, budget)
                 .map(|()| Value::None)
         })
     }
@@ -462,9 +462,9 @@ impl Lock {
         token: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let token = self.token_argument(token)?;
-        self.submit(py, inbox, number, move |locks, lock, caller, patience| {
+        self.submit(py, inbox, number, move |locks, lock, caller, budget| {
             locks
-                .transfer(lock, caller, token, patience)
+                .transfer(lock, caller, token, budget)
                 .map(|token| Value::Text(token.as_str().to_owned()))
         })
     }

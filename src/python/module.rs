@@ -116,8 +116,8 @@ impl ConfiguredDistlockModule {
             .call_method1("verify", (self.engine(py)?, bound));
         let (lock, caller) = (service::Lock::new(name.clone()), owner::current(py)?);
         let ending = self.locks.begin_release(&lock, &caller, Some(&token));
-        call(py, self.timeout(), |patience| {
-            self.locks.finish(&name, ending, patience)
+        call(py, self.timeout(), |budget| {
+            self.locks.finish(&name, ending, budget)
         })?;
         seen.map(drop)
     }
@@ -468,7 +468,7 @@ impl ConfiguredDistlockModule {
         &self,
         name: &Bound<'_, PyAny>,
         inbox: &Inbox,
-        bell: u64,
+        wakeup: u64,
         timeout: Timeout,
     ) -> PyResult<Acquisition> {
         Acquisition::new(
@@ -477,7 +477,7 @@ impl ConfiguredDistlockModule {
             arguments::name(name)?,
             Request::default(),
             Wait::new(timeout.or(self.timeout)),
-            inbox.wakeup(bell),
+            inbox.wakeup(wakeup),
             None,
         )
     }
@@ -550,7 +550,7 @@ impl ConfiguredDistlockModule {
     ///
     /// :returns: a :class:`list` of :class:`HoldInfo`, by name.
     fn holders<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let records = call(py, self.timeout(), |patience| self.locks.holders(patience))?;
+        let records = call(py, self.timeout(), |budget| self.locks.holders(budget))?;
         insight::objects(py, "records", records)
     }
 
@@ -560,9 +560,7 @@ impl ConfiguredDistlockModule {
     /// :returns: a :class:`HoldInfo`, or ``None`` if nobody holds it.
     fn info<'py>(&self, py: Python<'py>, name: &Bound<'_, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         let name = arguments::name(name)?;
-        let record = call(py, self.timeout(), |patience| {
-            self.locks.info(&name, patience)
-        })?;
+        let record = call(py, self.timeout(), |budget| self.locks.info(&name, budget))?;
         insight::objects(py, "record", record.into_iter().collect())
     }
 
@@ -584,8 +582,8 @@ impl ConfiguredDistlockModule {
         fence: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (name, fence) = (arguments::name(name)?, insight::fence(fence)?);
-        let record = call(py, self.timeout(), |patience| {
-            self.locks.revoke(&name, fence, patience)
+        let record = call(py, self.timeout(), |budget| {
+            self.locks.revoke(&name, fence, budget)
         })?;
         insight::objects(py, "record", record.into_iter().collect())
     }
@@ -593,8 +591,8 @@ impl ConfiguredDistlockModule {
     /// Looks at all holds for a coroutine.
     fn _holders(&self, inbox: &Inbox, number: u64) {
         self.locks
-            .submit(job(&self.locks, inbox, number, |locks, patience| {
-                locks.holders(patience).map(Value::Records)
+            .submit(job(&self.locks, inbox, number, |locks, budget| {
+                locks.holders(budget).map(Value::Records)
             }));
     }
 
@@ -602,8 +600,8 @@ impl ConfiguredDistlockModule {
     fn _info(&self, inbox: &Inbox, number: u64, name: &Bound<'_, PyAny>) -> PyResult<()> {
         let name = arguments::name(name)?;
         self.locks
-            .submit(job(&self.locks, inbox, number, move |locks, patience| {
-                let record = locks.info(&name, patience)?;
+            .submit(job(&self.locks, inbox, number, move |locks, budget| {
+                let record = locks.info(&name, budget)?;
                 Ok(Value::Records(record.into_iter().collect()))
             }));
         Ok(())
@@ -619,8 +617,8 @@ impl ConfiguredDistlockModule {
     ) -> PyResult<()> {
         let (name, fence) = (arguments::name(name)?, insight::fence(fence)?);
         self.locks
-            .submit_ending(job(&self.locks, inbox, number, move |locks, patience| {
-                let record = locks.revoke(&name, fence, patience)?;
+            .submit_ending(job(&self.locks, inbox, number, move |locks, budget| {
+                let record = locks.revoke(&name, fence, budget)?;
                 Ok(Value::Records(record.into_iter().collect()))
             }));
         Ok(())
@@ -636,14 +634,12 @@ impl ConfiguredDistlockModule {
     fn vacuum(&self, py: Python<'_>, session: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         match session {
             Some(session) => {
-                let sql = call(py, self.timeout(), |patience| {
-                    self.locks.vacuum_sql(patience)
-                })?;
+                let sql = call(py, self.timeout(), |budget| self.locks.vacuum_sql(budget))?;
                 py.import("score.distlock._sqlalchemy")?
                     .call_method1("vacuum", (session, sql, self.maxtime, zone::offset()))?;
                 Ok(())
             }
-            None => call(py, self.timeout(), |patience| self.locks.vacuum(patience)),
+            None => call(py, self.timeout(), |budget| self.locks.vacuum(budget)),
         }
     }
 
@@ -664,7 +660,7 @@ impl ConfiguredDistlockModule {
         if let Some(engine) = engine {
             engine.bind(py).call_method0("dispose")?;
         }
-        call(py, self.timeout(), |patience| self.locks.close(patience))
+        call(py, self.timeout(), |budget| self.locks.close(budget))
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
@@ -734,8 +730,8 @@ pub fn open<'py>(options: &Bound<'py, PyDict>) -> PyResult<Bound<'py, Configured
         .call((), Some(options))?
         .cast_into::<ConfiguredDistlockModule>()?;
     let module = conf.get();
-    call(py, module.timeout(), |patience| {
-        module.locks.store().ensure_schema(patience)
+    call(py, module.timeout(), |budget| {
+        module.locks.store().ensure_schema(budget)
     })?;
     Ok(conf)
 }

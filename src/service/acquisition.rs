@@ -18,7 +18,7 @@ use crate::engine::{
     Token,
 };
 use crate::error::{Error, Obstacle, Result};
-use crate::store::{Candidate, Patience, Queue, Turn};
+use crate::store::{Budget, Candidate, Queue, Turn};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -58,13 +58,13 @@ impl Wait {
     const GRACE: Duration = Duration::from_millis(250);
 
     /// A wait bounds the whole call, so also what it asks of the database.
-    fn bounds(self, patience: Patience) -> Patience {
+    fn bounds(self, budget: Budget) -> Budget {
         match self {
             Wait::Until(until) => {
                 let left = until.saturating_duration_since(Instant::now());
-                patience.at_most(left + Wait::GRACE)
+                budget.at_most(left + Wait::GRACE)
             }
-            Wait::Not | Wait::Forever => patience,
+            Wait::Not | Wait::Forever => budget,
         }
     }
 
@@ -183,11 +183,11 @@ impl Acquisition {
     const TRIES: usize = 5;
 
     /// Goes on as far as possible without sleeping. Only one thread at a time calls this.
-    pub fn step(&self, patience: Patience) -> Result<Step> {
+    pub fn step(&self, budget: Budget) -> Result<Step> {
         if self.is_the_parents() {
             return Err(Error::Forked);
         }
-        let step = self.step_locked(self.wait.bounds(patience));
+        let step = self.step_locked(self.wait.bounds(budget));
         // Whoever gave up while the mutex was locked could not end it, see `give_up`: of the
         // two, the one sees the flag or the other gets the mutex.
         fence(SeqCst);
@@ -198,12 +198,12 @@ impl Acquisition {
         step
     }
 
-    fn step_locked(&self, patience: Patience) -> Result<Step> {
+    fn step_locked(&self, budget: Budget) -> Result<Step> {
         let mut progress = locked(&self.progress);
         let step = match progress.state {
             State::Granted(_) => return Ok(Step::Granted),
             State::Over => Err(Error::Interrupted),
-            State::Asking => self.advance(&mut progress, patience),
+            State::Asking => self.advance(&mut progress, budget),
         };
         match step {
             // The line and what is owed are the parent's.
@@ -234,14 +234,14 @@ impl Acquisition {
         (!leads).then(|| self.wait.limit(None))
     }
 
-    fn refused(&self, progress: &Progress, patience: Patience) -> Error {
+    fn refused(&self, progress: &Progress, budget: Budget) -> Error {
         if progress.late {
             return self.too_late();
         }
         let obstacle = if progress.busy {
             // It is only for the message.
-            let patience = patience.at_most(Duration::from_secs(1));
-            Obstacle::Busy(self.locks.store().busy(patience).unwrap_or_default())
+            let budget = budget.at_most(Duration::from_secs(1));
+            Obstacle::Busy(self.locks.store().busy(budget).unwrap_or_default())
         } else {
             Obstacle::Held
         };
@@ -253,33 +253,31 @@ impl Acquisition {
         Error::Expired(self.name.clone(), token, Loss::Expired)
     }
 
-    fn advance(&self, progress: &mut Progress, patience: Patience) -> Result<Step> {
-        match self.locks.entry(&self.request, patience) {
+    fn advance(&self, progress: &mut Progress, budget: Budget) -> Result<Step> {
+        match self.locks.entry(&self.request, budget) {
             Entry::Fresh => {}
             Entry::Lost(token, reason) => {
                 return Err(Error::Expired(self.name.clone(), token, reason));
             }
             Entry::Again { hold, token, lease } => {
                 let hold = (hold, &token, lease);
-                let confirmed = self
-                    .locks
-                    .confirm(&self.name, hold, &self.request, patience);
+                let confirmed = self.locks.confirm(&self.name, hold, &self.request, budget);
                 return Ok(self.granted(progress, confirmed?));
             }
         }
-        let mut settlements = self.locks.settlements(patience);
+        let mut settlements = self.locks.settlements(budget);
         if progress.waiter.is_none() && self.wait.over() {
             if self.locks.waiters().come_first(&self.name) {
-                return Err(self.refused(progress, patience));
+                return Err(self.refused(progress, budget));
             }
-            let mut granted = self.ask(progress, patience)?;
+            let mut granted = self.ask(progress, budget)?;
             for _ in 0..Acquisition::TRIES {
-                if granted.is_some() || !self.settle(&mut settlements, patience)? {
+                if granted.is_some() || !self.settle(&mut settlements, budget)? {
                     break;
                 }
-                granted = self.ask(progress, patience)?;
+                granted = self.ask(progress, budget)?;
             }
-            let grant = granted.ok_or_else(|| self.refused(progress, patience))?;
+            let grant = granted.ok_or_else(|| self.refused(progress, budget))?;
             return Ok(self.granted(progress, grant));
         }
         let waiters = self.locks.waiters();
@@ -290,19 +288,19 @@ impl Acquisition {
                 return Err(Error::Interrupted);
             }
             let granted = match waiters.plan(&waiter) {
-                Plan::Sleep(_) if self.wait.over() => return Err(self.refused(progress, patience)),
+                Plan::Sleep(_) if self.wait.over() => return Err(self.refused(progress, budget)),
                 Plan::Sleep(due) => return Ok(Step::Sleep(self.wait.limit(due))),
-                Plan::Try => self.try_without_queue(progress, &waiter, patience)?,
-                Plan::Ask(ask) => self.take_or_queue(progress, &waiter, &ask, patience)?,
+                Plan::Try => self.try_without_queue(progress, &waiter, budget)?,
+                Plan::Ask(ask) => self.take_or_queue(progress, &waiter, &ask, budget)?,
             };
             if let Some(grant) = granted {
                 progress.waiter = None;
                 return Ok(self.granted(progress, grant));
             }
-            if self.settle(&mut settlements, patience)? {
+            if self.settle(&mut settlements, budget)? {
                 waiters.look_at_once(&waiter);
             } else if self.wait.over() {
-                return Err(self.refused(progress, patience));
+                return Err(self.refused(progress, budget));
             }
         }
     }
@@ -322,12 +320,12 @@ impl Acquisition {
     }
 
     /// Asks without the queue.
-    fn ask(&self, progress: &mut Progress, patience: Patience) -> Result<Option<Grant>> {
+    fn ask(&self, progress: &mut Progress, budget: Budget) -> Result<Option<Grant>> {
         let token = locked(&self.token).clone();
         let fresh = !progress.unknown;
         let asked = self
             .locks
-            .ask(&self.name, &token, fresh, &self.request, patience)?;
+            .ask(&self.name, &token, fresh, &self.request, budget)?;
         Ok(match asked {
             Asked::Granted { grant, unknown } => {
                 progress.unknown |= unknown;
@@ -343,11 +341,11 @@ impl Acquisition {
 
     /// Ends the hold of an attempt of this process that nobody wants any more, if there
     /// is one. `true` if the lock may be free by that.
-    fn settle(&self, settlements: &mut u64, patience: Patience) -> Result<bool> {
-        let settled = self.locks.settle(&self.name, *settlements, patience)?;
-        *settlements = self.locks.settlements(patience);
+    fn settle(&self, settlements: &mut u64, budget: Budget) -> Result<bool> {
+        let settled = self.locks.settle(&self.name, *settlements, budget)?;
+        *settlements = self.locks.settlements(budget);
         if settled {
-            self.locks.hint(patience, &self.name, None);
+            self.locks.hint(budget, &self.name, None);
         }
         Ok(settled)
     }
@@ -357,10 +355,10 @@ impl Acquisition {
         &self,
         progress: &mut Progress,
         waiter: &Arc<Waiter>,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Option<Grant>> {
         let waiters = self.locks.waiters();
-        let asked = self.ask(progress, patience);
+        let asked = self.ask(progress, budget);
         match &asked {
             Err(Error::Forked) => {}
             Err(_) => waiters.failed(waiter),
@@ -380,7 +378,7 @@ impl Acquisition {
         progress: &mut Progress,
         waiter: &Arc<Waiter>,
         ask: &Ask,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Option<Grant>> {
         let token = locked(&self.token).clone();
         let (waiters, store) = (self.locks.waiters(), self.locks.store());
@@ -395,11 +393,11 @@ impl Acquisition {
         };
         let mut turn = Ok(Turn::Later(Queue::default()));
         if ask.called {
-            turn = store.take(candidate, patience);
+            turn = store.take(candidate, budget);
         }
         if let Ok(Turn::Later(queue)) = &turn {
             progress.unknown |= queue.unknown;
-            turn = store.wait(candidate, &ask.known, patience);
+            turn = store.wait(candidate, &ask.known, budget);
             let unknown = match &turn {
                 Ok(Turn::Acquired { unknown, .. }) => *unknown,
                 Ok(Turn::Later(queue)) => queue.unknown,
@@ -437,7 +435,7 @@ impl Acquisition {
         };
         // Where one waits, others often do: whoever releases in this process had better
         // expect it.
-        self.locks.hint(patience, &self.name, Some(Hint::Awaited));
+        self.locks.hint(budget, &self.name, Some(Hint::Awaited));
         Ok(granted)
     }
 
@@ -549,20 +547,20 @@ impl Acquisition {
     }
 
     /// Steps and sleeps on the calling thread until the lock is granted.
-    pub fn wait_for(&self, patience: Patience) -> Result<()> {
+    pub fn wait_for(&self, budget: Budget) -> Result<()> {
         let timeout = self.locks.store().timeout();
         loop {
-            let Step::Sleep(until) = self.step(patience.renewed(timeout))? else {
+            let Step::Sleep(until) = self.step(budget.renewed(timeout))? else {
                 return Ok(());
             };
             let waiter = locked(&self.progress).waiter.clone();
             let now = Instant::now();
             let left = until.saturating_duration_since(now);
-            let slice = patience.renewed(left).slice();
+            let slice = budget.renewed(left).slice();
             if let (Some(waiter), Some(slice)) = (waiter, slice) {
                 self.locks.waiters().sleep(&waiter, now + slice);
             }
-            if let Err(error) = patience.check() {
+            if let Err(error) = budget.check() {
                 if !self.is_the_parents() {
                     self.end(&mut locked(&self.progress));
                 }

@@ -14,7 +14,7 @@ use crate::engine::{
 };
 use crate::error::{Error, Result};
 use crate::process::ProcessLocal;
-use crate::store::{About, Answer, Look, Patience, Released, Sql, Store};
+use crate::store::{About, Answer, Budget, Look, Released, Sql, Store};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -219,16 +219,14 @@ impl Locks {
 
     /// Ends all threads and sessions, after what is owed was done; the next call makes new
     /// ones. What is extended automatically, and who waits, keep theirs.
-    pub fn close(&self, patience: Patience) -> Result<()> {
-        self.enders.get().retire(patience)?;
-        self.workers.get().retire(patience)?;
+    pub fn close(&self, budget: Budget) -> Result<()> {
+        self.enders.get().retire(budget)?;
+        self.workers.get().retire(budget)?;
         self.owed.get().retire();
         let waiting = usize::from(!self.waiters.get().retire());
         let extending = self.renewal.get().retire();
-        self.threads
-            .get()
-            .await_end(waiting + extending, patience)?;
-        self.store.close(patience)
+        self.threads.get().await_end(waiting + extending, budget)?;
+        self.store.close(budget)
     }
 
     /// Starts the thread that listens for waiters.
@@ -297,18 +295,18 @@ impl Locks {
     }
 
     /// How many attempts of this process have come to an end.
-    pub(super) fn settlements(&self, call: Patience) -> u64 {
+    pub(super) fn settlements(&self, call: Budget) -> u64 {
         let owed = self.owed.of(call.process);
         owed.with(|unresolved| unresolved.settlements())
     }
 
     /// Whether releases are owed for a name, and if so releases them. `true` if the lock may
     /// be free by that, or by what has come to an end since there were `before` settlements.
-    pub(super) fn settle(&self, name: &Name, before: u64, patience: Patience) -> Result<bool> {
-        let owed = self.owed.of(patience.process);
+    pub(super) fn settle(&self, name: &Name, before: u64, budget: Budget) -> Result<bool> {
+        let owed = self.owed.of(budget.process);
         let settled = !owed.with(|unresolved| unresolved.is_empty())
-            && owed.settle(&self.store, name, patience)?;
-        Ok(settled || self.settlements(patience) != before)
+            && owed.settle(&self.store, name, budget)?;
+        Ok(settled || self.settlements(budget) != before)
     }
 
     /// The lease that a request asks for.
@@ -317,12 +315,12 @@ impl Locks {
     }
 
     /// Remembers what a lock is like now.
-    pub(super) fn hint(&self, call: Patience, name: &Name, hint: Option<Hint>) {
+    pub(super) fn hint(&self, call: Budget, name: &Name, hint: Option<Hint>) {
         locked(&self.hints.of(call.process)).remember(name, hint);
     }
 
     /// Whether the owner has the lock and enters it once more.
-    pub(super) fn entry(&self, request: &Request, call: Patience) -> Entry {
+    pub(super) fn entry(&self, request: &Request, call: Budget) -> Entry {
         match &request.owner {
             Some((lock, caller)) => {
                 registry(call.process).with(|holds| holds.entry(*lock, caller, self.reentrant))
@@ -376,15 +374,15 @@ impl Locks {
         token: &Token,
         fresh: bool,
         request: &Request,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Asked> {
         let lease = self.lease_of(request);
-        let hint = locked(&self.hints.of(patience.process)).of(name);
+        let hint = locked(&self.hints.of(budget.process)).of(name);
         let likely = match hint {
             _ if !fresh => false,
             Some(Hint::Free) => true,
             // Who was refused just now is likely to be refused again.
-            Some(Hint::Held) => match self.store.look(name, lease, patience)? {
+            Some(Hint::Held) => match self.store.look(name, lease, budget)? {
                 Look::Held => {
                     return Ok(Asked::Refused {
                         busy: false,
@@ -398,13 +396,13 @@ impl Locks {
         };
         let answer = self
             .store
-            .acquire(name, token, lease, (&request.about, likely), patience)?;
+            .acquire(name, token, lease, (&request.about, likely), budget)?;
         let hint = match answer {
             Answer::Refused { busy, .. } => (!busy).then_some(Hint::Held),
             // They still wait, so the release had better expect it.
             Answer::Acquired { .. } => hint.filter(|hint| *hint == Hint::Awaited),
         };
-        self.hint(patience, name, hint);
+        self.hint(budget, name, hint);
         Ok(match answer {
             Answer::Acquired {
                 fence,
@@ -424,13 +422,13 @@ impl Locks {
         name: &Name,
         (hold, token, lease): (HoldId, &Token, Lease),
         request: &Request,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Grant> {
         // A block within may want a longer lease, but does not shorten it.
         let lease = request.lease.map_or(lease, |wanted| wanted.max(lease));
-        let extended = self.extend_hold(hold, name, token, lease, patience);
+        let extended = self.extend_hold(hold, name, token, lease, budget);
         if matches!(extended, Err(Error::Expired(..))) {
-            registry(patience.process).with(|holds| holds.reported(hold));
+            registry(budget.process).with(|holds| holds.reported(hold));
         }
         let (token, deadline) = extended?;
         Ok(Grant {
@@ -452,15 +450,15 @@ impl Locks {
         name: &Name,
         token: &Token,
         lease: Lease,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<(Token, Deadline)> {
-        let registry = registry(patience.process);
+        let registry = registry(budget.process);
         let mut candidates = vec![token.clone()];
         let mut tried = 0;
         loop {
             while let Some(token) = candidates.get(tried).cloned() {
                 tried += 1;
-                let extended = self.store.extend(name, &token, lease, patience)?;
+                let extended = self.store.extend(name, &token, lease, budget)?;
                 // Another fence is that of another hold: the token has taken the lock once more.
                 let own = |fence| registry.with(|holds| holds.may_have(hold, fence));
                 if let Some((_, deadline)) = extended.filter(|(fence, _)| own(*fence)) {
@@ -480,7 +478,7 @@ impl Locks {
                 }
             });
             if tried == candidates.len() {
-                let (token, reason) = self.lose(&registry, hold, name, token, patience);
+                let (token, reason) = self.lose(&registry, hold, name, token, budget);
                 return Err(Error::Expired(name.clone(), token, reason));
             }
         }
@@ -493,7 +491,7 @@ impl Locks {
         hold: HoldId,
         name: &Name,
         token: &Token,
-        patience: Patience,
+        budget: Budget,
     ) -> (Token, Loss) {
         let known = registry.with(|holds| {
             let hold = holds.get(hold)?;
@@ -501,7 +499,7 @@ impl Locks {
         });
         let (token, reason) = match known {
             Some((token, deadline)) => {
-                let reason = self.why_lost(name, &token, Some(deadline), patience);
+                let reason = self.why_lost(name, &token, Some(deadline), budget);
                 (token, reason)
             }
             None => (token.clone(), Loss::Released),
@@ -515,12 +513,12 @@ impl Locks {
         name: &Name,
         token: &Token,
         deadline: Option<Deadline>,
-        patience: Patience,
+        budget: Budget,
     ) -> Loss {
         if deadline.is_some_and(|deadline| deadline.passed(Moment::now())) {
             return Loss::Expired;
         }
-        self.store.why_lost(name, token, patience)
+        self.store.why_lost(name, token, budget)
     }
 
     /// The owner is told that it has the lock. The last moment: it is held here or not at all.
@@ -567,16 +565,14 @@ impl Locks {
 
     /// The token that the hold of `token` has: another one, if a transfer that
     /// seemed to fail has succeeded.
-    fn resolve(&self, name: &Name, token: &Token, patience: Patience) -> Result<Token> {
-        let owed = self.owed.of(patience.process);
+    fn resolve(&self, name: &Name, token: &Token, budget: Budget) -> Result<Token> {
+        let owed = self.owed.of(budget.process);
         let Some(new) = owed.with(|unresolved| unresolved.transfer(token, Moment::now())) else {
             return Ok(token.clone());
         };
-        let answer = self
-            .store
-            .transfer(name, token, &new, self.lease, patience)?;
+        let answer = self.store.transfer(name, token, &new, self.lease, budget)?;
         owed.with(|unresolved| unresolved.transferred(token));
-        let registry = registry(patience.process);
+        let registry = registry(budget.process);
         if answer.is_none() {
             registry.with(|holds| holds.transferring(token, None));
             return Ok(token.clone());
@@ -591,28 +587,26 @@ impl Locks {
         lock: &Lock,
         caller: &Caller,
         token: Option<Token>,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<()> {
         let token = lock.token_or(caller, token)?;
-        let token = self.resolve(&lock.name, &token, patience)?;
-        let registry = registry(patience.process);
+        let token = self.resolve(&lock.name, &token, budget)?;
+        let registry = registry(budget.process);
         let known = registry.with(|holds| {
             let (id, hold) = holds.with_token(&token)?;
             // A token that was voided by a transfer is another matter than its hold.
             (hold.token == token).then_some((id, hold.lease))
         });
         let Some((hold, lease)) = known else {
-            let extended = self
-                .store
-                .extend(&lock.name, &token, self.lease, patience)?;
+            let extended = self.store.extend(&lock.name, &token, self.lease, budget)?;
             let Some((fence, deadline)) = extended else {
-                let reason = self.why_lost(&lock.name, &token, None, patience);
+                let reason = self.why_lost(&lock.name, &token, None, budget);
                 return Err(Error::Expired(lock.name.clone(), token, reason));
             };
             registry.with(|holds| holds.present(lock.id, &token, fence));
             return Locks::in_time(&lock.name, token, deadline);
         };
-        let (token, deadline) = self.extend_hold(hold, &lock.name, &token, lease, patience)?;
+        let (token, deadline) = self.extend_hold(hold, &lock.name, &token, lease, budget)?;
         Locks::in_time(&lock.name, token, deadline)
     }
 
@@ -630,21 +624,18 @@ impl Locks {
     }
 
     /// Asks the database whether the hold of a token is lost.
-    pub fn is_lost(&self, lock: &Lock, token: &Token, patience: Patience) -> Result<Option<Loss>> {
-        if self
-            .store
-            .is_held(&lock.name, token, self.lease, patience)?
-        {
+    pub fn is_lost(&self, lock: &Lock, token: &Token, budget: Budget) -> Result<Option<Loss>> {
+        if self.store.is_held(&lock.name, token, self.lease, budget)? {
             return Ok(None);
         }
-        let registry = registry(patience.process);
+        let registry = registry(budget.process);
         let hold = registry.with(|holds| {
             let (id, hold) = holds.with_token(token)?;
             (hold.token == *token && hold.pending.is_none()).then_some(id)
         });
         Ok(Some(match hold {
-            Some(hold) => self.lose(&registry, hold, &lock.name, token, patience).1,
-            None => self.why_lost(&lock.name, token, None, patience),
+            Some(hold) => self.lose(&registry, hold, &lock.name, token, budget).1,
+            None => self.why_lost(&lock.name, token, None, budget),
         }))
     }
 
@@ -701,17 +692,12 @@ impl Locks {
     }
 
     /// Does what the end of a block, or a release, needs done in the database.
-    pub fn finish(
-        self: &Arc<Locks>,
-        name: &Name,
-        ending: Ending,
-        patience: Patience,
-    ) -> Result<()> {
+    pub fn finish(self: &Arc<Locks>, name: &Name, ending: Ending, budget: Budget) -> Result<()> {
         match ending {
             Ending::Done => Ok(()),
             Ending::Nothing => Err(Error::TokenRequired(name.clone())),
             Ending::Confirm { hold, token, lease } => self
-                .extend_hold(hold, name, &token, lease, patience)
+                .extend_hold(hold, name, &token, lease, budget)
                 .map(drop),
             Ending::Lost {
                 token,
@@ -733,7 +719,7 @@ impl Locks {
                 own,
             } => {
                 let how = (lease, held, own);
-                self.release(name, hold, (&token, pending.as_ref()), how, patience)
+                self.release(name, hold, (&token, pending.as_ref()), how, budget)
             }
         }
     }
@@ -744,12 +730,12 @@ impl Locks {
         hold: Option<HoldId>,
         (token, pending): (&Token, Option<&Token>),
         (lease, held, own): (Option<Lease>, bool, bool),
-        patience: Patience,
+        budget: Budget,
     ) -> Result<()> {
-        let registry = registry(patience.process);
+        let registry = registry(budget.process);
         let known = lease.is_some();
         let lease = lease.unwrap_or(self.lease);
-        let owed = self.owed.of(patience.process);
+        let owed = self.owed.of(budget.process);
         let before = owed.with(|unresolved| unresolved.may_be_released(name, token));
         if before == Some(true) {
             // In the background, for a caller that was told of a failure.
@@ -759,17 +745,17 @@ impl Locks {
             }
             return Ok(());
         }
-        let awaited = locked(&self.hints.of(patience.process)).of(name) == Some(Hint::Awaited);
+        let awaited = locked(&self.hints.of(budget.process)).of(name) == Some(Hint::Awaited);
         let attempt = |token: &Token| {
             self.store.release_again(
                 name,
                 token,
                 lease,
                 (held, before.is_some(), awaited),
-                patience,
+                budget,
             )
         };
-        let released = self.resolve(name, token, patience).and_then(|token| {
+        let released = self.resolve(name, token, budget).and_then(|token| {
             // While a transfer is under way, the hold has the one token or the other: what
             // is released under the old one is not transferred any more.
             match (attempt(&token)?, pending) {
@@ -795,7 +781,7 @@ impl Locks {
             Released::Calling => Some(Hint::Awaited),
             Released::Lost => None,
         };
-        self.hint(patience, name, hint);
+        self.hint(budget, name, hint);
         if released != Released::Lost {
             if let Some(hold) = hold {
                 registry.report(|holds| holds.released(hold, own));
@@ -805,7 +791,7 @@ impl Locks {
         let reason = if known && !held {
             Loss::Expired
         } else {
-            self.why_lost(name, &current, None, patience)
+            self.why_lost(name, &current, None, budget)
         };
         if let Some(hold) = hold {
             registry.report(|holds| holds.not_released(hold, reason, own));
@@ -815,8 +801,8 @@ impl Locks {
 
     /// Takes the process out of the database's queue.
     pub(super) fn leave_queue_now(self: &Arc<Locks>, name: &Name, ticket: i64) {
-        let patience = Patience::new(Duration::from_secs(2), &|| Ok(()));
-        if let Err(error) = self.store.leave(name, ticket, self.lease, patience) {
+        let budget = Budget::new(Duration::from_secs(2), &|| Ok(()));
+        if let Err(error) = self.store.leave(name, ticket, self.lease, budget) {
             // Those behind wait for half a second in vain.
             log::debug!("leaving the queue of lock {name} later: {error}");
             self.may_come_late(name, Late::Entering(ticket), self.lease);
@@ -839,11 +825,11 @@ impl Locks {
         lock: &Lock,
         caller: &Caller,
         token: Option<Token>,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Token> {
         let old = lock.token_or(caller, token)?;
-        let owed = self.owed.of(patience.process);
-        let registry = registry(patience.process);
+        let owed = self.owed.of(budget.process);
+        let registry = registry(budget.process);
         let unknown = owed.with(|unresolved| unresolved.transfer(&old, Moment::now()));
         let new = unknown.unwrap_or_else(Token::random);
         // Before the statement is sent: whoever extends the hold meanwhile may meet
@@ -855,7 +841,7 @@ impl Locks {
         });
         match self
             .store
-            .transfer(&lock.name, &old, &new, self.lease, patience)
+            .transfer(&lock.name, &old, &new, self.lease, budget)
         {
             Ok(Some((fence, deadline))) => {
                 owed.with(|unresolved| unresolved.transferred(&old));
@@ -864,7 +850,7 @@ impl Locks {
                     holds.present(lock.id, &new, fence);
                 });
                 Locks::in_time(&lock.name, new.clone(), deadline)?;
-                self.catch_up(lock, hold, &new, patience)?;
+                self.catch_up(lock, hold, &new, budget)?;
                 Ok(new)
             }
             Ok(None) => {
@@ -873,8 +859,8 @@ impl Locks {
                     registry.with(|holds| holds.get(*hold).is_some_and(|hold| hold.token == old))
                 });
                 let reason = match current {
-                    Some(hold) => self.lose(&registry, hold, &lock.name, &old, patience).1,
-                    None => self.why_lost(&lock.name, &old, None, patience),
+                    Some(hold) => self.lose(&registry, hold, &lock.name, &old, budget).1,
+                    None => self.why_lost(&lock.name, &old, None, budget),
                 };
                 Err(Error::Expired(lock.name.clone(), old, reason))
             }
@@ -898,15 +884,15 @@ impl Locks {
         lock: &Lock,
         hold: Option<HoldId>,
         token: &Token,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<()> {
-        let registry = registry(patience.process);
+        let registry = registry(budget.process);
         let overdue = hold
             .and_then(|id| registry.with(|holds| Some((id, holds.overdue(id, Moment::now())?))));
         let Some((id, lease)) = overdue else {
             return Ok(());
         };
-        match self.store.extend(&lock.name, token, lease, patience) {
+        match self.store.extend(&lock.name, token, lease, budget) {
             Ok(Some((_, deadline))) => {
                 registry.with(|holds| holds.extended(id, deadline));
             }
@@ -920,17 +906,17 @@ impl Locks {
     }
 
     /// Removes the rows that nobody holds.
-    pub fn vacuum(&self, patience: Patience) -> Result<()> {
-        self.store.vacuum(self.lease, patience)
+    pub fn vacuum(&self, budget: Budget) -> Result<()> {
+        self.store.vacuum(self.lease, budget)
     }
 
     /// The statement that confirms a hold in the caller's transaction.
-    pub fn guard(&self, patience: Patience) -> Result<&str> {
-        Ok(&self.store.statements(patience)?[Sql::Guard].text)
+    pub fn guard(&self, budget: Budget) -> Result<&str> {
+        Ok(&self.store.statements(budget)?[Sql::Guard].text)
     }
 
     /// The statement that removes rows in the caller's transaction.
-    pub fn vacuum_sql(&self, patience: Patience) -> Result<&str> {
-        Ok(&self.store.statements(patience)?[Sql::Vacuum].text)
+    pub fn vacuum_sql(&self, budget: Budget) -> Result<&str> {
+        Ok(&self.store.statements(budget)?[Sql::Vacuum].text)
     }
 }

@@ -4,7 +4,7 @@ use super::locked;
 use super::registry::registry;
 use crate::engine::{Attempt, Late, Lease, Moment, Name, Token, Unresolved, Unwanted};
 use crate::error::{Error, Result};
-use crate::store::{Patience, Released, Store};
+use crate::store::{Budget, Released, Store};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -97,16 +97,16 @@ impl Owed {
 
     /// Ends the holds of a name that must not be, also what is under way by now. `true` if the
     /// lock may be free by that.
-    pub fn settle(&self, store: &Store, name: &Name, patience: Patience) -> Result<bool> {
+    pub fn settle(&self, store: &Store, name: &Name, budget: Budget) -> Result<bool> {
         let mut any = false;
         loop {
             let (unwanted, in_flight) = self.with(|unresolved| unresolved.of(name));
-            any |= self.undo(store, name, &unwanted, patience)?;
+            any |= self.undo(store, name, &unwanted, budget)?;
             if !in_flight {
                 return Ok(any);
             }
             any = true;
-            let Some(slice) = patience.slice() else {
+            let Some(slice) = budget.slice() else {
                 return Ok(any);
             };
             let mut state = locked(&self.state);
@@ -118,7 +118,7 @@ impl Owed {
             } else {
                 drop(state);
             }
-            patience.check()?;
+            budget.check()?;
         }
     }
 
@@ -129,13 +129,13 @@ impl Owed {
         store: &Store,
         name: &Name,
         unwanted: &[Unwanted],
-        patience: Patience,
+        budget: Budget,
     ) -> Result<bool> {
         if unwanted.is_empty() {
             return Ok(false);
         }
         let sent = Moment::now();
-        let ended = match end_unwanted(store, name, unwanted, patience) {
+        let ended = match end_unwanted(store, name, unwanted, budget) {
             Ok(ended) => ended,
             Err(error) => {
                 self.with(|unresolved| unresolved.failed(name, Moment::now()));
@@ -145,7 +145,7 @@ impl Owed {
         for one in unwanted {
             let found = ended == Some(&one.token);
             if self.with(|unresolved| unresolved.executed(name, &one.token, found, sent)) {
-                registry(patience.process).report(|holds| holds.settled(&one.token));
+                registry(budget.process).report(|holds| holds.settled(&one.token));
             }
         }
         Ok(ended.is_some())
@@ -184,8 +184,8 @@ impl Owed {
             drop(state);
             for name in due.names {
                 let (unwanted, _) = self.with(|unresolved| unresolved.of(&name));
-                let patience = Patience::new(LIMIT, &|| Ok(()));
-                let undone = self.undo(store, &name, &unwanted, patience);
+                let budget = Budget::new(LIMIT, &|| Ok(()));
+                let undone = self.undo(store, &name, &unwanted, budget);
                 pause_after(&name, undone.err());
             }
             for (name, ticket, lease) in due.tickets {
@@ -208,8 +208,8 @@ impl Owed {
         let left = if in_use(ticket) {
             Ok(())
         } else {
-            let patience = Patience::new(LIMIT, &|| Ok(()));
-            store.leave(name, ticket, lease, patience)
+            let budget = Budget::new(LIMIT, &|| Ok(()));
+            store.leave(name, ticket, lease, budget)
         };
         self.with(|unresolved| match &left {
             Ok(()) => unresolved.left(name, ticket, sent),
@@ -224,11 +224,11 @@ fn end_unwanted<'a>(
     store: &Store,
     name: &Name,
     unwanted: &'a [Unwanted],
-    patience: Patience,
+    budget: Budget,
 ) -> Result<Option<&'a Token>> {
     let leases = unwanted.iter().map(|one| one.lease);
     let lease = leases.fold(Lease::ZERO, Lease::max);
-    let Some((token, fence)) = store.holder_of(name, lease, patience)? else {
+    let Some((token, fence)) = store.holder_of(name, lease, budget)? else {
         return Ok(None);
     };
     let meant = unwanted
@@ -237,7 +237,7 @@ fn end_unwanted<'a>(
     let Some(meant) = meant else {
         return Ok(None);
     };
-    let released = store.release(name, &meant.token, meant.lease, false, patience)?;
+    let released = store.release(name, &meant.token, meant.lease, false, budget)?;
     Ok((released != Released::Lost).then_some(&meant.token))
 }
 

@@ -5,7 +5,7 @@
 use super::locked;
 use super::registry::registry;
 use crate::engine::{Condition, Deadline, Entered, Hold, HoldId, Lease, Loss, Moment, Name, Token};
-use crate::store::{Patience, Renewed, Store};
+use crate::store::{Budget, Renewed, Store};
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -192,8 +192,8 @@ impl Class {
                 wanted.push((due.name.clone(), token.clone(), due.lease));
             }
         }
-        let patience = Patience::new(limit, &|| Ok(())).urgent();
-        let answer = store.renew(&wanted, patience);
+        let budget = Budget::new(limit, &|| Ok(())).urgent();
+        let answer = store.renew(&wanted, budget);
         let mut answers = answer.as_deref().unwrap_or_default().iter().copied();
         let mut gone = Vec::new();
         for due in due {
@@ -276,8 +276,8 @@ impl Class {
         let reason = if due.deadline.passed(Moment::now()) {
             Loss::Expired
         } else {
-            let patience = Patience::new(Duration::from_secs(1), &|| Ok(()));
-            store.why_lost(&due.name, &due.token, patience)
+            let budget = Budget::new(Duration::from_secs(1), &|| Ok(()));
+            store.why_lost(&due.name, &due.token, budget)
         };
         registry.report(|holds| {
             // Not if a release() has begun since: then it was that which ended it.

@@ -2,7 +2,7 @@
 
 use super::locked;
 use crate::error::Result;
-use crate::store::Patience;
+use crate::store::Budget;
 use std::sync::{Arc, Condvar, Mutex};
 
 /// The threads of one process.
@@ -31,14 +31,14 @@ impl Threads {
     }
 
     /// Waits until no more than `most` live, or the time is over.
-    pub fn await_end(&self, most: usize, patience: Patience) -> Result<()> {
-        while let Some(slice) = patience.slice() {
+    pub fn await_end(&self, most: usize, budget: Budget) -> Result<()> {
+        while let Some(slice) = budget.slice() {
             let living = locked(&self.living);
             if *living <= most {
                 break;
             }
             drop(self.ended.wait_timeout(living, slice));
-            patience.check()?;
+            budget.check()?;
         }
         Ok(())
     }

@@ -4,7 +4,7 @@
 use super::locked;
 use super::registry::{Crowd, registry};
 use crate::engine::{Lease, Line, Name, Outcome, Plan, Seen, TICKET_BITS};
-use crate::store::{Call, Deaf, Failure, Listener, Patience, Queue, Store};
+use crate::store::{Budget, Call, Failure, Listener, NotListening, Queue, Store};
 use rand::RngExt;
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
@@ -408,17 +408,17 @@ impl Waiters {
     pub fn attend(&self, store: &Store) {
         let mut pause = Duration::from_millis(50);
         loop {
-            match Listener::open(store, Patience::new(OPENING, &|| Ok(()))) {
+            match Listener::open(store, Budget::new(OPENING, &|| Ok(()))) {
                 Ok(mut listener) => {
                     self.set_listening(Some(listener.number()));
                     while self.wanted() && self.listen(&mut listener) {}
                     pause = Duration::from_millis(50);
                 }
-                Err(Deaf::Pooler) => {
+                Err(NotListening::Pooler) => {
                     log::info!("notifications do not come through: waiters poll");
                     pause = Duration::from_secs(300);
                 }
-                Err(Deaf::Unreachable(failure)) => {
+                Err(NotListening::Unreachable(failure)) => {
                     log::debug!("no listening connection: {failure:?}");
                     pause = (pause * 2).min(Duration::from_secs(2));
                 }
@@ -452,7 +452,7 @@ impl Waiters {
             }
             Ok(())
         };
-        listener.ping(Patience::new(OPENING, &check))?;
+        listener.ping(Budget::new(OPENING, &check))?;
         if late.get() {
             self.set_listening(Some(number));
         }

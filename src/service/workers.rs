@@ -1,7 +1,7 @@
 //! Threads for what cannot be waited for on the caller's own thread: an event loop's.
 
 use crate::error::Result;
-use crate::store::Patience;
+use crate::store::Budget;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -68,16 +68,16 @@ impl Workers {
     }
 
     /// Waits until all have left, or the time is over.
-    pub fn retire(&self, patience: Patience) -> Result<()> {
+    pub fn retire(&self, budget: Budget) -> Result<()> {
         self.queue().retired = true;
         self.arrived.notify_all();
-        while let Some(slice) = patience.slice() {
+        while let Some(slice) = budget.slice() {
             let queue = self.queue();
             if queue.threads == 0 || !queue.retired {
                 break;
             }
             drop(self.left.wait_timeout(queue, slice));
-            patience.check()?;
+            budget.check()?;
         }
         Ok(())
     }

@@ -1,9 +1,9 @@
 //! Opening a session with one of several servers, as securely as is asked for.
 
+use super::budget::Budget;
 use super::connector::Connector;
 use super::dial::{addresses, line};
 use super::failure::Failure;
-use super::patience::Patience;
 use super::session::{Route, Session};
 use super::sql::{Schema, Sql, Statements};
 use super::tls::{ChannelBinding, Mode};
@@ -49,7 +49,7 @@ fn wanted(url: &Url) -> &'static [TargetSessionAttrs] {
 }
 
 /// Connects to the first endpoint that answers and is of the wanted kind.
-pub fn connect(url: &Url, patience: Patience) -> Result<Session, Failure> {
+pub fn connect(url: &Url, budget: Budget) -> Result<Session, Failure> {
     let mut endpoints: Vec<&Endpoint> = url.endpoints.iter().collect();
     if url.load_balance_hosts {
         endpoints.shuffle(&mut rand::rng());
@@ -58,9 +58,9 @@ pub fn connect(url: &Url, patience: Patience) -> Result<Session, Failure> {
     let mut last = Failure::Broken("there is no host".to_owned());
     for (turn, attributes) in wanted.iter().enumerate() {
         // What is left for those that come later.
-        let limited = share(patience, wanted.len() - turn);
+        let limited = share(budget, wanted.len() - turn);
         match connect_to_one_of(url, &endpoints, *attributes, limited) {
-            Err(failure @ (Failure::Broken(_) | Failure::TooSlow)) => last = failure,
+            Err(failure @ (Failure::Broken(_) | Failure::TimedOut)) => last = failure,
             result => return result,
         }
     }
@@ -68,10 +68,10 @@ pub fn connect(url: &Url, patience: Patience) -> Result<Session, Failure> {
 }
 
 /// A part of the time that is left, if so many have to do with it.
-fn share(patience: Patience, parts: usize) -> Patience {
+fn share(budget: Budget, parts: usize) -> Budget {
     match (parts, u32::try_from(parts)) {
-        (2.., Ok(parts)) => patience.at_most(patience.left() / parts),
-        _ => patience,
+        (2.., Ok(parts)) => budget.at_most(budget.left() / parts),
+        _ => budget,
     }
 }
 
@@ -82,11 +82,11 @@ fn connect_to_one_of(
     url: &Url,
     endpoints: &[&Endpoint],
     attributes: TargetSessionAttrs,
-    patience: Patience,
+    budget: Budget,
 ) -> Result<Session, Failure> {
     let mut reasons = Vec::new();
     for (position, endpoint) in endpoints.iter().enumerate() {
-        let mut limited = share(patience, endpoints.len() - position);
+        let mut limited = share(budget, endpoints.len() - position);
         // Also for the last: by then one of the others may be what is wanted.
         if endpoints.len() > 1 && url.connect_timeout.is_none() {
             limited = limited.at_most(CANDIDATE);
@@ -95,13 +95,13 @@ fn connect_to_one_of(
             Ok(session) => return Ok(session),
             Err(Failure::Broken(reason)) => reasons.push(format!("{endpoint}: {reason}")),
             // The only one: the whole time is over, which has words of its own.
-            Err(Failure::TooSlow) if endpoints.len() == 1 && patience.over() => {
-                return Err(Failure::TooSlow);
+            Err(Failure::TimedOut) if endpoints.len() == 1 && budget.over() => {
+                return Err(Failure::TimedOut);
             }
-            Err(Failure::TooSlow) => reasons.push(format!("{endpoint}: no answer in time")),
+            Err(Failure::TimedOut) => reasons.push(format!("{endpoint}: no answer in time")),
             Err(failure) => return Err(failure),
         }
-        if patience.over() {
+        if budget.over() {
             break;
         }
     }
@@ -112,13 +112,13 @@ fn connect_to(
     url: &Url,
     endpoint: &Endpoint,
     attributes: TargetSessionAttrs,
-    patience: Patience,
+    budget: Budget,
 ) -> Result<Session, Failure> {
-    let mut addresses = addresses(endpoint, patience)?;
+    let mut addresses = addresses(endpoint, budget)?;
     if url.load_balance_hosts {
         addresses.shuffle(&mut rand::rng());
     }
-    connect_to_one_address(url, endpoint, &addresses, attributes, patience)
+    connect_to_one_address(url, endpoint, &addresses, attributes, budget)
 }
 
 fn connect_to_one_address(
@@ -126,17 +126,17 @@ fn connect_to_one_address(
     endpoint: &Endpoint,
     addresses: &[SockAddr],
     attributes: TargetSessionAttrs,
-    patience: Patience,
+    budget: Budget,
 ) -> Result<Session, Failure> {
     let mut last = Failure::Broken("the name has no address".to_owned());
     for (position, address) in addresses.iter().enumerate() {
-        let mut limited = share(patience, addresses.len() - position);
+        let mut limited = share(budget, addresses.len() - position);
         if let Some(timeout) = url.connect_timeout {
             limited = limited.at_most(timeout);
         }
         let connected = connect_securely(url, endpoint, address, limited);
         match connected.and_then(|session| checked(session, attributes, limited)) {
-            Err(failure @ (Failure::Broken(_) | Failure::TooSlow)) => last = failure,
+            Err(failure @ (Failure::Broken(_) | Failure::TimedOut)) => last = failure,
             result => return result,
         }
     }
@@ -147,13 +147,13 @@ fn connect_to_one_address(
 fn checked(
     mut session: Session,
     attributes: TargetSessionAttrs,
-    patience: Patience,
+    budget: Budget,
 ) -> Result<Session, Failure> {
     if attributes == TargetSessionAttrs::Any {
         return Ok(session);
     }
     let statements = Statements::new(&Schema::new(None));
-    let answer = session.query_unprepared(&statements[Sql::Role], &[], patience)?;
+    let answer = session.query_unprepared(&statements[Sql::Role], &[], budget)?;
     let column = |name| match answer.rows.first() {
         Some(row) => row.get::<bool>(name).map_err(Failure::Stopped),
         None => Err(Failure::Broken(
@@ -194,12 +194,12 @@ fn connect_securely(
     url: &Url,
     endpoint: &Endpoint,
     address: &SockAddr,
-    patience: Patience,
+    budget: Budget,
 ) -> Result<Session, Failure> {
     let mut before: Option<Failure> = None;
     let mut attempts = attempts(url.tls.mode, &endpoint.place).iter().peekable();
     while let Some(security) = attempts.next() {
-        let failure = match log_in(url, endpoint, address, *security, patience) {
+        let failure = match log_in(url, endpoint, address, *security, budget) {
             Ok(session) => return Ok(session),
             Err(failure) => failure.at_login(url.tls.mode, *security == Security::Plain),
         };
@@ -221,7 +221,7 @@ fn log_in(
     endpoint: &Endpoint,
     address: &SockAddr,
     security: Security,
-    patience: Patience,
+    budget: Budget,
 ) -> Result<Session, Failure> {
     let mut config = url.config.clone();
     if let Some(password) = &endpoint.password {
@@ -254,14 +254,14 @@ fn log_in(
         address: address.clone(),
         connector: connector.requiring(url.require_auth.clone()),
     };
-    Session::open(&config, line(url, route, patience)?, patience)
+    Session::open(&config, line(url, route, budget)?, budget)
 }
 
 /// What to tell about a failure to connect, and what to change.
 pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
     match failure {
-        Failure::Refused(mut refusal) => {
-            let name = match refusal.sqlstate.as_str() {
+        Failure::Server(mut server_error) => {
+            let name = match server_error.sqlstate.as_str() {
                 "28P01" => Some("password"),
                 "28000" => Some("user"),
                 "3D000" => Some("dbname"),
@@ -269,9 +269,9 @@ pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
             };
             if let Some(name) = name {
                 let told = format!("; what to change: {}", url.said(name));
-                refusal.message.push_str(&told);
+                server_error.message.push_str(&told);
             }
-            super::statements::refused(refusal)
+            super::statements::refused(server_error)
         }
         Failure::NoPassword => Error::Configuration(format!(
             "the database at {url} asks for a password, and there is none in sqlalchemy.url, \
@@ -305,7 +305,7 @@ pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
                 .unwrap_or("sslmode")
             )
         )),
-        Failure::TooSlow => Error::Unavailable(format!(
+        Failure::TimedOut => Error::Unavailable(format!(
             "the database at {url} did not answer within {seconds} s (sqlalchemy.pool_timeout), \
              or within a shorter timeout of the call"
         )),
@@ -327,11 +327,11 @@ mod tests {
         let addresses = silent
             .each_ref()
             .map(|listener| listener.local_addr().unwrap().into());
-        let patience = Patience::new(Duration::from_millis(300), &|| Ok(()));
+        let budget = Budget::new(Duration::from_millis(300), &|| Ok(()));
         let attributes = TargetSessionAttrs::Any;
         let endpoint = &url.endpoints[0];
-        let connected = connect_to_one_address(&url, endpoint, &addresses, attributes, patience);
-        assert!(matches!(connected, Err(Failure::TooSlow)));
+        let connected = connect_to_one_address(&url, endpoint, &addresses, attributes, budget);
+        assert!(matches!(connected, Err(Failure::TimedOut)));
         for listener in &silent {
             // Somebody came.
             listener.set_nonblocking(true).unwrap();

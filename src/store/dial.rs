@@ -1,7 +1,7 @@
 //! Connecting a socket: resolve, connect; every wait can be given up.
 
+use super::budget::Budget;
 use super::failure::Failure;
-use super::patience::Patience;
 use super::session::{Line, Route};
 use super::socket::Socket;
 use super::stream::Channel;
@@ -14,19 +14,19 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::{io, thread};
 
 /// Connects a socket.
-pub fn line(url: &Url, route: Route, patience: Patience) -> Result<Line, Failure> {
-    let socket = dial(url, &route.address, patience)?;
-    reach(&socket, patience)?;
+pub fn line(url: &Url, route: Route, budget: Budget) -> Result<Line, Failure> {
+    let socket = dial(url, &route.address, budget)?;
+    reach(&socket, budget)?;
     let channel = Channel::new(socket);
     Ok(Line { channel, route })
 }
 
 /// Waits for the end of a connect that was started.
-fn reach(socket: &Socket, patience: Patience) -> Result<(), Failure> {
+fn reach(socket: &Socket, budget: Budget) -> Result<(), Failure> {
     while !is_connected(socket)? {
-        let slice = patience.slice().ok_or(Failure::TooSlow)?;
+        let slice = budget.slice().ok_or(Failure::TimedOut)?;
         socket.wait(true, slice);
-        patience.check().map_err(Failure::Stopped)?;
+        budget.check().map_err(Failure::Stopped)?;
     }
     Ok(())
 }
@@ -47,7 +47,7 @@ fn is_connected(socket: &Socket) -> io::Result<bool> {
 
 /// The addresses of an endpoint. Names are resolved on a thread that lives no
 /// longer than that, because getaddrinfo(3) can neither be interrupted nor limited.
-pub fn addresses(endpoint: &Endpoint, patience: Patience) -> Result<Vec<SockAddr>, Failure> {
+pub fn addresses(endpoint: &Endpoint, budget: Budget) -> Result<Vec<SockAddr>, Failure> {
     match &endpoint.place {
         Place::Unix(path) => Ok(vec![SockAddr::unix(path)?]),
         Place::Tcp(host, port) => {
@@ -65,13 +65,13 @@ pub fn addresses(endpoint: &Endpoint, patience: Patience) -> Result<Vec<SockAddr
                     let _ = sender.send(found.map(Iterator::collect::<Vec<_>>));
                 })?;
             loop {
-                let slice = patience.slice().ok_or(Failure::TooSlow)?;
+                let slice = budget.slice().ok_or(Failure::TimedOut)?;
                 match receiver.recv_timeout(slice) {
                     Ok(found) => {
                         return Ok(found?.into_iter().map(Into::into).collect());
                     }
                     Err(RecvTimeoutError::Timeout) => {
-                        patience.check().map_err(Failure::Stopped)?;
+                        budget.check().map_err(Failure::Stopped)?;
                     }
                     Err(RecvTimeoutError::Disconnected) => {
                         return Err(Failure::Broken("the name was not resolved".to_owned()));
@@ -101,7 +101,7 @@ fn keep_alive(socket: &socket2::Socket, wanted: &Keepalives) -> io::Result<()> {
 }
 
 /// Starts a connect that does not block.
-fn dial(url: &Url, address: &SockAddr, patience: Patience) -> io::Result<Socket> {
+fn dial(url: &Url, address: &SockAddr, budget: Budget) -> io::Result<Socket> {
     let unix = address.domain() == Domain::UNIX;
     let socket = socket2::Socket::new(address.domain(), Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
@@ -120,7 +120,7 @@ fn dial(url: &Url, address: &SockAddr, patience: Patience) -> io::Result<Socket>
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // The queue of a Unix socket is full: there is nothing to poll for.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !patience.over() => {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !budget.over() => {
                 thread::sleep(std::time::Duration::from_millis(5));
             }
             Err(error) => return Err(error),

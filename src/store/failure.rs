@@ -10,22 +10,22 @@ use tokio_postgres::error::DbError;
 #[derive(Debug)]
 pub enum Failure {
     /// The server refused the statement, which therefore did nothing.
-    Refused(Refusal),
+    Server(ServerError),
     /// The connection broke: whether the statement was executed is unknown.
     Broken(String),
     /// The server is there, but no connection to it is as secure as the configuration asks for.
     Insecure(String),
     /// The server asks for a password, and there is none.
     NoPassword,
-    /// The patience ended: whether the statement was or will be executed is unknown.
-    TooSlow,
+    /// The budget ended: whether the statement was or will be executed is unknown.
+    TimedOut,
     /// The caller was interrupted: unknown too.
     Stopped(Error),
 }
 
 /// What the server said.
 #[derive(Debug, Default)]
-pub struct Refusal {
+pub struct ServerError {
     /// The five characters of `SQLSTATE`.
     pub sqlstate: String,
     /// Its words, with detail and hint.
@@ -34,7 +34,7 @@ pub struct Refusal {
     pub constraint: String,
 }
 
-impl Refusal {
+impl ServerError {
     /// Whether it is about the session rather than the statement: another one may do.
     pub(super) fn ends_session(&self) -> bool {
         // A plan that was prepared for another table (feature_not_supported); a prepared
@@ -54,19 +54,19 @@ impl From<io::Error> for Failure {
     }
 }
 
-impl From<Refusal> for Failure {
+impl From<ServerError> for Failure {
     /// Did the server refuse, or is it gone?
-    fn from(refusal: Refusal) -> Failure {
-        match refusal.sqlstate.as_str() {
+    fn from(server_error: ServerError) -> Failure {
+        match server_error.sqlstate.as_str() {
             // admin_shutdown, crash_shutdown, cannot_connect_now, idle_session_timeout,
             // idle_in_transaction_session_timeout, transaction_timeout, too_many_connections:
             // it is shutting down, starting up, or has thrown us out.
             "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" | "53300" => {
-                Failure::Broken(refusal.message)
+                Failure::Broken(server_error.message)
             }
             // connection_exception and the like; PgBouncer's own errors are among them.
-            state if state.starts_with("08") => Failure::Broken(refusal.message),
-            _ => Failure::Refused(refusal),
+            state if state.starts_with("08") => Failure::Broken(server_error.message),
+            _ => Failure::Server(server_error),
         }
     }
 }
@@ -77,16 +77,16 @@ impl From<&tokio_postgres::Error> for Failure {
             let text = error.to_string();
             let unsent = ["error serializing", "error encoding"];
             if unsent.iter().any(|start| text.starts_with(start)) {
-                return Failure::Refused(Refusal {
+                return Failure::Server(ServerError {
                     // program_limit_exceeded: a value that the protocol has no room for.
                     sqlstate: "54000".to_owned(),
                     message: format!("the statement cannot be sent: {}", reason(error)),
-                    ..Refusal::default()
+                    ..ServerError::default()
                 });
             }
             return Failure::Broken(reason(error));
         };
-        Failure::from(Refusal {
+        Failure::from(ServerError {
             sqlstate: said.code().code().to_owned(),
             message: words(said),
             constraint: said.constraint().unwrap_or_default().to_owned(),
@@ -119,19 +119,19 @@ impl Failure {
 
     /// The same with what was tried, and with what is to be changed.
     pub(super) fn at_login(self, mode: Mode, plain: bool) -> Failure {
-        let advise = |mut refusal: Refusal, advice: &str| {
-            refusal.message = format!("{}; {advice}", refusal.message);
-            Failure::Refused(refusal)
+        let advise = |mut server_error: ServerError, advice: &str| {
+            server_error.message = format!("{}; {advice}", server_error.message);
+            Failure::Server(server_error)
         };
         match self {
             // invalid_authorization_specification
-            Failure::Refused(refusal) if refusal.sqlstate == "28000" => {
+            Failure::Server(server_error) if server_error.sqlstate == "28000" => {
                 if plain && mode == Mode::Disable {
-                    advise(refusal, TLS)
-                } else if !plain && refusal.message.contains("certificate") {
-                    advise(refusal, CERTIFICATE)
+                    advise(server_error, TLS)
+                } else if !plain && server_error.message.contains("certificate") {
+                    advise(server_error, CERTIFICATE)
                 } else {
-                    Failure::Refused(refusal)
+                    Failure::Server(server_error)
                 }
             }
             failure => failure,
@@ -141,26 +141,28 @@ impl Failure {
     /// Whether it may be about the way in which the connection is secured.
     pub(super) fn is_about_the_login(&self) -> bool {
         match self {
-            Failure::Refused(refusal) => refusal.sqlstate.starts_with("28"),
+            Failure::Server(server_error) => server_error.sqlstate.starts_with("28"),
             Failure::Insecure(_) => true,
             Failure::Broken(reason) => reason.starts_with("error performing TLS handshake"),
-            Failure::NoPassword | Failure::TooSlow | Failure::Stopped(_) => false,
+            Failure::NoPassword | Failure::TimedOut | Failure::Stopped(_) => false,
         }
     }
 
     /// This one, and then another one on the other way.
     pub(super) fn and(self, then: Failure) -> Failure {
-        let join = |mut refusal: Refusal, other: &str| {
-            if refusal.message != other {
-                refusal.message = format!("{}; the other way: {other}", refusal.message);
+        let join = |mut server_error: ServerError, other: &str| {
+            if server_error.message != other {
+                server_error.message = format!("{}; the other way: {other}", server_error.message);
             }
-            Failure::Refused(refusal)
+            Failure::Server(server_error)
         };
         match (self, then) {
-            (Failure::Refused(first), Failure::Refused(refusal)) => join(refusal, &first.message),
-            (Failure::Refused(refusal), Failure::Insecure(other) | Failure::Broken(other))
-            | (Failure::Insecure(other) | Failure::Broken(other), Failure::Refused(refusal)) => {
-                join(refusal, &other)
+            (Failure::Server(first), Failure::Server(server_error)) => {
+                join(server_error, &first.message)
+            }
+            (Failure::Server(server_error), Failure::Insecure(other) | Failure::Broken(other))
+            | (Failure::Insecure(other) | Failure::Broken(other), Failure::Server(server_error)) => {
+                join(server_error, &other)
             }
             (_, then) => then,
         }

@@ -1,6 +1,6 @@
 //! What is told about holds, and their end by force.
 
-use super::patience::Patience;
+use super::budget::Budget;
 use super::session::{Parameter, Row};
 use super::sql::Sql;
 use super::statements::{Released, Store};
@@ -127,9 +127,9 @@ impl Record {
 
 impl Store {
     /// All holds, by name.
-    pub fn holders(&self, lease: Lease, patience: Patience) -> Result<Vec<Record>> {
+    pub fn holders(&self, lease: Lease, budget: Budget) -> Result<Vec<Record>> {
         let parameters: [Parameter; 2] = [&lease.seconds(), &zone::offset()];
-        let answer = self.execute(Sql::Holders, &parameters, patience)?;
+        let answer = self.execute(Sql::Holders, &parameters, budget)?;
         let records = answer.rows.iter().map(Record::read);
         let mut records = records.collect::<Result<Vec<Record>>>()?;
         records.sort_by(|one, other| one.name.cmp(&other.name));
@@ -137,8 +137,8 @@ impl Store {
     }
 
     /// The hold of a lock, if there is one.
-    pub fn info(&self, name: &Name, lease: Lease, patience: Patience) -> Result<Option<Record>> {
-        let found = self.look_at(Sql::Info, name, lease, patience)?;
+    pub fn info(&self, name: &Name, lease: Lease, budget: Budget) -> Result<Option<Record>> {
+        let found = self.look_at(Sql::Info, name, lease, budget)?;
         found.as_ref().map(Record::read).transpose()
     }
 
@@ -147,40 +147,28 @@ impl Store {
         &self,
         name: &Name,
         lease: Lease,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Option<(Record, String)>> {
-        let found = self.look_at(Sql::Revocable, name, lease, patience)?;
+        let found = self.look_at(Sql::Revocable, name, lease, budget)?;
         found
             .map(|row| Ok((Record::read(&row)?, row.get("token")?)))
             .transpose()
     }
 
-    fn look_at(
-        &self,
-        sql: Sql,
-        name: &Name,
-        lease: Lease,
-        patience: Patience,
-    ) -> Result<Option<Row>> {
+    fn look_at(&self, sql: Sql, name: &Name, lease: Lease, budget: Budget) -> Result<Option<Row>> {
         let parameters: [Parameter; 3] = [&name.as_str(), &lease.seconds(), &zone::offset()];
         let answer = self
-            .execute(sql, &parameters, patience)
+            .execute(sql, &parameters, budget)
             .map_err(|error| error.about(name))?;
         Ok(answer.rows.into_iter().next())
     }
 
     /// Ends the hold that has this token, whatever it looks like, as a release does.
-    pub fn end(
-        &self,
-        name: &Name,
-        token: &str,
-        lease: Lease,
-        patience: Patience,
-    ) -> Result<Released> {
+    pub fn end(&self, name: &Name, token: &str, lease: Lease, budget: Budget) -> Result<Released> {
         let parameters: [Parameter; 4] =
             [&name.as_str(), &token, &lease.seconds(), &zone::offset()];
         let answer = self
-            .execute(Sql::ReleaseAwaited, &parameters, patience)
+            .execute(Sql::ReleaseAwaited, &parameters, budget)
             .map_err(|error| error.about(name))?;
         if let Some(row) = answer.rows.first() {
             return Ok(match row.get::<Option<&str>>("notified")? {
@@ -192,7 +180,7 @@ impl Store {
         if answer.repeated {
             let parameters: [Parameter; 2] = [&name.as_str(), &token];
             let ended = self
-                .execute(Sql::Released, &parameters, patience)
+                .execute(Sql::Released, &parameters, budget)
                 .map_err(|error| error.after(true).about(name))?;
             if !ended.rows.is_empty() {
                 return Ok(Released::Quietly);

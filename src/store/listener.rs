@@ -1,7 +1,7 @@
 //! The connection over which a process hears that it is one of its waiters' turn.
 
+use super::budget::Budget;
 use super::failure::Failure;
-use super::patience::Patience;
 use super::session::Session;
 use super::sql::Sql;
 use super::statements::Store;
@@ -37,16 +37,16 @@ pub struct Listener {
 }
 
 /// Why there is none.
-pub enum Deaf {
+pub enum NotListening {
     /// The database cannot be reached, or does not answer in time.
     Unreachable(Failure),
     /// It can, but notifications do not come through.
     Pooler,
 }
 
-impl From<Failure> for Deaf {
-    fn from(failure: Failure) -> Deaf {
-        Deaf::Unreachable(failure)
+impl From<Failure> for NotListening {
+    fn from(failure: Failure) -> NotListening {
+        NotListening::Unreachable(failure)
     }
 }
 
@@ -55,16 +55,16 @@ impl Listener {
     const PROOF: Duration = Duration::from_secs(1);
 
     /// Opens a listening connection and proves it.
-    pub fn open(store: &Store, patience: Patience) -> Result<Listener, Deaf> {
+    pub fn open(store: &Store, budget: Budget) -> Result<Listener, NotListening> {
         let number = rand::rng().random_range(1..1_i64 << (63 - TICKET_BITS));
-        let mut connection = store.connect(patience)?;
+        let mut connection = store.connect(budget)?;
         // The channel would stay on a server process that others use.
-        if !connection.is_ours(patience)? {
-            return Err(Deaf::Pooler);
+        if !connection.is_ours(budget)? {
+            return Err(NotListening::Pooler);
         }
-        connection.batch(&format!("LISTEN score_distlock_{number:x}"), patience)?;
+        connection.batch(&format!("LISTEN score_distlock_{number:x}"), budget)?;
         let proof = format!("proof {}", rand::rng().random::<u64>());
-        if let Err(error) = store.tell(number, &proof, patience) {
+        if let Err(error) = store.tell(number, &proof, budget) {
             return Err(Failure::Stopped(error).into());
         }
         let until = Instant::now() + Listener::PROOF;
@@ -74,12 +74,12 @@ impl Listener {
                 break;
             }
             if left.is_zero() {
-                return Err(Deaf::Pooler);
+                return Err(NotListening::Pooler);
             }
         }
         let answer = {
-            let statements = store.statements(patience).map_err(Failure::Stopped)?;
-            connection.query_unprepared(&statements[Sql::ListenKey], &[&number], patience)?
+            let statements = store.statements(budget).map_err(Failure::Stopped)?;
+            connection.query_unprepared(&statements[Sql::ListenKey], &[&number], budget)?
         };
         let alone = answer.rows.first().map(|row| row.get("alone")).transpose();
         if alone.map_err(Failure::Stopped)? != Some(true) {
@@ -102,8 +102,8 @@ impl Listener {
     }
 
     /// Makes sure that the server is still there. It executes no statement for it.
-    pub fn ping(&mut self, patience: Patience) -> Result<(), Failure> {
-        self.connection.ping(patience)
+    pub fn ping(&mut self, budget: Budget) -> Result<(), Failure> {
+        self.connection.ping(budget)
     }
 }
 

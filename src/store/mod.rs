@@ -2,6 +2,7 @@
 //! about locks.
 
 mod auth;
+mod budget;
 mod cancel;
 mod clock;
 mod connect;
@@ -10,14 +11,13 @@ mod dial;
 mod failure;
 mod insight;
 mod listener;
-mod lookout;
 mod outage;
-mod patience;
 mod places;
 mod pool;
 mod schema;
 mod session;
 mod socket;
+mod spin;
 pub mod sql;
 mod statements;
 mod stream;
@@ -25,11 +25,11 @@ pub mod tls;
 mod trust;
 mod url;
 
+pub use budget::{Budget, Check};
 pub use connect::unsupported;
 pub use failure::Failure;
 pub use insight::{About, Record};
-pub use listener::{Call, Deaf, Listener};
-pub use patience::{Check, Patience};
+pub use listener::{Call, Listener, NotListening};
 pub use pool::Settings;
 pub use schema::schema_sql;
 pub use sql::Sql;

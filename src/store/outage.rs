@@ -8,8 +8,8 @@
 //! |             | moment; the others wait for that,   |                   |                    |
 //! |             | and fail if it began after them     |                   |                    |
 
+use super::budget::Budget;
 use super::failure::Failure;
-use super::patience::Patience;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -50,30 +50,30 @@ impl Outage {
     }
 
     /// For how long the caller may try to connect.
-    pub fn admit<'a>(&self, patience: Patience<'a>) -> Result<Patience<'a>, Failure> {
+    pub fn admit<'a>(&self, budget: Budget<'a>) -> Result<Budget<'a>, Failure> {
         let called = Instant::now();
         loop {
             let mut state = self.state();
             let Some(gone) = &mut *state else {
-                return Ok(patience);
+                return Ok(budget);
             };
             let left = self.limit.saturating_sub(gone.since.elapsed());
             if !left.is_zero() {
                 // Also at the very end there is time for one attempt.
-                return Ok(patience.at_most(left.max(MOMENT)));
+                return Ok(budget.at_most(left.max(MOMENT)));
             }
             // Whether it is back is known from who began after this call.
             let known = gone.tried.is_some_and(|began| began > called);
-            if known || patience.over() {
+            if known || budget.over() {
                 return Err(Failure::Broken(gone.reason.clone()));
             }
             if gone.trying.is_none_or(|began| began.elapsed() >= MOMENT) {
                 gone.trying = Some(Instant::now());
-                return Ok(patience.at_most(MOMENT));
+                return Ok(budget.at_most(MOMENT));
             }
             drop(state);
             let pause = Duration::from_millis(5);
-            patience.pause(pause).map_err(Failure::Stopped)?;
+            budget.pause(pause).map_err(Failure::Stopped)?;
         }
     }
 
@@ -117,8 +117,8 @@ mod tests {
     const LONG: Duration = Duration::from_secs(3600);
 
     fn admitted(outage: &Outage) -> Option<Duration> {
-        let patience = Patience::new(LONG, &|| Ok(()));
-        outage.admit(patience).ok().map(Patience::left)
+        let budget = Budget::new(LONG, &|| Ok(()));
+        outage.admit(budget).ok().map(Budget::left)
     }
 
     #[test]
@@ -146,8 +146,8 @@ mod tests {
         outage.failed(Instant::now(), "refused");
         assert!(outage.is_given_up());
         assert!(admitted(&outage).unwrap() <= MOMENT);
-        let patience = Patience::new(Duration::from_millis(20), &|| Ok(()));
-        let others = outage.admit(patience);
+        let budget = Budget::new(Duration::from_millis(20), &|| Ok(()));
+        let others = outage.admit(budget);
         assert!(matches!(others, Err(Failure::Broken(reason)) if reason == "refused"));
         outage.failed(Instant::now(), "refused");
         assert!(admitted(&outage).is_some());

@@ -2,9 +2,9 @@
 //!
 //! To make a place is no work, so nothing fails or takes long on the thread of `r2d2`.
 
+use super::budget::Budget;
 use super::dial::line;
 use super::failure::Failure;
-use super::patience::Patience;
 use super::pool::Settings;
 use super::session::Session;
 use super::url::Url;
@@ -96,19 +96,19 @@ impl Room {
     }
 
     /// A place, if one becomes free in time.
-    fn take(&self, patience: Patience) -> Result<Option<Taken>, Failure> {
+    fn take(&self, budget: Budget) -> Result<Option<Taken>, Failure> {
         if let Some(place) = self.places.try_get() {
             return Ok(Some(place));
         }
         self.waiting.fetch_add(1, Relaxed);
         let place = loop {
-            let Some(slice) = patience.slice() else {
+            let Some(slice) = budget.slice() else {
                 break Ok(None);
             };
             if let Ok(place) = self.places.get_timeout(slice) {
                 break Ok(Some(place));
             }
-            if let Err(error) = patience.check() {
+            if let Err(error) = budget.check() {
                 break Err(Failure::Stopped(error));
             }
         };
@@ -162,10 +162,10 @@ impl Sessions {
     }
 
     /// A place, if one becomes free in time. It is in use until [`Sessions::give_back`].
-    pub fn take(&self, patience: Patience) -> Result<Option<Taken>, Failure> {
+    pub fn take(&self, budget: Budget) -> Result<Option<Taken>, Failure> {
         let place = match self.room.places.try_get() {
-            None if patience.urgent => self.reserve.take(patience)?,
-            None => self.room.take(patience)?,
+            None if budget.urgent => self.reserve.take(budget)?,
+            None => self.room.take(budget)?,
             place => place,
         };
         if place.is_some() {
@@ -221,7 +221,7 @@ impl Sessions {
     }
 
     /// A session has given no answer: the others that are open may lead nowhere either.
-    pub fn doubt(&self) {
+    pub fn suspect(&self) {
         self.doubted.store(self.now(), Relaxed);
     }
 
@@ -250,9 +250,9 @@ impl Sessions {
     fn cancel(sessions: Arc<Sessions>, place: Taken, mut session: Box<Session>) {
         let shared = sessions.clone();
         let work = move || {
-            let patience = Patience::new(CANCELLING, &|| Ok(()));
-            let line = line(&sessions.url, session.route.clone(), patience);
-            if let Err(failure) = line.and_then(|line| session.cancel(line, patience)) {
+            let budget = Budget::new(CANCELLING, &|| Ok(()));
+            let line = line(&sessions.url, session.route.clone(), budget);
+            if let Err(failure) = line.and_then(|line| session.cancel(line, budget)) {
                 log::debug!("a statement could not be cancelled: {failure:?}");
             }
             drop(session);

@@ -5,10 +5,10 @@
 //! The caller opens the session in its place (`places.rs`), with its own limits, and gets the
 //! error itself. After a fork the child leaves its parent's pool alone and has one of its own.
 
+use super::budget::Budget;
 use super::connect::connect;
 use super::failure::Failure;
 use super::outage::Outage;
-use super::patience::Patience;
 use super::places::{CANCELLING, Sessions, Taken, UNLIMITED};
 use super::session::Session;
 use super::url::Url;
@@ -111,8 +111,8 @@ impl Pooled {
     }
 
     /// It has given no answer: others that were opened before may lead nowhere either.
-    pub fn doubt(&self) {
-        self.sessions.doubt();
+    pub fn suspect(&self) {
+        self.sessions.suspect();
     }
 
     /// Whether there is a session that looks alive.
@@ -177,9 +177,9 @@ impl Pool {
     }
 
     /// Opens a session that never enters the pool.
-    pub fn connect(&self, patience: Patience) -> std::result::Result<Session, Failure> {
+    pub fn connect(&self, budget: Budget) -> std::result::Result<Session, Failure> {
         let began = Instant::now();
-        let connected = connect(&self.url, self.outage.admit(patience)?);
+        let connected = connect(&self.url, self.outage.admit(budget)?);
         let reason = match &connected {
             Ok(_) => {
                 self.reached.store(true, Relaxed);
@@ -187,7 +187,7 @@ impl Pool {
                 return connected;
             }
             Err(Failure::Broken(reason)) => reason,
-            Err(Failure::TooSlow) => "no answer in time",
+            Err(Failure::TimedOut) => "no answer in time",
             Err(_) => return connected,
         };
         if self.outage.failed(began, reason) && self.was_reached() {
@@ -215,20 +215,20 @@ impl Pool {
     }
 
     /// A session that looks alive; opens one if need be.
-    pub fn take(&self, patience: Patience) -> std::result::Result<Pooled, Failure> {
+    pub fn take(&self, budget: Budget) -> std::result::Result<Pooled, Failure> {
         // Also before each repetition: nothing is done twice in a forked child.
-        if std::process::id() != patience.process {
+        if std::process::id() != budget.process {
             return Err(Failure::Stopped(Error::Forked));
         }
-        let shared = self.shared.of(patience.process);
+        let shared = self.shared.of(budget.process);
         let sessions = shared
             .slot()
             .get_or_insert_with(|| Arc::new(Sessions::new(&self.url, &self.settings)))
             .clone();
-        let Some(place) = sessions.take(patience)? else {
+        let Some(place) = sessions.take(budget)? else {
             let free = sessions.in_use() < self.settings.limit();
             return Err(if free {
-                Failure::TooSlow
+                Failure::TimedOut
             } else {
                 self.exhausted()
             });
@@ -238,11 +238,11 @@ impl Pool {
             place: Some(place),
             sessions: sessions.clone(),
             opened: false,
-            process: patience.process,
+            process: budget.process,
         };
-        if !(pooled.is_usable(self.settings.recycle) && self.ping(&mut pooled, patience)?) {
+        if !(pooled.is_usable(self.settings.recycle) && self.ping(&mut pooled, budget)?) {
             pooled.put(None);
-            pooled.put(Some(self.connect(patience)?));
+            pooled.put(Some(self.connect(budget)?));
             sessions.note_opened();
             pooled.opened = true;
         }
@@ -250,12 +250,12 @@ impl Pool {
     }
 
     /// Closes the sessions, those in use when they come back, for which it waits a while.
-    pub fn close(&self, patience: Patience) -> Result<()> {
-        let sessions = self.shared.of(patience.process).slot().take();
+    pub fn close(&self, budget: Budget) -> Result<()> {
+        let sessions = self.shared.of(budget.process).slot().take();
         let Some(sessions) = sessions else {
             return Ok(());
         };
-        let pause = patience.at_most(CANCELLING);
+        let pause = budget.at_most(CANCELLING);
         while sessions.in_use() > 0 && !pause.over() {
             pause.pause(Duration::from_millis(5))?;
         }
@@ -274,15 +274,11 @@ impl Pool {
     }
 
     /// Whether the session is alive, if that is to be asked.
-    fn ping(
-        &self,
-        session: &mut Session,
-        patience: Patience,
-    ) -> std::result::Result<bool, Failure> {
+    fn ping(&self, session: &mut Session, budget: Budget) -> std::result::Result<bool, Failure> {
         if !self.settings.pre_ping {
             return Ok(true);
         }
-        match session.ping(patience) {
+        match session.ping(budget) {
             // The session is not to blame.
             Err(Failure::Stopped(error)) => Err(Failure::Stopped(error)),
             answer => Ok(answer.is_ok()),

@@ -1,7 +1,7 @@
 //! Creating and upgrading the table: once, whoever and however many start together.
 
-use super::failure::{Failure, Refusal};
-use super::patience::Patience;
+use super::budget::Budget;
+use super::failure::{Failure, ServerError};
 use super::session::Session;
 use super::sql::{Schema, Sql, Statements, creation, grants, quote};
 use super::statements::refused;
@@ -44,16 +44,16 @@ impl State {
     }
 
     /// We are not the ones who can make it complete.
-    fn not_for_us(&self, refusal: &Refusal) -> Failure {
+    fn not_for_us(&self, server_error: &ServerError) -> Failure {
         let sql = schema_sql(self.schema.as_deref(), Some(&self.role));
         let (path, role) = (&self.search_path, &self.role);
-        let why = if refusal.sqlstate == "3F000" {
+        let why = if server_error.sqlstate == "3F000" {
             format!("there is no schema in its search path ({path}) that it may use")
         } else {
-            refusal.message.clone()
+            server_error.message.clone()
         };
         Failure::Stopped(Error::Sql {
-            sqlstate: refusal.sqlstate.clone(),
+            sqlstate: server_error.sqlstate.clone(),
             unknown: false,
             message: format!(
                 "the table _score_distlock is missing or not up to date, and the user {role:?} may \
@@ -113,11 +113,11 @@ impl State {
 fn check(
     connection: &mut Session,
     table_owner: Option<&str>,
-    patience: Patience,
+    budget: Budget,
 ) -> Result<State, Failure> {
     // No statement of it names the schema: it finds it out.
     let statements = Statements::new(&Schema::new(None));
-    let answer = connection.query_unprepared(&statements[Sql::Check], &[&table_owner], patience)?;
+    let answer = connection.query_unprepared(&statements[Sql::Check], &[&table_owner], budget)?;
     let row = answer
         .rows
         .first()
@@ -142,9 +142,9 @@ pub fn ensure(
     connection: &mut Session,
     table_owner: Option<&str>,
     options: Option<&str>,
-    patience: Patience,
+    budget: Budget,
 ) -> Result<Schema, Failure> {
-    let state = check(connection, table_owner, patience)?.seen_as_asked(options)?;
+    let state = check(connection, table_owner, budget)?.seen_as_asked(options)?;
     if state.complete {
         return Ok(state.place());
     }
@@ -152,35 +152,39 @@ pub fn ensure(
     loop {
         attempts += 1;
         let polite = attempts == 1;
-        let upgraded = if connection.is_ours(patience)? {
-            upgrade(connection, table_owner, polite, patience)
+        let upgraded = if connection.is_ours(budget)? {
+            upgrade(connection, table_owner, polite, budget)
         } else {
-            upgrade_at_once(connection, table_owner, &state.place(), polite, patience)
+            upgrade_at_once(connection, table_owner, &state.place(), polite, budget)
         };
         match upgraded {
             // Somebody who does not know our advisory lock, such as 0.2.5's
             // create_all(), was creating the table at the same moment.
-            Err(Failure::Refused(refusal))
+            Err(Failure::Server(server_error))
                 if attempts < 10
-                    && ["23505", "42P07", "42701"].contains(&refusal.sqlstate.as_str()) =>
+                    && ["23505", "42P07", "42701"].contains(&server_error.sqlstate.as_str()) =>
             {
-                connection.batch("ROLLBACK", patience)?;
+                connection.batch("ROLLBACK", budget)?;
             }
             // 55P03, lock_not_available: somebody works with the table. We do
             // not queue up with an exclusive lock, which would block everybody.
-            Err(Failure::Refused(refusal)) if refusal.sqlstate == "55P03" && !patience.over() => {
-                connection.batch("ROLLBACK", patience)?;
-                patience
+            Err(Failure::Server(server_error))
+                if server_error.sqlstate == "55P03" && !budget.over() =>
+            {
+                connection.batch("ROLLBACK", budget)?;
+                budget
                     .pause(Duration::from_millis(200))
                     .map_err(Failure::Stopped)?;
             }
             // insufficient_privilege; or invalid_schema_name: it may not use any, or there is none.
-            Err(Failure::Refused(refusal))
-                if ["42501", "3F000"].contains(&refusal.sqlstate.as_str()) =>
+            Err(Failure::Server(server_error))
+                if ["42501", "3F000"].contains(&server_error.sqlstate.as_str()) =>
             {
-                return Err(state.not_for_us(&refusal));
+                return Err(state.not_for_us(&server_error));
             }
-            Err(Failure::Refused(refusal)) => return Err(Failure::Stopped(refused(refusal))),
+            Err(Failure::Server(server_error)) => {
+                return Err(Failure::Stopped(refused(server_error)));
+            }
             result => return result,
         }
     }
@@ -193,18 +197,18 @@ fn upgrade(
     connection: &mut Session,
     table_owner: Option<&str>,
     polite: bool,
-    patience: Patience,
+    budget: Budget,
 ) -> Result<Schema, Failure> {
-    connection.batch(&format!("BEGIN; {}", start(polite)), patience)?;
-    let mut state = check(connection, table_owner, patience)?;
+    connection.batch(&format!("BEGIN; {}", start(polite)), budget)?;
+    let mut state = check(connection, table_owner, budget)?;
     if !state.complete {
         // The table may be in any schema of the search path; what is added
         // belongs beside it.
-        connection.batch(&creation(&state.place()), patience)?;
+        connection.batch(&creation(&state.place()), budget)?;
         // Somebody may have created a table of their own at the same moment.
-        state = check(connection, table_owner, patience)?;
+        state = check(connection, table_owner, budget)?;
     }
-    connection.batch("COMMIT", patience)?;
+    connection.batch("COMMIT", budget)?;
     Ok(state.place())
 }
 
@@ -222,11 +226,11 @@ fn upgrade_at_once(
     table_owner: Option<&str>,
     place: &Schema,
     polite: bool,
-    patience: Patience,
+    budget: Budget,
 ) -> Result<Schema, Failure> {
     let sql = format!("{} {}", start(polite), creation(place));
-    connection.batch(&sql, patience)?;
-    Ok(check(connection, table_owner, patience)?.place())
+    connection.batch(&sql, budget)?;
+    Ok(check(connection, table_owner, budget)?.place())
 }
 
 /// The search path that the server's command line options ask for, if they do. They are read as

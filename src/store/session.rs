@@ -1,9 +1,9 @@
 //! One session with the server: `tokio-postgres`, driven on the calling thread.
 
+use super::budget::Budget;
 use super::connector::{Connector, TlsStream};
 use super::failure::{Failure, reason};
-use super::lookout::Lookout;
-use super::patience::Patience;
+use super::spin::Spin;
 use super::sql::{SLOTS, Schema, Sql, Statement, Statements};
 use super::stream::{Channel, Stream};
 use crate::error::{self, Error};
@@ -98,8 +98,8 @@ async fn execute(
 pub fn run<F: Future>(
     future: F,
     channel: &Arc<Channel>,
-    patience: Patience,
-    mut lookout: Option<&mut Lookout>,
+    budget: Budget,
+    mut spin: Option<&mut Spin>,
     mut step: impl FnMut(&mut Context<'_>) -> Result<(), String>,
 ) -> Result<F::Output, Failure> {
     let mut future = pin!(future);
@@ -121,12 +121,12 @@ pub fn run<F: Future>(
         if channel.take_progress() {
             continue;
         }
-        if lookout.take().is_some_and(|lookout| lookout.spot(channel)) {
+        if spin.take().is_some_and(|spin| spin.spot(channel)) {
             continue;
         }
-        let slice = patience.slice().ok_or(Failure::TooSlow)?;
+        let slice = budget.slice().ok_or(Failure::TimedOut)?;
         if !channel.wait(slice) {
-            patience.check().map_err(Failure::Stopped)?;
+            budget.check().map_err(Failure::Stopped)?;
         }
     }
 }
@@ -166,7 +166,7 @@ pub struct Session {
     process: u32,
     /// When it was opened, for `pool_recycle`.
     pub opened: Instant,
-    lookout: Lookout,
+    spin: Spin,
     broken: bool,
     /// A statement was given up, and the server may still be at it.
     unfinished: bool,
@@ -193,11 +193,11 @@ pub struct Route {
 
 impl Session {
     /// Logs in over a connected socket.
-    pub fn open(config: &Config, line: Line, patience: Patience) -> Result<Session, Failure> {
+    pub fn open(config: &Config, line: Line, budget: Budget) -> Result<Session, Failure> {
         let Line { channel, route } = line;
         let stream = Stream(channel.clone(), route.connector.watch());
         let login = config.connect_raw(stream, route.connector.clone());
-        let (client, wire) = run(login, &channel, patience, None, |_| Ok(()))?
+        let (client, wire) = run(login, &channel, budget, None, |_| Ok(()))?
             .map_err(|error| Failure::of_login(&error))?;
         if wire.parameter("crdb_version").is_some() {
             return Err(Failure::Stopped(Error::Configuration(
@@ -211,9 +211,9 @@ impl Session {
             route,
             prepared: [const { None }; SLOTS],
             alone: None,
-            process: patience.process,
+            process: budget.process,
             opened: Instant::now(),
-            lookout: Lookout::default(),
+            spin: Spin::default(),
             broken: false,
             unfinished: false,
             heard: Vec::new(),
@@ -224,7 +224,7 @@ impl Session {
     fn work<T>(
         &mut self,
         only_reads: bool,
-        patience: Patience,
+        budget: Budget,
         work: impl AsyncFnOnce(&Client, &mut Prepared) -> Outcome<T>,
     ) -> Result<T, Failure> {
         let Some(client) = &self.client else {
@@ -232,11 +232,11 @@ impl Session {
         };
         let work = work(client, &mut self.prepared);
         self.unfinished = true;
-        let lookout = only_reads.then_some(&mut self.lookout);
-        let result = run(work, &self.channel, patience, lookout, |context| {
+        let spin = only_reads.then_some(&mut self.spin);
+        let result = run(work, &self.channel, budget, spin, |context| {
             step(&mut self.wire, &mut self.heard, context)
         });
-        self.unfinished = matches!(result, Err(Failure::TooSlow | Failure::Stopped(_)));
+        self.unfinished = matches!(result, Err(Failure::TimedOut | Failure::Stopped(_)));
         let result = result.and_then(|result| result.map_err(|error| Failure::from(&error)));
         result.inspect_err(|failure| self.note(failure))
     }
@@ -248,22 +248,22 @@ impl Session {
 
     /// Asks the server over another connection to cancel what it is at, and waits until it
     /// has come to an end.
-    pub fn cancel(&mut self, line: Line, patience: Patience) -> Result<(), Failure> {
+    pub fn cancel(&mut self, line: Line, budget: Budget) -> Result<(), Failure> {
         let Some(client) = &self.client else {
             return Ok(());
         };
         let Line { channel, route } = line;
         let request = client.cancel_token();
         let sent = request.cancel_query_raw(Stream(channel.clone(), None), route.connector);
-        run(sent, &channel, patience, None, |_| Ok(()))?.map_err(|error| Failure::from(&error))?;
+        run(sent, &channel, budget, None, |_| Ok(()))?.map_err(|error| Failure::from(&error))?;
         // One that leads nowhere gives no answer to that either.
-        self.ping(patience.at_most(Duration::from_secs(1)))
+        self.ping(budget.at_most(Duration::from_secs(1)))
     }
 
     /// Whether this is the end of the session.
     fn note(&mut self, failure: &Failure) {
         self.broken |= match failure {
-            Failure::Refused(refusal) => refusal.ends_session(),
+            Failure::Server(server_error) => server_error.ends_session(),
             _ => true,
         };
     }
@@ -302,8 +302,8 @@ impl Session {
     }
 
     /// Asks the server for a sign of life without any statement.
-    pub fn ping(&mut self, patience: Patience) -> Result<(), Failure> {
-        self.work(false, patience, async |client, _| {
+    pub fn ping(&mut self, budget: Budget) -> Result<(), Failure> {
+        self.work(false, budget, async |client, _| {
             client.check_connection().await
         })
     }
@@ -319,12 +319,12 @@ impl Session {
         &mut self,
         statement: &Statement,
         parameters: &[Parameter],
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Answer, Failure> {
         match self.alone {
-            None => self.query_first(statement, parameters, patience),
-            Some(false) => self.query_unprepared(statement, parameters, patience),
-            Some(true) => self.work(statement.only_reads, patience, async |client, prepared| {
+            None => self.query_first(statement, parameters, budget),
+            Some(false) => self.query_unprepared(statement, parameters, budget),
+            Some(true) => self.work(statement.only_reads, budget, async |client, prepared| {
                 let slot = &mut prepared[statement.slot];
                 if let Some(prepared) = slot {
                     let parameters = parameters.iter().copied();
@@ -350,11 +350,11 @@ impl Session {
         &mut self,
         statement: &Statement,
         parameters: &[Parameter],
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Answer, Failure> {
         // It names no schema.
         let statements = Statements::new(&Schema::new(None));
-        let (answer, alone) = self.work(false, patience, async |client, _| {
+        let (answer, alone) = self.work(false, budget, async |client, _| {
             let backend: [Parameter; 1] = [&super::cancel::backend(client)];
             let told = execute(client, &statements[Sql::Whose], &backend);
             let executed = execute(client, statement, parameters);
@@ -376,14 +376,14 @@ impl Session {
     }
 
     /// Whether the server process is ours alone, and not one that a pooler hands around.
-    pub fn is_ours(&mut self, patience: Patience) -> Result<bool, Failure> {
+    pub fn is_ours(&mut self, budget: Budget) -> Result<bool, Failure> {
         if let Some(alone) = self.alone {
             return Ok(alone);
         }
         // It names no schema.
         let statements = Statements::new(&Schema::new(None));
         let backend = self.client.as_ref().and_then(super::cancel::backend);
-        let told = self.query_unprepared(&statements[Sql::Whose], &[&backend], patience)?;
+        let told = self.query_unprepared(&statements[Sql::Whose], &[&backend], budget)?;
         let alone = told.rows.first().map(|row| row.get("alone")).transpose();
         self.alone = alone.map_err(Failure::Stopped)?;
         Ok(self.alone == Some(true))
@@ -394,17 +394,17 @@ impl Session {
         &mut self,
         statement: &Statement,
         parameters: &[Parameter],
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Answer, Failure> {
-        self.work(false, patience, async |client, _| {
+        self.work(false, budget, async |client, _| {
             execute(client, statement, parameters).await
         })
     }
 
     /// Executes statements without parameters, in one transaction unless they
     /// say otherwise.
-    pub fn batch(&mut self, sql: &str, patience: Patience) -> Result<(), Failure> {
-        self.work(false, patience, async |client, _| {
+    pub fn batch(&mut self, sql: &str, budget: Budget) -> Result<(), Failure> {
+        self.work(false, budget, async |client, _| {
             client.batch_execute(sql).await
         })
     }

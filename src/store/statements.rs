@@ -3,10 +3,10 @@
 //! Every statement is safe to repeat, so a connection that breaks is replaced
 //! within the call. What is asked for twice is noticed by the token.
 
+use super::budget::Budget;
 use super::clock::Clock;
-use super::failure::{Failure, Refusal};
+use super::failure::{Failure, ServerError};
 use super::insight::About;
-use super::patience::Patience;
 use super::pool::{Pool, Settings, result};
 use super::schema;
 use super::session::{Parameter, Row};
@@ -203,9 +203,9 @@ impl Attempts {
 
     /// Waits before the next one. The first repetition goes at once, as an idle connection
     /// that broke is the usual reason.
-    fn pause(&mut self, taken: bool, patience: Patience) -> Result<()> {
+    fn pause(&mut self, taken: bool, budget: Budget) -> Result<()> {
         if !taken || self.pause > Attempts::SHORTEST {
-            patience.pause(self.pause.mul_f64(rand::rng().random_range(0.5..1.5)))?;
+            budget.pause(self.pause.mul_f64(rand::rng().random_range(0.5..1.5)))?;
         }
         self.pause = (self.pause * 2).min(Duration::from_millis(500));
         Ok(())
@@ -223,11 +223,11 @@ pub(super) struct Outcome {
 }
 
 /// The error for a statement that the server refused.
-pub(super) fn refused(refusal: Refusal) -> Error {
-    let said = refusal.message;
+pub(super) fn refused(server_error: ServerError) -> Error {
+    let said = server_error.message;
     Error::Sql {
         unknown: false,
-        message: match refusal.sqlstate.as_str() {
+        message: match server_error.sqlstate.as_str() {
             "42P01" => format!(
                 "{said}; the table is missing: score.distlock.init() creates it, \
                  or an administrator with the output of `python -m score.distlock schema`"
@@ -249,7 +249,7 @@ pub(super) fn refused(refusal: Refusal) -> Error {
             ),
             _ => said,
         },
-        sqlstate: refusal.sqlstate,
+        sqlstate: server_error.sqlstate,
     }
 }
 
@@ -324,11 +324,11 @@ impl Store {
 
     /// Creates or upgrades the table over a connection of its own, which is
     /// closed again.
-    pub fn ensure_schema(&self, patience: Patience) -> Result<()> {
-        let outcome = self.pool.connect(patience).and_then(|mut connection| {
+    pub fn ensure_schema(&self, budget: Budget) -> Result<()> {
+        let outcome = self.pool.connect(budget).and_then(|mut connection| {
             let owner = self.table_owner.as_deref();
             let options = self.pool.url().config.get_options();
-            schema::ensure(&mut connection, owner, options, patience)
+            schema::ensure(&mut connection, owner, options, budget)
         });
         let schema = result(outcome, &self.pool)?;
         self.statements.get_or_init(|| Statements::new(&schema));
@@ -336,18 +336,18 @@ impl Store {
     }
 
     /// The statements on the table; makes sure that it is there if that is not known.
-    pub fn statements(&self, patience: Patience) -> Result<&Statements> {
+    pub fn statements(&self, budget: Budget) -> Result<&Statements> {
         loop {
             match self.statements.get() {
                 Some(statements) => return Ok(statements),
-                None => self.ensure_schema(patience)?,
+                None => self.ensure_schema(budget)?,
             }
         }
     }
 
     /// Closes all sessions that are not in use; the next call opens new ones.
-    pub fn close(&self, patience: Patience) -> Result<()> {
-        self.pool.close(patience)
+    pub fn close(&self, budget: Budget) -> Result<()> {
+        self.pool.close(budget)
     }
 
     /// Executes a statement, on as many connections as it takes.
@@ -355,28 +355,28 @@ impl Store {
         &self,
         sql: Sql,
         parameters: &[Parameter],
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Outcome> {
-        let statement = &self.statements(patience)?[sql];
+        let statement = &self.statements(budget)?[sql];
         let mut attempts = Attempts::new();
         loop {
             let mut taken = false;
             let mut sent = Moment::now();
-            let outcome = self.pool.take(patience).and_then(|mut session| {
+            let outcome = self.pool.take(budget).and_then(|mut session| {
                 taken = true;
                 sent = Moment::now();
-                let mut attempt = patience;
+                let mut attempt = budget;
                 if !session.is_fresh() {
                     // A firewall may have dropped it, or the server stand still.
-                    let silence = patience.left() / 2;
+                    let silence = budget.left() / 2;
                     attempt = attempt.at_most(silence.clamp(Store::SILENCE.0, Store::SILENCE.1));
                 }
                 let until = self.clock.after(attempt.left().min(VALID), sent);
                 let limit: [Parameter; 1] = [&until];
                 let limit = if sql.takes() { &limit[..] } else { &[] };
                 let answer = session.query(statement, &[parameters, limit].concat(), attempt);
-                if !session.is_fresh() && matches!(answer, Err(Failure::TooSlow)) {
-                    session.doubt();
+                if !session.is_fresh() && matches!(answer, Err(Failure::TimedOut)) {
+                    session.suspect();
                 }
                 answer
             });
@@ -396,7 +396,7 @@ impl Store {
                         repeated: attempts.repeated,
                     });
                 }
-                Err(failure) => self.try_again(sql, failure, taken, &mut attempts, patience)?,
+                Err(failure) => self.try_again(sql, failure, taken, &mut attempts, budget)?,
             }
         }
     }
@@ -409,12 +409,12 @@ impl Store {
         failure: Failure,
         taken: bool,
         attempts: &mut Attempts,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<()> {
         match failure {
-            Failure::Refused(refusal) => {
-                if !self.may_repeat(sql, &refusal, attempts, patience)? {
-                    return Err(refused(refusal).after(attempts.repeated));
+            Failure::Server(server_error) => {
+                if !self.may_repeat(sql, &server_error, attempts, budget)? {
+                    return Err(refused(server_error).after(attempts.repeated));
                 }
             }
             // Nothing answers at an address that never did: a mistake
@@ -422,44 +422,44 @@ impl Store {
             Failure::Broken(_) if !taken && !self.pool.was_reached() => {
                 return result(Err(failure), &self.pool);
             }
-            Failure::Broken(reason) if !patience.over() && !self.pool.is_given_up() => {
+            Failure::Broken(reason) if !budget.over() && !self.pool.is_given_up() => {
                 log::debug!("repeating on a fresh connection: {reason}");
                 attempts.repeated |= taken;
                 attempts.last = Some(reason);
             }
             // The session gives no answer: another one may.
-            Failure::TooSlow if taken && !patience.over() => {
+            Failure::TimedOut if taken && !budget.over() => {
                 attempts.repeated = true;
                 attempts.last = Some("no answer in time".to_owned());
             }
             // The time ended between two attempts: tell how they failed.
-            Failure::TooSlow if !taken && attempts.last.is_some() => {
+            Failure::TimedOut if !taken && attempts.last.is_some() => {
                 let reason = attempts.last.take().unwrap_or_default();
                 return result(Err(Failure::Broken(reason)), &self.pool);
             }
             failure => return result(Err(failure), &self.pool),
         }
-        attempts.pause(taken, patience)
+        attempts.pause(taken, budget)
     }
 
     /// Whether the statement may succeed if it is repeated.
     fn may_repeat(
         &self,
         sql: Sql,
-        refusal: &Refusal,
+        server_error: &ServerError,
         attempts: &mut Attempts,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<bool> {
-        Ok(match refusal.sqlstate.as_str() {
-            _ if patience.over() => false,
+        Ok(match server_error.sqlstate.as_str() {
+            _ if budget.over() => false,
             // A primary that was demoted. Another host may be the primary now, or this
             // one may become it.
-            _ if refusal.is_read_only() => {
-                attempts.last = Some(refusal.message.clone());
+            _ if server_error.is_read_only() => {
+                attempts.last = Some(server_error.message.clone());
                 self.written.load(Relaxed)
             }
             // The session has ended by that. There may be others like it in the pool.
-            _ if refusal.ends_session() => {
+            _ if server_error.ends_session() => {
                 attempts.retired += 1;
                 attempts.retired <= self.connections()
             }
@@ -474,10 +474,11 @@ impl Store {
             }
             // An `id` that a row has already: the sequence was set back.
             "23505"
-                if attempts.repairs < Store::REPAIRS && refusal.constraint.starts_with(PRIMARY) =>
+                if attempts.repairs < Store::REPAIRS
+                    && server_error.constraint.starts_with(PRIMARY) =>
             {
                 attempts.repairs += 1;
-                self.repair(patience)
+                self.repair(budget)
                     .map_err(|error| error.after(attempts.repeated))?;
                 true
             }
@@ -502,11 +503,11 @@ impl Store {
     /// Advances the sequences of a table that was restored, or switched over to, without
     /// them. Every new name would meet a taken `id` until they have caught up, so whoever
     /// is the first to meet one does this, and then repeats what it was about to do.
-    fn repair(&self, patience: Patience) -> Result<()> {
+    fn repair(&self, budget: Budget) -> Result<()> {
         log::warn!("the sequences of _score_distlock were set back: advancing them");
         loop {
-            let answer = self.execute(Sql::Repair, &[&Store::NUMBERS_PER_REPAIR], patience)?;
-            if only(&answer.rows)?.get::<bool>("done")? || patience.over() {
+            let answer = self.execute(Sql::Repair, &[&Store::NUMBERS_PER_REPAIR], budget)?;
+            if only(&answer.rows)?.get::<bool>("done")? || budget.over() {
                 return Ok(());
             }
         }
@@ -523,9 +524,9 @@ impl Store {
         token: &Token,
         lease: Lease,
         (about, likely): (&About, bool),
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Answer> {
-        let holder = self.holder(patience.process, about);
+        let holder = self.holder(budget.process, about);
         let parameters: [Parameter; 5] = [
             &name.as_str(),
             &token.as_str(),
@@ -536,12 +537,12 @@ impl Store {
         let mut unknown = false;
         // What is asked otherwise tells what the clock says.
         if likely && self.clock.is_recent(Moment::now()) {
-            match unless_locked(self.execute(Sql::Retake, &parameters, patience))? {
+            match unless_locked(self.execute(Sql::Retake, &parameters, budget))? {
                 Ok(answer) => {
                     if let Some(row) = answer.rows.first() {
                         let deadline = Deadline::new(answer.sent, lease.seconds());
-                        self.catch_up(row, patience)?;
-                        self.sweep_if_nothing_else_does(lease, patience)?;
+                        self.catch_up(row, budget)?;
+                        self.sweep_if_nothing_else_does(lease, budget)?;
                         return Ok(Answer::Acquired {
                             fence: row.get("fence")?,
                             deadline,
@@ -557,7 +558,7 @@ impl Store {
         loop {
             tries += 1;
             let answer = self
-                .execute(Sql::Acquire, &parameters, patience)
+                .execute(Sql::Acquire, &parameters, budget)
                 .map_err(|error| error.after(unknown).about(name));
             // Nobody holds it, but its row is locked: by another taker who is
             // about to commit, by a guard, or by 0.2.5 cleaning up.
@@ -565,9 +566,9 @@ impl Store {
             match unless_locked(answer)? {
                 Ok(answer) => {
                     if let Some((fence, deadline)) =
-                        self.taken(name, token, lease, &answer, patience)?
+                        self.taken(name, token, lease, &answer, budget)?
                     {
-                        self.sweep_if_nothing_else_does(lease, patience)?;
+                        self.sweep_if_nothing_else_does(lease, budget)?;
                         return Ok(Answer::Acquired {
                             fence,
                             deadline,
@@ -583,22 +584,22 @@ impl Store {
                     tries = Store::TRIES_WHILE_BUSY;
                 }
             }
-            if !busy || tries == Store::TRIES_WHILE_BUSY || patience.over() {
-                self.sweep_now_and_then(lease, patience)?;
+            if !busy || tries == Store::TRIES_WHILE_BUSY || budget.over() {
+                self.sweep_now_and_then(lease, budget)?;
                 return Ok(Answer::Refused { busy, unknown });
             }
             let limit = Duration::from_millis(1 << tries);
-            patience.pause(limit.mul_f64(rand::rng().random_range(0.5..1.0)))?;
+            budget.pause(limit.mul_f64(rand::rng().random_range(0.5..1.0)))?;
         }
     }
 
     /// Lets the sequence catch up with the fence of a row that was taken, or a part of the
     /// way: who takes it next goes on.
-    fn catch_up(&self, taken: &Row, patience: Patience) -> Result<()> {
+    fn catch_up(&self, taken: &Row, budget: Budget) -> Result<()> {
         if taken.get::<Option<bool>>("beyond")? != Some(true) {
             return Ok(());
         }
-        match self.execute(Sql::Repair, &[&Store::NUMBERS_PER_REPAIR], patience) {
+        match self.execute(Sql::Repair, &[&Store::NUMBERS_PER_REPAIR], budget) {
             Err(error @ (Error::Interrupted | Error::Forked)) => Err(error),
             Err(error) => {
                 log::debug!("the sequence of fences could not be advanced: {error}");
@@ -618,7 +619,7 @@ impl Store {
         token: &Token,
         lease: Lease,
         answer: &Outcome,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Option<(i64, Deadline)>> {
         let row = only(&answer.rows)?;
         self.clock.learn(row.get("instant")?, Moment::now());
@@ -626,7 +627,7 @@ impl Store {
         let fence = row.get::<Option<i64>>("fence")?;
         let (before, deadline) = match fence {
             Some(fence) if row.get("newest")? => {
-                self.catch_up(row, patience)?;
+                self.catch_up(row, budget)?;
                 return Ok(Some((fence, deadline(lease.seconds()))));
             }
             Some(fence) => (fence, deadline(lease.seconds())),
@@ -644,7 +645,7 @@ impl Store {
             &before,
         ];
         let numbered = self
-            .execute(Sql::Number, &parameters, patience)
+            .execute(Sql::Number, &parameters, budget)
             .map_err(|error| error.after(true).about(name))?;
         match numbered.rows.first() {
             Some(row) => Ok(Some((row.get("fence")?, deadline))),
@@ -655,9 +656,9 @@ impl Store {
 
     /// Takes the lock for a waiter that was called. "Later" if something is
     /// otherwise than expected: [`Store::wait`] finds out.
-    pub fn take(&self, waiter: Candidate, patience: Patience) -> Result<Turn> {
+    pub fn take(&self, waiter: Candidate, budget: Budget) -> Result<Turn> {
         let lease = waiter.lease.seconds();
-        let holder = self.holder(patience.process, waiter.about);
+        let holder = self.holder(budget.process, waiter.about);
         let parameters: [Parameter; 7] = [
             &waiter.name.as_str(),
             &waiter.token.as_str(),
@@ -667,14 +668,14 @@ impl Store {
             &waiter.ticket,
             &waiter.more,
         ];
-        let taken = unless_locked(self.execute(Sql::Take, &parameters, patience))?;
+        let taken = unless_locked(self.execute(Sql::Take, &parameters, budget))?;
         let mut answer = match taken {
             Ok(answer) => answer,
             Err(unseen) => return Ok(Turn::Later(unseen)),
         };
         let mut unknown = answer.repeated;
         if answer.rows.is_empty() {
-            let busy = self.execute(Sql::TakeBusy, &parameters, patience);
+            let busy = self.execute(Sql::TakeBusy, &parameters, budget);
             answer = match unless_locked(busy.map_err(|error| error.after(unknown)))? {
                 Ok(answer) => answer,
                 Err(unseen) => return Ok(Turn::Later(unseen)),
@@ -683,7 +684,7 @@ impl Store {
         }
         Ok(match answer.rows.first() {
             Some(row) => {
-                self.catch_up(row, patience)?;
+                self.catch_up(row, budget)?;
                 Turn::Acquired {
                     fence: row.get("fence")?,
                     deadline: Deadline::new(answer.sent, lease),
@@ -697,7 +698,7 @@ impl Store {
 
     /// Takes the lock if it is the waiter's turn, or puts the waiter into the
     /// queue. `known` is the queue as last seen, without the waiter.
-    pub fn wait(&self, waiter: Candidate, known: &[i64], patience: Patience) -> Result<Turn> {
+    pub fn wait(&self, waiter: Candidate, known: &[i64], budget: Budget) -> Result<Turn> {
         let answer = self.execute(
             Sql::Wait,
             &[
@@ -705,13 +706,13 @@ impl Store {
                 &waiter.token.as_str(),
                 &waiter.lease.seconds(),
                 &zone::offset(),
-                &self.holder(patience.process, waiter.about),
+                &self.holder(budget.process, waiter.about),
                 &waiter.ticket,
                 &waiter.previous,
                 &known,
                 &waiter.more,
             ],
-            patience,
+            budget,
         );
         let answer = match unless_locked(answer.map_err(|error| error.about(waiter.name)))? {
             Ok(answer) => answer,
@@ -719,7 +720,7 @@ impl Store {
         };
         let row = only(&answer.rows)?;
         let (name, token) = (waiter.name, waiter.token);
-        let taken = self.taken(name, token, waiter.lease, &answer, patience)?;
+        let taken = self.taken(name, token, waiter.lease, &answer, budget)?;
         let remaining = row.get::<Option<f64>>("remaining")?.unwrap_or_default();
         let tickets: Vec<i64> = row.get::<Option<_>>("waiters")?.unwrap_or_default();
         if let Some((fence, deadline)) = taken {
@@ -748,28 +749,24 @@ impl Store {
     }
 
     /// Takes a waiter out of the queue; the next one is notified if need be.
-    pub fn leave(&self, name: &Name, ticket: i64, lease: Lease, patience: Patience) -> Result<()> {
+    pub fn leave(&self, name: &Name, ticket: i64, lease: Lease, budget: Budget) -> Result<()> {
         self.execute(
             Sql::Leave,
             &[&name.as_str(), &ticket, &lease.seconds(), &zone::offset()],
-            patience,
+            budget,
         )
         .map(drop)
     }
 
     /// Extends many holds in one statement, which waits for no row.
-    pub fn renew(
-        &self,
-        holds: &[(Name, Token, Lease)],
-        patience: Patience,
-    ) -> Result<Vec<Renewed>> {
+    pub fn renew(&self, holds: &[(Name, Token, Lease)], budget: Budget) -> Result<Vec<Renewed>> {
         let names: Vec<&str> = holds.iter().map(|(name, _, _)| name.as_str()).collect();
         let tokens: Vec<&str> = holds.iter().map(|(_, token, _)| token.as_str()).collect();
         let leases: Vec<f64> = holds.iter().map(|(_, _, lease)| lease.seconds()).collect();
         let answer = self.execute(
             Sql::Renew,
             &[&names, &tokens, &leases, &zone::offset()],
-            patience,
+            budget,
         )?;
         let mut renewed = vec![Renewed::Gone; holds.len()];
         for row in &answer.rows {
@@ -793,9 +790,9 @@ impl Store {
         name: &Name,
         token: &Token,
         lease: Lease,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<bool> {
-        let answer = self.execute_for(Sql::Held, name, token, lease, patience)?;
+        let answer = self.execute_for(Sql::Held, name, token, lease, budget)?;
         Ok(!answer.rows.is_empty())
     }
 
@@ -804,11 +801,11 @@ impl Store {
         &self,
         name: &Name,
         lease: Lease,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Option<(Token, Option<i64>)>> {
         let parameters: [Parameter; 3] = [&name.as_str(), &lease.seconds(), &zone::offset()];
         let answer = self
-            .execute(Sql::Holder, &parameters, patience)
+            .execute(Sql::Holder, &parameters, budget)
             .map_err(|error| error.about(name))?;
         let Some(row) = answer.rows.first() else {
             return Ok(None);
@@ -828,7 +825,7 @@ impl Store {
         name: &Name,
         token: &Token,
         lease: Lease,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Outcome> {
         let parameters: [Parameter; 4] = [
             &name.as_str(),
@@ -836,20 +833,20 @@ impl Store {
             &lease.seconds(),
             &zone::offset(),
         ];
-        self.execute(sql, &parameters, patience)
+        self.execute(sql, &parameters, budget)
             .map_err(|error| error.about(name))
     }
 
     /// Whether the hold of a token was ended by a release, as far as the row tells.
-    fn was_released(&self, name: &Name, token: &Token, patience: Patience) -> Result<bool> {
+    fn was_released(&self, name: &Name, token: &Token, budget: Budget) -> Result<bool> {
         let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
-        let answer = self.execute(Sql::Released, &parameters, patience)?;
+        let answer = self.execute(Sql::Released, &parameters, budget)?;
         Ok(!answer.rows.is_empty())
     }
 
     /// Why a hold that should stand is not there.
-    pub fn why_lost(&self, name: &Name, token: &Token, patience: Patience) -> Loss {
-        match self.was_released(name, token, patience) {
+    pub fn why_lost(&self, name: &Name, token: &Token, budget: Budget) -> Loss {
+        match self.was_released(name, token, budget) {
             Ok(true) => Loss::Released,
             // It is only about the words of an exception.
             _ => Loss::Unknown,
@@ -869,21 +866,21 @@ impl Store {
     /// A connection that is not in the pool.
     pub(super) fn connect(
         &self,
-        patience: Patience,
+        budget: Budget,
     ) -> std::result::Result<super::session::Session, Failure> {
-        self.pool.connect(patience)
+        self.pool.connect(budget)
     }
 
     /// Sends a listener a message over a connection of the pool.
-    pub(super) fn tell(&self, listener: i64, message: &str, patience: Patience) -> Result<()> {
-        self.execute(Sql::Prove, &[&listener, &message], patience)
+    pub(super) fn tell(&self, listener: i64, message: &str, budget: Budget) -> Result<()> {
+        self.execute(Sql::Prove, &[&listener, &message], budget)
             .map(drop)
     }
 
     /// Looks at a lock without touching it.
-    pub fn look(&self, name: &Name, lease: Lease, patience: Patience) -> Result<Look> {
+    pub fn look(&self, name: &Name, lease: Lease, budget: Budget) -> Result<Look> {
         let parameters: [Parameter; 3] = [&name.as_str(), &zone::offset(), &lease.seconds()];
-        let answer = unless_locked(self.execute(Sql::Probe, &parameters, patience))?;
+        let answer = unless_locked(self.execute(Sql::Probe, &parameters, budget))?;
         let Ok(answer) = answer else {
             // Somebody keeps the table locked: who tries to take it is told who.
             return Ok(Look::Free);
@@ -905,9 +902,9 @@ impl Store {
         name: &Name,
         token: &Token,
         lease: Lease,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Option<(Option<i64>, Deadline)>> {
-        let answer = self.execute_for(Sql::Extend, name, token, lease, patience)?;
+        let answer = self.execute_for(Sql::Extend, name, token, lease, budget)?;
         let Some(row) = answer.rows.first() else {
             return Ok(None);
         };
@@ -915,7 +912,7 @@ impl Store {
             row.get("fence")?,
             Deadline::new(answer.sent, lease.seconds()),
         );
-        self.sweep_now_and_then(lease, patience)?;
+        self.sweep_now_and_then(lease, budget)?;
         Ok(Some(extended))
     }
 
@@ -926,9 +923,9 @@ impl Store {
         token: &Token,
         lease: Lease,
         awaited: bool,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Released> {
-        self.release_again(name, token, lease, (false, false, awaited), patience)
+        self.release_again(name, token, lease, (false, false, awaited), budget)
     }
 
     /// Ends the hold, perhaps once more.
@@ -942,18 +939,18 @@ impl Store {
         token: &Token,
         lease: Lease,
         (held, again, awaited): (bool, bool, bool),
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Released> {
         let mut unknown = again;
         let mut released = Released::Lost;
         let calling =
-            |sql: Sql, unknown: &mut bool| self.call(sql, name, token, lease, unknown, patience);
+            |sql: Sql, unknown: &mut bool| self.call(sql, name, token, lease, unknown, budget);
         if awaited {
             released = calling(Sql::ReleaseCalling, &mut unknown)?;
         } else {
             let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
             let answer = self
-                .execute(Sql::Release, &parameters, patience)
+                .execute(Sql::Release, &parameters, budget)
                 .map_err(|error| error.after(unknown).about(name))?;
             unknown |= answer.repeated;
             if answer.affected == 1 {
@@ -966,13 +963,13 @@ impl Store {
         if released == Released::Lost && unknown {
             let ended = held
                 || self
-                    .was_released(name, token, patience)
+                    .was_released(name, token, budget)
                     .map_err(|error| error.after(true))?;
             if ended {
                 released = Released::Quietly;
             }
         }
-        match self.sweep_now_and_then(lease, patience) {
+        match self.sweep_now_and_then(lease, budget) {
             Err(Error::Forked) => Err(Error::Forked),
             // The release is done; what interrupts the caller is its own business.
             _ => Ok(released),
@@ -987,10 +984,10 @@ impl Store {
         token: &Token,
         lease: Lease,
         unknown: &mut bool,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Released> {
         let answer = self
-            .execute_for(sql, name, token, lease, patience)
+            .execute_for(sql, name, token, lease, budget)
             .map_err(|error| error.after(*unknown))?;
         *unknown |= answer.repeated;
         let Some(row) = answer.rows.first() else {
@@ -1011,7 +1008,7 @@ impl Store {
         old: &Token,
         new: &Token,
         lease: Lease,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Option<(Option<i64>, Deadline)>> {
         let answer = self.execute(
             Sql::Transfer,
@@ -1021,9 +1018,9 @@ impl Store {
                 &new.as_str(),
                 &lease.seconds(),
                 &zone::offset(),
-                &self.holder(patience.process, &About::default()),
+                &self.holder(budget.process, &About::default()),
             ],
-            patience,
+            budget,
         )?;
         let Some(row) = answer.rows.first() else {
             return Ok(None);
@@ -1033,18 +1030,18 @@ impl Store {
     }
 
     /// Which server processes may have locked the row of a lock that nobody holds.
-    pub fn busy(&self, patience: Patience) -> Result<Vec<i64>> {
-        let answer = self.execute(Sql::Busy, &[], patience)?;
+    pub fn busy(&self, budget: Budget) -> Result<Vec<i64>> {
+        let answer = self.execute(Sql::Busy, &[], budget)?;
         answer.rows.iter().map(|row| row.get("pid")).collect()
     }
 
     /// Removes all expired and free rows, in as many steps as it takes. The time that
-    /// `patience` has left is that of each step.
-    pub fn vacuum(&self, lease: Lease, patience: Patience) -> Result<()> {
+    /// `budget` has left is that of each step.
+    pub fn vacuum(&self, lease: Lease, budget: Budget) -> Result<()> {
         let mut after = Some(i64::MIN);
         while let Some(start) = after {
-            let patience = patience.renewed(self.timeout());
-            after = self.sweep(lease, start, Store::ROWS_PER_STEP, 0.0, patience)?;
+            let budget = budget.renewed(self.timeout());
+            after = self.sweep(lease, start, Store::ROWS_PER_STEP, 0.0, budget)?;
         }
         Ok(())
     }
@@ -1060,11 +1057,11 @@ impl Store {
         after: i64,
         rows: i64,
         seconds: f64,
-        patience: Patience,
+        budget: Budget,
     ) -> Result<Option<i64>> {
         let parameters: [Parameter; 5] =
             [&lease.seconds(), &zone::offset(), &after, &rows, &seconds];
-        let answer = self.execute(Sql::Sweep, &parameters, patience)?;
+        let answer = self.execute(Sql::Sweep, &parameters, budget)?;
         let row = only(&answer.rows)?;
         let more = row.get::<i64>("seen")? == rows;
         Ok(row.get::<Option<i64>>("last")?.filter(|_| more))
@@ -1080,10 +1077,10 @@ impl Store {
     /// rarely that it does not matter.
     const ACQUISITIONS_PER_SWEEP: u32 = 16 * Store::CALLS_PER_SWEEP;
 
-    fn sweep_if_nothing_else_does(&self, lease: Lease, patience: Patience) -> Result<()> {
+    fn sweep_if_nothing_else_does(&self, lease: Lease, budget: Budget) -> Result<()> {
         if self.acquisitions.fetch_add(1, Relaxed) >= Store::ACQUISITIONS_PER_SWEEP {
             self.calls.store(Store::CALLS_PER_SWEEP, Relaxed);
-            self.sweep_now_and_then(lease, patience)?;
+            self.sweep_now_and_then(lease, budget)?;
         }
         Ok(())
     }
@@ -1092,7 +1089,7 @@ impl Store {
     ///
     /// It is not on the way to a lock, and its failure is nobody's business; but an error
     /// tells if the caller was interrupted meanwhile.
-    fn sweep_now_and_then(&self, lease: Lease, patience: Patience) -> Result<()> {
+    fn sweep_now_and_then(&self, lease: Lease, budget: Budget) -> Result<()> {
         if self.calls.fetch_add(1, Relaxed) < Store::CALLS_PER_SWEEP {
             return Ok(());
         }
@@ -1103,7 +1100,7 @@ impl Store {
             return Ok(());
         }
         let after = self.swept.load(Relaxed);
-        match self.sweep(lease, after, Store::ROWS_PER_SWEEP, 60.0, patience) {
+        match self.sweep(lease, after, Store::ROWS_PER_SWEEP, 60.0, budget) {
             Ok(last) => {
                 self.swept.store(last.unwrap_or(i64::MIN), Relaxed);
                 if last.is_none() {

@@ -217,7 +217,7 @@ class AsyncModule:
     async def acquire(self, name: str, *, timeout: _Time = "default") -> str:
         """As :meth:`~score.distlock.ConfiguredDistlockModule.acquire`."""
         conf = self._conf
-        acquiring = _Acquiring(lambda inbox, bell: conf._begin(name, inbox, bell, timeout))
+        acquiring = _Acquiring(lambda inbox, wakeup: conf._begin(name, inbox, wakeup, timeout))
         token, _ = await acquiring.run()
         return token
 
@@ -346,8 +346,8 @@ class AsyncLock:
         lock = self._lock
         callback = None if on_lost is None else self._in_loop(on_lost)
         return _Acquiring(
-            lambda inbox, bell: lock._begin(
-                inbox, bell, timeout, block, autoextend, maxtime, callback, self, note
+            lambda inbox, wakeup: lock._begin(
+                inbox, wakeup, timeout, block, autoextend, maxtime, callback, self, note
             )
         )
 

@@ -25,14 +25,14 @@ const MOST_SKIPPED: u16 = 512;
 
 /// What was learned about the answers.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Lookout {
+pub struct Spin {
     /// How many calls are still to do without.
     skip: u16,
     /// How many do so after the next answer that comes too late.
     penalty: u16,
 }
 
-impl Lookout {
+impl Spin {
     /// Looks out for something to read, if that is likely to come. Tells whether it has.
     pub fn spot(&mut self, channel: &Channel) -> bool {
         if !self.is_due() {
@@ -70,12 +70,12 @@ mod tests {
     use super::*;
 
     /// How often it is looked out during so many calls.
-    fn looks(lookout: &mut Lookout, calls: u32, in_time: impl Fn(u32) -> bool) -> u32 {
+    fn looks(spin: &mut Spin, calls: u32, in_time: impl Fn(u32) -> bool) -> u32 {
         let mut looks = 0;
         for call in 0..calls {
-            if lookout.is_due() {
+            if spin.is_due() {
                 looks += 1;
-                lookout.learn(in_time(call));
+                spin.learn(in_time(call));
             }
         }
         looks
@@ -83,14 +83,14 @@ mod tests {
 
     #[test]
     fn where_answers_are_late_one_hardly_looks_out_any_more() {
-        let mut lookout = Lookout::default();
-        assert!(looks(&mut lookout, 10_000, |_| false) < 30);
+        let mut spin = Spin::default();
+        assert!(looks(&mut spin, 10_000, |_| false) < 30);
         // And finds out when that changes.
-        assert!(looks(&mut lookout, 10_000, |_| true) > 9_000);
+        assert!(looks(&mut spin, 10_000, |_| true) > 9_000);
     }
 
     #[test]
     fn a_late_answer_now_and_then_changes_little() {
-        assert!(looks(&mut Lookout::default(), 10_000, |call| call % 20 != 0) > 8_000);
+        assert!(looks(&mut Spin::default(), 10_000, |call| call % 20 != 0) > 8_000);
     }
 }

@@ -15,7 +15,7 @@ fn after(timeout: Duration) -> Instant {
 
 /// The limits of one call.
 #[derive(Clone, Copy)]
-pub struct Patience<'a> {
+pub struct Budget<'a> {
     /// When it must be over.
     pub until: Instant,
     /// The process that called. It stays the same to the end of the call.
@@ -26,27 +26,27 @@ pub struct Patience<'a> {
     tick: Duration,
 }
 
-impl<'a> Patience<'a> {
+impl<'a> Budget<'a> {
     /// How often a wait asks whether to go on: well below the 100 ms within
     /// which Ctrl-C is honoured.
     const TICK: Duration = Duration::from_millis(40);
 
     /// A call that begins now and may last `timeout`.
     #[must_use]
-    pub fn new(timeout: Duration, check: Check<'a>) -> Patience<'a> {
-        Patience {
+    pub fn new(timeout: Duration, check: Check<'a>) -> Budget<'a> {
+        Budget {
             until: after(timeout),
             process: std::process::id(),
             urgent: false,
             check,
-            tick: Patience::TICK,
+            tick: Budget::TICK,
         }
     }
 
     /// The same for a caller that nothing interrupts: it need not be asked often.
     #[must_use]
-    pub fn undisturbed(self) -> Patience<'a> {
-        Patience {
+    pub fn undisturbed(self) -> Budget<'a> {
+        Budget {
             tick: Duration::from_secs(1),
             ..self
         }
@@ -54,8 +54,8 @@ impl<'a> Patience<'a> {
 
     /// The same for what must not wait until others give their sessions back.
     #[must_use]
-    pub fn urgent(self) -> Patience<'a> {
-        Patience {
+    pub fn urgent(self) -> Budget<'a> {
+        Budget {
             urgent: true,
             ..self
         }
@@ -63,8 +63,8 @@ impl<'a> Patience<'a> {
 
     /// The same caller with this much time from now on.
     #[must_use]
-    pub fn renewed(self, timeout: Duration) -> Patience<'a> {
-        Patience {
+    pub fn renewed(self, timeout: Duration) -> Budget<'a> {
+        Budget {
             until: after(timeout),
             ..self
         }
@@ -72,8 +72,8 @@ impl<'a> Patience<'a> {
 
     /// The same caller with less time.
     #[must_use]
-    pub fn at_most(self, timeout: Duration) -> Patience<'a> {
-        Patience {
+    pub fn at_most(self, timeout: Duration) -> Budget<'a> {
+        Budget {
             until: self.until.min(after(timeout)),
             ..self
         }
