@@ -14,8 +14,8 @@ PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md \
     $(shell find src python -type f -not -name '*.pyc')
 
-.PHONY: bench failover leaks demo test rust lint types stubs pytest mutants matrix model chaos \
-    chaos-selftest proof docs wheel clean always
+.PHONY: bench failover leaks demo test rust threads lint types stubs pytest mutants matrix model \
+    chaos chaos-selftest proof docs wheel clean always
 .DEFAULT_GOAL := test
 
 demo: $(BUILD)/installed
@@ -72,6 +72,12 @@ rust:
 	cargo clippy --quiet --locked --all-targets --features python -- -D warnings
 	@echo "== cargo test"
 	cargo test --locked
+
+# The orders in which the core's threads may run, by chance (shuttle): of each test as many as
+# SHUTTLE_ITERATIONS says, by default 2000, which take 30 to 60 seconds. THREADS='a_loss' selects
+# tests. To see a failure again, give SHUTTLE_RANDOM_SEED the seed that it prints.
+threads:
+	cargo test --quiet --locked --features shuttle --lib interleavings::$(THREADS) -- --nocapture
 
 lint: $(BUILD)/tools
 	@echo "== ruff"

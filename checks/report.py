@@ -146,10 +146,14 @@ PARTS = [
 
 
 def main(folder: Path, output: Path) -> None:
-    """Writes the report."""
+    """Writes the report; what was not run is named."""
     text = []
     for name, title, parts in PARTS:
-        data = json.loads((folder / f"{name}.json").read_text())
+        file = folder / f"{name}.json"
+        if not file.exists():
+            text.append(f"{title}: not run.\n")
+            continue
+        data = json.loads(file.read_text())
         text += [f"{title}\n{'-' * len(title)}\n", *(part(data) for part in parts)]
     output.write_text("\n".join(text))
 

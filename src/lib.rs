@@ -9,11 +9,15 @@
 //! * [`store`]: PostgreSQL: statements, connections, the pool, the table.
 //! * [`engine`]: what a lock, a hold and a queue are. No SQL, no I/O.
 
+// There the store is another one (`src/store/memory.rs`).
+#![cfg_attr(all(test, feature = "shuttle"), allow(dead_code))]
+
 pub mod engine;
 pub mod error;
 mod process;
 pub mod service;
 pub mod store;
+mod sync;
 mod zone;
 
 #[cfg(feature = "python")]

@@ -1,5 +1,6 @@
 //! State that belongs to one process and is not inherited by its forked children.
 
+use crate::sync::process_id;
 use arc_swap::ArcSwap;
 use std::sync::Arc;
 
@@ -24,14 +25,14 @@ impl<T: Default> Default for ProcessLocal<T> {
 impl<T: Default> ProcessLocal<T> {
     fn fresh() -> Arc<Inner<Arc<T>>> {
         Arc::new(Inner {
-            process: std::process::id(),
+            process: process_id(),
             value: Arc::default(),
         })
     }
 
     /// The value of the calling process.
     pub fn get(&self) -> Arc<T> {
-        self.of(std::process::id())
+        self.of(process_id())
     }
 
     /// The same where the caller knows its process: asking costs a system call.
@@ -41,7 +42,7 @@ impl<T: Default> ProcessLocal<T> {
             return inner.value.clone();
         }
         drop(inner);
-        if process != std::process::id() {
+        if process != process_id() {
             // In a child that was forked in the middle of a call: the rest of the call,
             // if there is any, is about nothing.
             return Arc::default();
@@ -60,7 +61,7 @@ impl<T: Default> ProcessLocal<T> {
 impl<T> Drop for ProcessLocal<T> {
     fn drop(&mut self) {
         let inner = self.0.load_full();
-        if inner.process != std::process::id() {
+        if inner.process != process_id() {
             std::mem::forget(inner);
         }
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import score.distlock
 
 from .conftest import fresh_database, with_options
-from .support.line import Background, wait_until_waiting
+from .support.line import Background, until, wait_until_waiting
 
 Db = psycopg.Connection[Any]
 Conf = score.distlock.ConfiguredDistlockModule
@@ -22,24 +21,17 @@ Conf = score.distlock.ConfiguredDistlockModule
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'closed'"
 
 
-def threads() -> list[str]:
-    """The names of the threads of configurations, in this process."""
-    files = Path("/proc/self/task").glob("*/comm")
-    found = []
-    for file in files:
+def threads() -> dict[str, str]:
+    """The threads of configurations in this process: their names by their ids."""
+    found = {}
+    for file in Path("/proc/self/task").glob("*/comm"):
         with contextlib.suppress(OSError):
-            found.append(file.read_text().strip())
-    return [name for name in found if name.startswith("distlock-")]
+            found[file.parent.name] = file.read_text().strip()
+    return {task: name for task, name in found.items() if name.startswith("distlock-")}
 
 
 def named(url: str) -> str:
     return with_options(url, "application_name=closed")
-
-
-@pytest.fixture
-def before() -> list[str]:
-    """Threads of other tests' configurations, which may still end."""
-    return threads()
 
 
 def await_nothing(db: Db) -> None:
@@ -68,8 +60,13 @@ def use_everything(conf: Conf, db: Db) -> None:
 @pytest.mark.parametrize("how", ["close", "with", "aio"])
 def test_nothing_is_left(url: str, db: Db, how: str) -> None:
     conf = score.distlock.init({"sqlalchemy.url": named(url)})
+    others = threads()
+    wanted = {"distlock-listen", "distlock-extend", "distlock-settle", "distlock-work"}
+
+    def ours() -> set[str]:
+        return {name for task, name in threads().items() if task not in others and name in wanted}
+
     for _ in range(2):
-        others = threading.active_count()
         if how == "with":
             with conf as same:
                 assert same is conf
@@ -81,10 +78,7 @@ def test_nothing_is_left(url: str, db: Db, how: str) -> None:
             else:
                 asyncio.run(conf.aio.close())
         await_nothing(db)
-        del others
-        wanted = {"distlock-listen", "distlock-extend", "distlock-settle", "distlock-work"}
-        while wanted & set(threads()):
-            pass  # those of other tests' configurations end by themselves, after a while
+        until(lambda: not ours())
     assert conf.acquire("again")
 
 

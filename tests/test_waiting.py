@@ -23,7 +23,7 @@ import score.distlock
 from score.distlock import CouldNotAcquireLock
 
 from .conftest import SUPPORT, python, run
-from .support.line import TASKS, Background, threads, wait_until_waiting, waiting
+from .support.line import TASKS, Background, stand_still, threads, wait_until_waiting, waiting
 from .support.pooler import Bouncer
 from .support.proxy import Proxy
 from .support.server import Server
@@ -219,7 +219,7 @@ def test_a_newcomer_does_not_overtake(conf: Conf, db: Db, processes: Any) -> Non
     sleeper = processes(timeout=60)
     sleeper.start()
     wait_until_waiting(db, 1)
-    os.kill(sleeper.process.pid, signal.SIGSTOP)
+    stand_still(db, sleeper.process.pid)
     conf.release("name", token)
     assert conf.try_acquiring("name") is None
     conf.vacuum()
@@ -242,6 +242,7 @@ def test_one_that_does_not_come_delays_nobody_for_long(
     waiter = Background(conf.get("name").acquire, timeout=SOON)
     wait_until_waiting(db, len(gone) + 1)
     for process in gone:
+        stand_still(db, process.process.pid)
         os.kill(process.process.pid, how)
         if how == signal.SIGKILL:
             process.process.wait()

@@ -2,7 +2,7 @@
 //! connection broke or nobody waited for the answer any more. What they do then is undone.
 
 use super::{Lease, Moment, Name, Token};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 /// How long a statement that takes a lock is good for at most, after it was sent: it may be
@@ -24,28 +24,52 @@ pub enum Late {
     Entering(i64),
 }
 
-impl Late {
-    fn is_taking(&self, wanted: &Token) -> bool {
-        matches!(self, Late::Taking { token, .. } if token == wanted)
-    }
-}
-
+/// When to look for what a statement may have done.
 #[derive(Debug)]
 struct Watch {
-    late: Late,
     lease: Lease,
-    /// When to look for what it has done, and for how long not again if it has done nothing.
     next: Moment,
+    /// For how long not to look again if it has done nothing.
     pause: Duration,
     /// It does nothing after that: whoever looks then looks for the last time.
     last: Moment,
+    /// The fence of a hold that was granted to the same token.
+    granted: Option<i64>,
 }
 
-/// What is to be undone.
+impl Watch {
+    const PAUSE: Duration = Duration::from_millis(100);
+    /// For how long to try if the database cannot be asked. The listening connection that keeps
+    /// a ticket alive is gone by then too.
+    const LONGEST: Duration = Duration::from_secs(60);
+
+    fn over(&self, now: Moment) -> bool {
+        self.last + Watch::LONGEST <= now
+    }
+
+    /// Somebody has looked, with statements that were sent at `sent` or later. `false` if that
+    /// was for the last time.
+    fn looked(&mut self, sent: Moment) -> bool {
+        if sent < self.next {
+            return true;
+        }
+        self.pause *= 2;
+        self.next = self.last.min(sent + self.pause);
+        sent < self.last
+    }
+
+    /// The database could not be asked.
+    fn failed(&mut self, now: Moment) {
+        self.pause = (self.pause * 2).min(VALID);
+        self.next = self.next.max(now + self.pause);
+    }
+}
+
+/// What is to be undone, perhaps.
 #[derive(Debug, Default)]
 pub struct Due {
     /// The names that have unwanted holds, perhaps.
-    pub names: Vec<Name>,
+    pub names: HashSet<Name>,
     /// The tickets that are to leave the queues of their names.
     pub tickets: Vec<(Name, i64, Lease)>,
     /// When to look again.
@@ -65,111 +89,129 @@ impl Due {
     }
 }
 
-/// All statements of one process that may be executed late, by the name of the lock.
+/// All statements of one process that may be executed late.
 #[derive(Debug, Default)]
 pub struct Watches {
-    watches: HashMap<Name, Vec<Watch>>,
+    /// Those that may take a lock, by its name and their token.
+    takings: HashMap<Name, HashMap<Token, Watch>>,
+    /// Those that may enter the queue, by their ticket.
+    entries: HashMap<i64, (Name, Watch)>,
 }
 
 impl Watches {
-    const PAUSE: Duration = Duration::from_millis(100);
-    /// For how long to try if the database cannot be asked. The listening connection that keeps
-    /// a ticket alive is gone by then too.
-    const LONGEST: Duration = Duration::from_secs(60);
-
     /// A statement that was sent before `now` may be executed late.
     pub fn add(&mut self, name: &Name, late: Late, lease: Lease, now: Moment) {
-        let last = now + VALID;
-        let next = match late {
-            Late::Taking { .. } => now + Watches::PAUSE,
-            // Nobody holds anything by that, so that one look is enough.
-            Late::Entering(_) => last,
-        };
-        let watches = self.watches.entry(name.clone()).or_default();
-        watches.retain(|watch| watch.late != late);
-        watches.push(Watch {
-            late,
+        let mut watch = Watch {
             lease,
-            next,
-            pause: Watches::PAUSE,
-            last,
-        });
-    }
-
-    /// What statements may have taken a lock: with which tokens, for which leases; and with
-    /// which fence that is a hold that was granted.
-    pub fn takings(&self, name: &Name) -> impl Iterator<Item = (&Token, Lease, Option<i64>)> {
-        let watches = self.watches.get(name).map_or(&[][..], Vec::as_slice);
-        watches.iter().filter_map(|watch| match &watch.late {
-            Late::Taking { token, granted } => Some((token, watch.lease, *granted)),
-            Late::Entering(_) => None,
-        })
-    }
-
-    /// Somebody has looked for what a token holds, and undone it, with statements that were sent
-    /// at `sent` or later.
-    pub fn looked(&mut self, name: &Name, token: &Token, sent: Moment) {
-        self.settle(name, |watch| watch.late.is_taking(token), sent);
-    }
-
-    /// The same for a ticket.
-    pub fn left(&mut self, name: &Name, ticket: i64, sent: Moment) {
-        self.settle(name, |watch| watch.late == Late::Entering(ticket), sent);
-    }
-
-    fn settle(&mut self, name: &Name, is_meant: impl Fn(&Watch) -> bool, sent: Moment) {
-        let Some(watches) = self.watches.get_mut(name) else {
-            return;
+            next: now + Watch::PAUSE,
+            pause: Watch::PAUSE,
+            last: now + VALID,
+            granted: None,
         };
-        watches.retain_mut(|watch| {
-            if is_meant(watch) && watch.next <= sent {
-                watch.pause *= 2;
-                watch.next = watch.last.min(sent + watch.pause);
-                return sent < watch.last;
+        match late {
+            Late::Taking { token, granted } => {
+                watch.granted = granted;
+                let takings = self.takings.entry(name.clone()).or_default();
+                takings.insert(token, watch);
             }
-            true
-        });
-        if watches.is_empty() {
-            self.watches.remove(name);
+            Late::Entering(ticket) => {
+                // Nobody holds anything by that, so that one look is enough.
+                watch.next = watch.last;
+                self.entries.insert(ticket, (name.clone(), watch));
+            }
         }
     }
 
-    /// The database could not be asked about a name.
+    /// The longest lease of what late statements may have taken of a name, if there are any.
+    #[must_use]
+    pub fn lease_of(&self, name: &Name) -> Option<Lease> {
+        let leases = self.takings.get(name)?.values().map(|watch| watch.lease);
+        leases.reduce(Lease::max)
+    }
+
+    /// Whether a hold was taken late: the lease of that.
+    #[must_use]
+    pub fn is_late(&self, name: &Name, token: &Token, fence: Option<i64>) -> Option<Lease> {
+        let watch = self.takings.get(name)?.get(token)?;
+        (watch.granted.is_none() || watch.granted != fence).then_some(watch.lease)
+    }
+
+    /// Somebody has looked for what was taken late of a name, and ended it, with statements that
+    /// were sent at `sent` or later.
+    pub fn looked(&mut self, name: &Name, sent: Moment) {
+        if let Some(takings) = self.takings.get_mut(name) {
+            takings.retain(|_, watch| watch.looked(sent));
+            if takings.is_empty() {
+                self.takings.remove(name);
+            }
+        }
+    }
+
+    /// A ticket was taken out of the queue, by a statement that was sent at `sent`.
+    pub fn left(&mut self, ticket: i64, sent: Moment) {
+        let watched = self.entries.get_mut(&ticket);
+        if watched.is_some_and(|(_, watch)| !watch.looked(sent)) {
+            self.entries.remove(&ticket);
+        }
+    }
+
+    /// The database could not be asked about a name, or a ticket of it is in use.
     pub fn failed(&mut self, name: &Name, now: Moment) {
-        for watch in self.watches.get_mut(name).into_iter().flatten() {
-            watch.pause = (watch.pause * 2).min(VALID);
-            watch.next = watch.next.max(now + watch.pause);
+        for watch in self
+            .takings
+            .get_mut(name)
+            .into_iter()
+            .flat_map(HashMap::values_mut)
+        {
+            watch.failed(now);
+        }
+        for (_, watch) in self.entries.values_mut().filter(|(other, _)| other == name) {
+            watch.failed(now);
         }
     }
 
     /// What to look for now. Forgets what does not matter any more.
     pub fn due(&mut self, now: Moment) -> Due {
         let mut due = Due::default();
-        self.watches.retain(|name, watches| {
-            watches.retain(|watch| now < watch.last + Watches::LONGEST);
-            let mut takings = false;
-            for watch in watches.iter() {
-                due.at(watch.next);
-                match watch.late {
-                    _ if now < watch.next => {}
-                    Late::Taking { .. } => takings = true,
-                    Late::Entering(ticket) => {
-                        due.tickets.push((name.clone(), ticket, watch.lease));
-                    }
+        self.entries.retain(|_, (_, watch)| !watch.over(now));
+        for (ticket, (name, watch)) in &self.entries {
+            due.at(watch.next);
+            if watch.next <= now {
+                due.tickets.push((name.clone(), *ticket, watch.lease));
+            }
+        }
+        self.takings.retain(|name, takings| {
+            takings.retain(|_, watch| !watch.over(now));
+            if let Some(next) = takings.values().map(|watch| watch.next).min() {
+                due.at(next);
+                if next <= now {
+                    due.names.insert(name.clone());
                 }
             }
-            if takings {
-                due.names.push(name.clone());
-            }
-            !watches.is_empty()
+            !takings.is_empty()
         });
         due
+    }
+
+    /// From now on each is looked for once more, at once.
+    pub fn hurry(&mut self, now: Moment) {
+        let takings = self.takings.values_mut().flat_map(HashMap::values_mut);
+        let entries = self.entries.values_mut().map(|(_, watch)| watch);
+        for watch in takings.chain(entries) {
+            (watch.next, watch.last) = (now, now);
+        }
+    }
+
+    /// None of them is looked for any more.
+    pub fn clear(&mut self) {
+        self.takings.clear();
+        self.entries.clear();
     }
 
     /// Whether no statement may be executed late.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.watches.is_empty()
+        self.takings.is_empty() && self.entries.is_empty()
     }
 }
 
@@ -205,13 +247,15 @@ mod tests {
         fn due(&mut self, millis: u64) -> (usize, Vec<i64>, Option<u128>) {
             let due = self.all.due(self.at(millis));
             let tickets = due.tickets.into_iter().map(|(_, ticket, _)| ticket);
+            let mut tickets: Vec<i64> = tickets.collect();
+            tickets.sort_unstable();
             let next = due.next.map(|next| next.since(self.start).as_millis());
-            (due.names.len(), tickets.collect(), next)
+            (due.names.len(), tickets, next)
         }
 
-        fn looked(&mut self, token: &Token, millis: u64) {
-            let sent = self.at(millis);
-            self.all.looked(&self.name.clone(), token, sent);
+        fn looked(&mut self, millis: u64) {
+            self.all
+                .looked(&self.name, self.start + Duration::from_millis(millis));
         }
     }
 
@@ -229,44 +273,64 @@ mod tests {
         let mut test = Test::of(&[taking(&token, None)]);
         for next in [100, 300, 700, 1500, 3100, 5000] {
             // It counts all the time: a newcomer of this process looks for it too.
-            assert_eq!(test.all.takings(&test.name).count(), 1);
-            // Somebody has looked, but too early.
-            test.looked(&token, next - 1);
+            assert!(test.all.is_late(&test.name, &token, Some(1)).is_some());
+            // Somebody else has looked, but too early.
+            test.looked(next - 1);
             assert_eq!(test.due(next - 1), (0, vec![], Some(next.into())));
             assert_eq!(test.due(next), (1, vec![], Some(next.into())));
-            test.looked(&Token::random(), next);
+            test.all.looked(&Name::new("other").unwrap(), test.at(next));
             assert_eq!(test.due(next), (1, vec![], Some(next.into())));
-            test.looked(&token, next);
+            test.looked(next);
         }
         assert!(test.all.is_empty());
     }
 
     #[test]
-    fn only_what_is_looked_for_at_the_end_ends_it() {
-        let token = Token::random();
-        let mut test = Test::of(&[taking(&token, None)]);
-        test.looked(&token, 4999);
+    fn only_who_looks_at_the_end_looks_for_the_last_time() {
+        let mut test = Test::of(&[taking(&Token::random(), None)]);
+        test.looked(4999);
         assert_eq!(test.due(4999), (0, vec![], Some(5000)));
-        test.looked(&token, 5000);
+        test.looked(5000);
         assert!(test.all.is_empty());
     }
 
     #[test]
-    fn the_hold_that_was_granted_is_told() {
-        let (token, other) = (Token::random(), Token::random());
-        let test = Test::of(&[
+    fn the_hold_that_was_granted_is_not_late() {
+        let (token, given_up) = (Token::random(), Token::random());
+        let late = [
             taking(&token, Some(7)),
-            taking(&other, None),
+            taking(&given_up, None),
             Late::Entering(3),
-        ]);
-        let takings: Vec<_> = test.all.takings(&test.name).collect();
-        let expected = [
-            (&token, Lease::SECOND, Some(7)),
-            (&other, Lease::SECOND, None),
         ];
-        assert_eq!(takings, expected);
-        let other = Name::new("other").unwrap();
-        assert_eq!(test.all.takings(&other).count(), 0);
+        let test = Test::of(&late);
+        let (name, other) = (&test.name, Name::new("other").unwrap());
+        assert_eq!(test.all.is_late(name, &token, Some(7)), None);
+        for fence in [Some(8), None] {
+            assert_eq!(test.all.is_late(name, &token, fence), Some(Lease::SECOND));
+            assert_eq!(
+                test.all.is_late(name, &given_up, fence),
+                Some(Lease::SECOND)
+            );
+            assert_eq!(test.all.is_late(name, &Token::random(), fence), None);
+            assert_eq!(test.all.is_late(&other, &token, fence), None);
+        }
+        assert_eq!(test.all.lease_of(&other), None);
+    }
+
+    #[test]
+    fn the_longest_lease_counts() {
+        let mut test = Test::of(&[taking(&Token::random(), None)]);
+        assert_eq!(test.all.lease_of(&test.name), Some(Lease::SECOND));
+        let (longer, late) = (
+            Lease::from_seconds(2.0).unwrap(),
+            taking(&Token::random(), None),
+        );
+        test.all.add(&test.name, late, longer, test.start);
+        assert_eq!(test.all.lease_of(&test.name), Some(longer));
+        assert_eq!(
+            Test::of(&[Late::Entering(3)]).all.lease_of(&test.name),
+            None
+        );
     }
 
     #[test]
@@ -274,24 +338,26 @@ mod tests {
         let mut test = Test::of(&[Late::Entering(3), Late::Entering(4)]);
         assert_eq!(test.due(4999), (0, vec![], Some(5000)));
         assert_eq!(test.due(5000), (0, vec![3, 4], Some(5000)));
-        test.all.left(&test.name.clone(), 3, test.at(5000));
+        test.all.left(3, test.at(5000));
         assert_eq!(test.due(5000), (0, vec![4], Some(5000)));
-        test.all.left(&test.name.clone(), 4, test.at(5000));
+        test.all.left(4, test.at(5000));
         assert!(test.all.is_empty());
     }
 
     #[test]
-    fn what_cannot_be_asked_is_asked_again() {
-        let mut test = Test::of(&[Late::Entering(3)]);
-        test.all.failed(&test.name.clone(), test.at(5000));
-        assert_eq!(test.due(5199), (0, vec![], Some(5200)));
-        assert_eq!(test.due(5200), (0, vec![3], Some(5200)));
-        for pause in [400, 800, 1600, 3200, 5000, 5000] {
-            test.all.failed(&test.name.clone(), test.at(5200));
-            assert_eq!(test.due(5200).2, Some(5200 + pause));
+    fn what_cannot_be_asked_is_asked_again_but_not_for_ever() {
+        let mut test = Test::of(&[Late::Entering(3), taking(&Token::random(), None)]);
+        test.all.failed(&Name::new("other").unwrap(), test.at(5000));
+        assert_eq!(test.due(5000), (1, vec![3], Some(100)));
+        for pause in [200, 400, 800, 1600, 3200, 5000, 5000] {
+            test.all.failed(&test.name.clone(), test.at(5000));
+            assert_eq!(
+                test.due(4999 + pause),
+                (0, vec![], Some(5000 + u128::from(pause)))
+            );
+            assert_eq!(test.due(5000 + pause).1, [3]);
         }
-        // But not for ever.
-        assert_eq!(test.due(64_999).1, [3]);
+        assert_eq!(test.due(64_999), (1, vec![3], Some(10_000)));
         assert_eq!(test.due(65_000), (0, vec![], None));
         assert!(test.all.is_empty());
     }
@@ -299,10 +365,23 @@ mod tests {
     #[test]
     fn what_is_sent_again_begins_again() {
         let mut test = Test::of(&[Late::Entering(3)]);
-        let later = test.at(1000);
-        let late = Late::Entering(3);
-        test.all.add(&test.name.clone(), late, Lease::SECOND, later);
+        let (late, later) = (Late::Entering(3), test.at(1000));
+        test.all.add(&test.name, late, Lease::SECOND, later);
         assert_eq!(test.due(5999), (0, vec![], Some(6000)));
         assert_eq!(test.due(6000), (0, vec![3], Some(6000)));
+    }
+
+    #[test]
+    fn who_leaves_looks_once_more() {
+        let mut test = Test::of(&[Late::Entering(3), taking(&Token::random(), None)]);
+        test.all.hurry(test.at(7));
+        assert_eq!(test.due(7), (1, vec![3], Some(7)));
+        test.looked(7);
+        assert_eq!(test.due(7), (0, vec![3], Some(7)));
+        test.all.left(3, test.at(7));
+        assert!(test.all.is_empty());
+        let mut test = Test::of(&[Late::Entering(3), taking(&Token::random(), None)]);
+        test.all.clear();
+        assert!(test.all.is_empty());
     }
 }

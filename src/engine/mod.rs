@@ -22,4 +22,4 @@ pub use name::Name;
 pub use owner::{Caller, Place};
 pub use queue::{Ask, Line, Outcome, Plan, Seen, TICKET_BITS};
 pub use token::Token;
-pub use unresolved::{Attempt, Unresolved, Unwanted};
+pub use unresolved::{Attempt, Unresolved, Unsettled};

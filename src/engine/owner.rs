@@ -1,8 +1,9 @@
 //! Who holds a lock inside a process: a unit of work.
 
 use super::HoldId;
+use crate::sync::process_id;
+use crate::sync::thread::{self, ThreadId};
 use std::sync::Arc;
-use std::thread::ThreadId;
 
 /// Where code runs: a thread of a process, in a task or greenlet of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -19,8 +20,8 @@ impl Place {
     #[must_use]
     pub fn current(task: Option<u64>, greenlet: Option<u64>) -> Place {
         Place {
-            process: std::process::id(),
-            thread: std::thread::current().id(),
+            process: process_id(),
+            thread: thread::current().id(),
             task,
             greenlet,
         }

@@ -19,8 +19,9 @@
 //! A leader that was woken and does not come, because the event loop it runs in is busy
 //! with something else, is *stalled*: the next one leads until it comes.
 
+use crate::sync::Instant;
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The bits of a ticket that its listener numbers itself.
 pub const TICKET_BITS: u32 = 24;

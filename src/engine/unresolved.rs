@@ -59,15 +59,15 @@ impl Owed {
     }
 }
 
-/// A hold that must not be.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Unwanted {
-    /// Its token.
-    pub token: Token,
-    /// Its lease.
-    pub lease: Lease,
-    /// The fence of another hold with this token that may be.
-    pub except: Option<i64>,
+/// What of a name has to be settled.
+#[derive(Debug, PartialEq)]
+pub struct Unsettled {
+    /// The releases that are owed.
+    pub owed: Vec<(Token, Lease)>,
+    /// Something may have been taken late, for no longer than this lease.
+    pub late: Option<Lease>,
+    /// The statement of another attempt is under way.
+    pub in_flight: bool,
 }
 
 /// All attempts of one process whose outcome is unknown.
@@ -165,36 +165,32 @@ impl Unresolved {
         self.late.add(name, late, lease, now);
     }
 
-    /// What must not hold the lock of a name; and whether the statement of another attempt is
-    /// under way.
+    /// What of a name has to be settled.
     #[must_use]
-    pub fn of(&self, name: &Name) -> (Vec<Unwanted>, bool) {
+    pub fn of(&self, name: &Name) -> Unsettled {
         let owed = self.releases.get(name).map_or(&[][..], Vec::as_slice);
         let pending = owed
             .iter()
-            .filter(|owed| matches!(owed.state, State::Pending { .. }))
-            .map(|owed| (&owed.token, owed.lease, None));
-        let unwanted = pending.chain(self.late.takings(name));
-        let unwanted = unwanted.map(|(token, lease, except)| Unwanted {
-            token: token.clone(),
-            lease,
-            except,
-        });
-        let in_flight = owed.iter().any(|owed| owed.state == State::InFlight)
-            || self.leaving.contains_key(name);
-        (unwanted.collect(), in_flight)
+            .filter(|owed| matches!(owed.state, State::Pending { .. }));
+        Unsettled {
+            owed: pending
+                .map(|owed| (owed.token.clone(), owed.lease))
+                .collect(),
+            late: self.late.lease_of(name),
+            in_flight: owed.iter().any(|owed| owed.state == State::InFlight)
+                || self.leaving.contains_key(name),
+        }
     }
 
-    /// An unwanted hold was ended (`found`), or there was none, by a statement that was sent at
-    /// `sent` or later. `true` if a release was owed, which is done.
-    pub fn executed(&mut self, name: &Name, token: &Token, found: bool, sent: Moment) -> bool {
+    /// A release that was owed was executed: it ended a hold (`found`), or found none. It was
+    /// sent at `sent`.
+    pub fn executed(&mut self, name: &Name, token: &Token, found: bool, sent: Moment) {
         self.settlements += u64::from(found);
-        self.late.looked(name, token, sent);
         let Some(owed) = self.owed(name, token) else {
-            return false;
+            return;
         };
         let State::Pending { .. } = owed.state else {
-            return false;
+            return;
         };
         owed.state = State::Settled;
         let (attempt, lease) = (owed.attempt, owed.lease);
@@ -205,19 +201,30 @@ impl Unresolved {
                 token: token.clone(),
                 granted: None,
             };
-            self.may_come_late(name, late, lease, sent);
+            self.late.add(name, late, lease, sent);
             self.forget(name, token);
         }
-        true
     }
 
-    /// A ticket was taken out of the queue, by a statement that was sent at `sent`; or it
-    /// belongs to somebody who waits.
-    pub fn left(&mut self, name: &Name, ticket: i64, sent: Moment) {
-        self.late.left(name, ticket, sent);
+    /// Whether the hold of a name was taken late: its lease.
+    #[must_use]
+    pub fn is_late(&self, name: &Name, token: &Token, fence: Option<i64>) -> Option<Lease> {
+        self.late.is_late(name, token, fence)
     }
 
-    /// What is unwanted of a name could not be undone.
+    /// Somebody has looked for what was taken late of a name; `found` if there was something,
+    /// which was ended. The statements were sent at `sent` or later.
+    pub fn looked(&mut self, name: &Name, found: bool, sent: Moment) {
+        self.settlements += u64::from(found);
+        self.late.looked(name, sent);
+    }
+
+    /// A ticket was taken out of the queue, by a statement that was sent at `sent`.
+    pub fn left(&mut self, ticket: i64, sent: Moment) {
+        self.late.left(ticket, sent);
+    }
+
+    /// What is to be settled of a name could not be.
     pub fn failed(&mut self, name: &Name, now: Moment) {
         for owed in self.releases.get_mut(name).into_iter().flatten() {
             if let State::Pending { next, pause } = &mut owed.state {
@@ -228,6 +235,16 @@ impl Unresolved {
         self.late.failed(name, now);
     }
 
+    /// What may have been done late is looked for once more, at once.
+    pub fn hurry(&mut self, now: Moment) {
+        self.late.hurry(now);
+    }
+
+    /// What may be done late is left alone: its lease ends it.
+    pub fn give_up_late(&mut self) {
+        self.late.clear();
+    }
+
     /// What is to be undone now. Forgets what does not matter any more.
     pub fn due(&mut self, now: Moment) -> Due {
         let mut due = self.late.due(now);
@@ -236,8 +253,8 @@ impl Unresolved {
             for owed in owed.iter() {
                 if let State::Pending { next, .. } = owed.state {
                     due.at(next);
-                    if next <= now && !due.names.contains(name) {
-                        due.names.push(name.clone());
+                    if next <= now {
+                        due.names.insert(name.clone());
                     }
                 }
             }
@@ -328,9 +345,13 @@ mod tests {
             test
         }
 
-        fn executed(&mut self, found: bool, after: Duration) -> bool {
+        fn executed(&mut self, found: bool, after: Duration) {
             let sent = self.start + after;
-            self.all.executed(&self.name, &self.token, found, sent)
+            self.all.executed(&self.name, &self.token, found, sent);
+        }
+
+        fn looked(&mut self, found: bool, after: Duration) {
+            self.all.looked(&self.name, found, self.start + after);
         }
 
         fn failed(&mut self, after: Duration) {
@@ -341,16 +362,26 @@ mod tests {
         fn due(&mut self, after: Duration) -> (bool, Option<Duration>) {
             let due = self.all.due(self.start + after);
             assert!(due.names.iter().all(|name| *name == self.name));
-            assert!(due.names.len() < 2 && due.tickets.is_empty());
+            assert!(due.tickets.is_empty());
             assert_eq!(due.is_empty(), due.names.is_empty());
             let next = due.next.map(|next| next.since(self.start));
             (!due.names.is_empty(), next)
         }
 
-        /// What must not hold the lock: its tokens.
-        fn unwanted(&self) -> Vec<Token> {
-            let unwanted = self.all.of(&self.name).0.into_iter();
-            unwanted.map(|one| one.token).collect()
+        /// Whose releases are owed.
+        fn owed(&self) -> Vec<Token> {
+            let owed = self.all.of(&self.name).owed.into_iter();
+            owed.map(|(token, _)| token).collect()
+        }
+
+        /// Whether there is nothing to settle of a name.
+        fn settled(&self, name: &Name) -> bool {
+            let nothing = Unsettled {
+                owed: vec![],
+                late: None,
+                in_flight: false,
+            };
+            self.all.of(name) == nothing
         }
     }
 
@@ -358,13 +389,13 @@ mod tests {
     fn a_release_that_is_owed_is_due_at_once_and_belongs_to_its_name() {
         let mut test = Test::owing(Attempt::Release);
         assert_eq!(test.due(Duration::ZERO), (true, Some(Duration::ZERO)));
-        let expected = Unwanted {
-            token: test.token.clone(),
-            lease: lease(60.0),
-            except: None,
+        let expected = Unsettled {
+            owed: vec![(test.token.clone(), lease(60.0))],
+            late: None,
+            in_flight: false,
         };
-        assert_eq!(test.all.of(&test.name), (vec![expected], false));
-        assert_eq!(test.all.of(&name("other")), (vec![], false));
+        assert_eq!(test.all.of(&test.name), expected);
+        assert!(test.settled(&name("other")));
         assert!(!test.all.is_empty());
     }
 
@@ -376,9 +407,9 @@ mod tests {
         test.all
             .owe(&test.name, &other, Attempt::Release, lease(60.0), later);
         assert_eq!(test.due(Duration::ZERO), (true, Some(Duration::ZERO)));
-        assert!(test.executed(true, Duration::ZERO));
+        test.executed(true, Duration::ZERO);
         assert_eq!(test.due(Duration::ZERO), (false, Some(SECOND)));
-        assert_eq!(test.unwanted(), [other]);
+        assert_eq!(test.owed(), [other]);
     }
 
     #[test]
@@ -408,10 +439,10 @@ mod tests {
         let told = |test: &mut Test| test.all.may_be_released(&test.name, &test.token);
         assert_eq!(told(&mut test), Some(false));
         let before = test.all.settlements();
-        assert!(test.executed(true, Duration::ZERO));
+        test.executed(true, Duration::ZERO);
         assert!(test.all.settlements() > before);
         assert_eq!(told(&mut test), Some(true));
-        assert_eq!(test.all.of(&test.name), (vec![], false));
+        assert!(test.settled(&test.name));
         assert_eq!(test.due(59 * SECOND), (false, None));
         assert_eq!(told(&mut test), Some(true));
         assert_eq!(test.due(60 * SECOND), (false, None));
@@ -423,10 +454,11 @@ mod tests {
     fn a_release_that_found_nothing_is_done_too() {
         let mut test = Test::owing(Attempt::Release);
         let before = test.all.settlements();
-        assert!(test.executed(false, Duration::ZERO));
+        test.executed(false, Duration::ZERO);
         assert_eq!(test.all.settlements(), before + 1);
         // Only once.
-        assert!(!test.executed(false, Duration::ZERO));
+        test.executed(false, Duration::ZERO);
+        assert_eq!(test.all.settlements(), before + 1);
         assert_eq!(test.due(Duration::ZERO), (false, None));
         let told = test.all.may_be_released(&test.name, &test.token);
         assert_eq!(told, Some(true));
@@ -439,52 +471,28 @@ mod tests {
             let mut test = Test::owing(Attempt::Acquire);
             assert_eq!(test.all.may_be_released(&test.name, &test.token), None);
             let before = test.all.settlements();
-            assert!(test.executed(found, MILLISECOND));
+            test.executed(found, MILLISECOND);
             assert!(test.all.settlements() > before);
+            assert_eq!(test.owed(), []);
+            assert_eq!(test.all.of(&test.name).late, Some(lease(60.0)));
+            let late = test.all.is_late(&test.name, &test.token, Some(1));
+            assert_eq!(late, Some(lease(60.0)));
             let next = MILLISECOND + Duration::from_millis(100);
             assert_eq!(test.due(MILLISECOND), (false, Some(next)));
             assert_eq!(test.due(next), (true, Some(next)));
-            assert_eq!(test.unwanted(), [test.token.clone()]);
             let before = test.all.settlements();
-            assert!(!test.executed(false, next));
+            test.looked(false, next);
             assert_eq!(test.all.settlements(), before);
-            assert!(!test.executed(true, 2 * next));
+            test.looked(true, next);
             assert_eq!(test.all.settlements(), before + 1);
             assert!(!test.all.is_empty());
-            test.executed(found, MILLISECOND + VALID);
+            test.looked(found, MILLISECOND + VALID);
             assert!(test.all.is_empty());
         }
     }
 
     #[test]
-    fn an_acquire_that_was_repeated_keeps_the_hold_that_it_was_granted() {
-        let mut test = Test::new();
-        let late = Late::Taking {
-            token: test.token.clone(),
-            granted: Some(7),
-        };
-        test.all
-            .may_come_late(&test.name, late, lease(60.0), test.start);
-        let (unwanted, in_flight) = test.all.of(&test.name);
-        assert_eq!((unwanted.len(), in_flight), (1, false));
-        assert_eq!(unwanted[0].except, Some(7));
-        // Its release is another matter.
-        let (release, minute) = (Attempt::Release, lease(60.0));
-        test.all
-            .owe(&test.name, &test.token, release, minute, test.start);
-        let excepted = test.all.of(&test.name).0.into_iter();
-        let excepted: Vec<_> = excepted.map(|one| one.except).collect();
-        assert_eq!(excepted, [None, Some(7)]);
-        assert!(test.executed(true, Duration::ZERO));
-        assert_eq!(test.all.of(&test.name).0.len(), 1);
-        assert_eq!(
-            test.all.may_be_released(&test.name, &test.token),
-            Some(true)
-        );
-    }
-
-    #[test]
-    fn what_is_under_way_is_not_settled_by_a_look() {
+    fn the_release_of_what_was_granted_to_a_repetition_is_another_matter() {
         let mut test = Test::new();
         let (token, minute) = (test.token.clone(), lease(60.0));
         let late = Late::Taking {
@@ -492,11 +500,16 @@ mod tests {
             granted: Some(7),
         };
         test.all.may_come_late(&test.name, late, minute, test.start);
-        let begun = Attempt::Release;
+        assert_eq!(test.all.is_late(&test.name, &token, Some(7)), None);
         test.all
-            .begin(&test.name, &token, begun, minute, test.start);
-        assert!(!test.executed(false, Duration::ZERO));
-        assert!(test.all.of(&test.name).1);
+            .owe(&test.name, &token, Attempt::Release, minute, test.start);
+        assert_eq!(test.owed(), std::slice::from_ref(&token));
+        test.looked(true, VALID);
+        assert_eq!(test.owed(), std::slice::from_ref(&token));
+        test.executed(true, VALID);
+        let done = test.all.may_be_released(&test.name, &token);
+        assert_eq!(done, Some(true));
+        assert!(test.settled(&test.name));
     }
 
     #[test]
@@ -506,13 +519,25 @@ mod tests {
         test.all
             .may_come_late(&test.name, Late::Entering(3), second, test.start);
         // A newcomer has nothing to do with it.
-        assert_eq!(test.unwanted(), []);
+        assert!(test.settled(&test.name));
         let due = test.all.due(test.start + VALID);
         assert!(!due.is_empty() && due.names.is_empty());
         assert_eq!(due.tickets, [(test.name.clone(), 3, second)]);
         test.failed(VALID);
         assert!(test.all.due(test.start + VALID).is_empty());
-        test.all.left(&test.name, 3, test.start + 2 * VALID);
+        test.all.left(3, test.start + 2 * VALID);
+        assert!(test.all.is_empty());
+    }
+
+    #[test]
+    fn who_leaves_looks_once_more_and_then_no_more() {
+        let mut test = Test::owing(Attempt::Acquire);
+        test.executed(false, Duration::ZERO);
+        test.all.hurry(test.start);
+        assert_eq!(test.due(Duration::ZERO), (true, Some(Duration::ZERO)));
+        test.failed(Duration::ZERO);
+        assert!(!test.all.is_empty());
+        test.all.give_up_late();
         assert!(test.all.is_empty());
     }
 
@@ -523,11 +548,11 @@ mod tests {
         let (begun, token) = (Attempt::Release, test.token.clone());
         test.all
             .begin(&test.name, &token, begun, minute, test.start);
-        assert_eq!(test.all.of(&test.name), (vec![], true));
+        assert!(test.all.of(&test.name).in_flight);
         assert_eq!(test.all.may_be_released(&test.name, &token), None);
         // However long it takes.
         assert_eq!(test.due(3600 * SECOND), (false, None));
-        assert_eq!(test.all.of(&test.name), (vec![], true));
+        assert!(test.all.of(&test.name).in_flight);
         let before = test.all.settlements();
         test.all.landed(&test.name, &token);
         assert_eq!(test.all.settlements(), before + 1);
@@ -547,7 +572,7 @@ mod tests {
         assert_eq!(test.due(SECOND), (true, Some(SECOND)));
         // To begin what is owed changes nothing.
         test.all.begin(&test.name, &token, acquire, second, later);
-        assert_eq!(test.unwanted().len(), 1);
+        assert_eq!(test.owed().len(), 1);
         // It matters for one lease, which may begin when the statement comes at last.
         let over = SECOND + VALID + SECOND;
         assert!(test.due(over - MILLISECOND).0);
@@ -596,12 +621,12 @@ mod tests {
         test.all.leaving(&test.name, true);
         let before = test.all.settlements();
         test.all.leaving(&test.name, false);
-        assert_eq!(test.all.of(&test.name), (vec![], true));
-        assert_eq!(test.all.of(&name("other")), (vec![], false));
+        assert!(test.all.of(&test.name).in_flight);
+        assert!(test.settled(&name("other")));
         assert!(!test.all.is_empty());
         assert_eq!(test.all.settlements(), before);
         test.all.leaving(&test.name, false);
-        assert_eq!(test.all.of(&test.name), (vec![], false));
+        assert!(test.settled(&test.name));
         assert!(test.all.is_empty());
         assert_eq!(test.all.settlements(), before + 1);
     }

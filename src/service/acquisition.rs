@@ -19,9 +19,10 @@ use crate::engine::{
 };
 use crate::error::{Error, Obstacle, Result};
 use crate::store::{Budget, Candidate, Queue, Turn};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
-use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, Instant};
+use crate::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
+use crate::sync::{Condvar, Instant, Mutex, process_id};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// For how long to wait.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -153,7 +154,7 @@ impl Acquisition {
             request,
             wait,
             wakeup,
-            process: std::process::id(),
+            process: process_id(),
             given_up: AtomicBool::new(false),
             token: Mutex::new(Token::random()),
             progress: Mutex::new(Progress {
@@ -225,6 +226,9 @@ impl Acquisition {
 
     /// The same, if that needs nothing of the database: a waiter that is not its turn.
     pub fn sleeps(&self) -> Option<Instant> {
+        if self.is_the_parents() {
+            return None;
+        }
         let progress = locked(&self.progress);
         let waiter = progress.waiter.as_ref()?;
         if self.wait.over() {
@@ -241,7 +245,10 @@ impl Acquisition {
         let obstacle = if progress.busy {
             // It is only for the message.
             let budget = budget.at_most(Duration::from_secs(1));
-            Obstacle::Busy(self.locks.store().busy(budget).unwrap_or_default())
+            match self.locks.store().busy(budget) {
+                Err(Error::Forked) => return Error::Forked,
+                busy => Obstacle::Busy(busy.unwrap_or_default()),
+            }
         } else {
             Obstacle::Held
         };
@@ -309,8 +316,8 @@ impl Acquisition {
         if std::mem::take(&mut progress.unknown) {
             // A statement before may take it once more, when this hold is over.
             let late = Late::Taking {
-                token: grant.token.clone(),
-                granted: grant.fence,
+                token: locked(&self.token).clone(),
+                granted: grant.fence.filter(|_| !grant.again),
             };
             let lease = self.locks.lease_of(&self.request);
             self.locks.may_come_late(&self.name, late, lease);
@@ -488,7 +495,7 @@ impl Acquisition {
     }
 
     fn is_the_parents(&self) -> bool {
-        std::process::id() != self.process
+        process_id() != self.process
     }
 
     /// The ticket, if nobody of this process waits any more.

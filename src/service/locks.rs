@@ -15,8 +15,8 @@ use crate::engine::{
 use crate::error::{Error, Result};
 use crate::process::ProcessLocal;
 use crate::store::{About, Answer, Budget, Look, Released, Sql, Store};
-use std::sync::{Arc, Mutex};
-use std::thread;
+use crate::sync::{Mutex, process_id, thread};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A Lock object.
@@ -68,7 +68,7 @@ pub(super) enum Asked {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        let process = std::process::id();
+        let process = process_id();
         if registry(process).with(|holds| holds.forget(self.id)) {
             // Nothing is released: the token may be out.
             log::debug!(
@@ -103,7 +103,7 @@ impl Lock {
     }
 
     fn hold<T>(&self, caller: &Caller, look: impl FnOnce(&Hold) -> T) -> Option<T> {
-        registry(std::process::id()).with(|holds| holds.of(self.id, caller).map(look))
+        registry(process_id()).with(|holds| holds.of(self.id, caller).map(look))
     }
 
     /// The token of the caller's hold, or else of the latest of this object.
@@ -116,7 +116,7 @@ impl Lock {
     #[must_use]
     pub fn fence(&self, caller: &Caller) -> Option<i64> {
         self.hold(caller, |hold| hold.fence)
-            .unwrap_or_else(|| registry(std::process::id()).with(|holds| holds.presented(self.id)))
+            .unwrap_or_else(|| registry(process_id()).with(|holds| holds.presented(self.id)))
     }
 
     /// For how many seconds it is certainly held; 0 if it is not.
@@ -140,7 +140,7 @@ impl Lock {
     /// Whether this object holds the lock, as far as it knows.
     #[must_use]
     pub fn is_held(&self) -> bool {
-        registry(std::process::id()).with(|holds| holds.holds_any(self.id))
+        registry(process_id()).with(|holds| holds.holds_any(self.id))
     }
 
     /// The token that was given, or that of the caller's hold.
@@ -153,7 +153,7 @@ impl Lock {
     /// The block that is open here, as a `with` on the object itself ends it.
     #[must_use]
     pub fn block(&self, caller: &Caller) -> Option<Entered> {
-        registry(std::process::id()).with(|holds| holds.block(self.id, caller))
+        registry(process_id()).with(|holds| holds.block(self.id, caller))
     }
 }
 
@@ -249,7 +249,7 @@ impl Locks {
 
     /// A level is extended automatically no longer.
     pub fn stop_extending(&self, entered: Entered) {
-        registry(std::process::id()).with(|holds| holds.stop_extending(entered));
+        registry(process_id()).with(|holds| holds.stop_extending(entered));
     }
 
     /// A hold with this token must not be: it is released in the background.
@@ -332,8 +332,7 @@ impl Locks {
     /// Whether the owner has no hold of it to enter once more.
     pub(super) fn is_fresh(&self, request: &Request) -> bool {
         request.owner.as_ref().is_none_or(|(lock, caller)| {
-            registry(std::process::id())
-                .with(|holds| !self.reentrant || !holds.is_owned(*lock, caller))
+            registry(process_id()).with(|holds| !self.reentrant || !holds.is_owned(*lock, caller))
         })
     }
 
@@ -504,7 +503,10 @@ impl Locks {
             }
             None => (token.clone(), Loss::Released),
         };
-        registry.report(|holds| holds.lost(hold, reason));
+        // In a child that was forked meanwhile it is the parent's business.
+        if process_id() == budget.process {
+            registry.report(|holds| holds.lost(hold, reason));
+        }
         (token, reason)
     }
 
@@ -620,7 +622,7 @@ impl Locks {
 
     /// A guard has seen the hold of this token in the database.
     pub fn seen(&self, lock: &Lock, token: &Token, fence: Option<i64>) {
-        registry(std::process::id()).with(|holds| holds.present(lock.id, token, fence));
+        registry(process_id()).with(|holds| holds.present(lock.id, token, fence));
     }
 
     /// Asks the database whether the hold of a token is lost.
@@ -641,7 +643,7 @@ impl Locks {
 
     /// A block begins to end: its level is gone. [`Locks::finish`] does the rest.
     pub fn begin_exit(&self, lock: &Lock, entered: Option<Entered>) -> Ending {
-        let registry = registry(std::process::id());
+        let registry = registry(process_id());
         let Some(entered) = entered else {
             return Ending::Nothing;
         };
@@ -687,8 +689,7 @@ impl Locks {
 
     /// A `release()` begins.
     pub fn begin_release(&self, lock: &Lock, caller: &Caller, token: Option<&Token>) -> Ending {
-        registry(std::process::id())
-            .with(|holds| holds.release(lock.id, caller, token, Moment::now()))
+        registry(process_id()).with(|holds| holds.release(lock.id, caller, token, Moment::now()))
     }
 
     /// Does what the end of a block, or a release, needs done in the database.
@@ -793,7 +794,7 @@ impl Locks {
         } else {
             self.why_lost(name, &current, None, budget)
         };
-        if let Some(hold) = hold {
+        if let Some(hold) = hold.filter(|_| process_id() == budget.process) {
             registry.report(|holds| holds.not_released(hold, reason, own));
         }
         Err(Error::Expired(name.clone(), current, reason))
@@ -864,6 +865,8 @@ impl Locks {
                 };
                 Err(Error::Expired(lock.name.clone(), old, reason))
             }
+            // In a child that was forked meanwhile it is the parent's business.
+            Err(Error::Forked) => Err(Error::Forked),
             Err(error) => {
                 if error.outcome_unknown() {
                     owed.with(|unresolved| {

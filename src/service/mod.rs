@@ -2,6 +2,8 @@
 
 mod acquisition;
 mod insight;
+#[cfg(all(test, feature = "shuttle"))]
+mod interleavings;
 mod locks;
 mod owed;
 mod registry;
@@ -15,7 +17,8 @@ pub use locks::{Lock, Locks, Request};
 pub use registry::{OnLost, registry};
 pub use waiters::Wakeup;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use crate::sync::{Mutex, MutexGuard};
+use std::sync::PoisonError;
 
 /// No step under the mutexes of this module can fail half-way, so a panic elsewhere
 /// spoils nothing.

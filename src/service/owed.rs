@@ -2,10 +2,11 @@
 
 use super::locked;
 use super::registry::registry;
-use crate::engine::{Attempt, Late, Lease, Moment, Name, Token, Unresolved, Unwanted};
+use crate::engine::{Attempt, Due, Late, Lease, Moment, Name, Token, Unresolved, Unsettled};
 use crate::error::{Error, Result};
 use crate::store::{Budget, Released, Store};
-use std::sync::{Condvar, Mutex, PoisonError};
+use crate::sync::{Condvar, Mutex, thread};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 #[derive(Default)]
@@ -87,10 +88,11 @@ impl Owed {
         locked(&self.state).attended = false;
     }
 
-    /// Ends the thread as soon as nothing is owed.
+    /// Ends the thread as soon as nothing is owed, after one more look for what was done late.
     pub fn retire(&self) {
         let mut state = locked(&self.state);
         state.retired = state.attended;
+        state.unresolved.hurry(Moment::now());
         drop(state);
         self.changed.notify_all();
     }
@@ -100,9 +102,9 @@ impl Owed {
     pub fn settle(&self, store: &Store, name: &Name, budget: Budget) -> Result<bool> {
         let mut any = false;
         loop {
-            let (unwanted, in_flight) = self.with(|unresolved| unresolved.of(name));
-            any |= self.undo(store, name, &unwanted, budget)?;
-            if !in_flight {
+            let unsettled = self.with(|unresolved| unresolved.of(name));
+            any |= self.undo(store, name, &unsettled, budget)?;
+            if !unsettled.in_flight {
                 return Ok(any);
             }
             any = true;
@@ -111,7 +113,7 @@ impl Owed {
             };
             let mut state = locked(&self.state);
             // Looked at under the mutex: an end that comes now is not missed.
-            if state.unresolved.of(name).1 {
+            if state.unresolved.of(name).in_flight {
                 state.waiting += 1;
                 let waited = self.changed.wait_timeout(state, slice);
                 waited.unwrap_or_else(PoisonError::into_inner).0.waiting -= 1;
@@ -122,33 +124,62 @@ impl Owed {
         }
     }
 
-    /// Ends the hold of a name if it must not be: there is one at most, so one look tells which
-    /// of many it is. Tells whether there was one.
+    /// Ends the holds of a name that must not be. Tells whether there was one.
     fn undo(
         &self,
         store: &Store,
         name: &Name,
-        unwanted: &[Unwanted],
+        unsettled: &Unsettled,
         budget: Budget,
     ) -> Result<bool> {
-        if unwanted.is_empty() {
-            return Ok(false);
-        }
-        let sent = Moment::now();
-        let ended = match end_unwanted(store, name, unwanted, budget) {
-            Ok(ended) => ended,
-            Err(error) => {
-                self.with(|unresolved| unresolved.failed(name, Moment::now()));
-                return Err(error);
+        let mut any = false;
+        let mut undo = || {
+            for (token, lease) in &unsettled.owed {
+                any |= self.release(store, name, token, *lease, budget)?;
             }
+            if let Some(lease) = unsettled.late {
+                any |= self.look(store, name, lease, budget)?;
+            }
+            Ok(())
         };
-        for one in unwanted {
-            let found = ended == Some(&one.token);
-            if self.with(|unresolved| unresolved.executed(name, &one.token, found, sent)) {
-                registry(budget.process).report(|holds| holds.settled(&one.token));
+        let undone = undo();
+        // In a child that was forked meanwhile it is the parent's business.
+        if !matches!(undone, Ok(()) | Err(Error::Forked)) {
+            self.with(|unresolved| unresolved.failed(name, Moment::now()));
+        }
+        undone.map(|()| any)
+    }
+
+    /// Executes a release that is owed.
+    fn release(
+        &self,
+        store: &Store,
+        name: &Name,
+        token: &Token,
+        lease: Lease,
+        budget: Budget,
+    ) -> Result<bool> {
+        let sent = Moment::now();
+        let found = store.release(name, token, lease, false, budget)? != Released::Lost;
+        self.with(|unresolved| unresolved.executed(name, token, found, sent));
+        registry(budget.process).report(|holds| holds.settled(token));
+        Ok(found)
+    }
+
+    /// Ends the hold of a name if it was taken late: there is one at most, so one look tells
+    /// which of many tokens has taken it.
+    fn look(&self, store: &Store, name: &Name, lease: Lease, budget: Budget) -> Result<bool> {
+        let sent = Moment::now();
+        let mut found = false;
+        if let Some((token, fence)) = store.holder_of(name, lease, budget)? {
+            let late = self.with(|unresolved| unresolved.is_late(name, &token, fence));
+            if let Some(lease) = late {
+                let released = store.release(name, &token, lease, false, budget)?;
+                found = released != Released::Lost;
             }
         }
-        Ok(ended.is_some())
+        self.with(|unresolved| unresolved.looked(name, found, sent));
+        Ok(found)
     }
 
     /// Undoes things for as long as there is something to undo, or to look for. The work of a
@@ -181,18 +212,39 @@ impl Owed {
                 }
                 continue;
             }
+            let retired = state.retired;
             drop(state);
-            for name in due.names {
-                let (unwanted, _) = self.with(|unresolved| unresolved.of(&name));
-                let budget = Budget::new(LIMIT, &|| Ok(()));
-                let undone = self.undo(store, &name, &unwanted, budget);
-                pause_after(&name, undone.err());
+            let undone = self.undo_all(store, due, &in_use);
+            if retired {
+                // Who closes does not wait for what may be done later.
+                self.with(Unresolved::give_up_late);
             }
-            for (name, ticket, lease) in due.tickets {
-                let left = self.leave(store, &name, ticket, lease, &in_use);
-                pause_after(&name, left.err());
+            if undone.is_err() {
+                thread::sleep(Duration::from_millis(100));
             }
         }
+    }
+
+    /// An error if the database is out of reach: the rest would fare no better.
+    fn undo_all(&self, store: &Store, due: Due, in_use: impl Fn(i64) -> bool) -> Result<()> {
+        let check = |name: &Name, undone: Result<()>| match undone {
+            Err(error @ Error::Unavailable(_)) => Err(error),
+            Err(error) => {
+                log::debug!("something of lock {name} is to be undone: {error}");
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        };
+        for name in due.names {
+            let unsettled = self.with(|unresolved| unresolved.of(&name));
+            let budget = Budget::new(LIMIT, &|| Ok(()));
+            let undone = self.undo(store, &name, &unsettled, budget);
+            check(&name, undone.map(drop))?;
+        }
+        for (name, ticket, lease) in due.tickets {
+            check(&name, self.leave(store, &name, ticket, lease, &in_use))?;
+        }
+        Ok(())
     }
 
     /// Takes a ticket out of the queue that a late statement may have put there.
@@ -205,53 +257,23 @@ impl Owed {
         in_use: impl Fn(i64) -> bool,
     ) -> Result<()> {
         let sent = Moment::now();
-        let left = if in_use(ticket) {
-            Ok(())
-        } else {
-            let budget = Budget::new(LIMIT, &|| Ok(()));
-            store.leave(name, ticket, lease, budget)
-        };
+        if in_use(ticket) {
+            // Its statement may have taken the ticket out before the late one put it back, and
+            // not be answered yet: whoever waits with it does not know.
+            self.with(|unresolved| unresolved.failed(name, sent));
+            return Ok(());
+        }
+        let budget = Budget::new(LIMIT, &|| Ok(()));
+        let left = store.leave(name, ticket, lease, budget);
         self.with(|unresolved| match &left {
-            Ok(()) => unresolved.left(name, ticket, sent),
+            Ok(()) => unresolved.left(ticket, sent),
             Err(_) => unresolved.failed(name, Moment::now()),
         });
         left
     }
 }
 
-/// Ends the hold of a name if it is one of these; tells its token.
-fn end_unwanted<'a>(
-    store: &Store,
-    name: &Name,
-    unwanted: &'a [Unwanted],
-    budget: Budget,
-) -> Result<Option<&'a Token>> {
-    let leases = unwanted.iter().map(|one| one.lease);
-    let lease = leases.fold(Lease::ZERO, Lease::max);
-    let Some((token, fence)) = store.holder_of(name, lease, budget)? else {
-        return Ok(None);
-    };
-    let meant = unwanted
-        .iter()
-        .find(|one| one.token == token && (one.except.is_none() || one.except != fence));
-    let Some(meant) = meant else {
-        return Ok(None);
-    };
-    let released = store.release(name, &meant.token, meant.lease, false, budget)?;
-    Ok((released != Released::Lost).then_some(&meant.token))
-}
-
-/// What could not be undone is tried again.
-fn pause_after(name: &Name, error: Option<Error>) {
-    let Some(error) = error else { return };
-    log::debug!("something of lock {name} is to be undone: {error}");
-    if matches!(error, Error::Unavailable(_)) {
-        // The others fare no better.
-        std::thread::sleep(Duration::from_millis(100));
-    }
-}
-
-#[cfg(test)]
+#[cfg(all(test, not(feature = "shuttle")))]
 mod tests {
     use super::*;
     use crate::store::{Request, Settings, Url};

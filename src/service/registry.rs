@@ -3,8 +3,9 @@
 use super::locked;
 use crate::engine::{Holds, LevelId, Name, Reported};
 use crate::process::ProcessLocal;
+use crate::sync::Mutex;
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock, Mutex, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 
 /// Tells an owner that its hold is lost. It is called on any thread and must not block.
 pub type OnLost = Box<dyn FnOnce() + Send>;

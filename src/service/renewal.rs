@@ -6,9 +6,10 @@ use super::locked;
 use super::registry::registry;
 use crate::engine::{Condition, Deadline, Entered, Hold, HoldId, Lease, Loss, Moment, Name, Token};
 use crate::store::{Budget, Renewed, Store};
+use crate::sync::{Condvar, Instant, Mutex, process_id};
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 /// A hold that is to be renewed now.
 struct Due {
@@ -91,7 +92,7 @@ impl Class {
     /// Whether there is no thread, or one that ends by this.
     fn retire(&self) -> bool {
         let mut state = locked(&self.state);
-        let process = std::process::id();
+        let process = process_id();
         // Levels that have been left are still here until their time comes.
         registry(process).with(|holds| {
             state
@@ -107,7 +108,7 @@ impl Class {
 
     /// Extends for as long as there is something to extend.
     pub fn attend(&self, store: &Store) {
-        let process = std::process::id();
+        let process = process_id();
         loop {
             let mut state = locked(&self.state);
             let next = state.entries.values().min().copied();
@@ -206,7 +207,10 @@ impl Class {
             }
             let next = match (&answer, renewed) {
                 (Err(error), _) => Class::failed(&due, &error.to_string(), process),
-                (Ok(_), Some(Renewed::Until(deadline))) => {
+                // Another fence is that of another hold: the token has taken the lock once more.
+                (Ok(_), Some(Renewed::Until(deadline, fence)))
+                    if registry(process).with(|holds| holds.may_have(due.hold, fence)) =>
+                {
                     registry(process).with(|holds| holds.extended(due.hold, deadline));
                     Some(part(due.lease, 3.0))
                 }
@@ -214,7 +218,7 @@ impl Class {
                     let error = "its row is locked by another transaction";
                     Class::failed(&due, error, process)
                 }
-                (Ok(_), Some(Renewed::Gone) | None) => {
+                (Ok(_), Some(Renewed::Gone | Renewed::Until(..)) | None) => {
                     gone.push(due);
                     continue;
                 }

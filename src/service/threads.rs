@@ -3,7 +3,8 @@
 use super::locked;
 use crate::error::Result;
 use crate::store::Budget;
-use std::sync::{Arc, Condvar, Mutex};
+use crate::sync::{Condvar, Mutex};
+use std::sync::Arc;
 
 /// The threads of one process.
 #[derive(Default)]

@@ -5,11 +5,11 @@ use super::locked;
 use super::registry::{Crowd, registry};
 use crate::engine::{Lease, Line, Name, Outcome, Plan, Seen, TICKET_BITS};
 use crate::store::{Budget, Call, Failure, Listener, NotListening, Queue, Store};
-use rand::RngExt;
+use crate::sync::{Condvar, Instant, Mutex, process_id, random};
 use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
 
 /// How a waiter is woken.
 pub enum Wakeup {
@@ -77,7 +77,7 @@ const QUIET: Duration = Duration::from_secs(30);
 const OPENING: Duration = Duration::from_secs(5);
 
 fn jitter(seconds: std::ops::Range<f64>) -> Duration {
-    Duration::from_secs_f64(rand::rng().random_range(seconds))
+    Duration::from_secs_f64(random(seconds))
 }
 
 impl Crowd for Waiters {
@@ -94,7 +94,7 @@ impl Waiters {
         let mut state = locked(&self.state);
         if !std::mem::replace(&mut state.registered, true) {
             let crowd: Weak<Waiters> = Arc::downgrade(self);
-            registry(std::process::id()).add(crowd);
+            registry(process_id()).add(crowd);
         }
         state.numbers += 1;
         let number = state.numbers;

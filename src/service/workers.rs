@@ -2,9 +2,9 @@
 
 use crate::error::Result;
 use crate::store::Budget;
+use crate::sync::{Condvar, Mutex, MutexGuard, thread};
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 /// Something to be done.

@@ -1,7 +1,8 @@
 //! How long a call may take, and whether its caller still wants the result.
 
 use crate::error::{Error, Result};
-use std::time::{Duration, Instant};
+use crate::sync::{Instant, process_id, thread};
+use std::time::Duration;
 
 /// Asks the caller's world whether to go on; for Python, whether a signal came.
 pub type Check<'a> = &'a dyn Fn() -> Result<()>;
@@ -36,7 +37,7 @@ impl<'a> Budget<'a> {
     pub fn new(timeout: Duration, check: Check<'a>) -> Budget<'a> {
         Budget {
             until: after(timeout),
-            process: std::process::id(),
+            process: process_id(),
             urgent: false,
             check,
             tick: Budget::TICK,
@@ -102,7 +103,7 @@ impl<'a> Budget<'a> {
     /// handler has forked: the connection under way is its parent's.
     pub fn check(self) -> Result<()> {
         let wanted = (self.check)();
-        if std::process::id() == self.process {
+        if process_id() == self.process {
             wanted
         } else {
             Err(Error::Forked)
@@ -113,7 +114,7 @@ impl<'a> Budget<'a> {
     pub fn pause(self, pause: Duration) -> Result<()> {
         let pause = self.at_most(pause);
         while let Some(slice) = pause.slice() {
-            std::thread::sleep(slice);
+            thread::sleep(slice);
             pause.check()?;
         }
         Ok(())

@@ -11,6 +11,8 @@ mod dial;
 mod failure;
 mod insight;
 mod listener;
+#[cfg(all(test, feature = "shuttle"))]
+pub mod memory;
 mod outage;
 mod places;
 mod pool;
@@ -29,10 +31,16 @@ pub use budget::{Budget, Check};
 pub use connect::unsupported;
 pub use failure::Failure;
 pub use insight::{About, Record};
-pub use listener::{Call, Listener, NotListening};
+#[cfg(not(all(test, feature = "shuttle")))]
+pub use listener::Listener;
+pub use listener::{Call, NotListening};
+#[cfg(all(test, feature = "shuttle"))]
+pub use memory::{Listener, Store};
 pub use pool::Settings;
 pub use schema::schema_sql;
 pub use sql::Sql;
-pub use statements::{Answer, Candidate, Look, Queue, Released, Renewed, Store, Turn};
+#[cfg(not(all(test, feature = "shuttle")))]
+pub use statements::Store;
+pub use statements::{Answer, Candidate, Look, Queue, Released, Renewed, Turn};
 pub use stream::inherited;
 pub use url::{Request, Url};

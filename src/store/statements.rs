@@ -145,8 +145,8 @@ pub struct Candidate<'a> {
 /// What came of the attempt to renew a hold along with others.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Renewed {
-    /// It is extended until this deadline.
-    Until(Deadline),
+    /// The hold with this fence is extended until this deadline.
+    Until(Deadline, Option<i64>),
     /// It is there, but another transaction has locked its row.
     Locked,
     /// The token has no hold.
@@ -775,7 +775,7 @@ impl Store {
             let position = position.wrapping_sub(1);
             if let Some(lease) = leases.get(position) {
                 renewed[position] = if row.get("extended")? {
-                    Renewed::Until(Deadline::new(answer.sent, *lease))
+                    Renewed::Until(Deadline::new(answer.sent, *lease), row.get("fence")?)
                 } else {
                     Renewed::Locked
                 };

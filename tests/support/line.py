@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -49,6 +51,17 @@ def until(condition: Callable[[], Any]) -> None:
     """Returns when it is true; the test's own time limit ends it otherwise."""
     while not condition():
         time.sleep(0.002)
+
+
+def stand_still(db: Db, pid: int) -> None:
+    """A process is stopped while it has asked for nothing: its server processes are done too."""
+    os.kill(pid, signal.SIGSTOP)
+    query = """
+        SELECT count(*) FROM pg_stat_activity
+         WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'active'
+    """
+    for _ in range(20):  # what was sent may not have been read yet
+        until(lambda: db.execute(query).fetchone() == (0,))
 
 
 def outlive(db: Db, name: str = "name") -> None:

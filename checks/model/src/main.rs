@@ -3,8 +3,8 @@
 //! `cargo run --release --manifest-path checks/model/Cargo.toml -- [--large] [--json FILE]`
 //!
 //! Each run explores every state of a small system, and every order of its transitions
-//! (`protocol.rs`). It fails unless each promise holds, each fault that is known is found, and
-//! each fault that was built in is noticed. `docs/model.rst` says what is left out.
+//! (`protocol.rs`). It fails unless each promise holds, and each fault that was built in is
+//! noticed. `docs/model.rst` says what is left out.
 
 mod progress;
 mod protocol;
@@ -96,7 +96,7 @@ mod tests {
 
     #[test]
     fn each_fault_that_is_built_in_is_noticed() {
-        for run in runs::all() {
+        for run in runs::all().into_iter().filter(|run| !run.large) {
             if let Purpose::Mutant(property) = run.purpose {
                 let (right, result) = run.execute(2);
                 assert!(right, "{}: \"{property}\" holds: {result:#}", run.title());

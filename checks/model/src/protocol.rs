@@ -3,7 +3,8 @@
 
 use crate::sizes::{Mutant, Sizes};
 use crate::state::{
-    Attempt, Hold, Kind, Message, OLD, Owed, Process, Reply, Row, State, Ticket, Token, small,
+    Attempt, Hold, Kind, Late, Message, OLD, Owed, Process, Reply, Row, State, Ticket, Token,
+    Watch, small,
 };
 use stateright::{Model, Property};
 
@@ -12,8 +13,10 @@ use stateright::{Model, Property};
 pub enum Slot {
     /// That of the leader.
     Call,
-    /// That of a release, or of a background thread.
+    /// That of a release, of the extending thread, or of who leaves the queue.
     Back,
+    /// That of the settling thread.
+    Look,
     /// One whose answer nobody waits for.
     Late,
 }
@@ -37,8 +40,10 @@ pub enum Action {
     Release { process: usize },
     /// The hold is to be extended.
     Extend { process: usize },
-    /// A release that is owed is sent.
-    Repay { process: usize },
+    /// The settling thread, or a newcomer, looks for unwanted holds.
+    Look { process: usize },
+    /// The settling thread takes a ticket out of the queue that may have entered late.
+    LeaveLate { process: usize },
     /// The process leaves the queue of the database.
     Leave { process: usize },
     /// A notification arrives.
@@ -102,13 +107,21 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
     ),
     ("Execute: Leave", &["leave.sql", "notified.sql"]),
     (
+        "Execute: Look, Undo",
+        &["holder.sql", "service/owed.rs::end_unwanted"],
+    ),
+    (
         "Receive",
         &[
             "store/statements.rs::taken",
             "service/acquisition.rs::accept",
             "engine/lease.rs::new",
             "engine/queue.rs::found",
+            "service/acquisition.rs::granted",
+            "engine/late.rs::add",
             "engine/unresolved.rs::executed",
+            "engine/late.rs::looked",
+            "engine/late.rs::left",
         ],
     ),
     (
@@ -120,6 +133,7 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
         &[
             "service/acquisition.rs::give_up",
             "engine/unresolved.rs::owe",
+            "engine/late.rs::add",
         ],
     ),
     (
@@ -128,8 +142,16 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
     ),
     ("Extend", &["service/renewal.rs::renew"]),
     (
-        "Repay",
-        &["service/owed.rs::attend", "engine/unresolved.rs::due"],
+        "Look",
+        &[
+            "service/owed.rs::attend",
+            "service/owed.rs::settle",
+            "engine/unresolved.rs::of",
+        ],
+    ),
+    (
+        "LeaveLate",
+        &["service/owed.rs::leave", "service/waiters.rs::uses"],
     ),
     ("Leave", &["service/locks.rs::leave_queue_now"]),
     (
@@ -206,6 +228,7 @@ impl State {
                 }
                 // No row came back: wait.sql finds out, and is sent now.
                 message.age = 0;
+                message.repeated = false;
                 message.kind = Kind::Wait {
                     ticket,
                     previous: None,
@@ -218,7 +241,7 @@ impl State {
                 previous,
                 more,
             } => self.wait(sizes, process, message, (ticket, previous, more)),
-            Kind::Number { lease } => {
+            Kind::Number { lease, before, .. } => {
                 let fence = match &self.row {
                     Some(row) if row.held_by(process, message.token) => row.fence,
                     _ => {
@@ -226,6 +249,9 @@ impl State {
                         return Some(Reply::Refused { queued: false, due });
                     }
                 };
+                if fence != before && !sizes.is(Mutant::NumbersAgain) {
+                    return Some(Reply::Granted { fence, lease });
+                }
                 let fence = self.next_fence(fence);
                 if let Some(row) = &mut self.row {
                     row.fence = fence;
@@ -244,7 +270,15 @@ impl State {
                 row.left = row.left.max(signed(sizes.lease));
                 Some(Reply::Found(true))
             }
-            Kind::Release => {
+            Kind::Look => {
+                let Some(token) = self.unwanted(sizes, process) else {
+                    return Some(Reply::Found(false));
+                };
+                message.kind = Kind::Undo;
+                message.token = token;
+                None
+            }
+            Kind::Release | Kind::Undo => {
                 let held = |row: &&mut Row| row.held_by(process, message.token);
                 let Some(row) = self.row.as_mut().filter(held) else {
                     return Some(Reply::Found(false));
@@ -275,6 +309,17 @@ impl State {
         }
     }
 
+    /// `end_unwanted`: the token of the hold, if the look under way asks for it.
+    fn unwanted(&self, sizes: &Sizes, process: usize) -> Option<Token> {
+        let row = self.row.as_ref().filter(|row| row.live())?;
+        let (_, token) = row.holder.filter(|(of, _)| *of == small(process))?;
+        let of = &self.processes[process];
+        let owed = of.owed.iter().any(|owed| owed.asked && owed.token == token);
+        let mut watches = of.watches.iter().filter(|watch| watch.asked);
+        let late = watches.any(|watch| watch.means(token, row.fence, sizes));
+        (owed || late).then_some(token)
+    }
+
     /// `acquire.sql`, which also covers `retake.sql`.
     fn acquire(
         &mut self,
@@ -296,7 +341,7 @@ impl State {
             return Some(self.take(sizes, process, message, (None, None, false)));
         }
         if row.held_by(process, message.token) {
-            return self.mine(message);
+            return self.mine(message, None);
         }
         Some(Reply::Refused {
             queued: false,
@@ -326,10 +371,11 @@ impl State {
         if free && timely && turn {
             return Some(self.take(sizes, process, message, (Some(ticket), previous, more)));
         }
-        if row.held_by(process, message.token) {
-            return self.mine(message);
-        }
         let own = (small(process), ticket);
+        if row.held_by(process, message.token) {
+            let queued = row.waiters.contains(&own);
+            return self.mine(message, Some((ticket, queued)));
+        }
         if timely && !row.waiters.contains(&own) {
             let previous = previous.map(|ticket| (own.0, ticket));
             match row
@@ -397,10 +443,11 @@ impl State {
         let fence = std::mem::take(&mut message.drawn);
         let lease = sizes.lease;
         let mut row = Row::held(small(process), message.token, lease, fence);
-        if let Kind::Wait {
-            ticket, more: true, ..
-        } = message.kind
-        {
+        let queued = match message.kind {
+            Kind::Wait { ticket, more, .. } => Some((ticket, more)),
+            _ => None,
+        };
+        if let Some((ticket, true)) = queued {
             row.waiters.push((small(process), ticket));
         }
         self.row = Some(row);
@@ -408,15 +455,21 @@ impl State {
             return Some(Reply::Granted { fence, lease });
         }
         // Not the newest: it may be older than others of the name.
-        message.kind = Kind::Number { lease };
+        message.kind = Kind::Number {
+            lease,
+            before: fence,
+            queued,
+        };
         None
     }
 
     /// A repetition has found its own token: `number.sql` gives it a fence.
-    fn mine(&mut self, message: &mut Message) -> Option<Reply> {
-        let left = self.row.as_ref().map_or(0, |row| row.left);
+    fn mine(&mut self, message: &mut Message, queued: Option<(Ticket, bool)>) -> Option<Reply> {
+        let row = self.row.as_ref()?;
         message.kind = Kind::Number {
-            lease: left.unsigned_abs(),
+            lease: row.left.unsigned_abs(),
+            before: row.fence,
+            queued,
         };
         None
     }
@@ -463,19 +516,20 @@ impl State {
     fn accept(&mut self, sizes: &Sizes, process: usize, fence: u8, left: u8, queued: Option<bool>) {
         let of = &mut self.processes[process];
         let Some(attempt) = of.attempt else { return };
+        let token = attempt.token;
+        if attempt.unknown && !sizes.is(Mutant::RepetitionNotWatched) {
+            // A statement before may take it once more.
+            let granted = fence;
+            of.watch(Late::Taking { token, granted }, Sizes::VALID + 1);
+        }
         self.end_wait(process, Outcome::Acquired(queued), sizes.lease);
         let of = &mut self.processes[process];
         if left == 0 || of.hold.is_some() {
             // Too late: the hold is given back.
-            let unknown = attempt.unknown && sizes.repaired;
-            of.owe_hold(sizes, attempt.token, unknown);
+            of.owe(token, false, sizes.lease);
             return;
         }
-        of.hold = Some(Hold {
-            token: attempt.token,
-            left,
-            unknown: attempt.unknown && sizes.repaired,
-        });
+        of.hold = Some(Hold { token, left });
         self.fence_fell |= fence <= self.told;
         self.told = self.told.max(fence);
     }
@@ -490,10 +544,14 @@ impl State {
         } else {
             message.age
         };
+        if message.repeated {
+            of.watch_ticket(sizes, message.kind);
+        }
         match (message.reply, message.kind) {
             (Some(Reply::Granted { fence, lease }), kind) => {
                 let queued = match kind {
                     Kind::Wait { more, .. } | Kind::Take { more, .. } => Some(more),
+                    Kind::Number { queued, .. } => queued.map(|(_, queued)| queued),
                     _ => None,
                 };
                 self.accept(sizes, process, fence, lease.saturating_sub(age), queued);
@@ -524,7 +582,15 @@ impl State {
                     of.hold = None;
                 }
             }
-            (Some(Reply::Found(found)), Kind::Release) => of.executed(sizes, &message, found),
+            // `Owed::resolved`.
+            (_, Kind::Release) => of.owed.retain(|owed| owed.token != message.token),
+            (Some(Reply::Found(found)), Kind::Look | Kind::Undo) => {
+                of.looked(sizes, &message, found);
+            }
+            (_, Kind::Leave { ticket }) if slot == Slot::Look => {
+                of.watches
+                    .retain(|watch| watch.late != Late::Entering(ticket));
+            }
             _ => {}
         }
     }
@@ -537,10 +603,8 @@ impl State {
         for of in &mut self.processes {
             of.began = false;
             of.due = of.due.saturating_sub(1);
-            for message in [&mut of.call, &mut of.back, &mut of.late]
-                .into_iter()
-                .flatten()
-            {
+            let messages = [&mut of.call, &mut of.back, &mut of.look, &mut of.late];
+            for message in messages.into_iter().flatten() {
                 message.age = (message.age + 1).min(sizes.oldest());
             }
             // What is too late to take anything does nothing, nor does it enter the queue.
@@ -548,22 +612,32 @@ impl State {
                 !late.kind.takes() || late.age <= Sizes::VALID || sizes.is(Mutant::NeverTooLate)
             });
             for owed in &mut of.owed {
-                if owed.checked {
-                    owed.valid = owed.valid.saturating_sub(1);
-                }
                 owed.until = owed.until.saturating_sub(1);
             }
-            of.owed.retain(|owed| owed.until > 0);
+            of.owed.retain(|owed| owed.in_flight || owed.until > 0);
+            for watch in &mut of.watches {
+                watch.left = watch.left.saturating_sub(1);
+            }
             if let Some(hold) = &mut of.hold {
                 hold.left -= 1;
                 if hold.left == 0 {
                     // `LockExpired`. The row may be live a little longer: `Ending::Lost`.
                     let hold = *hold;
                     of.hold = None;
-                    of.owe_hold(sizes, hold.token, hold.unknown);
+                    of.owe(hold.token, false, sizes.lease);
                 }
             }
         }
+    }
+}
+
+impl Watch {
+    /// Whether it is the one to end this hold.
+    fn means(self, hold: Token, fence: u8, sizes: &Sizes) -> bool {
+        let Late::Taking { token, granted } = self.late else {
+            return false;
+        };
+        token == hold && (granted != fence || sizes.is(Mutant::EndsTheGranted))
     }
 }
 
@@ -610,6 +684,7 @@ impl Process {
         match slot {
             Slot::Call => &mut self.call,
             Slot::Back => &mut self.back,
+            Slot::Look => &mut self.look,
             Slot::Late => &mut self.late,
         }
     }
@@ -620,59 +695,132 @@ impl Process {
             token,
             age: 0,
             drawn: 0,
+            repeated: false,
             reply: None,
         });
     }
 
     /// `Unresolved::owe`.
-    fn owe(&mut self, token: Token, valid: u8, until: u8) {
+    fn owe(&mut self, token: Token, acquires: bool, until: u8) {
         self.owed.retain(|owed| owed.token != token);
         self.owed.push(Owed {
             token,
-            valid,
-            acquires: valid > 0,
-            checked: false,
+            acquires,
+            in_flight: false,
+            asked: false,
             until: until.max(1),
         });
     }
 
-    /// A hold is to end. Repaired, one whose acquire was repeated counts as an acquire: the
-    /// statement before may take the lock once more.
-    fn owe_hold(&mut self, sizes: &Sizes, token: Token, unknown: bool) {
-        let valid = if unknown { Sizes::VALID + 1 } else { 0 };
-        self.owe(token, valid, valid + sizes.lease);
-    }
-
-    /// `Unresolved::executed`. Repaired, the statement of an acquire counts as gone only after
-    /// a release that was sent when it could not take anything any more.
-    fn executed(&mut self, sizes: &Sizes, message: &Message, found: bool) {
-        self.owed.retain_mut(|owed| {
-            if owed.token != message.token {
-                return true;
-            }
-            let first = !std::mem::replace(&mut owed.checked, true);
-            if first && owed.valid > 0 {
-                owed.valid = Sizes::VALID + 1;
-                return !found || sizes.repaired;
-            }
-            if sizes.repaired {
-                owed.valid > 0 || owed.acquires && message.age > 0
-            } else {
-                owed.valid > 0 && !found
-            }
+    /// `Watches::add`.
+    fn watch(&mut self, late: Late, left: u8) {
+        self.watches.retain(|watch| watch.late != late);
+        self.watches.push(Watch {
+            late,
+            left,
+            asked: false,
+            last: false,
         });
     }
 
-    /// What is owed and to be executed now.
-    fn due_release(&self) -> Option<Token> {
-        let due = |owed: &&Owed| !owed.checked || owed.valid == 0;
-        self.owed.iter().find(due).map(|owed| owed.token)
+    /// A `wait.sql` has no answer: its ticket may enter the queue late.
+    fn watch_ticket(&mut self, sizes: &Sizes, kind: Kind) {
+        let (Kind::Wait { ticket, .. }
+        | Kind::Number {
+            queued: Some((ticket, _)),
+            ..
+        }) = kind
+        else {
+            return;
+        };
+        if !sizes.is(Mutant::TicketNotWatched) {
+            self.watch(Late::Entering(ticket), Sizes::VALID + 1);
+        }
+    }
+
+    /// Somebody looks for all that is unwanted now.
+    fn look_now(&mut self) {
+        for owed in self.owed.iter_mut().filter(|owed| !owed.in_flight) {
+            owed.asked = true;
+        }
+        for watch in &mut self.watches {
+            watch.asked = matches!(watch.late, Late::Taking { .. });
+            watch.last = watch.asked && watch.left == 0;
+        }
+        self.send(Slot::Look, Kind::Look, 0);
+    }
+
+    /// No look is under way any more.
+    fn forget_look(&mut self) {
+        for owed in &mut self.owed {
+            owed.asked = false;
+        }
+        for watch in &mut self.watches {
+            watch.asked = false;
+            watch.last = false;
+        }
+    }
+
+    /// `Unresolved::executed`, for each token that the look has asked for.
+    fn looked(&mut self, sizes: &Sizes, message: &Message, found: bool) {
+        let owed = self.owed.iter().filter(|owed| owed.asked);
+        let mut tokens: Vec<Token> = owed.map(|owed| owed.token).collect();
+        let watches = self.watches.iter().filter(|watch| watch.asked);
+        tokens.extend(watches.filter_map(|watch| match watch.late {
+            Late::Taking { token, .. } => Some(token),
+            Late::Entering(_) => None,
+        }));
+        let by_answer = sizes.is(Mutant::LastByAnswer);
+        self.watches
+            .retain(|watch| !(watch.last || by_answer && watch.asked && watch.left == 0));
+        for token in tokens {
+            let any = sizes.is(Mutant::SettlesWhatCameLater);
+            let done = |owed: &Owed| owed.token == token && (owed.asked || any && !owed.in_flight);
+            let Some(place) = self.owed.iter().position(done) else {
+                continue;
+            };
+            let owed = self.owed.remove(place);
+            let found = found && message.token == token;
+            if owed.acquires && !(found && sizes.is(Mutant::SettledByFinding)) {
+                // One of its statements may be under way yet, whatever was found.
+                let left = (Sizes::VALID + 1).saturating_sub(message.age);
+                self.watch(Late::Taking { token, granted: 0 }, left);
+            }
+        }
+        self.forget_look();
+    }
+
+    /// A ticket that may have entered the queue late, and can do so no more. Not while somebody
+    /// waits with it.
+    fn late_ticket(&self, sizes: &Sizes) -> Option<Ticket> {
+        let any = sizes.is(Mutant::TrustsWhoWaits);
+        self.watches.iter().find_map(|watch| match watch.late {
+            Late::Entering(ticket) if watch.left == 0 => {
+                (any || self.ticket != Some(ticket)).then_some(ticket)
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether there is anything to look for, and whether it is due.
+    fn looks(&self) -> (bool, bool) {
+        let owes = self.owed.iter().any(|owed| !owed.in_flight);
+        let mut takings = self
+            .watches
+            .iter()
+            .filter(|watch| matches!(watch.late, Late::Taking { .. }));
+        let watches = takings.clone().next().is_some();
+        (
+            owes || watches,
+            owes || takings.any(|watch| watch.left == 0),
+        )
     }
 
     /// A statement that nobody waits for any more may be executed yet.
     fn abandon(&mut self, slot: Slot) {
         let message = self.slot(slot).take();
-        if let Some(message) = message.filter(|message| message.reply.is_none()) {
+        let acts = |message: &Message| message.reply.is_none() && message.kind != Kind::Look;
+        if let Some(message) = message.filter(acts) {
             self.late = self.late.or(Some(message));
         }
     }
@@ -687,14 +835,13 @@ impl Process {
     /// What the attempt of the leader leaves behind: `Acquisition::end`.
     fn give_up(&mut self, sizes: &Sizes) {
         let Some(attempt) = self.attempt else { return };
-        let under_way = self.call.is_some();
+        let under_way = self.call;
         self.abandon(Slot::Call);
-        if attempt.unknown || under_way {
-            self.owe(
-                attempt.token,
-                Sizes::VALID + 1,
-                Sizes::VALID + 1 + sizes.lease,
-            );
+        if let Some(call) = under_way {
+            self.watch_ticket(sizes, call.kind);
+        }
+        if attempt.unknown || under_way.is_some() {
+            self.owe(attempt.token, true, Sizes::VALID + 1 + sizes.lease);
         }
     }
 }
@@ -715,6 +862,7 @@ impl Protocol {
         for (slot, message) in [
             (Slot::Call, of.call),
             (Slot::Back, of.back),
+            (Slot::Look, of.look),
             (Slot::Late, of.late),
         ] {
             let Some(message) = message else { continue };
@@ -747,19 +895,27 @@ impl Protocol {
         if of.turn || of.next && of.call.is_none() {
             actions.push(Action::Hear { process });
         }
+        // Without lost answers no watch is there, and one of these threads at a time is enough.
+        let alone = |alone: bool| sizes.loses || alone;
+        let idle_look = alone(of.look.is_none());
         if let Some(hold) = of.hold {
             let renews = of.back.is_some_and(|back| back.kind == Kind::Extend);
-            if of.back.is_none() || renews {
+            if (of.back.is_none() || renews) && idle_look {
                 actions.push(Action::Release { process });
             }
-            if sizes.extends && of.back.is_none() && hold.left < sizes.lease {
+            if sizes.extends && of.back.is_none() && idle_look && hold.left < sizes.lease {
                 actions.push(Action::Extend { process });
             }
         }
-        if of.back.is_none() && !of.owed.is_empty() {
-            actions.push(Action::Repay { process });
+        if of.look.is_none() {
+            if of.looks().0 && alone(of.back.is_none()) {
+                actions.push(Action::Look { process });
+            }
+            if of.late_ticket(sizes).is_some() {
+                actions.push(Action::LeaveLate { process });
+            }
         }
-        if of.back.is_none() && of.leaving.is_some() {
+        if of.back.is_none() && of.leaving.is_some() && idle_look {
             actions.push(Action::Leave { process });
         }
         if faults && sizes.deafness && of.listening {
@@ -840,16 +996,25 @@ impl Protocol {
         *of.slot(slot) = None;
         match (slot, message.kind) {
             (Slot::Call, kind) => {
-                if let Some(attempt) = &mut of.attempt {
-                    attempt.unknown = true;
-                    of.send(Slot::Call, kind, message.token);
-                }
-                if let (Kind::Number { .. }, Some(call)) = (kind, &mut of.call) {
-                    call.age = message.age;
+                let Some(attempt) = &mut of.attempt else {
+                    return;
+                };
+                attempt.unknown |= kind.takes();
+                of.send(Slot::Call, kind, message.token);
+                if let Some(call) = &mut of.call {
+                    call.repeated = message.repeated || kind.takes();
+                    if !kind.takes() {
+                        call.age = message.age;
+                    }
                 }
             }
-            (_, Kind::Leave { ticket }) => of.leaving = Some(ticket),
-            // It is owed; or the hold is extended again.
+            (Slot::Back, Kind::Leave { ticket }) => {
+                of.watch(Late::Entering(ticket), Sizes::VALID + 1);
+            }
+            (Slot::Back, Kind::Release) if self.0.is(Mutant::ForgetsRelease) => {}
+            (Slot::Back, Kind::Release) => of.owe(message.token, false, self.0.lease),
+            (Slot::Look, _) => of.forget_look(),
+            // The hold is extended again.
             _ => {}
         }
     }
@@ -863,10 +1028,11 @@ impl Protocol {
             | Action::Receive { .. }
             | Action::Release { .. }
             | Action::Leave { .. }
+            | Action::LeaveLate { .. }
             | Action::Hear { .. }
             | Action::Listen { .. }
             | Action::OldRelease => true,
-            Action::Repay { process } => state.processes[process].due_release().is_some(),
+            Action::Look { process } => state.processes[process].looks().1,
             _ => false,
         }
     }
@@ -967,7 +1133,10 @@ impl Model for Protocol {
                 let hold = of.hold.take()?;
                 of.abandon(Slot::Back);
                 if !sizes.is(Mutant::ForgetsRelease) {
-                    of.owe_hold(sizes, hold.token, hold.unknown);
+                    of.owe(hold.token, false, sizes.lease);
+                    let owed = of.owed.last_mut()?;
+                    owed.in_flight = true;
+                    owed.until = 0;
                 }
                 of.send(Slot::Back, Kind::Release, hold.token);
             }
@@ -975,10 +1144,17 @@ impl Model for Protocol {
                 let of = &mut state.processes[process];
                 of.send(Slot::Back, Kind::Extend, of.hold?.token);
             }
-            Action::Repay { process } => {
+            Action::Look { process } => state.processes[process].look_now(),
+            Action::LeaveLate { process } => {
                 let of = &mut state.processes[process];
-                let token = of.due_release().or_else(|| Some(of.owed.first()?.token))?;
-                of.send(Slot::Back, Kind::Release, token);
+                let ticket = of.late_ticket(sizes)?;
+                if of.ticket == Some(ticket) {
+                    // Only the mutant: it expects whoever waits with it to take it out.
+                    of.watches
+                        .retain(|watch| watch.late != Late::Entering(ticket));
+                } else {
+                    of.send(Slot::Look, Kind::Leave { ticket }, 0);
+                }
             }
             Action::Leave { process } => {
                 let of = &mut state.processes[process];
@@ -1010,6 +1186,7 @@ impl Model for Protocol {
                 let of = &mut state.processes[process];
                 of.abandon(Slot::Call);
                 of.abandon(Slot::Back);
+                of.abandon(Slot::Look);
                 *of = Process {
                     crashed: true,
                     late: of.late,
@@ -1071,10 +1248,10 @@ impl Model for Protocol {
                 })
             }),
             Property::always(FENCES_RISE, |_, state: &State| !state.fence_fell),
-            Property::always(KNOWN, |_, state: &State| {
+            Property::always(KNOWN, |model, state: &State| {
                 let live = state.row.as_ref().filter(|row| row.live());
                 live.and_then(|row| row.holder)
-                    .is_none_or(|holder| state.knows(holder))
+                    .is_none_or(|holder| state.knows(&model.0, holder))
             }),
             Property::always(NO_GHOSTS, |_, state: &State| {
                 let waiters = state.row.iter().flat_map(|row| &row.waiters);
@@ -1098,15 +1275,20 @@ pub const KNOWN: &str = "every hold is known";
 pub const NO_GHOSTS: &str = "nobody in the queue has left";
 
 impl State {
-    fn knows(&self, (process, token): (u8, Token)) -> bool {
+    fn knows(&self, sizes: &Sizes, (process, token): (u8, Token)) -> bool {
         let Some(of) = self.processes.get(usize::from(process)) else {
             return true; // it is 0.2.5
         };
         let under_way = [&of.call, &of.back].into_iter().flatten();
+        let fence = self.row.as_ref().map_or(0, |row| row.fence);
         of.crashed
             || of.hold.is_some_and(|hold| hold.token == token)
             || of.attempt.is_some_and(|attempt| attempt.token == token)
             || of.owed.iter().any(|owed| owed.token == token)
+            || of
+                .watches
+                .iter()
+                .any(|watch| watch.means(token, fence, sizes))
             || under_way.into_iter().any(|message| message.token == token)
     }
 
@@ -1115,6 +1297,13 @@ impl State {
         let leaves = of
             .back
             .is_some_and(|back| back.kind == Kind::Leave { ticket });
-        of.crashed || of.ticket == Some(ticket) || of.leaving == Some(ticket) || leaves
+        of.crashed
+            || of.ticket == Some(ticket)
+            || of.leaving == Some(ticket)
+            || leaves
+            || of
+                .watches
+                .iter()
+                .any(|watch| watch.late == Late::Entering(ticket))
     }
 }

@@ -1,8 +1,4 @@
 //! What is checked, and what is to come of it.
-//!
-//! Of what is known to be wrong, `Sizes::repaired` repairs this: an acquire that was repeated or
-//! given up is settled only by a release that was sent when no statement of it could take the lock
-//! any more, whether that release found a hold or not.
 
 use crate::progress;
 use crate::protocol::{BACKED, FENCES_RISE, KNOWN, NO_GHOSTS, ONE_HOLD, Protocol};
@@ -16,8 +12,6 @@ use std::time::Instant;
 pub enum Purpose {
     /// The protocol as it is: every property holds.
     Promise,
-    /// A fault of the protocol as it is, which the model has found: this property fails.
-    Known(&'static str),
     /// A fault that was built in: this property has to notice it.
     Mutant(&'static str),
 }
@@ -51,7 +45,6 @@ const TWO: Sizes = Sizes {
     silent: false,
     vacuums: false,
     old: false,
-    repaired: false,
     watched: false,
     mutant: None,
 };
@@ -94,28 +87,34 @@ fn mutant(mutant: Mutant, property: &'static str, sizes: Sizes) -> Run {
 #[rustfmt::skip] // one a line
 pub fn all() -> Vec<Run> {
     let promise = |name, sizes| run(name, Purpose::Promise, sizes);
-    let known = |name, property, sizes| run(name, Purpose::Known(property), sizes);
     vec![
         promise("two processes", TWO),
         promise("holds are extended, rows vacuumed", Sizes { extends: true, vacuums: true, ..TWO }),
         promise("a process of 0.2.5", Sizes { vacuums: true, old: true, ..TWO }),
         promise("a crash", Sizes { extends: true, crashes: true, faults: 1, ..TWO }),
-        promise("lost answers, with repairs", Sizes { loses: true, outlives: true, repaired: true, faults: 1, ..TWO }),
+        promise("lost answers", Sizes { loses: true, faults: 1, ..TWO }),
+        promise("lost answers, statements that outlive them", Sizes { loses: true, outlives: true, faults: 1, ..TWO }),
+        large("two that wait, lost answers", Sizes { loses: true, outlives: true, faults: 1, ..WAIT }),
         promise("two that wait", WAIT),
         promise("progress: two that wait", WATCH),
         promise("progress: no notification arrives", Sizes { silent: true, ..WATCH }),
-        known("a check that was answered late", KNOWN, Sizes { loses: true, faults: 1, ..TWO }),
-        known("a statement that outlives its repetition", KNOWN, Sizes { loses: true, outlives: true, faults: 1, lease: 1, ..TWO }),
-        known("a ticket that enters the queue late", NO_GHOSTS, Sizes { loses: true, faults: 1, ..WAIT }),
         mutant(Mutant::TakesWhatIsHeld, ONE_HOLD, TWO),
         mutant(Mutant::FenceDrawnEarly, FENCES_RISE, Sizes { vacuums: true, ..TWO }),
         mutant(Mutant::NeverLooks, PROGRESS, Sizes { silent: true, ..WATCH }),
-        mutant(Mutant::NeverTooLate, KNOWN, Sizes { loses: true, repaired: true, faults: 1, ..TWO }),
+        mutant(Mutant::NeverTooLate, KNOWN, Sizes { loses: true, faults: 1, ..TWO }),
         mutant(Mutant::ExtendsAnyHold, BACKED, Sizes { extends: true, ..TWO }),
-        mutant(Mutant::ForgetsRelease, KNOWN, Sizes { loses: true, repaired: true, faults: 1, ..TWO }),
+        mutant(Mutant::ForgetsRelease, KNOWN, Sizes { loses: true, faults: 1, ..TWO }),
         mutant(Mutant::CountsFromAnswer, BACKED, TWO),
+        mutant(Mutant::RepetitionNotWatched, KNOWN, Sizes { loses: true, outlives: true, faults: 1, ..TWO }),
+        mutant(Mutant::SettledByFinding, KNOWN, Sizes { loses: true, outlives: true, faults: 2, lease: 1, ..TWO }),
+        mutant(Mutant::LastByAnswer, KNOWN, Sizes { loses: true, faults: 1, ..TWO }),
+        mutant(Mutant::EndsTheGranted, BACKED, Sizes { loses: true, faults: 1, ..TWO }),
+        mutant(Mutant::SettlesWhatCameLater, KNOWN, Sizes { loses: true, faults: 1, ..TWO }),
+        mutant(Mutant::NumbersAgain, BACKED, Sizes { loses: true, outlives: true, faults: 2, lease: 1, ..TWO }),
+        mutant(Mutant::TicketNotWatched, NO_GHOSTS, Sizes { loses: true, faults: 1, ..WAIT }),
+        Run { large: true, ..mutant(Mutant::TrustsWhoWaits, NO_GHOSTS, Sizes { loses: true, outlives: true, faults: 1, ..WAIT }) },
         large("three processes", Sizes { processes: 3, ..TWO }),
-        large("two faults, with repairs", Sizes { loses: true, outlives: true, repaired: true, faults: 2, ..TWO }),
+        large("two lost answers", Sizes { loses: true, outlives: true, faults: 2, ..TWO }),
         large("two that wait, rows vacuumed", Sizes { vacuums: true, ..WAIT }),
         large("two that wait, a process of 0.2.5", Sizes { old: true, ..WAIT }),
         promise("two that wait, a crash", Sizes { crashes: true, faults: 1, ..WAIT }),
@@ -138,7 +137,7 @@ impl Run {
     pub fn fails(&self) -> Option<&'static str> {
         match self.purpose {
             Purpose::Promise => None,
-            Purpose::Known(property) | Purpose::Mutant(property) => Some(property),
+            Purpose::Mutant(property) => Some(property),
         }
     }
 
@@ -165,7 +164,6 @@ impl Run {
         numbers["name"] = self.title().into();
         numbers["purpose"] = match self.purpose {
             Purpose::Promise => "promise",
-            Purpose::Known(_) => "known fault",
             Purpose::Mutant(_) => "mutant",
         }
         .into();

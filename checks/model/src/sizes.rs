@@ -17,6 +17,23 @@ pub enum Mutant {
     ForgetsRelease,
     /// The deadline is counted from the answer instead of the sending.
     CountsFromAnswer,
+    /// Nobody looks for what the statement does that was repeated before the grant.
+    RepetitionNotWatched,
+    /// An acquire that was given up is settled by a release that has found a hold.
+    SettledByFinding,
+    /// A look is the last if it is answered late, instead of sent late.
+    LastByAnswer,
+    /// A look ends the hold that was granted too.
+    EndsTheGranted,
+    /// A look also settles a release that was owed after it was sent: it did not ask for that
+    /// one, but for another hold with its token.
+    SettlesWhatCameLater,
+    /// `number.sql` draws another fence though it finds another than it was told.
+    NumbersAgain,
+    /// Nobody looks for a ticket that enters the queue late.
+    TicketNotWatched,
+    /// Nor any more, once somebody of the process waits with it when the look for it is due.
+    TrustsWhoWaits,
 }
 
 /// How large the model is, and what may happen in it.
@@ -49,8 +66,6 @@ pub struct Sizes {
     pub vacuums: bool,
     /// There is a process of 0.2.5.
     pub old: bool,
-    /// With what would repair the product's known faults, see `runs.rs`.
-    pub repaired: bool,
     /// One process is told from the others, to look at its progress.
     pub watched: bool,
     /// What is wrong with the protocol.
@@ -58,7 +73,7 @@ pub struct Sizes {
 }
 
 impl Sizes {
-    /// `VALID` of `engine/unresolved.rs`, in ticks.
+    /// `VALID` of `engine/late.rs`, in ticks.
     pub const VALID: u8 = 1;
     /// For how long a free lock belongs to the first in the queue: half a second.
     pub const TURN: u8 = 1;

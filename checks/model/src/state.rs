@@ -52,14 +52,23 @@ pub enum Kind {
         previous: Option<Ticket>,
         more: bool,
     },
-    /// `number.sql`, for a hold of so many ticks.
-    Number { lease: u8 },
+    /// `number.sql`, for a hold of so many ticks, whose row has the fence `before`. If it was
+    /// taken through the queue, with which ticket, and whether that is in the queue.
+    Number {
+        lease: u8,
+        before: u8,
+        queued: Option<(Ticket, bool)>,
+    },
     /// `extend.sql` or `renew.sql`.
     Extend,
     /// `release.sql`, `release_calling.sql` or else `release_awaited.sql`.
     Release,
     /// `leave.sql`.
     Leave { ticket: Ticket },
+    /// `holder.sql`: whether an unwanted hold is there.
+    Look,
+    /// The release of an unwanted hold that a look has found.
+    Undo,
 }
 
 /// What the database answers.
@@ -85,6 +94,8 @@ pub struct Message {
     pub age: u8,
     /// `INSERT … ON CONFLICT` has drawn this fence and not yet inserted; 0 is none.
     pub drawn: u8,
+    /// It may take a lock, and an answer to it was lost: `Outcome::repeated`.
+    pub repeated: bool,
     /// It was executed, and this is the answer.
     pub reply: Option<Reply>,
 }
@@ -96,8 +107,6 @@ pub struct Hold {
     pub token: Token,
     /// Ticks until the local deadline, `engine/lease.rs`.
     pub left: u8,
-    /// Another statement of its attempt may be under way yet. Only where that is repaired.
-    pub unknown: bool,
 }
 
 /// The attempt to acquire of the first one who wants the lock: `service/acquisition.rs`.
@@ -116,14 +125,37 @@ pub struct Attempt {
 pub struct Owed {
     /// Of which token.
     pub token: Token,
-    /// Ticks until the statement of an acquire cannot take anything any more; 0 for a release.
-    pub valid: u8,
     /// It is that of an acquire.
     pub acquires: bool,
-    /// It was executed and found no hold: `Checked`. Executed again when `valid` is 0.
-    pub checked: bool,
+    /// The statement of the block's end is under way: `InFlight`.
+    pub in_flight: bool,
+    /// The look under way asks for it.
+    pub asked: bool,
     /// Ticks until it does not matter any more.
     pub until: u8,
+}
+
+/// What a statement may do that is executed late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Late {
+    /// It takes the lock with this token. The fence of a hold with that token that was granted,
+    /// and stays; 0 is none.
+    Taking { token: Token, granted: u8 },
+    /// It puts this ticket into the queue.
+    Entering(Ticket),
+}
+
+/// A statement that may be executed late: `engine/late.rs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Watch {
+    /// What it may do.
+    pub late: Late,
+    /// Ticks until it cannot do that any more.
+    pub left: u8,
+    /// The look under way asks for it.
+    pub asked: bool,
+    /// And is the last one: it was sent when `left` was 0.
+    pub last: bool,
 }
 
 /// One process.
@@ -144,6 +176,8 @@ pub struct Process {
     pub hold: Option<Hold>,
     /// What it owes.
     pub owed: Vec<Owed>,
+    /// What may be executed late.
+    pub watches: Vec<Watch>,
     /// It has a listening connection.
     pub listening: bool,
     /// Its place in the queue of the database.
@@ -163,8 +197,10 @@ pub struct Process {
     pub leaving: Option<Ticket>,
     /// The statement of the leader.
     pub call: Option<Message>,
-    /// The statement of a release, or of the background threads.
+    /// The statement of a release, of the extending thread, or of who leaves the queue.
     pub back: Option<Message>,
+    /// The statement of the settling thread.
+    pub look: Option<Message>,
     /// A statement that is under way though nobody waits for its answer.
     pub late: Option<Message>,
 }
@@ -222,9 +258,14 @@ impl Row {
 
 impl Process {
     fn messages(&mut self) -> impl Iterator<Item = &mut Message> {
-        [&mut self.call, &mut self.back, &mut self.late]
-            .into_iter()
-            .flatten()
+        [
+            &mut self.call,
+            &mut self.back,
+            &mut self.look,
+            &mut self.late,
+        ]
+        .into_iter()
+        .flatten()
     }
 
     /// All that mention a token.
@@ -233,7 +274,17 @@ impl Process {
         all.extend(self.attempt.iter_mut().map(|attempt| &mut attempt.token));
         all.extend(self.hold.iter_mut().map(|hold| &mut hold.token));
         all.extend(self.owed.iter_mut().map(|owed| &mut owed.token));
-        let messages = [&mut self.call, &mut self.back, &mut self.late];
+        let watched = self.watches.iter_mut();
+        all.extend(watched.filter_map(|watch| match &mut watch.late {
+            Late::Taking { token, .. } => Some(token),
+            Late::Entering(_) => None,
+        }));
+        let messages = [
+            &mut self.call,
+            &mut self.back,
+            &mut self.look,
+            &mut self.late,
+        ];
         let messages = messages.into_iter().flatten();
         all.extend(messages.map(|message| &mut message.token));
         all.retain(|token| **token != 0);
@@ -246,10 +297,25 @@ impl Process {
         all.extend(&mut self.ticket);
         all.extend(&mut self.previous);
         all.extend(&mut self.leaving);
-        let messages = [&mut self.call, &mut self.back, &mut self.late];
+        let watched = self.watches.iter_mut();
+        all.extend(watched.filter_map(|watch| match &mut watch.late {
+            Late::Entering(ticket) => Some(ticket),
+            Late::Taking { .. } => None,
+        }));
+        let messages = [
+            &mut self.call,
+            &mut self.back,
+            &mut self.look,
+            &mut self.late,
+        ];
         for message in messages.into_iter().flatten() {
             match &mut message.kind {
-                Kind::Take { ticket, .. } | Kind::Leave { ticket } => all.push(ticket),
+                Kind::Take { ticket, .. }
+                | Kind::Leave { ticket }
+                | Kind::Number {
+                    queued: Some((ticket, _)),
+                    ..
+                } => all.push(ticket),
                 Kind::Wait {
                     ticket, previous, ..
                 } => {
@@ -335,11 +401,22 @@ impl State {
         for process in 0..self.processes.len() {
             let of = &mut self.processes[process];
             of.messages().for_each(|message| message.forget(sizes));
+            let acquires = of.owed.iter().any(|owed| owed.asked && owed.acquires);
+            if let Some(look) = of.look.as_mut().filter(|_| !acquires) {
+                look.age = 0;
+            }
             if of.attempt.is_none() {
                 of.due = 0;
             }
             of.owed
-                .sort_unstable_by_key(|owed| (owed.until, owed.valid, owed.checked));
+                .sort_by_key(|owed| (owed.until, owed.acquires, owed.in_flight, owed.asked));
+            of.watches.sort_by_key(|watch| {
+                let (granted, ticket) = match watch.late {
+                    Late::Taking { granted, .. } => (granted, None),
+                    Late::Entering(ticket) => (0, Some(ticket)),
+                };
+                (watch.left, watch.asked, watch.last, granted, ticket)
+            });
             renumber(self.process_tokens(process), |token| token, 1);
             renumber(
                 self.process_tickets(process),
@@ -381,10 +458,21 @@ impl State {
     fn rank_fences(&mut self) {
         let mut fences: Vec<&mut u8> = vec![&mut self.sequence, &mut self.told];
         fences.extend(self.row.iter_mut().map(|row| &mut row.fence));
-        for message in self.processes.iter_mut().flat_map(Process::messages) {
-            fences.push(&mut message.drawn);
-            if let Some(Reply::Granted { fence, .. }) = &mut message.reply {
-                fences.push(fence);
+        for of in &mut self.processes {
+            let messages = [&mut of.call, &mut of.back, &mut of.look, &mut of.late];
+            for message in messages.into_iter().flatten() {
+                fences.push(&mut message.drawn);
+                if let Some(Reply::Granted { fence, .. }) = &mut message.reply {
+                    fences.push(fence);
+                }
+                if let Kind::Number { before, .. } = &mut message.kind {
+                    fences.push(before);
+                }
+            }
+            for watch in &mut of.watches {
+                if let Late::Taking { granted, .. } = &mut watch.late {
+                    fences.push(granted);
+                }
             }
         }
         let mut order: Vec<u8> = fences.iter().map(|fence| **fence).collect();
@@ -406,10 +494,15 @@ impl Message {
             (Some(Reply::Found(found)), kind) => found && kind == Kind::Extend,
             (Some(Reply::Refused { .. }), _) => false,
         };
-        if sizes.repaired && self.kind == Kind::Release {
-            self.age = self.age.min(1);
+        if matches!(self.kind, Kind::Look | Kind::Undo) {
+            // A watch that it leads to lasts so much shorter.
+            self.age = self.age.min(Sizes::VALID + 1);
         } else if !counts {
             self.age = 0;
+        }
+        if sizes.loses {
+            // The fence of a hold that is given back matters too, to a watch.
+            return;
         }
         if let Some(Reply::Granted { fence, lease }) = &mut self.reply {
             if self.age >= *lease {

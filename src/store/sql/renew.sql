@@ -1,5 +1,5 @@
--- Gives many holds a new lease that begins now; tells by position which are there, and
--- which of these were extended.
+-- Gives many holds a new lease that begins now; tells by position which are there, with which
+-- fence, and which of these were extended.
 --
 -- $1 names, $2 tokens, $3 leases in seconds, $4 the host's offset from UTC in
 -- seconds.
@@ -17,7 +17,7 @@ WITH wanted AS MATERIALIZED (
 ), clock AS MATERIALIZED (
     SELECT pg_catalog.clock_timestamp() AS instant
 ), present AS MATERIALIZED (
-    SELECT lock.id, wanted.seconds, wanted.position
+    SELECT lock.id, wanted.seconds, wanted.position, lock.fence
       FROM wanted
       JOIN {table} AS lock ON lock.name {=} wanted.name AND lock.token {=} wanted.token
      WHERE CASE
@@ -47,4 +47,4 @@ WITH wanted AS MATERIALIZED (
      WHERE lock.id {=} held.id
  RETURNING held.position
 )
-SELECT position, position {=} ANY (SELECT position FROM renewed) AS extended FROM present
+SELECT position, fence, position {=} ANY (SELECT position FROM renewed) AS extended FROM present

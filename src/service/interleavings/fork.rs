@@ -1,0 +1,104 @@
+//! A process forks while its threads are at work.
+
+use super::*;
+use crate::sync::simulated::{exit, fork, is_forked};
+
+/// All calls about one hold. A child that was forked within them gets no further.
+fn calls(locks: &Arc<Locks>, lock: &Lock, budget: Budget) -> Result<()> {
+    let clear = || {
+        if once_in(4) {
+            locks.store().database().clear();
+        }
+    };
+    if once_in(4) {
+        locks.close(budget)?;
+    }
+    let wait = if once_in(2) { Wait::Not } else { Wait::Forever };
+    let attempt = acquisition(locks, lock, wait, None);
+    attempt.wait_for(budget)?;
+    let Some((entered, token)) = attempt.accept(Some(&nobody()), None)? else {
+        return Ok(());
+    };
+    let caller = Caller {
+        remembered: Arc::from([entered.hold]),
+        ..nobody()
+    };
+    clear();
+    let changed = locks
+        .transfer(lock, &caller, Some(token), budget)
+        .and_then(|token| locks.is_lost(lock, &token, budget))
+        .and_then(|_| locks.extend(lock, &caller, None, budget));
+    if !is_forked() {
+        clear();
+        let ending = if once_in(2) {
+            locks.begin_release(lock, &caller, None)
+        } else {
+            locks.begin_exit(lock, Some(entered))
+        };
+        return locks.finish(lock.name(), ending, budget);
+    }
+    changed
+}
+
+/// A thread forks while others acquire, wait, extend and owe. The child has that thread only,
+/// and what the others had locked stays locked there.
+#[test]
+fn a_child_meets_nothing_of_its_parent() {
+    explore(Pace::Idle, || {
+        let store = Store::default();
+        let all = locks(&store, 3.0);
+        store.set_faults(once_in(2), true);
+        for lease in [None, Some(3.0)] {
+            let (locks, store) = (all.clone(), store.clone());
+            drop(thread::spawn(move || {
+                while let Ok(block) = Block::begin(&locks, name(), Wait::Forever, lease) {
+                    thread::sleep(Duration::from_millis(500));
+                    let _ = block.end();
+                    if once_in(2) {
+                        store.database().clear();
+                    }
+                }
+            }));
+        }
+        let lock = Lock::new(name());
+        let inherited = Arc::new(acquisition(&all, &lock, Wait::Forever, None));
+        let stepping = inherited.clone();
+        drop(thread::spawn(move || stepping.wait_for(budget())));
+        let forker = thread::spawn(move || {
+            // In the middle of a call, as a signal handler does, or between two.
+            let check = || {
+                if once_in(8) && !is_forked() {
+                    fork();
+                }
+                Ok(())
+            };
+            let outcome = calls(&all, &lock, Budget::new(MINUTE, &check));
+            if is_forked() {
+                assert!(outcome.is_err());
+            } else {
+                fork();
+            }
+            store.set_faults(false, false);
+            assert!(inherited.sleeps().is_none());
+            let step = inherited.step(budget());
+            assert!(matches!(step, Err(Error::Forked)));
+            assert!(inherited.accept(Some(&nobody()), None).is_err());
+            inherited.give_up();
+            assert!(!lock.is_held());
+            let threads = [0, 1].map(|_| {
+                let locks = all.clone();
+                thread::spawn(move || {
+                    let name = Name::new("the child's").unwrap();
+                    let block = Block::begin(&locks, name, Wait::Forever, Some(1.0)).unwrap();
+                    thread::sleep(Duration::from_secs(2));
+                    assert!(!block.lock.expired(&block.caller()));
+                    block.end().unwrap();
+                })
+            });
+            join(threads);
+            all.close(budget()).unwrap();
+            exit();
+        });
+        forker.join().unwrap();
+    });
+}
