@@ -24,6 +24,7 @@ nitpick_ignore = [
         "bool",
         "None",
         "datetime.timedelta",
+        "timedelta",
         "Exception",
         "ConnectionError",
         "score.distlock.Lock",

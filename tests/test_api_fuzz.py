@@ -95,6 +95,7 @@ class World:
         self.lock = self.conf.get("a")
         self.async_lock = self.conf.aio.get("a")
         self.held = self.closed.acquire("held")
+        self.info = self.conf.holders()[0]
         #: The tokens of the holds that somebody has asked for.
         self.asked: list[str] = [WRONG]
         self.keep: list[Any] = []
@@ -146,6 +147,8 @@ class World:
                 # It knows of its loss by now; a block is left all the same.
                 with contextlib.suppress(score.distlock.LockExpired, ValueError):
                     leave()
+        if self.conf.info("held") is None:  # it was revoked
+            self.held = self.closed.acquire("held")
         self.conf.release("usable", self.conf.acquire("usable"))
         assert self.conf.try_acquiring("held") is None
 
@@ -169,6 +172,7 @@ SUBJECTS: dict[type, Callable[[World], Any]] = {
     score.distlock.aio.AsyncHold: lambda world: world.async_lock.hold(0, False, 5),
     score.distlock.aio.AsyncHolds: lambda world: world.conf.aio.acquire_all(["x", "y"]),
     AsyncGuard: lambda world: world.async_lock.guard(world.async_connection, token=WRONG),
+    score.distlock.HoldInfo: lambda world: world.info,
     score.distlock.DistlockError: lambda world: score.distlock.DistlockError("a"),
     score.distlock.CouldNotAcquireLock: lambda world: score.distlock.CouldNotAcquireLock("a"),
     score.distlock.LockExpired: lambda world: score.distlock.LockExpired("a", WRONG),
@@ -179,7 +183,7 @@ SUBJECTS: dict[type, Callable[[World], Any]] = {
 #: Made by other calls only.
 NOT_MADE = {Guard, AsyncGuard, Holds, score.distlock.Hold, score.distlock.aio.AsyncHold}
 NOT_MADE |= {score.distlock.aio.AsyncHolds, score.distlock.aio.AsyncModule}
-NOT_MADE |= {score.distlock.aio.AsyncLock}
+NOT_MADE |= {score.distlock.aio.AsyncLock, score.distlock.HoldInfo}
 
 PUBLIC = ("__enter__", "__exit__", "__aenter__", "__aexit__", "__await__", "__repr__", "__str__")
 
@@ -195,6 +199,8 @@ CALLS: list[tuple[Any, Any]] = [
     *((kind, name) for kind in SUBJECTS for name in sorted(set(members(kind)))),
     *((None, kind) for kind in SUBJECTS if kind not in NOT_MADE),
     (None, score.distlock.init),
+    (None, score.distlock.connect),
+    (None, score.distlock.from_django),
 ]
 
 NUMBERS: list[Any] = [
@@ -252,6 +258,10 @@ class Values:
             "name": name,
             "names": st.lists(name | st.text(max_size=3), max_size=3),
             "token": token,
+            "fence": st.none() | st.integers(0, 100),
+            "note": st.none() | st.text(max_size=5),
+            "url": st.sampled_from([world.url, NOBODY]),
+            "alias": st.sampled_from(["default", "other"]),
             "timeout": wait,
             "maxtime": lease,
             "autoextend": boolean,
@@ -321,6 +331,7 @@ def test_the_whole_api_is_known(url: str, db: psycopg.Connection[Any]) -> None:
     exported = {getattr(score.distlock, name) for name in score.distlock.__all__}
     exported |= {getattr(score.distlock.aio, name) for name in score.distlock.aio.__all__}
     called = {*SUBJECTS, score.distlock.init, score.distlock.__version__}
+    called |= {score.distlock.connect, score.distlock.from_django}
     assert exported <= called
     world = World(url, db)
     known = set(Values(world).sensible)

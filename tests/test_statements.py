@@ -378,6 +378,79 @@ def test_who_holds_it(session: Session, state: str) -> None:
     assert not changed(before, session.rows()["name"])
 
 
+#: How long the hold of a row lasts, in seconds.
+LEFT = {
+    "held": 50,
+    "held by 0.2.5": LEASE - 10,
+    "extended by 0.2.5": LEASE - 10,
+    "extended by 0.2.5, with our lease": 900 - 100,
+}
+
+
+@pytest.mark.parametrize("state", STATES)
+def test_what_is_known_of_a_hold(session: Session, state: str) -> None:
+    session.put(state)
+    session.put(state, "bystander", fence=6)
+    before = session.rows()
+    row = next(iter(session.run("Info", "name", LEASE, ZONE)), None)
+    revocable = session.run("Revocable", "name", LEASE, ZONE)
+    assert revocable == ([{"token": "T", **row}] if row else [])
+    assert session.run("Revocable", "missing", LEASE, ZONE) == []
+    every = {row["name"]: row for row in session.run("Holders", LEASE, ZONE)}
+    assert session.run("Info", "missing", LEASE, ZONE) == []
+    after = session.rows()
+    assert not any(changed(before[name], after[name]) for name in before)
+    if not STATES[state].live:
+        assert row is None
+        assert not every
+        return
+    assert row is not None
+    assert set(every) == {"name", "bystander"}
+    assert every["bystander"]["fence"] == 6
+    assert row == every["name"]
+    assert (row["fence"], row["holder"], row["waiting"]) == (5, "somebody", 0)
+    now = float(session.one("SELECT extract(epoch FROM clock_timestamp())"))
+    assert now - 10 < row["acquired"] - ZONE <= now
+    assert LEFT[state] - 10 < row["ends"] - now <= LEFT[state]
+    # The row says that it was written ten seconds later, as its lease is a minute.
+    shown = ZONE + 10 if STATES[state].ours else ZONE
+    assert abs(row["shown"] - shown) < 0.1
+    if not STATES[state].ours:
+        assert row["shown"] == ZONE
+
+
+def test_what_is_known_of_an_exact_lease(session: Session) -> None:
+    """The zone of who wrote it, whoever asks; and the end to the microsecond."""
+    session.run("Acquire", "name", "T", 77.5, -5 * 3600, "me")
+    for title in ("Info", "Holders"):
+        names = ["name"] if title == "Info" else []
+        (row,) = session.run(title, *names, LEASE, ZONE)
+        assert abs(row["shown"] + 5 * 3600) < 1e-5
+        assert abs(row["acquired"] + 5 * 3600 + 77.5 - row["ends"]) < 1e-5
+
+
+def test_only_processes_that_wait_are_counted(session: Session, other: Session) -> None:
+    session.put("held")
+    for queue, count in (
+        (None, 0),
+        ([], 0),
+        ([DEAD], 0),
+        ([DEAD, FIRST], 1),
+        ([FIRST, ticket(ALIVE, 2), DEAD, SECOND, None, ticket(ALSO_ALIVE, 9)], 2),
+    ):
+        session.db.execute("UPDATE _score_distlock SET waiters = %s::int8[]", (queue,))
+        for title in ("Info", "Holders"):
+            names = ["name"] if title == "Info" else []
+            (row,) = session.run(title, *names, LEASE, ZONE)
+            assert row["waiting"] == count
+    assert (
+        session.one(
+            "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+        )
+        == 0
+    )
+
+
 def test_why_a_hold_is_over(session: Session) -> None:
     """By a release or by its lease; of what is held, or was by 0.2.5, nothing is told."""
     told = {"released": [{"released": True}], "expired": [{"released": False}]}

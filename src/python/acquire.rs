@@ -8,6 +8,7 @@ use super::owner;
 use crate::engine::{Entered, Lease, Name, Token};
 use crate::error::Error;
 use crate::service::{Acquisition, Locks, OnLost, Request, Wait, thread_wakeup};
+use crate::store::About;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyString;
@@ -79,7 +80,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for ConfiguredTimeout {
 }
 
 /// How a lock is to be entered.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Entering {
     /// For how long to wait; `None` is for ever.
     pub timeout: Option<Duration>,
@@ -89,6 +90,8 @@ pub struct Entering {
     pub block: bool,
     /// Another lease than `maxtime`.
     pub lease: Option<Lease>,
+    /// What the hold is for.
+    pub note: Option<Arc<str>>,
 }
 
 /// Acquires the lock of a name. `Err` within `Ok` is a refusal.
@@ -133,6 +136,15 @@ pub fn acquire(
     }
 }
 
+/// What is to be known about a holder that is the calling thread.
+pub fn about(note: Option<Arc<str>>) -> About {
+    #[cfg(target_os = "linux")]
+    let thread = Some(i64::from(rustix::thread::gettid().as_raw_nonzero().get()));
+    #[cfg(not(target_os = "linux"))]
+    let thread = None;
+    About { thread, note }
+}
+
 /// Enters a lock on the calling thread.
 pub fn enter(
     py: Python<'_>,
@@ -145,6 +157,7 @@ pub fn enter(
         block: entering.block,
         extended: entering.extended,
         lease: entering.lease,
+        about: about(entering.note),
     };
     if entering.extended || on_lost.is_some() {
         events::attend(py)?;

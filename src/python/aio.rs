@@ -3,11 +3,12 @@
 
 use super::errors::exception;
 use super::events;
+use super::insight;
 use super::owner;
 use crate::engine::{Entered, Name};
 use crate::error::{Error, Result};
 use crate::service::{self, Locks, Request, Step, Wait, Wakeup};
-use crate::store::Budget;
+use crate::store::{Budget, Record};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -27,6 +28,8 @@ pub enum Value {
     Later(f64),
     /// The lock is there to be accepted.
     Granted,
+    /// What is known about holds.
+    Records(Vec<Record>),
 }
 
 /// What lies in an inbox, with the number it was asked under.
@@ -120,6 +123,9 @@ impl Inbox {
                         }
                         Value::Later(seconds) => seconds.into_py_any(py)?,
                         Value::Granted => true.into_py_any(py)?,
+                        Value::Records(records) => {
+                            insight::all_fields(py, records)?.into_any().unbind()
+                        }
                     };
                     (number, true, none(), value)
                 }

@@ -92,7 +92,7 @@ impl Hold {
     fn __enter__(&self, py: Python<'_>) -> PyResult<Py<Lock>> {
         let any = self.lock.clone_ref(py).into_any();
         let on_lost = self.on_lost.as_ref().map(|on_lost| (on_lost, &any));
-        let (level, _) = enter(py, self.lock.get(), self.entering, on_lost)?
+        let (level, _) = enter(py, self.lock.get(), self.entering.clone(), on_lost)?
             .map_err(|error| exception(py, error))?;
         self.blocks.push(level);
         Ok(self.lock.clone_ref(py))

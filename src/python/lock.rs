@@ -1,6 +1,6 @@
 //! `Lock`.
 
-use super::acquire::{Entering, Timeout, enter, leave};
+use super::acquire::{Entering, Timeout, about, enter, leave};
 use super::aio::{Acquisition, Inbox, Value, in_time, job};
 use super::arguments;
 use super::call::call;
@@ -70,6 +70,7 @@ impl Lock {
             extended: self.conf.get().defaults().1,
             block: false,
             lease: None,
+            note: None,
         }
     }
 }
@@ -355,24 +356,29 @@ impl Lock {
     /// :param on_lost: called with the Lock, once and in a thread of its own, if the hold is lost:
     ///     it could not be extended in time, its lease is over, or somebody else released it. The
     ///     end of the block raises :class:`LockExpired` then.
+    /// :param note: what the hold is for, a line of at most 200 characters: whoever asks who
+    ///     holds the lock is shown it, see :class:`HoldInfo`.
     /// :returns: a context manager that returns this Lock.
-    #[pyo3(signature = (timeout=Timeout::Configured, autoextend=None, maxtime=None, on_lost=None), text_signature = "($self, timeout='default', autoextend=None, maxtime=None, on_lost=None)")]
+    #[pyo3(signature = (timeout=Timeout::Configured, autoextend=None, maxtime=None, on_lost=None, *, note=None), text_signature = "($self, timeout='default', autoextend=None, maxtime=None, on_lost=None, *, note=None)")]
     fn hold(
         slf: &Bound<'_, Self>,
         timeout: Timeout,
         autoextend: Option<bool>,
         maxtime: Option<&Bound<'_, PyAny>>,
         on_lost: Option<&Bound<'_, PyAny>>,
+        note: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Hold> {
         let options = slf.py().import("score.distlock._hold")?;
         let lease: Option<f64> = options.call_method1("lease", (maxtime,))?.extract()?;
         options.call_method1("callback", (on_lost,))?;
+        let note: Option<String> = options.call_method1("note", (note,))?.extract()?;
         let defaults = slf.get().conf.get().defaults();
         let entering = Entering {
             timeout: timeout.or(defaults.0),
             extended: autoextend.unwrap_or(defaults.1),
             block: true,
             lease: lease.and_then(Lease::from_seconds),
+            note: note.map(Arc::from),
         };
         let on_lost = on_lost.map(|on_lost| on_lost.clone().unbind());
         Ok(Hold::new(slf.clone().unbind(), entering, on_lost))
@@ -380,7 +386,7 @@ impl Lock {
 
     /// Begins to acquire for a coroutine; `wakeup` is put into the inbox when it is to go on.
     /// `on_lost` is called with `lock`.
-    #[pyo3(signature = (inbox, wakeup, timeout, block, autoextend, maxtime, on_lost, lock))]
+    #[pyo3(signature = (inbox, wakeup, timeout, block, autoextend, maxtime, on_lost, lock, note))]
     #[allow(clippy::too_many_arguments)] // one caller
     fn _begin(
         &self,
@@ -393,6 +399,7 @@ impl Lock {
         maxtime: Option<f64>,
         on_lost: Option<Py<PyAny>>,
         lock: Py<PyAny>,
+        note: Option<String>,
     ) -> PyResult<Acquisition> {
         let defaults = self.conf.get().defaults();
         let request = Request {
@@ -400,6 +407,7 @@ impl Lock {
             block,
             extended: autoextend.unwrap_or(defaults.1),
             lease: maxtime.and_then(Lease::from_seconds),
+            about: about(note.map(Arc::from)),
         };
         Acquisition::new(
             self.locks().clone(),

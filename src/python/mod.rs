@@ -13,6 +13,7 @@ mod errors;
 mod events;
 mod exit;
 mod hold;
+mod insight;
 mod lock;
 mod module;
 mod owner;
@@ -30,7 +31,7 @@ mod _distlock {
     #[pymodule_export]
     use super::lock::Lock;
     #[pymodule_export]
-    use super::module::{ConfiguredDistlockModule, init};
+    use super::module::{ConfiguredDistlockModule, init, open};
 
     /// The SQL that creates or upgrades the table; see ``python -m score.distlock``.
     #[pyfunction]

@@ -1,12 +1,13 @@
 //! `ConfiguredDistlockModule` and `init`.
 
 use super::acquire::{ConfiguredTimeout, Entering, Timeout, acquire, enter};
-use super::aio::{Acquisition, Inbox};
+use super::aio::{Acquisition, Inbox, Value, job};
 use super::arguments;
 use super::call::call;
 use super::database::Database;
 use super::errors::exception;
 use super::hold::Levels;
+use super::insight;
 use super::lock::Lock;
 use super::owner;
 use crate::engine::{Lease, Name};
@@ -16,7 +17,6 @@ use crate::store::{Settings, Store};
 use crate::zone;
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyException;
-use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple, PyWeakrefReference};
 use std::collections::HashMap;
@@ -373,6 +373,7 @@ impl ConfiguredDistlockModule {
                 extended: true,
                 block: true,
                 lease: None,
+                note: None,
             };
             let entered = enter(py, lock.get(), entering, None)
                 .and_then(|entered| entered.map_err(|error| exception(py, error)));
@@ -543,6 +544,86 @@ impl ConfiguredDistlockModule {
             .transfer(slf.py(), token)
     }
 
+    /// All holds of the table, whoever has them.
+    ///
+    /// It reads the whole table, and no token.
+    ///
+    /// :returns: a :class:`list` of :class:`HoldInfo`, by name.
+    fn holders<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        let records = call(py, self.timeout(), |budget| self.locks.holders(budget))?;
+        insight::objects(py, "records", records)
+    }
+
+    /// The hold of a lock, whoever has it.
+    ///
+    /// :param name: the name of the lock.
+    /// :returns: a :class:`HoldInfo`, or ``None`` if nobody holds it.
+    fn info<'py>(&self, py: Python<'py>, name: &Bound<'_, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+        let name = arguments::name(name)?;
+        let record = call(py, self.timeout(), |budget| self.locks.info(&name, budget))?;
+        insight::objects(py, "record", record.into_iter().collect())
+    }
+
+    /// Ends a hold by force, and calls who waits for the lock, as a release does.
+    ///
+    /// The holder is not asked. It learns of it as of any loss: at its next extension or
+    /// release, or when it guards a transaction. Until then it goes on, beside the next holder.
+    ///
+    /// :param name: the name of the lock.
+    /// :param fence: the ``fence`` of the hold that is to end; no other one does
+    ///     then. ``None`` ends whichever it is.
+    /// :returns: a :class:`HoldInfo`, what was known of the hold that was ended; ``None`` if
+    ///     nobody holds the lock, or not with this fence.
+    #[pyo3(signature = (name, fence=None))]
+    fn revoke<'py>(
+        &self,
+        py: Python<'py>,
+        name: &Bound<'_, PyAny>,
+        fence: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (name, fence) = (arguments::name(name)?, insight::fence(fence)?);
+        let record = call(py, self.timeout(), |budget| {
+            self.locks.revoke(&name, fence, budget)
+        })?;
+        insight::objects(py, "record", record.into_iter().collect())
+    }
+
+    /// Looks at all holds for a coroutine.
+    fn _holders(&self, inbox: &Inbox, number: u64) {
+        self.locks
+            .submit(job(&self.locks, inbox, number, |locks, budget| {
+                locks.holders(budget).map(Value::Records)
+            }));
+    }
+
+    /// Looks at a hold for a coroutine.
+    fn _info(&self, inbox: &Inbox, number: u64, name: &Bound<'_, PyAny>) -> PyResult<()> {
+        let name = arguments::name(name)?;
+        self.locks
+            .submit(job(&self.locks, inbox, number, move |locks, budget| {
+                let record = locks.info(&name, budget)?;
+                Ok(Value::Records(record.into_iter().collect()))
+            }));
+        Ok(())
+    }
+
+    /// Revokes for a coroutine.
+    fn _revoke(
+        &self,
+        inbox: &Inbox,
+        number: u64,
+        name: &Bound<'_, PyAny>,
+        fence: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<()> {
+        let (name, fence) = (arguments::name(name)?, insight::fence(fence)?);
+        self.locks
+            .submit_ending(job(&self.locks, inbox, number, move |locks, budget| {
+                let record = locks.revoke(&name, fence, budget)?;
+                Ok(Value::Records(record.into_iter().collect()))
+            }));
+        Ok(())
+    }
+
     /// Deletes the rows of all holds that have expired or ended.
     ///
     /// This happens by itself, a little at a time; nothing depends on it.
@@ -632,14 +713,21 @@ pub fn init<'py>(confdict: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Configured
 }
 
 fn try_init<'py>(confdict: &Bound<'py, PyAny>) -> PyResult<Bound<'py, ConfiguredDistlockModule>> {
-    let py = confdict.py();
-    let options = py
+    let options = confdict
+        .py()
         .import("score.distlock._config")?
-        .call_method1(intern!(py, "read"), (confdict,))?
-        .cast_into::<PyDict>()?;
+        .call_method1("read", (confdict,))?;
+    open(options.cast::<PyDict>()?)
+}
+
+/// The module that the constructor makes of these options, with its table in the database.
+#[pyfunction]
+#[pyo3(name = "_open")]
+pub fn open<'py>(options: &Bound<'py, PyDict>) -> PyResult<Bound<'py, ConfiguredDistlockModule>> {
+    let py = options.py();
     let conf = py
         .get_type::<ConfiguredDistlockModule>()
-        .call((), Some(&options))?
+        .call((), Some(options))?
         .cast_into::<ConfiguredDistlockModule>()?;
     let module = conf.get();
     call(py, module.timeout(), |budget| {

@@ -393,6 +393,7 @@ impl Acquisition {
             name: &self.name,
             token: &token,
             lease: self.locks.lease_of(&self.request),
+            about: &self.request.about,
             ticket: ask.ticket,
             previous: ask.previous,
             more: ask.more,

@@ -15,7 +15,7 @@ use crate::engine::{
 };
 use crate::error::{Error, Result};
 use crate::process::ProcessLocal;
-use crate::store::{Answer, Budget, Look, Released, Sql, Store};
+use crate::store::{About, Answer, Budget, Look, Released, Sql, Store};
 use crate::sync::{Mutex, process_id, thread};
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +53,8 @@ pub struct Request {
     pub extended: bool,
     /// Another lease than `maxtime`.
     pub lease: Option<Lease>,
+    /// What is to be known about the holder.
+    pub about: About,
 }
 
 /// What the database said to an attempt to acquire.
@@ -392,7 +394,9 @@ impl Locks {
             },
             Some(Hint::Awaited) | None => false,
         };
-        let answer = self.store.acquire(name, token, lease, likely, budget)?;
+        let answer = self
+            .store
+            .acquire(name, token, lease, (&request.about, likely), budget)?;
         let hint = match answer {
             Answer::Refused { busy, .. } => (!busy).then_some(Hint::Held),
             // They still wait, so the release had better expect it.

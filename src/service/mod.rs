@@ -2,6 +2,7 @@
 
 mod acquisition;
 mod confirmed;
+mod insight;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;
 mod locks;

@@ -9,6 +9,7 @@ mod connect;
 mod connector;
 mod dial;
 mod failure;
+mod insight;
 mod listener;
 #[cfg(all(test, feature = "shuttle"))]
 pub mod memory;
@@ -29,6 +30,7 @@ mod url;
 pub use budget::{Budget, Check};
 pub use connect::unsupported;
 pub use failure::Failure;
+pub use insight::{About, Record};
 #[cfg(not(all(test, feature = "shuttle")))]
 pub use listener::Listener;
 pub use listener::{Call, NotListening};

@@ -107,6 +107,8 @@ const FRAGMENTS: &[(&str, &str)] = &[
     ("taking", include_str!("sql/taking.sql")),
     ("drawn", include_str!("sql/drawn.sql")),
     ("durable", include_str!("sql/durable.sql")),
+    // What is told about a hold.
+    ("record", include_str!("sql/record.sql")),
     // The advisory lock that the listening connection of the ticket `argument` holds.
     (
         "listener",
@@ -219,7 +221,14 @@ impl Sql {
     pub fn only_reads(self) -> bool {
         matches!(
             self,
-            Sql::Probe | Sql::Busy | Sql::Holder | Sql::Held | Sql::Released
+            Sql::Probe
+                | Sql::Busy
+                | Sql::Holder
+                | Sql::Held
+                | Sql::Released
+                | Sql::Holders
+                | Sql::Info
+                | Sql::Revocable
         )
     }
 
@@ -282,6 +291,9 @@ statements! {
     Repair = "repair.sql" (lease 0, zone 0) [INT8];
     Check = "check.sql" (lease 0, zone 0) [TEXT];
     Number = "number.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, INT8];
+    Holders = "holders.sql" (lease 1, zone 2) [FLOAT8, FLOAT8];
+    Info = "info.sql" (lease 2, zone 3) [TEXT, FLOAT8, FLOAT8];
+    Revocable = "revocable.sql" (lease 2, zone 3) [TEXT, FLOAT8, FLOAT8];
     Busy = "busy.sql" (lease 0, zone 0) [];
     Role = "role.sql" (lease 0, zone 0) [];
     Whose = "whose.sql" (lease 0, zone 0) [INT4];

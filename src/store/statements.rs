@@ -6,6 +6,7 @@
 use super::budget::Budget;
 use super::clock::Clock;
 use super::failure::{Failure, ServerError};
+use super::insight::About;
 use super::pool::{Pool, Settings, result};
 use super::schema;
 use super::session::{Parameter, Row};
@@ -131,6 +132,8 @@ pub struct Candidate<'a> {
     pub token: &'a Token,
     /// The lease to take it for.
     pub lease: Lease,
+    /// What is to be known about its holder.
+    pub about: &'a About,
     /// The waiter's ticket.
     pub ticket: i64,
     /// An earlier one, or 0.
@@ -211,12 +214,12 @@ impl Attempts {
 
 /// How one execution of a statement went, and whether earlier ones of the same
 /// call may have had an effect.
-struct Outcome {
-    rows: Vec<Row>,
+pub(super) struct Outcome {
+    pub(super) rows: Vec<Row>,
     /// How many rows the statement changed or returned.
     affected: u64,
     sent: Moment,
-    repeated: bool,
+    pub(super) repeated: bool,
 }
 
 /// The error for a statement that the server refused.
@@ -308,15 +311,15 @@ impl Store {
         self.pool.settings.timeout
     }
 
-    /// `host:pid`, for people who look into the table.
-    fn holder(&self, process: u32) -> String {
+    /// Who holds, for people: see [`About`].
+    fn holder(&self, process: u32, about: &About) -> String {
         let host = self.holder.get_or_init(|| {
             rustix::system::uname()
                 .nodename()
                 .to_string_lossy()
                 .into_owned()
         });
-        format!("{host}:{process}")
+        about.of(host, process)
     }
 
     /// Creates or upgrades the table over a connection of its own, which is
@@ -348,7 +351,12 @@ impl Store {
     }
 
     /// Executes a statement, on as many connections as it takes.
-    fn execute(&self, sql: Sql, parameters: &[Parameter], budget: Budget) -> Result<Outcome> {
+    pub(super) fn execute(
+        &self,
+        sql: Sql,
+        parameters: &[Parameter],
+        budget: Budget,
+    ) -> Result<Outcome> {
         let statement = &self.statements(budget)?[sql];
         let mut attempts = Attempts::new();
         loop {
@@ -515,10 +523,10 @@ impl Store {
         name: &Name,
         token: &Token,
         lease: Lease,
-        likely: bool,
+        (about, likely): (&About, bool),
         budget: Budget,
     ) -> Result<Answer> {
-        let holder = self.holder(budget.process);
+        let holder = self.holder(budget.process, about);
         let parameters: [Parameter; 5] = [
             &name.as_str(),
             &token.as_str(),
@@ -650,7 +658,7 @@ impl Store {
     /// otherwise than expected: [`Store::wait`] finds out.
     pub fn take(&self, waiter: Candidate, budget: Budget) -> Result<Turn> {
         let lease = waiter.lease.seconds();
-        let holder = self.holder(budget.process);
+        let holder = self.holder(budget.process, waiter.about);
         let answer = self.execute(
             Sql::Take,
             &[
@@ -693,7 +701,7 @@ impl Store {
                 &waiter.token.as_str(),
                 &waiter.lease.seconds(),
                 &zone::offset(),
-                &self.holder(budget.process),
+                &self.holder(budget.process, waiter.about),
                 &waiter.ticket,
                 &waiter.previous,
                 &known,
@@ -976,7 +984,7 @@ impl Store {
                 &new.as_str(),
                 &lease.seconds(),
                 &zone::offset(),
-                &self.holder(budget.process),
+                &self.holder(budget.process, &About::default()),
             ],
             budget,
         )?;

@@ -7,6 +7,7 @@
 """
 
 from . import _fork
+from ._connect import connect, from_django
 from ._distlock import ConfiguredDistlockModule, Hold, Lock, __version__, init
 from ._errors import (
     CouldNotAcquireLock,
@@ -15,6 +16,7 @@ from ._errors import (
     DistlockError,
     LockExpired,
 )
+from ._insight import HoldInfo
 
 _fork.attend()
 
@@ -25,8 +27,11 @@ __all__ = (
     "DatabaseUnavailable",
     "DistlockError",
     "Hold",
+    "HoldInfo",
     "Lock",
     "LockExpired",
     "__version__",
+    "connect",
+    "from_django",
     "init",
 )

@@ -9,6 +9,8 @@ from typing import Any, Final, TypeVar, final
 from typing_extensions import Self, disjoint_base
 
 from ._all import Holds as Holds
+from ._connect import connect as connect
+from ._connect import from_django as from_django
 from ._distlock import _Acquisition, _Inbox, _Levels
 from ._errors import CouldNotAcquireLock as CouldNotAcquireLock
 from ._errors import DatabaseError as DatabaseError
@@ -16,6 +18,7 @@ from ._errors import DatabaseUnavailable as DatabaseUnavailable
 from ._errors import DistlockError as DistlockError
 from ._errors import LockExpired as LockExpired
 from ._guard import AsyncGuard, Guard
+from ._insight import HoldInfo as HoldInfo
 from .aio import AsyncLock, AsyncModule
 
 __all__ = (
@@ -25,9 +28,12 @@ __all__ = (
     "DatabaseUnavailable",
     "DistlockError",
     "Hold",
+    "HoldInfo",
     "Lock",
     "LockExpired",
     "__version__",
+    "connect",
+    "from_django",
     "init",
 )
 
@@ -63,6 +69,8 @@ class Lock:
         autoextend: bool | None = None,
         maxtime: _Time = None,
         on_lost: Callable[[Lock], object] | None = None,
+        *,
+        note: str | None = None,
     ) -> Hold: ...
     def _begin(
         self,
@@ -74,6 +82,7 @@ class Lock:
         maxtime: float | None,
         on_lost: Any,
         lock: Any,
+        note: str | None,
     ) -> _Acquisition: ...
     def _extend(self, inbox: _Inbox, number: int, token: str | bytes | None) -> None: ...
     def _release(self, inbox: _Inbox, number: int, token: str | bytes | None) -> None: ...
@@ -160,6 +169,12 @@ class ConfiguredDistlockModule:
     def extend(self, name: str, token: str | bytes | None = None) -> None: ...
     def release(self, name: str, token: str | bytes | None = None) -> None: ...
     def transfer(self, name: str, token: str | bytes | None = None) -> str: ...
+    def holders(self) -> list[HoldInfo]: ...
+    def info(self, name: str) -> HoldInfo | None: ...
+    def revoke(self, name: str, fence: int | None = None) -> HoldInfo | None: ...
+    def _holders(self, inbox: _Inbox, number: int) -> None: ...
+    def _info(self, inbox: _Inbox, number: int, name: str) -> None: ...
+    def _revoke(self, inbox: _Inbox, number: int, name: str, fence: int | None) -> None: ...
     def vacuum(self, session: Any = None) -> None: ...
     def _finalize(self) -> None: ...
 

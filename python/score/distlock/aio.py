@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, final
 
-from . import _config
+from . import _config, _insight
 from ._all import Pace, Tokens, ordered
 from ._distlock import _Acquisition, _AsyncExit, _Exit, _Inbox, _Levels, _Opened
 from ._errors import CouldNotAcquireLock, LockExpired
 from ._hold import callback, lease
+from ._hold import note as checked
+from ._insight import HoldInfo
 
 if TYPE_CHECKING:
     from . import ConfiguredDistlockModule, Lock
@@ -238,6 +240,25 @@ class AsyncModule:
         """As :meth:`~score.distlock.ConfiguredDistlockModule.transfer`."""
         return await self.get(name).transfer(token)
 
+    async def holders(self) -> list[HoldInfo]:
+        """As :meth:`~score.distlock.ConfiguredDistlockModule.holders`."""
+        return _insight.records(await _channel().ask(self._conf._holders))
+
+    async def info(self, name: str) -> HoldInfo | None:
+        """As :meth:`~score.distlock.ConfiguredDistlockModule.info`."""
+        conf = self._conf
+        found = await _channel().ask(lambda inbox, number: conf._info(inbox, number, name))
+        return _insight.record(found)
+
+    async def revoke(self, name: str, fence: int | None = None) -> HoldInfo | None:
+        """As :meth:`~score.distlock.ConfiguredDistlockModule.revoke`.
+
+        It goes on in the background if the task is cancelled meanwhile.
+        """
+        conf = self._conf
+        found = await _channel().ask(lambda inbox, number: conf._revoke(inbox, number, name, fence))
+        return _insight.record(found)
+
     def acquire_all(
         self,
         names: Iterable[str],
@@ -320,12 +341,13 @@ class AsyncLock:
         autoextend: bool | None = None,
         maxtime: float | None = None,
         on_lost: Any = None,
+        note: str | None = None,
     ) -> _Acquiring:
         lock = self._lock
         callback = None if on_lost is None else self._in_loop(on_lost)
         return _Acquiring(
             lambda inbox, wakeup: lock._begin(
-                inbox, wakeup, timeout, block, autoextend, maxtime, callback, self
+                inbox, wakeup, timeout, block, autoextend, maxtime, callback, self, note
             )
         )
 
@@ -400,6 +422,8 @@ class AsyncLock:
         autoextend: bool | None = None,
         maxtime: _Time = None,
         on_lost: Callable[[AsyncLock], object] | None = None,
+        *,
+        note: str | None = None,
     ) -> AsyncHold:
         """Acquires for an ``async with`` block, with options.
 
@@ -409,7 +433,8 @@ class AsyncLock:
         """
         if timeout != "default":
             timeout = _config.timeout(timeout)
-        return AsyncHold(self, timeout, autoextend, lease(maxtime), callback(on_lost))
+        options = (lease(maxtime), callback(on_lost), checked(note))
+        return AsyncHold(self, timeout, autoextend, *options)
 
     def guard(self, connection: Any, *, token: str | bytes | None = None) -> AsyncGuard:
         """Guards a transaction of the caller's own on the same database.
@@ -444,9 +469,10 @@ class AsyncHold:
         autoextend: bool | None,
         maxtime: float | None,
         on_lost: Callable[[AsyncLock], object] | None,
+        note: str | None,
     ) -> None:
         self._lock = lock
-        self._options = (timeout, True, autoextend, maxtime, on_lost)
+        self._options = (timeout, True, autoextend, maxtime, on_lost, note)
         self._ender = _Opened(lock._lock)
 
     async def __aenter__(self) -> AsyncLock:

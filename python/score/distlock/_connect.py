@@ -1,0 +1,125 @@
+"""Without a confdict: from a URL, or from Django's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from score.init import ConfigurationError
+
+from ._distlock import _open
+from ._refuse import bare, refuse, shown
+
+if TYPE_CHECKING:
+    from . import ConfiguredDistlockModule
+
+#: What the constructor has besides these.
+_OPTIONS = (
+    *("maxtime", "timeout", "autoextend", "reentrant", "pool_size", "max_overflow"),
+    *("pool_timeout", "pool_recycle", "pool_pre_ping", "echo", "isolation_level"),
+    *("connect_args", "table_owner"),
+)
+
+
+def connect(
+    url: Any = None,
+    *,
+    maxtime: float | str | timedelta = "1m",
+    connect_args: Mapping[str, object] | None = None,
+    **options: Any,
+) -> ConfiguredDistlockModule:
+    """The module for a database, without a configuration file; its table is made if need be.
+
+    .. code-block:: python
+
+        conf = score.distlock.connect('postgresql://user@host/database', timeout='10s')
+
+    :param url: whatever :class:`ConfiguredDistlockModule` accepts: the URL of a PostgreSQL
+        database, or a SQLAlchemy Engine. Without one libpq's environment says where it is:
+        ``PGHOST``, ``PGDATABASE``, ``PGSERVICE`` and so on.
+    :param maxtime: how long a hold lasts unless it is extended.
+    :param connect_args: what the URL does not say, as libpq's options.
+    :param options: the other options of :class:`ConfiguredDistlockModule`.
+    :raises score.init.ConfigurationError: if something of this cannot be used.
+    :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``.
+    :raises DatabaseError: if the table cannot be created or upgraded.
+    """
+    for name in options:
+        if name not in _OPTIONS:
+            refuse(f"{shown(name)} is no option of connect(); allowed are {', '.join(_OPTIONS)}")
+    return _open(
+        {
+            "engine": "postgresql://" if url is None else url,
+            "maxtime": maxtime,
+            "connect_args": connect_args,
+            **options,
+        }
+    )
+
+
+def from_django(alias: str = "default", **options: Any) -> ConfiguredDistlockModule:
+    """The module for one of Django's databases: what ``settings.DATABASES`` says about it.
+
+    .. code-block:: python
+
+        conf = score.distlock.from_django(timeout='10s')
+
+    The locks have connections of their own, that Django knows nothing of: they are in no
+    transaction of a request. Within a test they use the test's database.
+
+    :param alias: which of the databases.
+    :param options: as for :func:`connect`, except ``connect_args``: that is what ``OPTIONS`` in
+        the settings is for.
+    :raises score.init.ConfigurationError: if there is no such database, if it is not a
+        PostgreSQL, or if something in its settings cannot be used.
+    """
+    if "connect_args" in options:
+        refuse("connect_args: put it into OPTIONS of the database in Django's settings")
+    if not isinstance(alias, str):
+        raise TypeError(f"alias must be a str, not {type(alias).__name__}")
+    where = f"settings.DATABASES[{shown(alias)}]"
+    arguments = _parameters(alias, where)
+    try:
+        return connect(connect_args=arguments, **options)
+    except ConfigurationError as error:
+        # What has come from there is named so; the options name themselves.
+        for label in ("connect_args", "sqlalchemy.connect_args", "sqlalchemy.url"):
+            message = bare(error)
+            if message.startswith(f"{label}: "):
+                error.args = (f"[score.distlock] {where}{message.removeprefix(label)}",)
+        raise
+
+
+def _parameters(alias: str, where: str) -> dict[str, object]:
+    """What Django's own connection would be made with."""
+    try:
+        from django.core.exceptions import ImproperlyConfigured
+        from django.db import connections
+        from django.utils.connection import ConnectionDoesNotExist
+    except ImportError as error:
+        raise ImportError("from_django() needs Django, which cannot be imported") from error
+    try:
+        connection = connections[alias]
+    except ConnectionDoesNotExist:
+        refuse(f"{where} is missing; allowed are {', '.join(map(repr, connections))}")
+    except ImproperlyConfigured as error:
+        refuse(f"Django's settings cannot be used: {error}")
+    if connection.vendor != "postgresql":
+        engine = connection.settings_dict.get("ENGINE")
+        refuse(
+            f"{where}: its ENGINE is {shown(engine)}; allowed are those for PostgreSQL, such as "
+            "django.db.backends.postgresql, as the locks are rows of a table there; name another "
+            "database: from_django('alias')"
+        )
+    try:
+        parameters = dict(connection.get_connection_params())
+    except ImproperlyConfigured as error:
+        refuse(f"{where}: {error}")
+    # Django has each connection act as this role.
+    role = connection.settings_dict.get("OPTIONS", {}).get("assume_role")
+    parameters.pop("assume_role", None)
+    if role:
+        escaped = "".join("\\" + c if c in "\\ \t\n" else c for c in str(role))
+        parameters["options"] = f"{parameters.get('options') or ''} -crole={escaped}".strip()
+    return parameters
