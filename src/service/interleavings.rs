@@ -5,7 +5,7 @@ mod fork;
 use super::*;
 use crate::engine::{Caller, Entered, Lease, Name, Place, Token, VALID};
 use crate::error::{Error, Result};
-use crate::store::{Budget, Store};
+use crate::store::{About, Budget, Store};
 use crate::sync::simulated::{Pace, explore, now, once_in, step};
 use crate::sync::thread;
 use std::sync::Arc;
@@ -52,6 +52,7 @@ fn acquisition(locks: &Arc<Locks>, lock: &Lock, wait: Wait, lease: Option<f64>) 
         block: true,
         extended: lease.is_some(),
         lease: lease.and_then(Lease::from_seconds),
+        about: About::default(),
     };
     let name = lock.name().clone();
     Acquisition::new(locks.clone(), name, request, wait, thread_wakeup())

@@ -9,6 +9,7 @@ mod table;
 
 use super::budget::Budget;
 use super::failure::Failure;
+use super::insight::About;
 use super::listener::{Call, NotListening};
 use super::sql::Statements;
 use super::statements::{Answer, Candidate, Look, Queue, Released, Renewed, Turn};
@@ -106,7 +107,7 @@ impl Store {
         name: &Name,
         token: &Token,
         lease: Lease,
-        _: bool,
+        _: (&About, bool),
         budget: Budget,
     ) -> Result<Answer> {
         let lost = self.late.load(SeqCst) && process_id() == budget.process && self.fails(4);

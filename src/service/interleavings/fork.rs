@@ -28,7 +28,8 @@ fn calls(locks: &Arc<Locks>, lock: &Lock, budget: Budget) -> Result<()> {
         .transfer(lock, &caller, Some(token), budget)
         .and_then(Confirmed::in_time)
         .and_then(|token| locks.is_lost(lock, &token, budget))
-        .and_then(|_| locks.extend(lock, &caller, None, budget));
+        .and_then(|_| locks.extend(lock, &caller, None, budget))
+        .map(drop);
     if !is_forked() {
         clear();
         let ending = if once_in(2) {
