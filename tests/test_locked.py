@@ -263,6 +263,10 @@ UNFINISHED: dict[str, Callable[[], Any]] = {
     "a map object": lambda: map(pytest.fail, "a"),
     "a filter object": lambda: filter(pytest.fail, "a"),
     "a starmap object": lambda: itertools.starmap(pytest.fail, "a"),
+    "a zip object": lambda: zip(agenerator(), "a", strict=False),
+    "a enumerate object": lambda: enumerate(agenerator()),
+    "a chain object": lambda: itertools.chain(agenerator()),
+    "a islice object": lambda: itertools.islice(agenerator(), 1),
 }
 
 

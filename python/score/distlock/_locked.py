@@ -27,7 +27,11 @@ _ContextManager = (
 _WRAPPERS = 100
 #: How many braces in braces are looked into; `str.format` itself refuses them then.
 _DEPTH = 3
-_Lazy = (map, filter, itertools.starmap)
+#: They take what they return from others only when they are asked for it.
+_Lazy = (
+    *(map, filter, zip, enumerate),
+    *(kind for kind in vars(itertools).values() if isinstance(kind, type)),
+)
 
 
 class _Anything:
