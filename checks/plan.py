@@ -89,6 +89,7 @@ TESTS = {
     "drawn.sql": ["test_fence.py"],
     "durable.sql": EACH,
     "extend.sql": EACH,
+    "facts.sql": ["test_cli_doctor.py"],
     "guard.sql": EACH,
     "held.sql": EACH,
     "holder.sql": EACH,

@@ -155,6 +155,8 @@ def strangers(db: Db, text: str, types: list[str]) -> set[str]:
             "sequence _score_distlock_fence_seq",
             "view pg_catalog.pg_roles",
             "view pg_catalog.pg_locks",
+            "view pg_catalog.pg_stat_activity",
+            "view pg_catalog.pg_stat_ssl",
         }
     }
 

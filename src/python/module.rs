@@ -588,6 +588,11 @@ impl ConfiguredDistlockModule {
         insight::objects(py, "record", record.into_iter().collect())
     }
 
+    /// What decides about how well locks are kept here: names and values, for `doctor`.
+    fn _facts(&self, py: Python<'_>) -> PyResult<Vec<(String, Option<String>)>> {
+        call(py, self.timeout(), |budget| self.locks.facts(budget))
+    }
+
     /// Looks at all holds for a coroutine.
     fn _holders(&self, inbox: &Inbox, number: u64) {
         self.locks

@@ -21,6 +21,11 @@ impl Locks {
         self.store().info(name, self.lease(), budget)
     }
 
+    /// What decides about how well locks are kept here: names and values.
+    pub fn facts(&self, budget: Budget) -> Result<Vec<(String, Option<String>)>> {
+        self.store().facts(budget)
+    }
+
     /// Ends the hold of a lock, if it has this fence, or whichever it is. What was ended.
     pub fn revoke(
         &self,

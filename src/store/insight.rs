@@ -155,6 +155,15 @@ impl Store {
             .transpose()
     }
 
+    /// What decides about how well locks are kept here: names and values.
+    pub fn facts(&self, budget: Budget) -> Result<Vec<(String, Option<String>)>> {
+        let answer = self.execute(Sql::Facts, &[], budget)?;
+        let facts = answer.rows.iter();
+        facts
+            .map(|row| Ok((row.get("fact")?, row.get("value")?)))
+            .collect()
+    }
+
     fn look_at(&self, sql: Sql, name: &Name, lease: Lease, budget: Budget) -> Result<Option<Row>> {
         let parameters: [Parameter; 3] = [&name.as_str(), &lease.seconds(), &zone::offset()];
         let answer = self

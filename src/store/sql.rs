@@ -296,6 +296,7 @@ statements! {
     Revocable = "revocable.sql" (lease 2, zone 3) [TEXT, FLOAT8, FLOAT8];
     Busy = "busy.sql" (lease 0, zone 0) [];
     Role = "role.sql" (lease 0, zone 0) [];
+    Facts = "facts.sql" (lease 0, zone 0) [];
     Whose = "whose.sql" (lease 0, zone 0) [INT4];
 }
 

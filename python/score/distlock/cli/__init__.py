@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import sys
@@ -25,6 +26,7 @@ from score.init import ConfigurationError
 from .. import _config
 from .._distlock import _schema
 from .._refuse import bare
+from ._doctor import examine
 from ._run import LOST, NO_DATABASE, NOT_ACQUIRED, Run, holder, refusal, say
 from ._shown import as_json, console, printable, record, table
 
@@ -342,6 +344,24 @@ def revoke(database: Database, name: str, fence: int | None, yes: bool) -> None:
         ended: HoldInfo | None = conf.revoke(name, info.fence)
         if ended is None:
             failed(f"the hold of {name!r} has ended meanwhile", 1)
+
+
+@main.command()
+@json_option
+@click.pass_obj
+def doctor(database: Database, as_json_: bool) -> None:
+    """Tells what is wrong with the database, and what to do; exit status 1 if anything is."""
+    with database.open() as conf:
+        facts, findings = examine(conf)
+    if as_json_:
+        found = [dataclasses.asdict(finding) for finding in findings]
+        click.echo(as_json({"facts": facts, "findings": found}))
+    else:
+        for finding in findings:
+            click.echo(f"{finding.level}: {finding.what}\n  {finding.remedy}")
+        if not findings:
+            click.echo(f"nothing is wrong with PostgreSQL {facts['server_version']} and the locks")
+    sys.exit(bool(findings))
 
 
 @main.command()
