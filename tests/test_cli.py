@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 import score.distlock
 
-from .test_cli_run import cli, ended, until
+from .test_cli_run import cli, ended, foreground, until
 
 Db = psycopg.Connection[Any]
 Conf = score.distlock.ConfiguredDistlockModule
@@ -121,7 +122,7 @@ def test_top_goes_on_until_it_is_interrupted(url: str, conf: Conf) -> None:
     ours, theirs = pty.openpty()
     environment = {**os.environ, "DISTLOCK_URL": url, "TERM": "xterm", "NO_COLOR": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "score.distlock", "top", "--interval", "10ms"],
+        [*foreground(), sys.executable, "-m", "score.distlock", "top", "--interval", "10ms"],
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -136,7 +137,7 @@ def test_top_goes_on_until_it_is_interrupted(url: str, conf: Conf) -> None:
     while b"a-new-one" not in seen:
         seen += os.read(ours, 4096)
     conf.release("a-new-one", token)
-    process.send_signal(2)
+    process.send_signal(signal.SIGINT)
     until(lambda: not drained(ours))
     assert process.wait(timeout=60) == 130
     assert b"Traceback" not in seen

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,15 +64,32 @@ def run(url: str) -> Iterator[Callable[..., Process]]:
         process.communicate()
 
 
-def cli(*words: str, url: str, **more: Any) -> Process:
-    """Starts the command line."""
+def cli(*words: str, url: str, ignored: Collection[int] = (), **more: Any) -> Process:
+    """Starts the command line, with signals as for a terminal's commands but for those `ignored`.
+
+    What a script starts in the background, as these tests may be, ignores SIGINT; with nohup also
+    SIGHUP.
+    """
+
     streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
-        [sys.executable, "-m", "score.distlock", *words],
+        [*foreground(ignored), sys.executable, "-m", "score.distlock", *words],
         env={**os.environ, "DISTLOCK_URL": url, **more.pop("env", {})},
         text=True,
         **(streams | more),
     )
+
+
+def foreground(ignored: Collection[int] = ()) -> list[str]:
+    """What executes a command that way."""
+    code = (
+        "import os, signal, sys\n"
+        "for number in (1, 2, 3, 15):\n"
+        f"    ignored = number in {[int(number) for number in ignored]}\n"
+        "    signal.signal(number, signal.SIG_IGN if ignored else signal.SIG_DFL)\n"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    return [sys.executable, "-S", "-c", code]
 
 
 def ended(process: Process) -> tuple[int, str, str]:
@@ -233,11 +250,7 @@ def test_a_signal_that_ends_the_command_is_the_exit_status(
 
 def test_what_the_caller_ignores_stays_ignored(run: Callable[..., Process]) -> None:
     """As with nohup; or for the Ctrl-C of a script's background commands."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        process = run(code=READY.replace("60", "0.3"))
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    process = run(code=READY.replace("60", "0.3"), ignored=[signal.SIGHUP])
     assert first_line(process) == "ready"
     process.send_signal(signal.SIGHUP)
     assert ended(process)[0] == 0
