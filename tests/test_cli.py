@@ -160,6 +160,33 @@ def test_nobody_is_there(tmp_path: Path) -> None:
         assert complained.count("\n") == 1
 
 
+def test_a_token_that_cannot_be_printed_is_given_back(url: str, conf: Conf) -> None:
+    with Path("/dev/full").open("w") as full:
+        process = cli("acquire", "name", url=url, stdout=full)
+        assert ended(process)[::2] == (1, "score-distlock: cannot write: No space left on device\n")
+    assert conf.info("name") is None
+
+
+@pytest.mark.parametrize("command", ["acquire name >&-", "list >&-", "list >/dev/full"])
+def test_standard_output_is_closed_or_full(url: str, conf: Conf, command: str) -> None:
+    script = f"{sys.executable} -m score.distlock {command}"
+    environment = {**os.environ, "DISTLOCK_URL": url}
+    done = subprocess.run(
+        script, shell=True, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "Traceback" not in done.stderr
+    assert conf.info("name") is None
+
+
+def test_without_standard_error_nothing_is_mistaken_for_a_token(url: str, conf: Conf) -> None:
+    token = conf.acquire("name")
+    script = f"{sys.executable} -m score.distlock acquire name 2>&-"
+    environment = {**os.environ, "DISTLOCK_URL": url}
+    done = subprocess.run(script, shell=True, env=environment, stdout=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stdout) == (75, b"")
+    conf.release("name", token)
+
+
 @pytest.mark.parametrize(
     "words",
     [

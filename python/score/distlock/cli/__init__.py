@@ -28,7 +28,7 @@ from .._distlock import _schema
 from .._refuse import bare
 from ._doctor import examine
 from ._run import LOST, NO_DATABASE, NOT_ACQUIRED, Run, holder, refusal, say
-from ._shown import as_json, console, printable, record, table
+from ._shown import as_json, console, is_terminal, printable, record, table
 
 
 def duration(_: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
@@ -58,6 +58,10 @@ class Commands(click.Group):
             failed(str(error), LOST)
         except DatabaseError as error:
             failed(str(error), NO_DATABASE)
+        except BrokenPipeError:  # whoever reads has seen enough
+            raise
+        except OSError as error:
+            failed(f"cannot write: {error.strerror}", 1)
         except KeyboardInterrupt:
             sys.exit(130)
 
@@ -248,7 +252,7 @@ def top(database: Database, interval: float) -> None:
 
 def follow(conf: ConfiguredDistlockModule, interval: float) -> None:
     """An outage does not end it."""
-    with Live(console=console(), auto_refresh=False, screen=sys.stdout.isatty()) as live:
+    with Live(console=console(), auto_refresh=False, screen=is_terminal()) as live:
         while True:
             try:
                 live.update(table(conf.holders()), refresh=True)
@@ -288,11 +292,18 @@ def show(database: Database, name: str, as_json_: bool) -> None:
 @click.pass_obj
 def acquire(database: Database, name: str, wait: float | None, maxtime: float | None) -> None:
     """Acquires NAME and prints its token, with which it is extended and released."""
+    if sys.stdout is None:
+        raise click.UsageError("the token would be lost, as standard output is closed")
     with database.open(maxtime) as conf:
         try:
-            click.echo(conf.acquire(name, timeout=wait))
+            token = conf.acquire(name, timeout=wait)
         except CouldNotAcquireLock as error:
             failed(refusal(conf, error), NOT_ACQUIRED)
+        try:
+            print(token, flush=True)
+        except OSError:
+            conf.release(name, token)  # nobody knows it
+            raise
 
 
 def given_token() -> str:

@@ -41,8 +41,9 @@ _LOOK = 0.5
 
 def say(message: str) -> None:
     """One line for the person, or the mail that cron sends."""
-    with contextlib.suppress(OSError):
-        print(f"score-distlock: {message}", file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # closed, print() would take standard output instead
+        with contextlib.suppress(OSError):
+            print(f"score-distlock: {message}", file=sys.stderr, flush=True)
 
 
 class Interrupted(BaseException):
@@ -246,9 +247,11 @@ def refusal(conf: ConfiguredDistlockModule, error: CouldNotAcquireLock) -> str:
     """Who has it, since when, for how long, and how many wait."""
     if error.busy is not None:
         return str(error)
-    info = conf.info(error.name)
+    info = None
+    with contextlib.suppress(DatabaseError):  # it is refused all the same
+        info = conf.info(error.name)
     if info is None:
-        return f"the lock {error.name!r} was held by somebody else until just now"
+        return str(error)
     return f"the lock {error.name!r} is held by {holder(info)}"
 
 

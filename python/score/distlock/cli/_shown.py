@@ -42,7 +42,12 @@ def duration(seconds: float) -> str:
 
 def console() -> Console:
     """For standard output; what is not a terminal has no width."""
-    return Console(width=None if sys.stdout.isatty() else 1_000_000, soft_wrap=False)
+    return Console(width=None if is_terminal() else 1_000_000, soft_wrap=False)
+
+
+def is_terminal() -> bool:
+    """Whether standard output is one; it may also be closed."""
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def cells(info: HoldInfo) -> Sequence[str]:
