@@ -1027,7 +1027,14 @@ mod tests {
                         let last = holds.get(entered.hold).is_some_and(|hold| {
                             hold.levels.len() == 1 && hold.levels[0].id == entered.level
                         });
-                        let _ = holds.leave(entered, now);
+                        let over = holds.get(entered.hold).is_some_and(|hold| {
+                            hold.levels.last().is_some_and(|level| {
+                                level.id == entered.level && level.kind == Kind::Released
+                            })
+                        });
+                        let ending = holds.leave(entered, now);
+                        let told = matches!(ending, Ending::Lost { .. });
+                        prop_assert!(told || !over, "a block ends that holds nothing");
                         models[owner].left.push(entered);
                         // Whatever the database is going to say.
                         prop_assert!(holds.watched(entered).is_none());
@@ -1123,6 +1130,10 @@ mod tests {
                 }
                 for (id, hold) in &holds.all {
                     prop_assert_eq!(holds.by_token.get(&hold.token), Some(id));
+                    // What is extended or kept, somebody is inside of or has to release.
+                    prop_assert!(hold.condition != Condition::Held || hold.depth() > 0);
+                    let released = |level: &Level| level.kind == Kind::Released;
+                    prop_assert!(!hold.levels.iter().any(|level| released(level) && level.extended));
                     prop_assert!(holds.by_lock[&lock].contains(id));
                 }
                 prop_assert_eq!(
