@@ -181,7 +181,7 @@ failover: $(BUILD)/installed $(BUILD)/patroni.done
 # Some ten minutes: memory, descriptors, threads, sessions and the table stay as they are.
 CALLS ?= 1000000
 leaks: $(BUILD)/installed
-	$(BIN)/python checks/leaks.py --calls $(CALLS) --json $(BUILD)/leaks.json
+	$(BIN)/python -m checks.leaks --calls $(CALLS) --json $(BUILD)/leaks.json
 
 clean:
 	rm -rf $(BUILD) target

@@ -1,6 +1,7 @@
 """Makes a million calls of the whole API, and tells ten times what they use.
 
-Usage: leaks.py [--calls N] [--json FILE]. It fails if something grows after the first tenth.
+Usage: python -m checks.leaks [--calls N] [--json FILE]. It fails if something grows
+after the first tenth.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import psycopg
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.support.calls import Calls
 from tests.support.server import Server
 

@@ -103,7 +103,6 @@ TESTS = {
     "prove.sql": ["test_waiting.py"],
     "released.sql": EACH,
     "release_awaited.sql": EACH,
-    "release_calling.sql": EACH,
     "release.sql": EACH,
     "record.sql": EACH,
     "remaining.sql": EACH,
@@ -115,7 +114,6 @@ TESTS = {
     "survivors.sql": EACH,
     "sweep.sql": EACH,
     "take.sql": EACH,
-    "take_busy.sql": EACH,
     "taking.sql": EACH,
     "transfer.sql": EACH,
     "vacuum.sql": EACH,
@@ -139,8 +137,6 @@ PIPELINE = "_guard.py: connection.pgconn.pipeline_status != psycopg.pq.PipelineS
 #: Mutants that do the same, or nearly so, and why.
 EXCUSED = {
     "latest.sql: DESC -> nothing": "the same row is found, only slower beside an old snapshot",
-    "take_busy.sql: AND waiters[1] {=} $6 (2) -> nothing": "the row has been locked by then",
-    "take_busy.sql: AND limit_ IS NOT NULL -> nothing": EVALUATED,
     "wait.sql: AND NOT EXISTS (SELECT FROM made) -> nothing": (
         "the queue is looked at first, and what is made is then made durable"
     ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -13,7 +12,7 @@ import pytest
 import score.distlock
 
 from .conftest import fresh_database, with_options
-from .support.line import Background, until, wait_until_waiting
+from .support.line import TASKS, Background, until, wait_until_waiting
 
 Db = psycopg.Connection[Any]
 Conf = score.distlock.ConfiguredDistlockModule
@@ -24,7 +23,7 @@ SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'clos
 def threads() -> dict[str, str]:
     """The threads of configurations in this process: their names by their ids."""
     found = {}
-    for file in Path("/proc/self/task").glob("*/comm"):
+    for file in TASKS.glob("*/comm"):
         with contextlib.suppress(OSError):
             found[file.parent.name] = file.read_text().strip()
     return {task: name for task, name in found.items() if name.startswith("distlock-")}
@@ -56,7 +55,7 @@ def use_everything(conf: Conf, db: Db) -> None:
     asyncio.run(work())
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads in /proc")
+@pytest.mark.skipif(not TASKS.is_dir(), reason="counts threads in /proc")
 @pytest.mark.parametrize("how", ["close", "with", "aio"])
 def test_nothing_is_left(url: str, db: Db, how: str) -> None:
     conf = score.distlock.init({"sqlalchemy.url": named(url)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import score.distlock
 import score.init
 
 from .conftest import with_options
+from .support.proxy import Proxy
 from .support.server import Server
 
 Db = psycopg.Connection[Any]
@@ -74,7 +76,7 @@ def test_a_limit_of_the_role_does_not_end_a_call(
     [
         "idle_in_transaction_session_timeout=1ms",
         "idle_session_timeout=20ms",
-        "transaction_timeout=50ms",
+        "transaction_timeout=500ms",
         "default_transaction_isolation=serializable",
         "default_transaction_read_only=off",
         "standard_conforming_strings=off",
@@ -125,6 +127,32 @@ def test_a_whole_life_under_a_setting(url: str, db: Db, setting: str) -> None:
             pass
     conf.vacuum()
     assert db.execute("SELECT count(*) FROM _score_distlock").fetchone() == (0,)
+
+
+@pytest.mark.parametrize(
+    "setting", ["idle_in_transaction_session_timeout=1ms", "transaction_timeout=20ms"]
+)
+def test_the_table_is_created_over_a_slow_network(
+    server: Server, server_url: str, setting: str
+) -> None:
+    """It takes several messages in one transaction, which no limit of the server ends."""
+    name = server_url.partition("?")[0].rpartition("/")[2]
+    proxy = Proxy(f"{server.folder}/.s.PGSQL.{server.port}")
+    slow = f"postgresql://postgres@127.0.0.1:{proxy.port}/{name}"
+    with contextlib.closing(proxy), psycopg.connect(server_url, autocommit=True) as db:
+        known = "SELECT FROM pg_settings WHERE name = %s"
+        if db.execute(known, (setting.partition("=")[0],)).fetchone() is None:
+            pytest.skip("this server does not know the setting")
+        proxy.freeze_request(lambda message: b"COMMIT" in message)
+        with ThreadPoolExecutor() as executor:
+            configured = executor.submit(
+                score.distlock.init, {"sqlalchemy.url": with_settings(slow, setting)}
+            )
+            while not (proxy.frozen.wait(0.01) or configured.done()):
+                pass
+            db.execute("SELECT pg_sleep(0.1)")  # the limits are shorter
+            proxy.thaw()
+            configured.result().release("name", configured.result().acquire("name"))
 
 
 def test_vacuum_goes_in_steps(url: str, db: Db) -> None:

@@ -58,7 +58,7 @@ LIVE = [name for name, state in STATES.items() if state.live]
 NOT_LIVE = [name for name, state in STATES.items() if not state.live]
 
 #: Those that take a lock.
-TAKING = ("Acquire", "Retake", "Take", "TakeBusy", "Wait")
+TAKING = ("Acquire", "Retake", "Take", "Wait")
 
 #: Tickets of processes: the number of the listener, and one of its own.
 ALIVE, ALSO_ALIVE, GONE = 7, 8, 9
@@ -166,7 +166,6 @@ TAKERS: dict[str, tuple[Any, ...]] = {
     "Acquire": (),
     "Retake": (),
     "Take": (FIRST, False),
-    "TakeBusy": (FIRST, False),
     "Wait": WAIT,
 }
 
@@ -180,7 +179,7 @@ def take(session: Session, title: str, *more: Any) -> list[Row]:
 
 def queue_for(title: str) -> Any:
     """The queue in which a taker is the first."""
-    return [FIRST] if title in ("Take", "TakeBusy") else None
+    return [FIRST] if title == "Take" else None
 
 
 @pytest.mark.parametrize("title", TAKERS)
@@ -245,16 +244,13 @@ def test_a_locked_row_is_skipped(
     assert not changed(before, session.rows()["name"])
 
 
-@pytest.mark.parametrize("title", ["TakeBusy", "Wait"])
-def test_a_locked_row_is_waited_for_but_not_for_long(
-    session: Session, other: Session, title: str
-) -> None:
-    """These enter the queue, or follow those who do."""
-    session.put("released", waiters=queue_for(title))
+def test_a_locked_row_is_waited_for_but_not_for_long(session: Session, other: Session) -> None:
+    """By what enters the queue, as others do."""
+    session.put("released")
     with other.db.transaction():
         other.db.execute("SELECT FROM _score_distlock FOR NO KEY UPDATE")
         with pytest.raises(psycopg.errors.LockNotAvailable):
-            take(session, title)
+            take(session, "Wait")
     assert session.setting("lock_timeout") == "0"
 
 
@@ -303,7 +299,6 @@ HOLDERS: dict[str, tuple[Any, ...]] = {
     "Transfer": ("new", LEASE, ZONE, "me"),
     "Release": (),
     "ReleaseAwaited": (LEASE, ZONE),
-    "ReleaseCalling": (LEASE, ZONE),
     "Held": (LEASE, ZONE),
     "Guard": (LEASE, ZONE),
     "Number": (LEASE, ZONE, 5),
@@ -330,7 +325,7 @@ def test_only_the_holders_own_live_hold_counts(
     found = session.run(title, "name", token, *HOLDERS[title])
     after = session.rows()
     assert not changed(before["bystander"], after["bystander"])
-    short = title in ("Release", "ReleaseCalling")
+    short = title == "Release"
     there = STATES[state].live and token == "T" and not (short and not STATES[state].ours)
     assert len(found) == there
     expected = WRITTEN.get(title, RELEASED) if there else set()
@@ -529,7 +524,7 @@ def test_a_guarded_hold_is_extended_and_renewed(session: Session, other: Session
 
 
 DURABLE = [*TAKERS, "Extend", "Transfer", "Number", "Renew"]
-ASYNCHRONOUS = ["Release", "ReleaseAwaited", "ReleaseCalling", "Leave", "Wait"]
+ASYNCHRONOUS = ["Release", "ReleaseAwaited", "Leave", "Wait"]
 
 
 def act(session: Session, title: str) -> Any:
@@ -612,7 +607,7 @@ QUEUES: list[tuple[list[int], list[int] | None, set[tuple[str, str]]]] = [
 ]
 
 
-@pytest.mark.parametrize("title", ["ReleaseAwaited", "ReleaseCalling", "Release"])
+@pytest.mark.parametrize("title", ["ReleaseAwaited", "Release"])
 @pytest.mark.parametrize(("queue", "left", "sent"), QUEUES)
 def test_a_release_calls_the_first_who_lives_and_the_next(
     session: Session,
@@ -626,7 +621,7 @@ def test_a_release_calls_the_first_who_lives_and_the_next(
     before = session.rows()["name"]
     found = session.run(title, "name", "T", *HOLDERS[title])
     row = session.rows()["name"]
-    if title == "Release" or (title == "ReleaseCalling" and queue[0] == DEAD):
+    if title == "Release":
         assert not found
         assert not changed(before, row)
         assert not heard(listening)
@@ -655,14 +650,13 @@ def test_a_newcomer_leaves_those_who_wait_a_second(session: Session, title: str)
         session.db.execute("DELETE FROM _score_distlock")
 
 
-@pytest.mark.parametrize("title", ["Take", "TakeBusy"])
 @pytest.mark.parametrize("again", [False, True])
-def test_the_first_takes_its_turn(session: Session, title: str, again: bool) -> None:
+def test_the_first_takes_its_turn(session: Session, again: bool) -> None:
     session.put("released", waiters=[SECOND, FIRST])
-    assert not take(session, title, FIRST, again), "it is not the first"
+    assert not take(session, "Take", FIRST, again), "it is not the first"
     session.db.execute("DELETE FROM _score_distlock")
     session.put("released", waiters=[FIRST, SECOND, DEAD])
-    assert take(session, title, FIRST, again)
+    assert take(session, "Take", FIRST, again)
     assert session.rows()["name"]["waiters"] == [SECOND, DEAD, *([FIRST] if again else [])]
 
 
@@ -839,7 +833,7 @@ def test_who_takes_a_row_is_told_whether_its_fence_is_beyond_the_sequence(
         assert row["beyond"] is beyond
 
 
-@pytest.mark.parametrize("title", ["Acquire", "Wait", "TakeBusy"])
+@pytest.mark.parametrize("title", ["Acquire", "Wait"])
 @pytest.mark.parametrize("state", ["held", "released", None])
 def test_a_limit_is_for_the_statement_alone(
     session: Session, title: str, state: str | None
@@ -861,7 +855,7 @@ def test_who_is_not_the_first_does_not_wait_for_the_row(session: Session, other:
     session.put("released", waiters=[SECOND, FIRST])
     with other.db.transaction():
         other.db.execute("SELECT FROM _score_distlock FOR NO KEY UPDATE")
-        assert not take(session, "TakeBusy", FIRST, False)
+        assert not take(session, "Take", FIRST, False)
 
 
 def test_who_entered_meanwhile_does_not_enter_twice(session: Session, other: Session) -> None:

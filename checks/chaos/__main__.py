@@ -77,6 +77,7 @@ def play(stage: Stage, calm: float, wild: float) -> tuple[Verdict, Counter[str]]
         stage.bring_back()
         time.sleep(stage.rng.expovariate(3))
     time.sleep(SETTLE)
+    stage.bring_back()
     calms.append(rest(calm))
     (stage.folder / "over").touch()
     left = everybody_leaves(stage)
@@ -207,7 +208,7 @@ def run(
         start = time.monotonic()
         try:
             with Stage(way, f"{seed}/{number}", options.subject, overlay, old) as stage:
-                result.server = version(stage)
+                result.server = result.server or version(stage)
                 verdict, faults = play(stage, options.calm, options.wild)
                 if verdict.violations and options.keep:
                     keep(stage, Path(options.keep) / f"{number}")

@@ -66,6 +66,8 @@ class Wait:
     start: float
     end: float | None = None
     got: bool = False
+    #: It wanted other locks too; then it ends when it got this one.
+    several: bool = False
 
 
 @dataclass
@@ -295,6 +297,9 @@ class Judge:
                     wait = pending.pop(call)
                     wait.end, wait.got = self.time(event["at"]), event["event"] == "got"
                     yield wait
+                elif event["event"] == "got" and len(event["names"]) > 1:
+                    for span in self.spans.get((event["name"], event["token"]), []):
+                        yield Wait(process, span.name, span.start, span.start, True, several=True)
             yield from pending.values()
 
     def unanswered(self) -> Iterator[str]:
@@ -313,7 +318,7 @@ class Judge:
         by_name: dict[str, list[Wait]] = defaultdict(list)
         for wait in self.waits():
             by_name[wait.name].append(wait)
-            self.counts["waits"] += 1
+            self.counts["waits"] += not wait.several
         for start, end in self.round.calm:
             if not any(
                 start < span.start < end for spans in self.by_name.values() for span in spans
@@ -324,7 +329,8 @@ class Judge:
                     wait for wait in waits
                     if wait.end is not None and wait.end > start and wait.start < end
                 ]  # fmt: skip
-                yield from self.promptly(name, here, start, end)
+                alone = [wait for wait in here if not wait.several]
+                yield from self.promptly(name, alone, start, end)
                 if not self.round.with_old:
                     yield from self.in_turn(here, start, end)
         told = self.round.notified and not self.round.with_old
@@ -355,7 +361,7 @@ class Judge:
     def in_turn(self, waits: list[Wait], start: float, end: float) -> Iterator[str]:
         got = sorted((wait for wait in waits if wait.got), key=lambda wait: wait.end or 0)
         for first in waits:
-            if first.start < start or (first.end or end) > end:
+            if first.several or first.start < start or (first.end or end) > end:
                 continue
             until = first.end or end
             passed: Counter[str] = Counter()
@@ -366,13 +372,15 @@ class Judge:
                 if second.process == first.process:
                     # Its process has had its turn, and this one's place is new.
                     passed.clear()
-                    if second.start > first.start + 0.25 and not self.still(first.start, until):
+                    late = not second.several and second.start > first.start + 0.25
+                    if late and not self.still(first.start, until):
                         yield (
                             f"{first.name!r}: of {first.process}'s waiters one that came"
                             f" {second.start - first.start:.2f} s later went first"
                         )
                     continue
-                passed[second.process] += 1
+                # Whoever wants several may take this one, and give it back, again and again.
+                passed[second.process] += not second.several
                 fair = passed[second.process] <= 3 or not self.round.notified
                 if not fair and not self.still(first.start, until):
                     yield (

@@ -127,7 +127,8 @@ class Stage:
         if self.way == "pooler":
             if pooler.program() is None:
                 raise Unavailable(f"{pooler.NAME} is not installed")
-            more = "max_client_conn = 1000"
+            # By default it refuses everybody for 15 s after the server was away.
+            more = "max_client_conn = 1000\nserver_login_retry = 1"
             self.bouncer = pooler.Bouncer(self.server, "transaction", 30, more)
             stack.callback(self.bouncer.stop)
         self._prepare()
@@ -230,7 +231,9 @@ class Stage:
         self.crashes.append(time.monotonic())
 
     def bring_back(self) -> None:
-        """Starts the server if it is not there any more."""
+        """Starts the server if it is not there any more, and the pooler."""
+        if self.way == "pooler":
+            self.bouncer.bring_back()
         deadline = time.monotonic() + 30
         while True:
             try:

@@ -758,22 +758,24 @@ impl Holds {
         }
     }
 
-    /// Whether a hold may have this fence: another one is that of another hold, though the token
-    /// is the same.
-    #[must_use]
-    pub fn may_have(&self, id: HoldId, fence: Option<i64>) -> bool {
-        let known = self.all.get(&id).and_then(|hold| hold.fence);
-        known.is_none() || known == fence
-    }
-
     /// The lease of a hold was extended, though perhaps by less than is known by now: answers
     /// come late, and the database shortens none. Tells the deadline that the hold has.
-    pub fn extended(&mut self, id: HoldId, deadline: Deadline) -> Deadline {
+    ///
+    /// `None` if the `fence` is another one: that is another hold, whose token is the same.
+    pub fn extended(
+        &mut self,
+        id: HoldId,
+        fence: Option<i64>,
+        deadline: Deadline,
+    ) -> Option<Deadline> {
         let Some(hold) = self.all.get_mut(&id) else {
-            return deadline;
+            return Some(deadline);
         };
+        if hold.fence.is_some() && hold.fence != fence {
+            return None;
+        }
         hold.deadline = hold.deadline.max(deadline);
-        hold.deadline
+        Some(hold.deadline)
     }
 
     /// The hold of `old` is about to have another token, or (`None`) is not.

@@ -15,7 +15,7 @@ pub use hint::{Hint, Hints};
 pub use hold::{
     Condition, Ending, Entered, Entry, Grant, Hold, HoldId, Holds, LevelId, LockId, Loss, Reported,
 };
-pub use late::{Due, Late, VALID};
+pub use late::{Due, Late, VALID, Watches};
 pub use lease::{Deadline, Lease};
 pub use moment::Moment;
 pub use name::Name;

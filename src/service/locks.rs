@@ -458,10 +458,10 @@ impl Locks {
             while let Some(token) = candidates.get(tried).cloned() {
                 tried += 1;
                 let extended = self.store.extend(name, &token, lease, budget)?;
-                // Another fence is that of another hold: the token has taken the lock once more.
-                let own = |fence| registry.with(|holds| holds.may_have(hold, fence));
-                if let Some((_, deadline)) = extended.filter(|(fence, _)| own(*fence)) {
-                    let deadline = registry.with(|holds| holds.extended(hold, deadline));
+                let extended = extended.and_then(|(fence, deadline)| {
+                    registry.with(|holds| holds.extended(hold, fence, deadline))
+                });
+                if let Some(deadline) = extended {
                     return Ok((token, deadline));
                 }
             }
@@ -748,7 +748,7 @@ impl Locks {
         }
         let awaited = locked(&self.hints.of(budget.process)).of(name) == Some(Hint::Awaited);
         let attempt = |token: &Token| {
-            self.store.release_again(
+            self.store.release(
                 name,
                 token,
                 lease,
@@ -896,8 +896,8 @@ impl Locks {
             return Ok(());
         };
         match self.store.extend(&lock.name, token, lease, budget) {
-            Ok(Some((_, deadline))) => {
-                registry.with(|holds| holds.extended(id, deadline));
+            Ok(Some((fence, deadline))) => {
+                registry.with(|holds| holds.extended(id, fence, deadline));
             }
             // The signal's exception; the Lock object has the new token.
             Err(error @ (Error::Interrupted | Error::Forked)) => return Err(error),

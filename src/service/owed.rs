@@ -29,6 +29,9 @@ pub struct Owed {
 
 /// How long one release may take that nobody waits for.
 const LIMIT: Duration = Duration::from_secs(3);
+/// Nothing is known of a hold that is released here: not that it stands, that an earlier call has
+/// tried, or that others wait.
+const UNKNOWN: (bool, bool, bool) = (false, false, false);
 /// How long the thread stays when nothing is owed.
 const QUIET: Duration = Duration::from_secs(5);
 
@@ -71,7 +74,7 @@ impl Owed {
 
     /// A statement that was sent may be executed late. `true` as above.
     pub fn may_come_late(&self, name: &Name, late: Late, lease: Lease) -> bool {
-        self.attended(|unresolved| unresolved.may_come_late(name, late, lease, Moment::now()))
+        self.attended(|unresolved| unresolved.late.add(name, late, lease, Moment::now()))
     }
 
     fn attended(&self, work: impl FnOnce(&mut Unresolved)) -> bool {
@@ -92,7 +95,7 @@ impl Owed {
     pub fn retire(&self) {
         let mut state = locked(&self.state);
         state.retired = state.attended;
-        state.unresolved.hurry(Moment::now());
+        state.unresolved.late.hurry(Moment::now());
         drop(state);
         self.changed.notify_all();
     }
@@ -160,7 +163,7 @@ impl Owed {
         budget: Budget,
     ) -> Result<bool> {
         let sent = Moment::now();
-        let found = store.release(name, token, lease, false, budget)? != Released::Lost;
+        let found = store.release(name, token, lease, UNKNOWN, budget)? != Released::Lost;
         self.with(|unresolved| unresolved.executed(name, token, found, sent));
         registry(budget.process).report(|holds| holds.settled(token));
         Ok(found)
@@ -172,9 +175,9 @@ impl Owed {
         let sent = Moment::now();
         let mut found = false;
         if let Some((token, fence)) = store.holder_of(name, lease, budget)? {
-            let late = self.with(|unresolved| unresolved.is_late(name, &token, fence));
+            let late = self.with(|unresolved| unresolved.late.is_late(name, &token, fence));
             if let Some(lease) = late {
-                let released = store.release(name, &token, lease, false, budget)?;
+                let released = store.release(name, &token, lease, UNKNOWN, budget)?;
                 found = released != Released::Lost;
             }
         }
@@ -217,7 +220,7 @@ impl Owed {
             let undone = self.undo_all(store, due, &in_use);
             if retired {
                 // Who closes does not wait for what may be done later.
-                self.with(Unresolved::give_up_late);
+                self.with(|unresolved| unresolved.late.clear());
             }
             if undone.is_err() {
                 thread::sleep(Duration::from_millis(100));
@@ -266,7 +269,7 @@ impl Owed {
         let budget = Budget::new(LIMIT, &|| Ok(()));
         let left = store.leave(name, ticket, lease, budget);
         self.with(|unresolved| match &left {
-            Ok(()) => unresolved.left(ticket, sent),
+            Ok(()) => unresolved.late.left(ticket, sent),
             Err(_) => unresolved.failed(name, Moment::now()),
         });
         left

@@ -207,17 +207,18 @@ impl Class {
             }
             let next = match (&answer, renewed) {
                 (Err(error), _) => Class::failed(&due, &error.to_string(), process),
-                // Another fence is that of another hold: the token has taken the lock once more.
                 (Ok(_), Some(Renewed::Until(deadline, fence)))
-                    if registry(process).with(|holds| holds.may_have(due.hold, fence)) =>
+                    if registry(process)
+                        .with(|holds| holds.extended(due.hold, fence, deadline))
+                        .is_some() =>
                 {
-                    registry(process).with(|holds| holds.extended(due.hold, deadline));
                     Some(part(due.lease, 3.0))
                 }
                 (Ok(_), Some(Renewed::Locked)) => {
                     let error = "its row is locked by another transaction";
                     Class::failed(&due, error, process)
                 }
+                // Extended, but another hold with the token: this one is gone.
                 (Ok(_), Some(Renewed::Gone | Renewed::Until(..)) | None) => {
                     gone.push(due);
                     continue;

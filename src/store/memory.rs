@@ -224,17 +224,6 @@ impl Store {
         &self,
         name: &Name,
         token: &Token,
-        lease: Lease,
-        awaited: bool,
-        budget: Budget,
-    ) -> Result<Released> {
-        self.release_again(name, token, lease, (false, false, awaited), budget)
-    }
-
-    pub fn release_again(
-        &self,
-        name: &Name,
-        token: &Token,
         _: Lease,
         (_, again, _): (bool, bool, bool),
         budget: Budget,

@@ -212,11 +212,19 @@ fn upgrade(
     Ok(state.place())
 }
 
-/// How the transaction begins.
+/// How the transaction begins. `budget` limits it, and no setting of the role's: the network may
+/// take longer than those allow between two messages. Older servers do not know all of them.
 fn start(polite: bool) -> String {
     let lock = format!("SELECT pg_catalog.pg_advisory_xact_lock({KEY});");
     let lock = if polite { lock.as_str() } else { "" };
-    format!("SET LOCAL lock_timeout TO '2s'; {lock}")
+    format!(
+        "SET LOCAL lock_timeout TO '2s';
+        SELECT pg_catalog.set_config(name, '0', true) FROM pg_catalog.pg_settings
+        WHERE name OPERATOR(pg_catalog.=) ANY (
+            ARRAY['idle_in_transaction_session_timeout', 'transaction_timeout']::pg_catalog.text[]
+        );
+        {lock}"
+    )
 }
 
 /// The same in one message, which is a transaction too: a pooler may give us the session for

@@ -235,10 +235,7 @@ impl Sql {
     /// Whether it may take a lock, and so has a limit as its last parameter: until when.
     #[must_use]
     pub fn takes(self) -> bool {
-        matches!(
-            self,
-            Sql::Acquire | Sql::Retake | Sql::Wait | Sql::Take | Sql::TakeBusy
-        )
+        matches!(self, Sql::Acquire | Sql::Retake | Sql::Wait | Sql::Take)
     }
 
     /// Whether it is not worth while to wait for other transactions: somebody wants to take the
@@ -278,15 +275,12 @@ statements! {
     Transfer = "transfer.sql" (lease 4, zone 5) [TEXT, TEXT, TEXT, FLOAT8, FLOAT8, TEXT];
     Release = "release.sql" (lease 0, zone 0) [TEXT, TEXT];
     ReleaseAwaited = "release_awaited.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
-    ReleaseCalling = "release_calling.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
     Holder = "holder.sql" (lease 2, zone 3) [TEXT, FLOAT8, FLOAT8];
     Held = "held.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
     Released = "released.sql" (lease 0, zone 0) [TEXT, TEXT];
     Wait = "wait.sql" (lease 3, zone 4)
         [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, INT8, INT8_ARRAY, BOOL, FLOAT8];
     Take = "take.sql" (lease 3, zone 4)
-        [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, BOOL, FLOAT8];
-    TakeBusy = "take_busy.sql" (lease 3, zone 4)
         [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, BOOL, FLOAT8];
     Leave = "leave.sql" (lease 3, zone 4) [TEXT, INT8, FLOAT8, FLOAT8];
     ListenKey = "listen.sql" (lease 0, zone 0) [INT8];

@@ -659,29 +659,24 @@ impl Store {
     pub fn take(&self, waiter: Candidate, budget: Budget) -> Result<Turn> {
         let lease = waiter.lease.seconds();
         let holder = self.holder(budget.process, waiter.about);
-        let parameters: [Parameter; 7] = [
-            &waiter.name.as_str(),
-            &waiter.token.as_str(),
-            &lease,
-            &zone::offset(),
-            &holder,
-            &waiter.ticket,
-            &waiter.more,
-        ];
-        let taken = unless_locked(self.execute(Sql::Take, &parameters, budget))?;
-        let mut answer = match taken {
+        let answer = self.execute(
+            Sql::Take,
+            &[
+                &waiter.name.as_str(),
+                &waiter.token.as_str(),
+                &lease,
+                &zone::offset(),
+                &holder,
+                &waiter.ticket,
+                &waiter.more,
+            ],
+            budget,
+        );
+        let answer = match unless_locked(answer)? {
             Ok(answer) => answer,
             Err(unseen) => return Ok(Turn::Later(unseen)),
         };
-        let mut unknown = answer.repeated;
-        if answer.rows.is_empty() {
-            let busy = self.execute(Sql::TakeBusy, &parameters, budget);
-            answer = match unless_locked(busy.map_err(|error| error.after(unknown)))? {
-                Ok(answer) => answer,
-                Err(unseen) => return Ok(Turn::Later(unseen)),
-            };
-            unknown |= answer.repeated;
-        }
+        let unknown = answer.repeated;
         Ok(match answer.rows.first() {
             Some(row) => {
                 self.catch_up(row, budget)?;
@@ -917,23 +912,11 @@ impl Store {
     }
 
     /// Ends the hold.
-    pub fn release(
-        &self,
-        name: &Name,
-        token: &Token,
-        lease: Lease,
-        awaited: bool,
-        budget: Budget,
-    ) -> Result<Released> {
-        self.release_again(name, token, lease, (false, false, awaited), budget)
-    }
-
-    /// Ends the hold, perhaps once more.
     ///
     /// If the caller's own deadline has not passed (`held`), a hold that is not found
     /// after an answer was lost was ended by ourselves; so it may be if an earlier call has
     /// tried (`again`). `awaited`: others are likely to wait for the lock.
-    pub fn release_again(
+    pub fn release(
         &self,
         name: &Name,
         token: &Token,
@@ -943,11 +926,7 @@ impl Store {
     ) -> Result<Released> {
         let mut unknown = again;
         let mut released = Released::Lost;
-        let calling =
-            |sql: Sql, unknown: &mut bool| self.call(sql, name, token, lease, unknown, budget);
-        if awaited {
-            released = calling(Sql::ReleaseCalling, &mut unknown)?;
-        } else {
+        if !awaited {
             let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
             let answer = self
                 .execute(Sql::Release, &parameters, budget)
@@ -958,7 +937,16 @@ impl Store {
             }
         }
         if released == Released::Lost {
-            released = calling(Sql::ReleaseAwaited, &mut unknown)?;
+            let answer = self
+                .execute_for(Sql::ReleaseAwaited, name, token, lease, budget)
+                .map_err(|error| error.after(unknown))?;
+            unknown |= answer.repeated;
+            if let Some(row) = answer.rows.first() {
+                released = match row.get::<Option<&str>>("notified")? {
+                    Some(_) => Released::Calling,
+                    None => Released::Quietly,
+                };
+            }
         }
         if released == Released::Lost && unknown {
             let ended = held
@@ -974,30 +962,6 @@ impl Store {
             // The release is done; what interrupts the caller is its own business.
             _ => Ok(released),
         }
-    }
-
-    /// Ends the hold with one of the statements that call the first who waits.
-    fn call(
-        &self,
-        sql: Sql,
-        name: &Name,
-        token: &Token,
-        lease: Lease,
-        unknown: &mut bool,
-        budget: Budget,
-    ) -> Result<Released> {
-        let answer = self
-            .execute_for(sql, name, token, lease, budget)
-            .map_err(|error| error.after(*unknown))?;
-        *unknown |= answer.repeated;
-        let Some(row) = answer.rows.first() else {
-            return Ok(Released::Lost);
-        };
-        Ok(if row.get::<Option<&str>>("notified")?.is_some() {
-            Released::Calling
-        } else {
-            Released::Quietly
-        })
     }
 
     /// Gives the hold the token `new`; tells its fence and deadline, `None` if

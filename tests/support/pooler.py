@@ -65,6 +65,12 @@ class Bouncer:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     break
 
+    def bring_back(self) -> None:
+        """Starts it again if it has crashed: 1.18 does so when a server that it has lost is asked
+        to cancel something."""
+        if self._process.poll() is not None:
+            self.start()
+
     def stop(self) -> None:
         """At once; SIGTERM waits for its clients since 1.23."""
         self._process.kill()

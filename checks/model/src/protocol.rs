@@ -88,7 +88,6 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
         &[
             "wait.sql",
             "take.sql",
-            "take_busy.sql",
             "ahead.sql",
             "dead.sql",
         ],
@@ -99,7 +98,6 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
         "Execute: Release",
         &[
             "release.sql",
-            "release_calling.sql",
             "release_awaited.sql",
             "survivors.sql",
             "notified.sql",
@@ -108,7 +106,7 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
     ("Execute: Leave", &["leave.sql", "notified.sql"]),
     (
         "Execute: Look, Undo",
-        &["holder.sql", "service/owed.rs::end_unwanted"],
+        &["holder.sql", "service/owed.rs::look"],
     ),
     (
         "Receive",

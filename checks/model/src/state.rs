@@ -44,7 +44,7 @@ pub struct Row {
 pub enum Kind {
     /// `retake.sql`, or else `acquire.sql`.
     Acquire,
-    /// `take.sql`, or else `take_busy.sql`, or else `wait.sql`.
+    /// `take.sql`, or else `wait.sql`.
     Take { ticket: Ticket, more: bool },
     /// `wait.sql`.
     Wait {
@@ -61,7 +61,7 @@ pub enum Kind {
     },
     /// `extend.sql` or `renew.sql`.
     Extend,
-    /// `release.sql`, `release_calling.sql` or else `release_awaited.sql`.
+    /// `release.sql`, or else `release_awaited.sql`.
     Release,
     /// `leave.sql`.
     Leave { ticket: Ticket },

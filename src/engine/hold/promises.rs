@@ -500,7 +500,8 @@ fn a_hold_is_not_entered_again_after_its_deadline_unless_it_was_extended() {
     };
     assert!(scene.holds.open(none, &caller, now).is_some());
     // The answer is as late, but others have come since.
-    scene.holds.extended(id, Deadline::new(now, 1.0));
+    let fence = scene.holds.get(id).unwrap().fence;
+    scene.holds.extended(id, fence, Deadline::new(now, 1.0));
     assert!(scene.holds.open(late, &caller, now).is_some());
 }
 
@@ -549,12 +550,20 @@ fn what_is_extended_is_renewed_in_time() {
     scene.holds.stop_extending(nothing);
     assert_eq!(after(&scene, 900), Some(Lease::SECOND));
     let longer = Deadline::new(scene.now, 5.0);
-    assert_eq!(scene.holds.extended(id, longer), longer);
+    let fence = scene.holds.get(id).unwrap().fence;
+    assert_eq!(scene.holds.extended(id, fence, longer), Some(longer));
     assert_eq!(after(&scene, 900), None);
+    let longest = Deadline::new(scene.now, 9.0);
+    let other = fence.map(|fence| fence + 1);
+    assert_eq!(
+        scene.holds.extended(id, other, longest),
+        None,
+        "another hold"
+    );
     let late = Deadline::new(scene.now, 1.0);
     assert_eq!(
-        scene.holds.extended(id, late),
-        longer,
+        scene.holds.extended(id, fence, late),
+        Some(longer),
         "an answer that came late"
     );
     assert_eq!(after(&scene, 900), None);

@@ -8,7 +8,7 @@
 -- Guarantees:
 -- * Taking is as in retake.sql, whose remarks apply here too.
 -- * No row comes back if anything is otherwise than expected, or if the row is locked
---   at this moment: take_busy.sql waits for it, and wait.sql finds out.
+--   at this moment: wait.sql waits for it, and finds out.
 UPDATE {table}
    SET {taking pg_catalog.now()},
        waiters = CASE WHEN $7 THEN waiters[2:] {||} $6 ELSE {unless_empty waiters[2:]} END
