@@ -47,7 +47,7 @@ $(BUILD)/installed: $(BUILD)/tools $(SOURCES)
 	rm -rf $(BUILD)/wheel
 	$(BIN)/maturin build --quiet --release --locked --interpreter $(BIN)/python --out $(BUILD)/wheel
 	$(BIN)/python $(PIP) --force-reinstall --no-deps $(BUILD)/wheel/*.whl
-	$(BIN)/python $(PIP) "$$(echo $(BUILD)/wheel/*.whl)[sqlalchemy,embedded]"
+	$(BIN)/python $(PIP) "$$(echo $(BUILD)/wheel/*.whl)[sqlalchemy,embedded,cli]"
 	touch $@
 
 wheel: $(BUILD)/installed
@@ -86,7 +86,7 @@ lint: $(BUILD)/tools
 
 types: $(BUILD)/installed
 	@echo "== mypy"
-	$(BIN)/mypy python/score/distlock
+	$(BIN)/mypy python/score
 	$(BIN)/mypy tests demo checks
 
 stubs: $(BUILD)/installed

@@ -31,6 +31,7 @@ import score.distlock
 
 PROJECT = Path(__file__).parent.parent
 SQL = PROJECT / "src" / "store" / "sql"
+PYTHON = PROJECT / "python" / "score"
 MEMORY = Path("/dev/shm")
 PACKAGE = Path(score.distlock.__file__).parent
 
@@ -198,7 +199,8 @@ def mutants() -> list[Mutant]:
         if name.endswith(".sql"):
             found += of_sql(SQL / name)
         else:
-            found += PythonMutants(PROJECT / "python" / "score" / "distlock" / name).found
+            (file,) = PYTHON.rglob(name)
+            found += PythonMutants(file).found
     seen: Counter[str] = Counter()
     numbered = []
     for mutant in sorted(found, key=lambda mutant: (mutant.file.name, mutant.start)):
@@ -220,7 +222,7 @@ def overlay(mutant: Mutant, folder: Path) -> None:
     )
     shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
     if mutant.file.suffix == ".py":
-        (package / mutant.file.name).write_text(mutant.text())
+        (package.parent / mutant.file.relative_to(PYTHON)).write_text(mutant.text())
         return
     (module,) = package.glob("_distlock*.so")
     old, new = mutant.file.read_bytes(), mutant.text().encode()

@@ -77,6 +77,8 @@ CHECK = [
     "test_neighbours.py::test_code_in_the_condition_of_a_trigger_is_refused",
 ]
 
+PLUGIN = ["test_pytest_plugin.py"]
+
 #: Several mutants use one server at the same time: a test that looks at more of it than its own
 #: database, such as at the newest transaction, would fail by the work of others.
 TESTS = {
@@ -126,6 +128,8 @@ TESTS = {
     "_guard.py": GUARD,
     "_insight.py": ["test_insight.py"],
     "_locked.py": LOCKED,
+    "_pytest_other.py": PLUGIN,
+    "distlock_pytest.py": PLUGIN,
 }
 
 #: What is said so that it stays so.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import gc
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -55,6 +57,49 @@ def test_all_are_held_and_released(conf: Conf, other: Conf) -> None:
     assert [other.try_acquiring(name) is not None for name in "abc"] == [True] * 3
     with conf.acquire_all([]) as nothing:
         assert nothing == {}
+
+
+def test_what_is_over_cannot_be_entered(conf: Conf, other: Conf) -> None:
+    """The block would run without any lock."""
+    left = conf.acquire_all(NAMES)
+    with left, pytest.raises(ValueError, match="acquire_all"), left:
+        pytest.fail("the inner end would release what the outer block works with")
+    released = conf.acquire_all(NAMES)
+    released.release()
+    for holds in (left, released):
+        with pytest.raises(ValueError, match="acquire_all"), holds:
+            pytest.fail("nothing is held")
+    inherited = conf.acquire_all(NAMES)
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(ValueError), inherited:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with inherited:
+        assert other.try_acquiring("a") is None
+
+
+def test_the_owner_may_enter_what_it_holds_with_others(conf: Conf, other: Conf) -> None:
+    """Whether or not some other code keeps one of the Lock objects alive."""
+    with conf.acquire_all(NAMES) as holds:
+        with conf.get("a") as lock:
+            assert lock.token == holds["a"]
+        with conf.acquire_all(["b", "c"]) as inner:
+            assert inner["b"] == holds["b"]
+        assert other.try_acquiring("b") is None
+
+    async def main() -> None:
+        async with conf.aio.acquire_all(NAMES) as holds:
+            gc.collect()
+            async with conf.aio.get("a") as lock:
+                assert lock.token == holds["a"]
+            async with conf.aio.acquire_all(["b", "c"]) as inner:
+                assert inner["b"] == holds["b"]
+            assert other.try_acquiring("b") is None
+
+    asyncio.run(main())
+    assert other.try_acquiring("a")
 
 
 def test_none_if_one_is_held(conf: Conf, other: Conf) -> None:

@@ -428,3 +428,59 @@ def test_many_loops_one_after_the_other(conf: Conf, run: Run) -> None:
     for _ in range(20):
         run(main())
     assert len(list(Path("/dev/fd").iterdir())) <= before + 2
+
+
+@pytest.mark.parametrize("what", ["extend", "transfer", "extend by token", "transfer by token"])
+def test_a_loop_that_goes_on_after_the_lease(brief: Conf, url: str, run: Run, what: str) -> None:
+    """The answer was good when it came; whoever gets it now has no lock any more."""
+    other = score.distlock.init({"sqlalchemy.url": url})
+    taken: list[str] = []
+
+    async def main() -> None:
+        lock = brief.aio.get("name")
+        token = await lock.acquire()
+        calls: dict[str, Callable[[], Coroutine[Any, Any, Any]]] = {
+            "extend": lock.extend,
+            "transfer": lock.transfer,
+            "extend by token": lambda: brief.aio.extend("name", token),
+            "transfer by token": lambda: brief.aio.transfer("name", token),
+        }
+        loop = asyncio.get_running_loop()
+        loop.call_soon(lambda: taken.append(other.acquire("name", timeout=30)))
+        with pytest.raises(LockExpired) as raised:
+            await calls[what]()
+        assert raised.value.reason == "expired"
+
+    run(main())
+    other.release("name", taken[0])
+
+
+def test_a_signal_handler_raises_between_two_answers(conf: Conf) -> None:
+    """What has been taken out of the inbox by then is delivered afterwards."""
+    complaints: list[Any] = []
+
+    class Interrupted:
+        """An inbox after which a signal handler runs."""
+
+        def __init__(self, channel: Any) -> None:
+            self.channel, self.inbox = channel, channel.inbox
+            channel.inbox = self
+
+        def fileno(self) -> int:
+            return int(self.inbox.fileno())
+
+        def empty(self, into: list[Any]) -> None:
+            self.inbox.empty(into)
+            self.channel.inbox = self.inbox
+            raise RuntimeError("a signal")
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
+        async with conf.aio.get("name") as lock:
+            channel = score.distlock.aio._channel()
+            loop.call_soon(Interrupted, channel)
+            await lock.extend()
+
+    asyncio.run(main())
+    assert [str(one["exception"]) for one in complaints] == ["a signal"]

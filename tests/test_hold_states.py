@@ -683,6 +683,53 @@ def test_a_released_hold_of_nested_blocks(conf: Conf, url: str, how: str) -> Non
     assert other.try_acquiring("name")
 
 
+NESTED: dict[str, Callable[[Any], Any]] = {
+    "with lock": lambda lock: lock,
+    "hold": lambda lock: lock.hold(),
+}
+
+
+@pytest.mark.parametrize("block", NESTED.values(), ids=NESTED)
+@pytest.mark.parametrize("how", [how for how in RELEASES if "inside" in how])
+def test_a_release_inside_of_a_nested_block(
+    conf: Conf, url: str, how: str, block: Callable[[Any], Any]
+) -> None:
+    """It takes the inner block's level off, whose end tells; the outer block keeps its own."""
+    other = score.distlock.init({"sqlalchemy.url": url})
+    lock = conf.get("name")
+    with block(lock):
+        with pytest.raises(LockExpired) as raised, block(lock):
+            RELEASES[how](conf, other, lock, str(lock.token))
+            assert other.try_acquiring("name") is None
+        assert raised.value.reason == "released"
+        with block(lock):
+            pass
+        with block(lock):
+            RELEASES[how](conf, other, lock, str(lock.token))
+            lock.acquire()
+        assert not lock.expired
+        assert other.try_acquiring("name") is None
+    assert other.try_acquiring("name")
+
+
+@pytest.mark.parametrize("block", NESTED.values(), ids=NESTED)
+def test_a_release_inside_of_a_coroutines_nested_block(
+    conf: Conf, url: str, block: Callable[[Any], Any]
+) -> None:
+    other = score.distlock.init({"sqlalchemy.url": url})
+
+    async def main() -> None:
+        lock = conf.aio.get("name")
+        async with block(lock):
+            with pytest.raises(LockExpired):
+                async with block(lock):
+                    await lock.release()
+            assert other.try_acquiring("name") is None
+        assert other.try_acquiring("name")
+
+    asyncio.run(main())
+
+
 def test_another_process_releases_what_is_extended_automatically(
     brief: Conf, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -70,7 +70,7 @@ def pause(stage: Stage) -> None:
 def fork(stage: Stage) -> None:
     """In the middle of what it does."""
     for worker in stage.workers:
-        if worker.subject != "0.2.5":
+        if worker.subject != "0.2.5" and worker.has_begun():
             os.kill(worker.process.pid, signal.SIGUSR1)
 
 

@@ -62,6 +62,10 @@ class Worker:
         self.subject, self.process, self.log = subject, process, log
         self.killed = False
 
+    def has_begun(self) -> bool:
+        """Whether it has said so, and handles signals."""
+        return self.log.exists() and '"begins"' in self.log.read_text()
+
     def kill(self) -> None:
         """At once."""
         self.killed = True

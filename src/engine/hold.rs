@@ -3,7 +3,8 @@
 //!
 //! | condition | acquire by the owner     | a block ends                | `release()`                |
 //! |-----------|--------------------------|-----------------------------|----------------------------|
-//! | Held      | confirm it, add a level  | inner: level off            | inner: level off           |
+//! | Held      | confirm it, add a level  | inner: level off; if it was | inner: level off           |
+//! |           |                          | before, `LockExpired`       |                            |
 //! |           |                          | last: gone, release is owed | last: Releasing            |
 //! | Releasing | anew, once it is settled | last: gone, release is owed | release again              |
 //! | Released  | anew                     | level off, `LockExpired`    | gone                       |
@@ -140,8 +141,26 @@ pub enum Condition {
 #[derive(Clone, Copy, Debug)]
 struct Level {
     id: LevelId,
-    block: bool,
+    kind: Kind,
     extended: bool,
+}
+
+/// How a level is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// By a `release()`.
+    Call,
+    /// By the end of the block that entered.
+    Block,
+    /// By that end too, though a `release()` inside of the block has taken it off: it holds
+    /// nothing, and what the owner has entered since inside of the block ends in its place.
+    Released,
+}
+
+impl Level {
+    fn is_block(&self) -> bool {
+        self.kind != Kind::Call
+    }
 }
 
 /// What an owner has of a lock.
@@ -178,16 +197,44 @@ impl Hold {
     }
 
     fn has_blocks(&self) -> bool {
-        self.levels.iter().any(|level| level.block)
+        self.levels.iter().any(Level::is_block)
+    }
+
+    /// How many levels hold it.
+    fn depth(&self) -> usize {
+        let holding = |level: &&Level| level.kind != Kind::Released;
+        self.levels.iter().filter(holding).count()
     }
 
     /// Takes off the level that a `release()` means: the innermost that is no block, as a
-    /// block ends its own.
+    /// block ends its own; or else that of the innermost block, whose end then says so.
     fn take_off(&mut self) {
-        let calls = self.levels.iter().rposition(|level| !level.block);
-        if let Some(position) = calls.or(self.levels.len().checked_sub(1)) {
+        let innermost = |kind| {
+            self.levels
+                .iter()
+                .rposition(move |level| level.kind == kind)
+        };
+        if let Some(position) = innermost(Kind::Call) {
             self.levels.remove(position);
+        } else if let Some(position) = innermost(Kind::Block) {
+            self.levels[position].kind = Kind::Released;
+            self.levels[position].extended = false;
         }
+    }
+
+    /// Removes the level of a block that ends. `None`: there is none. `Some(false)`: it had been
+    /// taken off, and nothing was entered in its place.
+    fn end_block(&mut self, id: LevelId) -> Option<bool> {
+        let position = self.levels.iter().position(|level| level.id == id)?;
+        if self.levels.remove(position).kind != Kind::Released {
+            return Some(true);
+        }
+        let since = self.levels[position..].iter();
+        let call = since.rev().position(|level| level.kind == Kind::Call);
+        call.map_or(Some(false), |from_end| {
+            self.levels.remove(self.levels.len() - 1 - from_end);
+            Some(true)
+        })
     }
 }
 
@@ -402,7 +449,7 @@ impl Holds {
     pub fn open(&mut self, grant: Grant, caller: &Caller, now: Moment) -> Option<Vec<Entered>> {
         let level = Level {
             id: grant.entered.level,
-            block: grant.block,
+            kind: if grant.block { Kind::Block } else { Kind::Call },
             extended: grant.extended,
         };
         if grant.again {
@@ -425,7 +472,10 @@ impl Holds {
             };
             if matches!(hold.condition, Condition::Ended(_)) {
                 levels = std::mem::take(&mut hold.levels);
-                levels.retain(|level| level.block);
+                levels.retain(Level::is_block);
+                for level in &mut levels {
+                    level.kind = Kind::Block;
+                }
             } else if hold.has_blocks() {
                 break;
             }
@@ -507,13 +557,13 @@ impl Holds {
         };
         if let Some(id) = self.owned(lock, caller) {
             let mut levels = self.all.get(&id)?.levels.iter().rev();
-            if let Some(level) = levels.find(|level| level.block) {
+            if let Some(level) = levels.find(|level| level.is_block()) {
                 return Some(entered(id, level));
             }
         }
         self.by_lock.get(&lock)?.iter().find_map(|id| {
             let mut levels = self.all.get(id)?.levels.iter();
-            Some(entered(*id, levels.find(|level| level.block)?))
+            Some(entered(*id, levels.find(|level| level.is_block())?))
         })
     }
 
@@ -530,13 +580,11 @@ impl Holds {
         let Some(hold) = self.all.get_mut(&id) else {
             return Ending::Nothing;
         };
-        let levels = hold.levels.len();
-        hold.levels.retain(|level| level.id != entered.level);
-        if hold.levels.len() == levels {
-            // A release() inside the block has taken its level off.
+        let Some(holding) = hold.end_block(entered.level) else {
+            // An attempt that came to nothing, or that has been given up before.
             return Ending::Done;
-        }
-        let (token, lease, last) = (hold.token.clone(), hold.lease, hold.levels.is_empty());
+        };
+        let (token, lease, last) = (hold.token.clone(), hold.lease, hold.depth() == 0);
         let pending = hold.pending.clone();
         let held = !hold.deadline.passed(now);
         let lost = |token, reason, owed| Ending::Lost {
@@ -546,6 +594,9 @@ impl Holds {
             owed,
         };
         let ending = match hold.condition {
+            Condition::Held | Condition::Releasing if !holding => {
+                return lost(token, Loss::Released, false);
+            }
             Condition::Held | Condition::Releasing if last => Ending::Release {
                 hold: None,
                 token,
@@ -596,7 +647,7 @@ impl Holds {
         };
         let (given, lease) = (token, hold.lease);
         let token = token.unwrap_or(&hold.token).clone();
-        let inner = owned == Some(id) && hold.levels.len() > 1;
+        let inner = owned == Some(id) && hold.depth() > 1;
         let held = !hold.deadline.passed(now);
         match hold.condition {
             Condition::Held if inner => {

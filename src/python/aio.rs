@@ -22,8 +22,8 @@ use std::time::Instant;
 pub enum Value {
     /// It is done.
     None,
-    /// A token.
-    Text(String),
+    /// What the database has confirmed.
+    Confirmed(service::Confirmed),
     /// Not yet: again in so many seconds, or when woken.
     Later(f64),
     /// The lock is there to be accepted.
@@ -118,7 +118,9 @@ impl Inbox {
                 Mail::Answer(number, Ok(value)) => {
                     let value = match value {
                         Value::None => none(),
-                        Value::Text(text) => text.into_py_any(py)?,
+                        Value::Confirmed(confirmed) => {
+                            Confirmation(Mutex::new(Some(confirmed))).into_py_any(py)?
+                        }
                         Value::Later(seconds) => seconds.into_py_any(py)?,
                         Value::Granted => true.into_py_any(py)?,
                         Value::Records(records) => {
@@ -131,6 +133,28 @@ impl Inbox {
             into.append(entry)?;
         }
         Ok(())
+    }
+}
+
+/// The token of what was confirmed, if it is in time for Python code that goes on now.
+pub fn in_time(py: Python<'_>, confirmed: service::Confirmed) -> PyResult<String> {
+    let token = confirmed.in_time().map_err(|error| exception(py, error))?;
+    Ok(token.as_str().to_owned())
+}
+
+/// What the database has confirmed, for a coroutine that may go on much later.
+#[pyclass(name = "_Confirmation", module = "score.distlock", frozen)]
+pub struct Confirmation(Mutex<Option<service::Confirmed>>);
+
+#[pymethods]
+impl Confirmation {
+    /// The token, once.
+    fn in_time(&self, py: Python<'_>) -> PyResult<Option<String>> {
+        let mut confirmed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        confirmed
+            .take()
+            .map(|confirmed| in_time(py, confirmed))
+            .transpose()
     }
 }
 

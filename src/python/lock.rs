@@ -1,7 +1,7 @@
 //! `Lock`.
 
 use super::acquire::{Entering, Timeout, about, enter, leave};
-use super::aio::{Acquisition, Inbox, Value, job};
+use super::aio::{Acquisition, Inbox, Value, in_time, job};
 use super::arguments;
 use super::call::call;
 use super::errors::exception;
@@ -240,9 +240,10 @@ impl Lock {
     pub fn extend(&self, py: Python<'_>, token: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         let token = self.token_argument(token)?;
         let caller = owner::current(py)?;
-        call(py, self.conf.get().timeout(), |budget| {
+        let confirmed = call(py, self.conf.get().timeout(), |budget| {
             self.locks().extend(&self.core, &caller, token, budget)
-        })
+        })?;
+        in_time(py, confirmed).map(drop)
     }
 
     /// Leaves the hold once, or ends it if the owner entered it only once.
@@ -299,11 +300,10 @@ impl Lock {
     pub fn transfer(&self, py: Python<'_>, token: Option<&Bound<'_, PyAny>>) -> PyResult<String> {
         let token = self.token_argument(token)?;
         let caller = owner::current(py)?;
-        call(py, self.conf.get().timeout(), |budget| {
-            self.locks()
-                .transfer(&self.core, &caller, token, budget)
-                .map(|token| token.as_str().to_owned())
-        })
+        let confirmed = call(py, self.conf.get().timeout(), |budget| {
+            self.locks().transfer(&self.core, &caller, token, budget)
+        })?;
+        in_time(py, confirmed)
     }
 
     /// Guards a transaction of the caller's own on the same database.
@@ -432,7 +432,7 @@ impl Lock {
         self.submit(py, inbox, number, move |locks, lock, caller, budget| {
             locks
                 .extend(lock, caller, token, budget)
-                .map(|()| Value::None)
+                .map(Value::Confirmed)
         })
     }
 
@@ -465,7 +465,7 @@ impl Lock {
         self.submit(py, inbox, number, move |locks, lock, caller, budget| {
             locks
                 .transfer(lock, caller, token, budget)
-                .map(|token| Value::Text(token.as_str().to_owned()))
+                .map(Value::Confirmed)
         })
     }
 

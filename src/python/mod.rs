@@ -44,7 +44,7 @@ mod _distlock {
     use super::database::_understood;
 
     #[pymodule_export]
-    use super::aio::{Acquisition, Inbox};
+    use super::aio::{Acquisition, Confirmation, Inbox};
     #[pymodule_export]
     use super::events::{_deliver_all, _next_event};
     #[pymodule_export]

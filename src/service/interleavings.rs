@@ -102,7 +102,8 @@ impl Block {
                 // When it is extended automatically, too.
                 thread::sleep(Duration::from_secs(1) / 3);
                 let old = Some(token.clone());
-                token = locks.transfer(&lock, &caller, old, budget()).unwrap();
+                let confirmed = locks.transfer(&lock, &caller, old, budget()).unwrap();
+                token = confirmed.in_time().unwrap();
                 let current = Some(token.clone());
                 locks.extend(&lock, &caller, current, budget()).unwrap();
             }

@@ -1,6 +1,7 @@
 //! The operations on locks: asks the engine what to do, has the store do it,
 //! tells the engine the outcome.
 
+use super::confirmed::Confirmed;
 use super::locked;
 use super::owed::Owed;
 use super::registry::{OnLost, Registry, registry};
@@ -590,7 +591,7 @@ impl Locks {
         caller: &Caller,
         token: Option<Token>,
         budget: Budget,
-    ) -> Result<()> {
+    ) -> Result<Confirmed> {
         let token = lock.token_or(caller, token)?;
         let token = self.resolve(&lock.name, &token, budget)?;
         let registry = registry(budget.process);
@@ -606,18 +607,10 @@ impl Locks {
                 return Err(Error::Expired(lock.name.clone(), token, reason));
             };
             registry.with(|holds| holds.present(lock.id, &token, fence));
-            return Locks::in_time(&lock.name, token, deadline);
+            return Ok(Confirmed::new(&lock.name, token, deadline));
         };
         let (token, deadline) = self.extend_hold(hold, &lock.name, &token, lease, budget)?;
-        Locks::in_time(&lock.name, token, deadline)
-    }
-
-    /// An answer that comes after the deadline is no good news any more.
-    fn in_time(name: &Name, token: Token, deadline: Deadline) -> Result<()> {
-        if deadline.passed(Moment::now()) {
-            return Err(Error::Expired(name.clone(), token, Loss::Expired));
-        }
-        Ok(())
+        Ok(Confirmed::new(&lock.name, token, deadline))
     }
 
     /// A guard has seen the hold of this token in the database.
@@ -827,7 +820,7 @@ impl Locks {
         caller: &Caller,
         token: Option<Token>,
         budget: Budget,
-    ) -> Result<Token> {
+    ) -> Result<Confirmed> {
         let old = lock.token_or(caller, token)?;
         let owed = self.owed.of(budget.process);
         let registry = registry(budget.process);
@@ -850,9 +843,11 @@ impl Locks {
                     holds.transferred(&old, &new);
                     holds.present(lock.id, &new, fence);
                 });
-                Locks::in_time(&lock.name, new.clone(), deadline)?;
-                self.catch_up(lock, hold, &new, budget)?;
-                Ok(new)
+                let confirmed = Confirmed::new(&lock.name, new.clone(), deadline);
+                if confirmed.is_in_time() {
+                    self.catch_up(lock, hold, &new, budget)?;
+                }
+                Ok(confirmed)
             }
             Ok(None) => {
                 registry.with(|holds| holds.transferring(&old, None));

@@ -1,6 +1,7 @@
 //! The locks at work: engine and store brought together, and the threads that they need.
 
 mod acquisition;
+mod confirmed;
 mod insight;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;
@@ -13,6 +14,7 @@ mod waiters;
 mod workers;
 
 pub use acquisition::{Acquisition, Step, Wait, thread_wakeup};
+pub use confirmed::Confirmed;
 pub use locks::{Lock, Locks, Request};
 pub use registry::{OnLost, registry};
 pub use waiters::Wakeup;

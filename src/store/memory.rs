@@ -188,14 +188,17 @@ impl Store {
     }
 
     pub fn why_lost(&self, name: &Name, token: &Token, budget: Budget) -> Loss {
-        let released = self.execute(budget, |all| {
+        let told = self.execute(budget, |all| {
             let row = all.row(name);
-            row.released && row.token == *token
+            if row.token != *token || row.is_live() {
+                Loss::Unknown
+            } else if row.released {
+                Loss::Released
+            } else {
+                Loss::Expired
+            }
         });
-        match released {
-            Ok(true) => Loss::Released,
-            _ => Loss::Unknown,
-        }
+        told.unwrap_or(Loss::Unknown)
     }
 
     pub fn look(&self, name: &Name, _: Lease, budget: Budget) -> Result<Look> {

@@ -832,20 +832,21 @@ impl Store {
             .map_err(|error| error.about(name))
     }
 
-    /// Whether the hold of a token was ended by a release, as far as the row tells.
-    fn was_released(&self, name: &Name, token: &Token, budget: Budget) -> Result<bool> {
+    /// What has ended the hold of a token, as far as the row tells.
+    fn ended_by(&self, name: &Name, token: &Token, budget: Budget) -> Result<Loss> {
         let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
         let answer = self.execute(Sql::Released, &parameters, budget)?;
-        Ok(!answer.rows.is_empty())
+        Ok(match answer.rows.first() {
+            None => Loss::Unknown,
+            Some(row) if row.get("released")? => Loss::Released,
+            Some(_) => Loss::Expired,
+        })
     }
 
     /// Why a hold that should stand is not there.
     pub fn why_lost(&self, name: &Name, token: &Token, budget: Budget) -> Loss {
-        match self.was_released(name, token, budget) {
-            Ok(true) => Loss::Released,
-            // It is only about the words of an exception.
-            _ => Loss::Unknown,
-        }
+        // It is only about the words of an exception.
+        self.ended_by(name, token, budget).unwrap_or(Loss::Unknown)
     }
 
     /// How many connections there may be at once.
@@ -950,9 +951,10 @@ impl Store {
         }
         if released == Released::Lost && unknown {
             let ended = held
-                || self
-                    .was_released(name, token, budget)
-                    .map_err(|error| error.after(true))?;
+                || Loss::Released
+                    == self
+                        .ended_by(name, token, budget)
+                        .map_err(|error| error.after(true))?;
             if ended {
                 released = Released::Quietly;
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
@@ -98,6 +99,9 @@ class Holds(Tokens):
     def __init__(self, levels: _Levels, locks: list[tuple[Lock, str]], autoextend: bool) -> None:
         super().__init__({lock.name: token for lock, token in locks})
         self._levels = levels
+        # While somebody keeps them `conf.get` returns them, so the owner may enter again.
+        self._locks: list[tuple[Lock, str]] | None = locks
+        self._process = os.getpid()
         for lock, token in locks:
             if lock.expired:
                 raise LockExpired(lock.name, token, reason="expired")
@@ -109,10 +113,16 @@ class Holds(Tokens):
 
     def release(self) -> None:
         """Releases all of them, also if the release of one fails; raises what failed first."""
+        self._locks = None
         if self._levels is not None:
             self._levels.release()
 
     def __enter__(self) -> Holds:
+        if self._in_block or self._locks is None or self._process != os.getpid():
+            raise ValueError(
+                f"nothing is held here: the holds of {', '.join(map(repr, self))} can be entered"
+                " once, by the process that has acquired them; call acquire_all() again"
+            )
         self._in_block = True
         return self
 

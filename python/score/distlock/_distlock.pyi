@@ -29,6 +29,10 @@ class _Inbox:
     def empty(self, into: list[tuple[int, bool, BaseException | None, Any]]) -> None: ...
 
 @final
+class _Confirmation:
+    def in_time(self) -> str | None: ...
+
+@final
 class _Acquisition:
     def step(self, inbox: _Inbox, number: int) -> float | None: ...
     def accept(self) -> tuple[str, tuple[int, int]] | None: ...
@@ -72,6 +76,7 @@ __all__ = [
     "LockExpired",
     "_Acquisition",
     "_AsyncExit",
+    "_Confirmation",
     "_Exit",
     "_Inbox",
     "_Leaving",

@@ -68,8 +68,8 @@ class _Channel:
 
     def _ready(self) -> None:
         mail = self._mail
-        self.inbox.empty(mail)
         try:
+            self.inbox.empty(mail)
             while mail:
                 self._deliver(*mail[0])
                 del mail[0]
@@ -392,7 +392,8 @@ class AsyncLock:
     async def extend(self, token: str | bytes | None = None) -> None:
         """Gives the hold another ``maxtime`` from now; see :meth:`~score.distlock.Lock.extend`."""
         lock = self._lock
-        await _channel().ask(lambda inbox, number: lock._extend(inbox, number, token))
+        confirmed = await _channel().ask(lambda inbox, number: lock._extend(inbox, number, token))
+        confirmed.in_time()
 
     async def release(self, token: str | bytes | None = None, ignore_expired: bool = False) -> None:
         """Leaves the hold once, or ends it; see :meth:`~score.distlock.Lock.release`.
@@ -412,8 +413,8 @@ class AsyncLock:
         See :meth:`~score.distlock.Lock.transfer`.
         """
         lock = self._lock
-        new = await _channel().ask(lambda inbox, number: lock._transfer(inbox, number, token))
-        return str(new)
+        confirmed = await _channel().ask(lambda inbox, number: lock._transfer(inbox, number, token))
+        return str(confirmed.in_time())
 
     def hold(
         self,
@@ -502,6 +503,7 @@ class AsyncHolds(Tokens):
         self._timeout = timeout
         self._autoextend = module.conf._autoextend if autoextend is None else autoextend
         self._ender = module.conf._levels()  # who has not entered leaves nothing
+        self._locks: list[AsyncLock] = []
 
     async def _acquire(self) -> AsyncHolds:
         if self._levels is not None:
@@ -525,7 +527,8 @@ class AsyncHolds(Tokens):
         # Anything but 'default' is seconds by now.
         pace = None if isinstance(self._timeout, str) else Pace(self._timeout)  # type: ignore[arg-type]
         tokens = {}
-        locks = []
+        # While somebody keeps them `conf.aio.get` returns them, so the task may enter again.
+        locks = self._locks = []
         for name in self._names:
             lock = self._module.get(name)
             # What is held already stays alive while the others are waited for.

@@ -1,11 +1,13 @@
--- Tells whether the hold of $1 with token $2 was ended by a release.
+-- Tells why $1 is not held with token $2: by a row whether a release has ended the hold, or
+-- else its lease has.
 --
 -- $1 name, $2 token.
 --
--- Only asked when the answer to a release was lost and the repetition found no
--- hold. A row that was taken over since, or is gone, gives no answer.
-SELECT FROM {table}
+-- Only asked when no hold was found, as by the repetition of a release whose answer was
+-- lost. A row that was taken over since, or is gone, gives no answer.
+SELECT lease IS NULL AS released
+  FROM {table}
  WHERE name {=} $1
    AND token {=} $2
    AND touched {=} updated
-   AND lease IS NULL
+   AND (lease IS NULL OR expires {<=} pg_catalog.clock_timestamp())

@@ -1,0 +1,363 @@
+"""The command line ``score-distlock``, which is also ``score distlock …`` of score.cli."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+import click
+from rich.live import Live
+
+from score.distlock import (
+    ConfiguredDistlockModule,
+    CouldNotAcquireLock,
+    DatabaseError,
+    HoldInfo,
+    LockExpired,
+    __version__,
+    connect,
+)
+from score.init import ConfigurationError
+
+from .. import _config
+from .._distlock import _schema
+from .._refuse import bare
+from ._run import LOST, NO_DATABASE, NOT_ACQUIRED, Run, holder, refusal, say
+from ._shown import as_json, console, printable, record, table
+
+
+def duration(_: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """An interval, such as ``90s``, ``1h 30m`` or a number of seconds."""
+    try:
+        return None if value is None else _config.interval(value, parameter.opts[-1])
+    except ConfigurationError as error:
+        raise click.UsageError(bare(error)) from None
+
+
+def waiting(ctx: click.Context, parameter: click.Parameter, value: str) -> float | None:
+    """The same, or ``none``."""
+    return None if value == "none" else duration(ctx, parameter, value)
+
+
+class Commands(click.Group):
+    """Tells by the exit status, and on one line, what went wrong."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigurationError as error:
+            raise click.UsageError(bare(error)) from None
+        except ValueError as error:  # of a name or a note that the library refuses
+            raise click.UsageError(str(error)) from None
+        except LockExpired as error:
+            failed(str(error), LOST)
+        except DatabaseError as error:
+            failed(str(error), NO_DATABASE)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+
+def failed(message: str, status: int) -> None:
+    """Says why, and ends."""
+    say(message)
+    sys.exit(status)
+
+
+class Database:
+    """Where the locks are: at a URL, or where the score application says."""
+
+    def __init__(self, url: str | None, application: Any) -> None:
+        self._url, self._application = url, application
+
+    def open(self, maxtime: float | None = None) -> ConfiguredDistlockModule:
+        """The configured module."""
+        if self._url is None and self._application is not None:
+            found: ConfiguredDistlockModule = self._application.load("distlock")
+            if maxtime is not None and maxtime != found.maxtime:
+                raise click.UsageError("--maxtime: the application's configuration says that")
+            return found
+        return connect(self._url) if maxtime is None else connect(self._url, maxtime=maxtime)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--url",
+    envvar="DISTLOCK_URL",
+    help="The database, postgresql://…; everybody can see the arguments of a process, so a"
+    " password is better in DISTLOCK_URL, PGPASSWORD or ~/.pgpass. Without it: as for psql.",
+)
+@click.version_option(__version__)
+@click.pass_context
+def main(ctx: click.Context, url: str | None) -> None:
+    """Locks in PostgreSQL.
+
+    Exit status: 0, or 2 wrong usage, 69 no database, 75 not acquired, 76 lost; 1 anything else.
+    """
+    # What the library logs, the commands tell in their own words.
+    logging.getLogger("score.distlock").addHandler(logging.NullHandler())
+    application = ctx.find_object(dict)
+    ctx.obj = Database(url, application and application.get("conf"))
+
+
+wait_option = click.option(
+    "--wait",
+    metavar="DURATION",
+    callback=waiting,
+    default="0",
+    show_default=True,
+    help="How long to wait for the lock; 'none' is for ever.",
+)
+
+
+def maxtime_option(meaning: str) -> Any:
+    """How long a hold lasts unless it is extended."""
+    return click.option("--maxtime", metavar="DURATION", callback=duration, help=meaning)
+
+
+json_option = click.option("--json", "as_json_", is_flag=True, help="For programs.")
+
+
+class AfterDashes(click.Command):
+    """Everything after ``--`` is the command, and none of it is looked at."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            place = args.index("--")
+            ctx.params["command"] = tuple(args[place + 1 :])
+            args = args[:place]
+        rest = super().parse_args(ctx, args)
+        if not ctx.params.get("command") and not ctx.resilient_parsing:
+            raise click.UsageError("the command is missing: NAME [OPTIONS] -- COMMAND…", ctx)
+        return rest
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "-- COMMAND…"]
+
+
+@main.command(cls=AfterDashes)
+@click.argument("name")
+@wait_option
+@click.option(
+    "--maxtime",
+    metavar="DURATION",
+    callback=duration,
+    help="How long the hold outlives this process.",
+)
+@click.option(
+    "--at-least",
+    metavar="DURATION",
+    callback=duration,
+    default="0",
+    help="Hold the lock for so long, however soon the command ends.",
+)
+@click.option(
+    "--on-lost",
+    type=click.Choice(["terminate", "continue"]),
+    default="terminate",
+    show_default=True,
+    help="What becomes of the command when the hold cannot be kept.",
+)
+@click.option(
+    "--kill-after",
+    metavar="DURATION",
+    callback=duration,
+    help="From SIGTERM to SIGKILL, both before the lease ends; a quarter of it, at most 10 s.",
+)
+@click.option(
+    "--exit-code",
+    type=click.IntRange(0, 255),
+    default=NOT_ACQUIRED,
+    show_default=True,
+    help="The exit status if the lock is not acquired.",
+)
+@click.option("--note", help="What the holder says about itself; the command's name.")
+@click.pass_obj
+def run(
+    database: Database,
+    name: str,
+    command: tuple[str, ...],
+    wait: float | None,
+    maxtime: float | None,
+    at_least: float,
+    on_lost: str,
+    kill_after: float | None,
+    exit_code: int,
+    note: str | None,
+) -> None:
+    """Runs COMMAND while the lock NAME is held, and extends the hold meanwhile.
+
+    The command is executed without a shell, has DISTLOCK_NAME and DISTLOCK_FENCE in its
+    environment, and gets the signals that this process gets.
+
+    Exit status: the command's, 128 + N if signal N ended it, 126 or 127 if it cannot be
+    executed; 75 if the lock was not acquired, 76 if it was lost, 69 without a database.
+    """
+    conf = database.open()
+    lease = conf.maxtime if maxtime is None else maxtime
+    if kill_after is None:
+        kill_after = min(10.0, lease / 4)
+    if lease < 4:
+        raise click.UsageError(f"--maxtime: {lease:g} s are too short to end a command; 4 s do")
+    if kill_after > lease / 2:
+        raise click.UsageError(
+            f"--kill-after: {kill_after:g} s are more than half of --maxtime, {lease:g} s"
+        )
+    with conf:
+        status = Run(
+            name,
+            command,
+            wait,
+            lease,
+            kill_after,
+            at_least,
+            on_lost == "terminate",
+            exit_code,
+            note,
+        )(conf)
+    sys.exit(status)
+
+
+@main.command("list")
+@json_option
+@click.option("--watch", is_flag=True, help="Go on, as top does.")
+@click.pass_obj
+def list_(database: Database, as_json_: bool, watch: bool) -> None:
+    """Shows who holds what."""
+    with database.open() as conf:
+        if as_json_:
+            click.echo(as_json([record(info) for info in conf.holders()]))
+        elif watch:
+            follow(conf, 2)
+        else:
+            console().print(table(conf.holders()))
+
+
+@main.command()
+@click.option("--interval", metavar="DURATION", callback=duration, default="2s", show_default=True)
+@click.pass_obj
+def top(database: Database, interval: float) -> None:
+    """Shows who holds what, again and again, until Ctrl-C."""
+    with database.open() as conf:
+        follow(conf, interval)
+
+
+def follow(conf: ConfiguredDistlockModule, interval: float) -> None:
+    """An outage does not end it."""
+    with Live(console=console(), auto_refresh=False, screen=sys.stdout.isatty()) as live:
+        while True:
+            try:
+                live.update(table(conf.holders()), refresh=True)
+            except DatabaseError as error:
+                live.update(printable(str(error)), refresh=True)
+            time.sleep(interval)
+
+
+@main.command()
+@click.argument("name")
+@json_option
+@click.pass_obj
+def show(database: Database, name: str, as_json_: bool) -> None:
+    """Shows who holds NAME; exit status 1 if nobody does."""
+    with database.open() as conf:
+        info = conf.info(name)
+    if as_json_:
+        click.echo(as_json(info and record(info)))
+    elif info is None:
+        click.echo(f"{printable(name)}: held by nobody")
+    else:
+        for key, value in record(info).items():
+            if value is not None:
+                click.echo(f"{key:9} {printable(str(value))}")
+    sys.exit(info is None)
+
+
+@main.command()
+@click.argument("name")
+@wait_option
+@click.option(
+    "--maxtime",
+    metavar="DURATION",
+    callback=duration,
+    help="How long the hold lasts unless it is extended.",
+)
+@click.pass_obj
+def acquire(database: Database, name: str, wait: float | None, maxtime: float | None) -> None:
+    """Acquires NAME and prints its token, with which it is extended and released."""
+    with database.open(maxtime) as conf:
+        try:
+            click.echo(conf.acquire(name, timeout=wait))
+        except CouldNotAcquireLock as error:
+            failed(refusal(conf, error), NOT_ACQUIRED)
+
+
+def given_token() -> str:
+    """A token is a secret, and no argument: everybody can see those."""
+    token = os.environ.get("DISTLOCK_TOKEN")
+    if token is None:
+        if sys.stdin.isatty():
+            token = click.prompt("Token", hide_input=True, err=True)
+        else:
+            token = sys.stdin.readline()
+    return str(token).strip()
+
+
+@main.command()
+@click.argument("name")
+@click.option(
+    "--maxtime", metavar="DURATION", callback=duration, help="How long the hold lasts from now on."
+)
+@click.pass_obj
+def extend(database: Database, name: str, maxtime: float | None) -> None:
+    """Extends the hold of NAME whose token is in DISTLOCK_TOKEN, or comes on standard input."""
+    with database.open(maxtime) as conf:
+        conf.extend(name, given_token())
+
+
+@main.command()
+@click.argument("name")
+@click.pass_obj
+def release(database: Database, name: str) -> None:
+    """Releases the hold of NAME whose token is in DISTLOCK_TOKEN, or comes on standard input."""
+    with database.open() as conf:
+        conf.release(name, given_token())
+
+
+@main.command()
+@click.argument("name")
+@click.option("--fence", type=int, help="End only the hold with this fence.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_obj
+def revoke(database: Database, name: str, fence: int | None, yes: bool) -> None:
+    """Ends the hold of NAME by force, and calls who waits first. Its holder is not stopped."""
+    with database.open() as conf:
+        info = conf.info(name)
+        if info is None or fence not in (None, info.fence):
+            failed(f"{name!r} is not held" + ("" if fence is None else f" with fence {fence}"), 1)
+            return
+        if not yes:
+            click.confirm(f"End the hold of {name!r} by {holder(info)}?", abort=True, err=True)
+        ended: HoldInfo | None = conf.revoke(name, info.fence)
+        if ended is None:
+            failed(f"the hold of {name!r} has ended meanwhile", 1)
+
+
+@main.command()
+@click.pass_obj
+def vacuum(database: Database) -> None:
+    """Deletes the rows of holds that are over."""
+    with database.open() as conf:
+        conf.vacuum()
+
+
+@main.command()
+@click.option("--schema", "schema_", help="The PostgreSQL schema the table is in.")
+@click.option("--grant", metavar="ROLE", help="Also grant this role what it needs.")
+def schema(schema_: str | None, grant: str | None) -> None:
+    """Prints the SQL that creates the table or adds what is missing.
+
+    It can be run any number of times: score-distlock schema | psql mydatabase
+    """
+    click.echo(_schema(schema_, grant), nl=False)

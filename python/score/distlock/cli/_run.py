@@ -1,0 +1,262 @@
+"""``score-distlock run``: a command that runs only while a lock is held."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from types import FrameType
+
+from score.distlock import (
+    ConfiguredDistlockModule,
+    CouldNotAcquireLock,
+    DatabaseError,
+    HoldInfo,
+    Lock,
+    LockExpired,
+)
+
+from ._shown import duration, printable
+
+#: Exit statuses, as in sysexits.h where that has one. 128 and more: the signal that ended it.
+NO_DATABASE, NOT_ACQUIRED, LOST, NOT_EXECUTABLE, NOT_FOUND = 69, 75, 76, 126, 127
+#: What ends, or tells, a process; those who run us mean the command.
+_FORWARDED = (
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM),
+    *(signal.SIGUSR1, signal.SIGUSR2),
+)
+#: In seconds: between SIGKILL and the end of the lease.
+_MARGIN = 0.5
+#: In seconds: how often it is asked whether the hold is lost.
+_LOOK = 0.5
+
+
+def say(message: str) -> None:
+    """One line for the person, or the mail that cron sends."""
+    with contextlib.suppress(OSError):
+        print(f"score-distlock: {message}", file=sys.stderr, flush=True)
+
+
+class Interrupted(BaseException):
+    """A signal came while no command runs that it could be forwarded to."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+class Signals:
+    """Signals that wait to be forwarded; a context manager.
+
+    Until :attr:`forwarding` they end whatever is going on. What the caller ignores, such as
+    SIGHUP under nohup, stays ignored.
+    """
+
+    def __init__(self) -> None:
+        self.forwarding = False
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Signals:
+        self._reader, writer = os.pipe()
+        for end in (self._reader, writer):
+            os.set_blocking(end, False)
+            self._stack.callback(os.close, end)
+        previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        self._stack.callback(signal.set_wakeup_fd, previous)
+        for number in _FORWARDED:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._handle(number)
+        # With Ctrl-Z the command would go on while nobody extends the hold.
+        self._handle(signal.SIGTSTP)
+        self._handle(signal.SIGCHLD)
+        self._handle(signal.SIGALRM)
+        self._stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _handle(self, number: int) -> None:
+        self._stack.callback(signal.signal, number, signal.signal(number, self._arrived))
+
+    def _arrived(self, number: int, _frame: FrameType | None) -> None:
+        if number in (*_FORWARDED, signal.SIGALRM) and not self.forwarding:
+            raise Interrupted(number)
+
+    def end_after(self, seconds: float) -> None:
+        """Ends what is going on after that time, as a signal would."""
+        self.forwarding = False
+        signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.1))
+
+    def wait(self, seconds: float) -> list[int]:
+        """Waits until a signal comes, but no longer; returns those to be forwarded."""
+        select.select([self._reader], [], [], max(seconds, 0))
+        with contextlib.suppress(BlockingIOError):
+            return [number for number in os.read(self._reader, 4096) if number in _FORWARDED]
+        return []
+
+
+class Child:
+    """The command, in a session and a process group of its own."""
+
+    def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
+        self._process = subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            start_new_session=True,
+            close_fds=False,  # what we were given is for the command, ours is not inheritable
+        )
+
+    def status(self) -> int | None:
+        """Its exit status, as a shell has it, once it has ended."""
+        status = self._process.poll()
+        return 128 - status if status is not None and status < 0 else status
+
+    def send(self, number: int) -> None:
+        """Sends a signal to all of the group."""
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            pass
+        except PermissionError:
+            say(f"the command may not be sent {signal.Signals(number).name}: it is another user's")
+
+    def end(self) -> None:
+        """At once, with all that it has started."""
+        self.send(signal.SIGKILL)
+        self._process.wait()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is to be run, and how. Times are in seconds."""
+
+    name: str
+    command: Sequence[str]
+    wait: float | None
+    maxtime: float
+    kill_after: float
+    at_least: float = 0
+    terminate: bool = True
+    refused: int = NOT_ACQUIRED
+    note: str | None = None
+    signals: Signals = field(default_factory=Signals)
+
+    def __call__(self, conf: ConfiguredDistlockModule) -> int:
+        """Runs it; returns the exit status."""
+        status: int | None = None
+        hold = conf.get(self.name).hold(
+            timeout=self.wait,
+            autoextend=True,
+            maxtime=self.maxtime,
+            note=self.note or Path(self.command[0]).name[:200],
+        )
+        try:
+            with self.signals, hold as lock:
+                self.signals.forwarding = True
+                status = self._started(lock)
+                # Without a database the lease ends as soon as a release could.
+                self.signals.end_after(lock.remaining)
+        except Interrupted as interrupted:
+            if status is None:
+                return 128 + interrupted.number
+            say(f"the lock {self.name!r} could not be released, and ends with its lease")
+        except CouldNotAcquireLock as error:
+            say(refusal(conf, error))
+            return self.refused
+        except LockExpired as error:
+            if status is None:
+                raise
+            # Seen at the end only, though somebody else may have had it before.
+            if self.terminate and status != LOST:
+                say(str(error))
+                return LOST
+        except DatabaseError as error:
+            if status is None:
+                raise
+            say(f"the lock {self.name!r} could not be released, and ends with its lease: {error}")
+        return status if status is not None else LOST
+
+    def _started(self, lock: Lock) -> int:
+        began = time.monotonic()
+        environment = {"DISTLOCK_NAME": self.name, "DISTLOCK_FENCE": str(lock.fence)}
+        try:
+            child = Child(self.command, environment)
+        except OSError as error:
+            say(f"{self.command[0]!r} cannot be executed: {error.strerror}")
+            return NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
+        try:
+            status = self._attend(lock, child)
+        finally:
+            if child.status() is None:
+                child.end()
+        until = began + self.at_least
+        # Whoever wants us to end now, need not wait.
+        while time.monotonic() < until and not self.signals.wait(until - time.monotonic()):
+            pass
+        return status
+
+    def _attend(self, lock: Lock, child: Child) -> int:
+        """Until the command has ended: forwards signals, and ends it before the lease ends."""
+        danger: str | None = None
+        kill_at: float | None = None
+        pause = 0.0
+        while True:
+            for number in self.signals.wait(pause):
+                child.send(number)
+            status = child.status()
+            if status is not None:
+                if kill_at is None:
+                    return status
+                child.send(signal.SIGKILL)  # what it has left behind
+                return LOST
+            if danger is None and (danger := self._danger(lock)):
+                say(f"the hold of {self.name!r} {danger}")
+                if self.terminate:
+                    kill_at = time.monotonic() + self.kill_after
+                    child.send(signal.SIGTERM)
+                    child.send(signal.SIGCONT)
+            if kill_at is None:
+                left = lock.remaining - self.kill_after - _MARGIN
+            elif (left := kill_at - time.monotonic()) <= 0:
+                child.send(signal.SIGKILL)
+            pause = min(max(left, 0.01), _LOOK)
+
+    def _danger(self, lock: Lock) -> str | None:
+        """Why the command cannot go on."""
+        if lock.expired:
+            return "is lost: " + (
+                "ending the command" if self.terminate else "the command goes on without it"
+            )
+        left = lock.remaining
+        if self.terminate and left <= self.kill_after + _MARGIN:
+            return f"could not be extended, and ends in {left:.1f} s: ending the command"
+        return None
+
+
+def refusal(conf: ConfiguredDistlockModule, error: CouldNotAcquireLock) -> str:
+    """Who has it, since when, for how long, and how many wait."""
+    if error.busy is not None:
+        return str(error)
+    info = conf.info(error.name)
+    if info is None:
+        return f"the lock {error.name!r} was held by somebody else until just now"
+    return f"the lock {error.name!r} is held by {holder(info)}"
+
+
+def holder(info: HoldInfo) -> str:
+    """Who it is, in a line."""
+    who = "somebody" if info.host is None else f"{printable(info.host)}, process {info.pid}"
+    since = info.acquired.astimezone()
+    age = duration((datetime.now(timezone.utc) - info.acquired).total_seconds())
+    note = f" ({printable(info.note)})" if info.note else ""
+    waiters = f", and {info.waiters} wait" if info.waiters else ""
+    return f"{who}{note}, since {since:%Y-%m-%d %H:%M:%S%z} ({age}){waiters}"

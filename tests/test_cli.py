@@ -1,0 +1,235 @@
+"""``score-distlock``: what it shows, and what it does with tokens."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+import score.distlock
+
+from .test_cli_run import cli, ended, until
+
+Db = psycopg.Connection[Any]
+Conf = score.distlock.ConfiguredDistlockModule
+
+
+def run(url: str, *words: str, given: str = "", **more: Any) -> tuple[int, str, str]:
+    """Runs a command; returns its exit status, and what it has said and complained."""
+    process = cli(*words, url=url, stdin=subprocess.PIPE, **more)
+    said, complained = process.communicate(given, timeout=60)
+    return process.returncode, said, complained
+
+
+def test_a_token_from_acquire_to_release(url: str, conf: Conf) -> None:
+    status, said, complained = run(url, "acquire", "name", "--maxtime", "1h")
+    assert (status, complained) == (0, "")
+    token = said.strip()
+    info = conf.info("name")
+    assert info and (info.expires - info.acquired).total_seconds() == pytest.approx(3600, abs=1)
+    assert run(url, "extend", "name", "--maxtime", "2h", given=said) == (0, "", "")
+    longer = conf.info("name")
+    assert longer and longer.expires > info.expires
+    assert run(url, "release", "name", env={"DISTLOCK_TOKEN": token}) == (0, "", "")
+    assert conf.info("name") is None
+    for command in ("extend", "release"):
+        status, said, complained = run(url, command, "name", given=token)
+        assert (status, said) == (76, "")
+        assert complained.startswith("score-distlock: the hold of lock 'name'")
+        assert token not in complained
+
+
+def test_what_is_held_is_refused(url: str, conf: Conf) -> None:
+    token = conf.acquire("name")
+    for words in (["acquire", "name"], ["acquire", "name", "--wait", "10ms"]):
+        status, said, complained = run(url, *words)
+        assert (status, said) == (75, "")
+        assert f"process {os.getpid()}" in complained
+        assert complained.count("\n") == 1
+    conf.release("name", token)
+
+
+def test_holders_are_listed(url: str, conf: Conf) -> None:
+    names = ["second", "[bold]first[/bold]", "third \x1b[31mred"]
+    tokens = {name: conf.acquire(name) for name in names}
+    status, said, complained = run(url, "list")
+    assert (status, complained) == (0, "")
+    header, *rows = said.splitlines()
+    assert header.split()[:2] == ["NAME", "HOLDER"]
+    assert [row[:15].rstrip() for row in rows] == ["[bold]first[/bo", "second", "third \\x1b[31mr"]
+    assert all(f"/{os.getpid()}" in row for row in rows)
+    status, said, complained = run(url, "list", "--json")
+    assert (status, complained) == (0, "")
+    found = json.loads(said)
+    assert {one["name"]: one["pid"] for one in found} == dict.fromkeys(names, os.getpid())
+    assert not any(token in said for token in tokens.values())
+    for name, token in tokens.items():
+        conf.release(name, token)
+    assert json.loads(run(url, "list", "--json")[1]) == []
+    assert len(run(url, "list")[1].splitlines()) == 1
+
+
+def test_the_list_is_as_wide_as_it_has_to_be(url: str, conf: Conf) -> None:
+    """A pipe is no terminal, whose width would cut it off."""
+    name = "n" * 190
+    token = conf.acquire(name)
+    assert name in run(url, "list", env={"COLUMNS": "40"})[1]
+    conf.release(name, token)
+
+
+def test_one_is_shown(url: str, conf: Conf) -> None:
+    assert run(url, "show", "name") == (1, "name: held by nobody\n", "")
+    assert run(url, "show", "name", "--json") == (1, "null\n", "")
+    with conf.get("name").hold(note="order 17") as lock:
+        status, said, complained = run(url, "show", "name")
+        assert (status, complained) == (0, "")
+        assert re.search(rf"^fence +{lock.fence}$", said, re.MULTILINE)
+        assert re.search("^note +order 17$", said, re.MULTILINE)
+        assert json.loads(run(url, "show", "name", "--json")[1])["fence"] == lock.fence
+
+
+def test_a_hold_is_revoked_after_a_question(url: str, conf: Conf) -> None:
+    conf.acquire("name")
+    info = conf.info("name")
+    assert info and info.fence
+    status, _, complained = run(url, "revoke", "name", given="n\n")
+    assert status == 1
+    assert f"process {os.getpid()}" in complained
+    assert run(url, "revoke", "name", "--fence", str(info.fence + 1), "--yes")[0] == 1
+    assert conf.info("name") == info, "it is still there"
+    assert run(url, "revoke", "name", given="y\n")[0] == 0
+    assert conf.info("name") is None
+    status, _, complained = run(url, "revoke", "name", "--yes")
+    assert (status, complained) == (1, "score-distlock: 'name' is not held\n")
+
+
+def test_rows_are_deleted(url: str, conf: Conf, db: Db) -> None:
+    conf.release("name", conf.acquire("name"))
+    assert run(url, "vacuum") == (0, "", "")
+    assert db.execute("SELECT count(*) FROM _score_distlock").fetchone() == (0,)
+
+
+def test_top_goes_on_until_it_is_interrupted(url: str, conf: Conf) -> None:
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "DISTLOCK_URL": url, "TERM": "xterm", "NO_COLOR": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "score.distlock", "top", "--interval", "10ms"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    seen = b""
+    while b"HOLDER" not in seen:
+        seen += os.read(ours, 4096)
+    token = conf.acquire("a-new-one")
+    while b"a-new-one" not in seen:
+        seen += os.read(ours, 4096)
+    conf.release("a-new-one", token)
+    process.send_signal(2)
+    until(lambda: not drained(ours))
+    assert process.wait(timeout=60) == 130
+    assert b"Traceback" not in seen
+
+
+def drained(terminal: int) -> bytes:
+    """What comes next; nothing once the other end is closed."""
+    try:
+        return os.read(terminal, 4096)
+    except OSError:
+        return b""
+
+
+def test_nobody_is_there(tmp_path: Path) -> None:
+    for words in (["list"], ["acquire", "name"], ["show", "name"]):
+        url = f"postgresql://u:hush@/d?host={tmp_path}"
+        status, said, complained = run(url, *words)
+        assert (status, said) == (69, "")
+        assert "hush" not in complained
+        assert complained.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["acquire", "\udcff"],
+        ["run", "\udcff", "--", "true"],
+        ["show", "\udcff"],
+        ["acquire", "name", "--maxtime", "-1"],
+        ["list", "--jason"],
+        ["unknown"],
+    ],
+)
+def test_wrong_usage(url: str, words: list[str]) -> None:
+    status, said, complained = run(url, *words)
+    assert (status, said) == (2, "")
+    assert "Traceback" not in complained
+
+
+def test_a_url_that_cannot_be_used() -> None:
+    status, _, complained = run("mysql://u:hush@h/d", "list")
+    assert status == 2
+    assert "hush" not in complained
+    assert "Traceback" not in complained
+
+
+def test_the_schema_is_printed_without_a_database() -> None:
+    status, said, complained = run("postgresql:///d?host=/nowhere", "schema", "--grant", "app")
+    assert (status, complained) == (0, "")
+    assert "CREATE TABLE IF NOT EXISTS" in said
+    assert "GRANT" in said
+
+
+def test_without_the_extra_only_the_schema_is_there(tmp_path: Path) -> None:
+    """The error about missing rights recommends it to administrators."""
+    (tmp_path / "click.py").write_text("raise ModuleNotFoundError('no', name='click')")
+    more: dict[str, Any] = {"env": {"PYTHONPATH": str(tmp_path)}}
+    status, said, _ = run("postgresql:///d?host=/nowhere", "schema", **more)
+    assert (status, "CREATE TABLE IF NOT EXISTS" in said) == (0, True)
+    status, _, complained = run("postgresql:///d?host=/nowhere", "list", **more)
+    assert status == 2
+    assert "invalid choice: 'list'" in complained
+    assert "score.distlock[cli]" in run("postgresql:///d", "--help", **more)[1]
+
+
+def test_a_score_application_says_where_the_locks_are(url: str) -> None:
+    """As score.cli passes its configuration on to the commands that others have."""
+    program = (
+        "import sys, click, score.distlock.cli, score.init\n"
+        "class Configuration:\n"
+        "    def load(self, module):\n"
+        f"        confdict = {{'score.init': {{'modules': 'score.distlock'}},\n"
+        f"                    'distlock': {{'sqlalchemy.url': {url!r}, 'maxtime': '9s'}}}}\n"
+        "        return getattr(score.init.init(confdict), module)\n"
+        "@click.group()\n"
+        "@click.pass_context\n"
+        "def score_(ctx): ctx.obj = {'conf': Configuration()}\n"
+        "score_.add_command(score.distlock.cli.main, 'distlock')\n"
+        "score_(sys.argv[1:])\n"
+    )
+
+    def application(*words: str) -> tuple[int, str, str]:
+        environment = {key: os.environ[key] for key in os.environ if key != "DISTLOCK_URL"}
+        process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", program, "distlock", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        return ended(process)
+
+    assert application("acquire", "name")[0] == 0
+    assert "name" in application("list")[1]
+    assert application("acquire", "other", "--maxtime", "1h")[0] == 2
+    assert application("run", "other", "--", "true") == (0, "", "")

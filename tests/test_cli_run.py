@@ -1,0 +1,402 @@
+"""``score-distlock run``: what a command and those around it can do to each other."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+import score.distlock
+
+from .support.proxy import Proxy
+from .support.server import Server
+
+Db = psycopg.Connection[Any]
+Conf = score.distlock.ConfiguredDistlockModule
+Process = subprocess.Popen[str]
+
+#: Tells on standard output that it runs; ends on SIGTERM.
+READY = "import signal, sys, time; print('ready', flush=True); time.sleep(60)"
+#: Does not end on what can be ignored.
+STUBBORN = (
+    "import signal, sys, time\n"
+    "for number in (1, 2, 3, 15): signal.signal(number, lambda n, f: print(n, flush=True))\n"
+    "print('ready', flush=True)\n"
+    "while True: time.sleep(60)\n"
+)
+#: Starts another process, and tells its number.
+FAMILY = (
+    "import subprocess, sys, time\n"
+    f"child = subprocess.Popen([sys.executable, '-c', {STUBBORN!r}], stdout=subprocess.PIPE)\n"
+    "child.stdout.readline()\n"
+    "print(child.pid, flush=True)\n"
+    "time.sleep(60)\n"
+)
+
+
+@pytest.fixture
+def run(url: str) -> Iterator[Callable[..., Process]]:
+    """Starts ``score-distlock run`` with a Python program as its command."""
+    started: list[Process] = []
+
+    def start(*options: str, code: str = READY, at: str = url, **more: Any) -> Process:
+        words = ["run", "name", *options, "--", sys.executable, "-c", code]
+        process = cli(*words, url=at, **more)
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        commands = children(process)
+        process.kill()
+        for pid in commands:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def cli(*words: str, url: str, **more: Any) -> Process:
+    """Starts the command line."""
+    streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(
+        [sys.executable, "-m", "score.distlock", *words],
+        env={**os.environ, "DISTLOCK_URL": url, **more.pop("env", {})},
+        text=True,
+        **(streams | more),
+    )
+
+
+def ended(process: Process) -> tuple[int, str, str]:
+    """Its exit status and what it has said."""
+    said, complained = process.communicate(timeout=60)
+    return process.returncode, said, complained
+
+
+def first_line(process: Process) -> str:
+    """What it has said first; waits for it."""
+    assert process.stdout
+    return process.stdout.readline().strip()
+
+
+def until(happened: Callable[[], Any], process: Process | None = None) -> None:
+    while not happened():
+        assert process is None or process.poll() is None, process.communicate()
+
+
+def waiters(conf: Conf) -> int:
+    """How many processes wait."""
+    info = conf.info("name")
+    assert info, "it is held"
+    return info.waiters
+
+
+def children(process: Process) -> list[int]:
+    """The commands that it runs."""
+    try:
+        file = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        return [int(pid) for pid in file.read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def exists(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("", 0),
+        ("raise SystemExit(3)", 3),
+        ("raise SystemExit(75)", 75),
+        ("import os; os.kill(os.getpid(), 9)", 137),
+        ("import os; os.kill(os.getpid(), 15)", 143),
+    ],
+)
+def test_the_exit_status_is_the_commands(
+    run: Callable[..., Process], conf: Conf, code: str, status: int
+) -> None:
+    assert ended(run(code=code)) == (status, "", "")
+    assert conf.info("name") is None
+
+
+@pytest.mark.parametrize(
+    ("command", "status"), [("/nowhere/command", 127), ("/etc/passwd", 126), ("/etc", 126)]
+)
+def test_what_cannot_be_executed(url: str, conf: Conf, command: str, status: int) -> None:
+    found, said, complained = ended(cli("run", "name", "--", command, url=url))
+    assert (found, said) == (status, "")
+    assert command in complained
+    assert conf.info("name") is None, "it is released"
+
+
+def test_arguments_and_standard_input_are_passed_as_they_are(url: str) -> None:
+    code = "import sys; print(sys.argv[1:], sys.stdin.read())"
+    words = ["--wait", "a  b", "*", "$HOME", "--", "-h", ""]
+    process = cli(
+        *("run", "name", "--", sys.executable, "-c", code, *words),
+        url=url,
+        stdin=subprocess.PIPE,
+    )
+    said, complained = process.communicate("from outside", timeout=60)
+    assert (said.strip(), complained) == (f"{words} from outside", "")
+
+
+def test_without_dashes_nothing_runs(url: str) -> None:
+    status, _, complained = ended(cli("run", "name", "rm", "-rf", "/nowhere", url=url))
+    assert status == 2
+    assert "--" in complained
+
+
+def test_the_command_knows_its_lock(run: Callable[..., Process]) -> None:
+    code = "import os; print(os.environ['DISTLOCK_NAME'], int(os.environ['DISTLOCK_FENCE']) > 0)"
+    assert ended(run(code=code)) == (0, "name True\n", "")
+
+
+def test_descriptors_are_passed_on(run: Callable[..., Process]) -> None:
+    """A caller may have redirected more than three, as systemd does with sockets."""
+    reader, writer = os.pipe()
+    code = f"import os; os.write({writer}, b'through')"
+    assert ended(run(code=code, pass_fds=[writer]))[0] == 0
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    os.close(writer)
+
+
+def test_whoever_is_refused_is_told_who_has_it(
+    run: Callable[..., Process], url: str, conf: Conf
+) -> None:
+    first = run("--note", "the [red]first")
+    assert first_line(first) == "ready"
+    status, said, complained = ended(run())
+    assert (status, said) == (75, "")
+    assert complained.count("\n") == 1
+    for part in (f"process {first.pid} ", "(the [red]first)", "'name'"):
+        assert part in complained
+    assert ended(run("--exit-code", "0"))[0] == 0
+
+
+def test_it_waits_if_asked_to(run: Callable[..., Process], conf: Conf) -> None:
+    token = conf.acquire("name")
+    process = run("--wait", "none", code="print('done')")
+    until(lambda: waiters(conf), process)
+    conf.release("name", token)
+    assert ended(process) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_waiting(
+    run: Callable[..., Process], conf: Conf, number: signal.Signals
+) -> None:
+    token = conf.acquire("name")
+    process = run("--wait", "none")
+    until(lambda: waiters(conf), process)
+    process.send_signal(number)
+    assert ended(process) == (128 + number, "", "")
+    until(lambda: not waiters(conf))
+    conf.release("name", token)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 15])
+def test_signals_go_to_the_commands_group(
+    run: Callable[..., Process], conf: Conf, number: int
+) -> None:
+    process = run(code=STUBBORN)
+    assert first_line(process) == "ready"
+    process.send_signal(number)
+    assert first_line(process) == str(number)
+    assert conf.info("name"), "it is held as long as the command runs"
+
+
+def test_a_signal_that_ends_the_command_is_the_exit_status(
+    run: Callable[..., Process], conf: Conf
+) -> None:
+    process = run()
+    assert first_line(process) == "ready"
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (143, "", "")
+    assert conf.info("name") is None
+
+
+def test_what_the_caller_ignores_stays_ignored(run: Callable[..., Process]) -> None:
+    """As with nohup; or for the Ctrl-C of a script's background commands."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = run(code=READY.replace("60", "0.3"))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert first_line(process) == "ready"
+    process.send_signal(signal.SIGHUP)
+    assert ended(process)[0] == 0
+
+
+def test_ctrl_z_stops_nothing(run: Callable[..., Process]) -> None:
+    """Stopped, it would not extend the hold, while the command goes on."""
+    process = run(code=STUBBORN)
+    assert first_line(process) == "ready"
+    process.send_signal(signal.SIGTSTP)
+    process.send_signal(signal.SIGHUP)
+    assert first_line(process) == "1", "it still forwards"
+
+
+def test_who_is_revoked_ends_with_all_it_has_started(
+    run: Callable[..., Process], conf: Conf
+) -> None:
+    process = run("--maxtime", "4s", code=FAMILY)
+    grandchild = int(first_line(process))
+    assert conf.revoke("name")
+    status, _, complained = ended(process)
+    assert (status, complained.count("\n")) == (76, 1), complained
+    assert "is lost" in complained
+    assert not exists(grandchild)
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    with contextlib.closing(Proxy(f"{server.folder}/.s.PGSQL.{server.port}")) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def through(proxy: Proxy, server_url: str) -> str:
+    name = server_url.partition("?")[0].rpartition("/")[2]
+    return f"postgresql://postgres@127.0.0.1:{proxy.port}/{name}"
+
+
+def test_the_command_is_gone_before_the_lease_ends(
+    run: Callable[..., Process], proxy: Proxy, through: str, server_url: str
+) -> None:
+    process = run("--maxtime", "6s", code=STUBBORN, at=through)
+    assert first_line(process) == "ready"
+    (command,) = children(process)
+    proxy.refuse(True)
+    proxy.cut_all()
+    assert first_line(process) == "15"
+    until(lambda: not exists(command))
+    with psycopg.connect(server_url, autocommit=True) as db:
+        query = "SELECT expires > clock_timestamp() FROM _score_distlock WHERE name = 'name'"
+        assert db.execute(query).fetchone() == (True,)
+    status, _, complained = ended(process)
+    assert status == 76
+    assert "could not be extended" in complained
+
+
+def test_a_short_outage_is_survived(
+    run: Callable[..., Process], proxy: Proxy, through: str, server_url: str
+) -> None:
+    process = run(
+        "--maxtime",
+        "8s",
+        code="print('ready', flush=True); input(); print('done')",
+        at=through,
+        stdin=-1,
+    )
+    with psycopg.connect(server_url, autocommit=True) as db:
+        left = "SELECT expires FROM _score_distlock WHERE name = 'name'"
+        assert first_line(process) == "ready"
+        proxy.refuse(True)
+        proxy.cut_all()
+        db.execute("SELECT pg_sleep(2)")
+        before = db.execute(left).fetchone()
+        proxy.refuse(False)
+        until(lambda: db.execute(left).fetchone() != before)
+    said, complained = process.communicate("\n", timeout=60)
+    assert (process.returncode, said) == (0, "done\n"), complained
+
+
+def test_the_command_may_go_on_without_the_lock(run: Callable[..., Process], conf: Conf) -> None:
+    process = run(
+        *("--maxtime", "4s", "--on-lost", "continue"),
+        code="print('ready', flush=True); input(); raise SystemExit(5)",
+        stdin=subprocess.PIPE,
+    )
+    assert first_line(process) == "ready"
+    assert conf.revoke("name")
+    token = conf.acquire("name")
+    assert process.stderr and "is lost" in process.stderr.readline()
+    process.communicate("\n", timeout=60)
+    assert process.returncode == 5
+    conf.release("name", token)
+
+
+def test_the_hold_lasts_at_least(run: Callable[..., Process], conf: Conf) -> None:
+    process = run("--at-least", "1h", code="print('done', flush=True); raise SystemExit(5)")
+    assert first_line(process) == "done"
+    until(lambda: not children(process), process)
+    assert conf.info("name")
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 5
+    assert conf.info("name") is None
+
+
+def test_a_lock_that_cannot_be_released(
+    run: Callable[..., Process], proxy: Proxy, through: str
+) -> None:
+    """The command was done under the lock, and that is what counts."""
+    code = "print('ready', flush=True); input(); raise SystemExit(5)"
+    process = run("--maxtime", "4s", code=code, at=through, stdin=-1)
+    assert first_line(process) == "ready"
+    proxy.refuse(True)
+    proxy.cut_all()
+    _, complained = process.communicate("\n", timeout=100)
+    assert process.returncode == 5
+    assert "could not be released" in complained
+
+
+def test_without_a_database(run: Callable[..., Process]) -> None:
+    status, _, complained = ended(run(at="postgresql://u:hush@/nowhere?host=/nowhere"))
+    assert status == 69
+    assert "hush" not in complained
+    assert complained.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--note", "two\tparts"],
+        ["--wait", "soon"],
+        ["--maxtime", "1s"],
+        ["--kill-after", "40s"],
+        ["--exit-code", "256"],
+        ["--on-lost", "ignore"],
+    ],
+)
+def test_wrong_options(run: Callable[..., Process], options: list[str]) -> None:
+    status, said, complained = ended(run(*options))
+    assert (status, said) == (2, "")
+    assert repr(options[1])[1:-1] in complained or options[0] in complained
+
+
+def test_only_one_runs_at_a_time(url: str, tmp_path: Path) -> None:
+    file = tmp_path / "inside"
+    code = (
+        "import os, sys, time\n"
+        "os.close(os.open(sys.argv[1], os.O_CREAT | os.O_EXCL))\n"
+        "time.sleep(0.01)\n"
+        "os.unlink(sys.argv[1])\n"
+    )
+    results: list[tuple[int, str, str]] = []
+
+    def work() -> None:
+        words = ["run", "name", "--wait", "none", "--", sys.executable, "-c", code, str(file)]
+        results.append(ended(cli(*words, url=url)))
+
+    threads = [threading.Thread(target=work) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [(0, "", "")] * 6
