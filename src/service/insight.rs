@@ -4,7 +4,7 @@ use super::Locks;
 use super::registry::registry;
 use crate::engine::{Hint, Loss, Name, Token};
 use crate::error::{Error, Result};
-use crate::store::{Budget, Record, Released};
+use crate::store::{Budget, Ended, Record};
 
 /// After so many tries a hold that is there and does not end is kept by something else than
 /// its holder, who would have to transfer it just then each time.
@@ -33,27 +33,33 @@ impl Locks {
         fence: Option<i64>,
         budget: Budget,
     ) -> Result<Option<Record>> {
+        // What may have ended, although the answer to that was lost.
+        let mut perhaps: Option<(Record, String)> = None;
         for _ in 0..TRIES {
-            let Some((record, token)) = self.store().revocable(name, self.lease(), budget)? else {
+            let mut found = self.store().revocable(name, self.lease(), budget)?;
+            if let Some(ended) = perhaps.take() {
+                if !found.as_ref().is_some_and(|(now, _)| now.is_of(&ended.0)) {
+                    // Whatever is there now is another hold.
+                    return Ok(Some(self.revoked(name, ended, None, budget)));
+                }
+            }
+            if fence.is_some() {
+                found = found.filter(|(record, _)| record.fence == fence);
+            }
+            let Some(found) = found else {
                 return Ok(None);
             };
-            if fence.is_some() && record.fence != fence {
-                return Ok(None);
-            }
-            let hint = match self.store().end(name, &token, self.lease(), budget)? {
-                Released::Quietly => Hint::Free,
-                Released::Calling => Hint::Awaited,
+            match self.store().end(name, &found.1, self.lease(), budget)? {
+                Ended::Quietly => {
+                    return Ok(Some(self.revoked(name, found, Some(Hint::Free), budget)));
+                }
+                Ended::Calling => {
+                    return Ok(Some(self.revoked(name, found, Some(Hint::Awaited), budget)));
+                }
+                Ended::Perhaps => perhaps = Some(found),
                 // It has another token by now, or is another one, or none.
-                Released::Lost => continue,
-            };
-            self.hint(budget, name, Some(hint));
-            if let Some(token) = Token::parse(&token) {
-                registry(budget.process).report(|holds| {
-                    let (hold, _) = holds.with_token(&token)?;
-                    holds.lost(hold, Loss::Released)
-                });
+                Ended::Not => {}
             }
-            return Ok(Some(record));
         }
         Err(Error::Sql {
             sqlstate: "02000".to_owned(), // no_data
@@ -63,5 +69,23 @@ impl Locks {
                  for a policy or a trigger on the table"
             ),
         })
+    }
+
+    /// A hold was ended by force: its owner is told, if it is in this process.
+    fn revoked(
+        &self,
+        name: &Name,
+        (record, token): (Record, String),
+        hint: Option<Hint>,
+        budget: Budget,
+    ) -> Record {
+        self.hint(budget, name, hint);
+        if let Some(token) = Token::parse(&token) {
+            registry(budget.process).report(|holds| {
+                let (hold, _) = holds.with_token(&token)?;
+                holds.lost(hold, Loss::Released)
+            });
+        }
+        record
     }
 }

@@ -401,3 +401,44 @@ fn a_loss_is_reported() {
         locks.close(budget()).unwrap();
     });
 }
+
+/// A hold that is being extended, and transferred, is ended by force: there and then, and its
+/// owner knows. Two do it at once, and one of them has done it.
+#[test]
+fn a_hold_is_revoked_once_and_its_owner_knows() {
+    explore(Pace::Idle, || {
+        let store = Store::default();
+        let locks = locks(&store, 3600.0);
+        let block = Block::begin(&locks, name(), Wait::Not, Some(1.0)).unwrap();
+        let fence = locks.info(&name(), budget()).unwrap().unwrap().fence;
+        let waiter = once_in(2).then(|| {
+            let locks = locks.clone();
+            thread::spawn(move || {
+                let block = begin(&locks, Wait::Forever).unwrap();
+                let got = now();
+                block.end().unwrap();
+                got
+            })
+        });
+        thread::sleep(WHILE);
+        let begun = now();
+        let revokers = [0, 1].map(|_| {
+            let locks = locks.clone();
+            // The thread that extends looks at the hold about now.
+            thread::spawn(move || locks.revoke(&name(), fence, budget()).unwrap().is_some())
+        });
+        let revoked = revokers.map(|revoker| revoker.join().unwrap());
+        assert_eq!(revoked.iter().filter(|one| **one).count(), 1);
+        assert!(block.lock.expired(&block.caller()));
+        assert!(!store.database().row(&name()).is_held(&block.token));
+        if let Some(waiter) = waiter {
+            let got = waiter.join().unwrap();
+            assert!(got.saturating_sub(begun) < Duration::from_millis(250));
+        }
+        // It is not extended any more either.
+        thread::sleep(WHILE);
+        assert!(!store.database().row(&name()).is_live());
+        assert!(block.end().is_err());
+        locks.close(budget()).unwrap();
+    });
+}

@@ -2,8 +2,6 @@
 
 mod acquisition;
 mod confirmed;
-// The table in memory, which takes the database's place there, tells nobody.
-#[cfg(not(all(test, feature = "shuttle")))]
 mod insight;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;

@@ -3,7 +3,7 @@
 use super::budget::Budget;
 use super::session::{Parameter, Row};
 use super::sql::Sql;
-use super::statements::{Released, Store};
+use super::statements::Store;
 use crate::engine::{Lease, Name};
 use crate::error::Result;
 use crate::zone;
@@ -30,6 +30,19 @@ pub struct Record {
     pub expires: f64,
     /// How many processes wait for it.
     pub waiters: i64,
+}
+
+/// What came of the attempt to end a hold by force.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Ended {
+    /// It has ended, and nobody waited.
+    Quietly,
+    /// It has ended, and who waits first was called.
+    Calling,
+    /// The token has no hold.
+    Not,
+    /// It has none now, but an answer was lost, which may have been that of the end.
+    Perhaps,
 }
 
 /// Who holds, from the column `holder`: `host:process`, then perhaps `:thread`, then perhaps a
@@ -107,6 +120,15 @@ fn zone_of(shown: Option<f64>, own: f64) -> f64 {
 }
 
 impl Record {
+    /// Whether both are of one hold, however often it was extended or transferred.
+    #[must_use]
+    pub fn is_of(&self, other: &Record) -> bool {
+        match (self.fence, other.fence) {
+            (None, None) => self.acquired.to_bits() == other.acquired.to_bits(),
+            (one, other) => one == other,
+        }
+    }
+
     fn read(row: &Row) -> Result<Record> {
         let holder: Option<&str> = row.get("holder")?;
         let holder = holder.map(Holder::parse).unwrap_or_default();
@@ -173,29 +195,18 @@ impl Store {
     }
 
     /// Ends the hold that has this token, whatever it looks like, as a release does.
-    pub fn end(&self, name: &Name, token: &str, lease: Lease, budget: Budget) -> Result<Released> {
+    pub fn end(&self, name: &Name, token: &str, lease: Lease, budget: Budget) -> Result<Ended> {
         let parameters: [Parameter; 4] =
             [&name.as_str(), &token, &lease.seconds(), &zone::offset()];
         let answer = self
             .execute(Sql::ReleaseAwaited, &parameters, budget)
             .map_err(|error| error.about(name))?;
-        if let Some(row) = answer.rows.first() {
-            return Ok(match row.get::<Option<&str>>("notified")? {
-                Some(_) => Released::Calling,
-                None => Released::Quietly,
-            });
-        }
-        // The answer that was lost may have been that of the end.
-        if answer.repeated {
-            let parameters: [Parameter; 2] = [&name.as_str(), &token];
-            let ended = self
-                .execute(Sql::Released, &parameters, budget)
-                .map_err(|error| error.after(true).about(name))?;
-            if !ended.rows.is_empty() {
-                return Ok(Released::Quietly);
-            }
-        }
-        Ok(Released::Lost)
+        Ok(match answer.rows.first() {
+            Some(row) if row.get::<Option<&str>>("notified")?.is_some() => Ended::Calling,
+            Some(_) => Ended::Quietly,
+            None if answer.repeated => Ended::Perhaps,
+            None => Ended::Not,
+        })
     }
 }
 

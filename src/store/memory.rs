@@ -9,7 +9,7 @@ mod table;
 
 use super::budget::Budget;
 use super::failure::Failure;
-use super::insight::About;
+use super::insight::{About, Ended, Record};
 use super::listener::{Call, NotListening};
 use super::sql::Statements;
 use super::statements::{Answer, Candidate, Look, Queue, Released, Renewed, Turn};
@@ -96,6 +96,10 @@ impl Store {
 
     pub fn vacuum(&self, _: Lease, _: Budget) -> Result<()> {
         Ok(())
+    }
+
+    pub fn facts(&self, budget: Budget) -> Result<Vec<(String, Option<String>)>> {
+        self.execute(budget, |_| Vec::new())
     }
 
     pub fn busy(&self, budget: Budget) -> Result<Vec<i64>> {
@@ -233,6 +237,34 @@ impl Store {
         budget: Budget,
     ) -> Result<Released> {
         self.execute(budget, |all| all.release(name, token, again))
+    }
+
+    pub fn holders(&self, _: Lease, budget: Budget) -> Result<Vec<Record>> {
+        self.execute(budget, |all| all.records())
+    }
+
+    pub fn info(&self, name: &Name, lease: Lease, budget: Budget) -> Result<Option<Record>> {
+        let found = self.revocable(name, lease, budget)?;
+        Ok(found.map(|(record, _)| record))
+    }
+
+    pub fn revocable(
+        &self,
+        name: &Name,
+        _: Lease,
+        budget: Budget,
+    ) -> Result<Option<(Record, String)>> {
+        self.execute(budget, |all| all.revocable(name))
+    }
+
+    pub fn end(&self, name: &Name, token: &str, _: Lease, budget: Budget) -> Result<Ended> {
+        let token = Token::parse(token).expect("nobody else writes tokens here");
+        let ended = self.execute(budget, |all| all.release(name, &token, false))?;
+        Ok(match ended {
+            Released::Lost => Ended::Not,
+            Released::Quietly => Ended::Quietly,
+            Released::Calling => Ended::Calling,
+        })
     }
 
     pub fn transfer(

@@ -30,7 +30,7 @@ mod url;
 pub use budget::{Budget, Check};
 pub use connect::unsupported;
 pub use failure::Failure;
-pub use insight::{About, Record};
+pub use insight::{About, Ended, Record};
 #[cfg(not(all(test, feature = "shuttle")))]
 pub use listener::Listener;
 pub use listener::{Call, NotListening};

@@ -1,9 +1,9 @@
-//! Looking out for an answer for a moment before going to sleep.
+//! Spinning for a moment before going to sleep: polling the socket for an answer.
 //!
 //! Falling asleep and being woken takes the operating system some 10 µs, or 50 where
 //! an idle processor has to be started first, as virtual ones are. A local server's
-//! answer to a statement that need not reach the disk takes less. So a caller looks
-//! out for as long as being woken would take: at worst the wait costs twice what it
+//! answer to a statement that need not reach the disk takes less. So a caller spins
+//! for as long as being woken would take: at worst the wait costs twice what it
 //! must, and usually the caller has spent no more than it would have on sleeping.
 //!
 //! That is done for statements that only read. One that writes takes longer than that,
@@ -12,13 +12,13 @@
 //!
 //! Whether answers come in time depends on the network too, and on what else the machine
 //! does. Each connection learns it: every answer that comes too late doubles the number of
-//! calls that do without looking out.
+//! calls that do without spinning.
 
 use super::stream::Channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long it pays to look out.
+/// How long it pays to spin.
 const LONGEST: Duration = Duration::from_micros(50);
 /// Upper bound on the number of calls that do without: then the world may have changed.
 const MOST_SKIPPED: u16 = 512;
@@ -33,7 +33,7 @@ pub struct Spin {
 }
 
 impl Spin {
-    /// Looks out for something to read, if that is likely to come. Tells whether it has.
+    /// Spins until there is something to read, if that is likely to come. Tells whether it has.
     pub fn spot(&mut self, channel: &Channel) -> bool {
         if !self.is_due() {
             return false;

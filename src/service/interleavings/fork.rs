@@ -39,7 +39,7 @@ fn calls(locks: &Arc<Locks>, lock: &Lock, budget: Budget) -> Result<()> {
         };
         return locks.finish(lock.name(), ending, budget);
     }
-    changed
+    changed.map(drop)
 }
 
 /// A thread forks while others acquire, wait, extend and owe. The child has that thread only,

@@ -1,5 +1,6 @@
 //! The table: what the statements do to it, each at one moment.
 
+use super::super::insight::Record;
 use super::super::listener::Call;
 use super::super::statements::{Answer, Candidate, Queue, Released, Turn};
 use crate::engine::{Deadline, Lease, Moment, Name, TICKET_BITS, Token};
@@ -153,6 +154,31 @@ impl Database {
         row.released = true;
         row.expires = Moment::now();
         self.call(name)
+    }
+
+    /// What is known of the hold of a lock, and its token.
+    pub(super) fn revocable(&mut self, name: &Name) -> Option<(Record, String)> {
+        let row = self.row(name);
+        row.is_live().then(|| {
+            let record = Record {
+                name: name.as_str().to_owned(),
+                fence: Some(row.fence),
+                host: None,
+                process: None,
+                thread: None,
+                note: None,
+                acquired: 0.0,
+                expires: 0.0,
+                waiters: 0,
+            };
+            (record, row.token.as_str().to_owned())
+        })
+    }
+
+    pub(super) fn records(&mut self) -> Vec<Record> {
+        let names: Vec<Name> = self.rows.keys().cloned().collect();
+        let found = names.iter().filter_map(|name| self.revocable(name));
+        found.map(|(record, _)| record).collect()
     }
 
     pub(super) fn extend(
