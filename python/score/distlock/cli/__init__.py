@@ -207,9 +207,9 @@ def run(
         kill_after = min(10.0, lease / 4)
     if lease < 4:
         raise click.UsageError(f"--maxtime: {lease:g} s are too short to end a command; 4 s do")
-    if kill_after > lease / 2:
+    if kill_after > lease / 3:  # two thirds are always left, unless something is wrong
         raise click.UsageError(
-            f"--kill-after: {kill_after:g} s are more than half of --maxtime, {lease:g} s"
+            f"--kill-after: {kill_after:g} s are more than a third of --maxtime, {lease:g} s"
         )
     with conf:
         status = Run(

@@ -33,8 +33,6 @@ _FORWARDED = (
     *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM),
     *(signal.SIGUSR1, signal.SIGUSR2),
 )
-#: In seconds: between SIGKILL and the end of the lease.
-_MARGIN = 0.5
 #: In seconds: how often it is asked whether the hold is lost.
 _LOOK = 0.5
 
@@ -151,6 +149,11 @@ class Run:
     note: str | None = None
     signals: Signals = field(default_factory=Signals)
 
+    @property
+    def reserve(self) -> float:
+        """How much of the lease is left when the command gets SIGTERM."""
+        return self.kill_after + min(2.0, self.maxtime / 8)
+
     def __call__(self, conf: ConfiguredDistlockModule) -> int:
         """Runs it; returns the exit status."""
         status: int | None = None
@@ -226,7 +229,7 @@ class Run:
                     child.send(signal.SIGTERM)
                     child.send(signal.SIGCONT)
             if kill_at is None:
-                left = lock.remaining - self.kill_after - _MARGIN
+                left = lock.remaining - self.reserve
             elif (left := kill_at - time.monotonic()) <= 0:
                 child.send(signal.SIGKILL)
             pause = min(max(left, 0.01), _LOOK)
@@ -238,7 +241,7 @@ class Run:
                 "ending the command" if self.terminate else "the command goes on without it"
             )
         left = lock.remaining
-        if self.terminate and left <= self.kill_after + _MARGIN:
+        if self.terminate and left <= self.reserve:
             return f"could not be extended, and ends in {left:.1f} s: ending the command"
         return None
 
