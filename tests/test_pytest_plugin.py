@@ -20,6 +20,7 @@ import pytest
 
 from .conftest import PROJECT, with_options
 from .support.line import until
+from .test_cli_run import foreground
 from .test_embedded import wait_for_the_end
 
 pytest_plugins = ["pytester"]
@@ -527,7 +528,8 @@ def test_nothing_is_left_by_a_run_that_is_ended(
 ) -> None:
     test = pytester.makepyfile(SLOW)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--distlock-url={url}"]
-    process = subprocess.Popen([*command, str(test)], cwd=pytester.path, start_new_session=True)
+    command = [*foreground(), *command, str(test)]
+    process = subprocess.Popen(command, cwd=pytester.path, start_new_session=True)
     until(lambda: Path(pytester.path, "begun").exists() or process.poll() is not None)
     assert len(schemas(db)) == 1
     os.killpg(process.pid, number)

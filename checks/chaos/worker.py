@@ -422,7 +422,7 @@ def beat() -> None:
 
 def main() -> None:
     faulthandler.register(signal.SIGUSR2)
-    settings = {"sqlalchemy.url": URL, "maxtime": f"{LEASES[0]}s"}
+    settings = {"sqlalchemy.url": URL, "maxtime": f"{LEASES[0]:g}s"}
     if OURS:
         settings["sqlalchemy.pool_timeout"] = "5"
     while True:

@@ -91,14 +91,19 @@ impl Workers {
                 queue = self.queue();
                 continue;
             }
-            queue.idle += 1;
-            let (woken, waited) = self
-                .arrived
-                .wait_timeout(queue, QUIET)
-                .unwrap_or_else(PoisonError::into_inner);
-            queue = woken;
-            queue.idle -= 1;
-            if (waited.timed_out() || queue.retired) && queue.jobs.is_empty() {
+            // Also if that came while it was busy, and could not be woken.
+            let mut leaves = queue.retired;
+            if !leaves {
+                queue.idle += 1;
+                let (woken, waited) = self
+                    .arrived
+                    .wait_timeout(queue, QUIET)
+                    .unwrap_or_else(PoisonError::into_inner);
+                queue = woken;
+                queue.idle -= 1;
+                leaves = (waited.timed_out() || queue.retired) && queue.jobs.is_empty();
+            }
+            if leaves {
                 queue.threads -= 1;
                 self.left.notify_all();
                 return;
@@ -123,5 +128,17 @@ mod tests {
         let mut done: Vec<i32> = receiver.iter().take(100).collect();
         done.sort_unstable();
         assert_eq!(done, (0..100).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn who_is_busy_while_all_retire_leaves_when_it_is_done() {
+        let workers: Arc<Workers> = Arc::default();
+        let busy = workers.clone();
+        let job = move || while !busy.queue().retired {};
+        workers.submit(1, Box::new(job));
+        // Less than the time without work after which it leaves anyway.
+        let budget = Budget::new(QUIET / 2, &|| Ok(()));
+        workers.retire(budget).unwrap();
+        assert_eq!(workers.queue().threads, 0);
     }
 }
