@@ -129,7 +129,7 @@ def exists(pid: int) -> bool:
     """Whether there is such a process, and it has not ended."""
     try:
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
