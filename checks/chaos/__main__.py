@@ -111,6 +111,8 @@ def everybody_leaves(stage: Stage) -> list[str]:
             time.sleep(1)
             worker.process.kill()
             status = worker.process.wait()
+        if not worker.has_begun() and not worker.killed:
+            faults.append(f"process {worker.log.stem} of {worker.subject} never took part")
         if status != 0 and worker.log.stem not in neighbours(stage):
             errors = (stage.folder / f"{worker.log.stem}.errors").read_text()
             faults.append(f"process {worker.log.stem} ended with {status}: {errors[-3000:]}")
