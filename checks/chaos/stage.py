@@ -26,7 +26,7 @@ WORKER = Path(__file__).parent / "worker.py"
 ORIGINAL = PROJECT / "build" / "original" / "bin" / "python"
 FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 ZONES = ["UTC", "Europe/Vienna", "America/New_York", "Asia/Kolkata", "AEST-10AEDT"]
-NETWORK = "10.203.71."
+NETWORK = f"10.203.{os.getpid() % 250}."
 
 #: Everything that happens to a lock's row, by the database's clock, under the lock on the row.
 JOURNAL = """
