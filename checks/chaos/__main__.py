@@ -111,11 +111,13 @@ def everybody_leaves(stage: Stage) -> list[str]:
             time.sleep(1)
             worker.process.kill()
             status = worker.process.wait()
-        if not worker.has_begun() and not worker.killed:
-            faults.append(f"process {worker.log.stem} of {worker.subject} never took part")
         if status != 0 and worker.log.stem not in neighbours(stage):
             errors = (stage.folder / f"{worker.log.stem}.errors").read_text()
             faults.append(f"process {worker.log.stem} ended with {status}: {errors[-3000:]}")
+    # One of 0.2.5 that starts while the server is away ends at that.
+    for subject in {worker.subject for worker in stage.all_workers}:
+        if not any(worker.has_begun() for worker in stage.all_workers if worker.subject == subject):
+            faults.append(f"no process of {subject} ever took part")
     return faults
 
 
