@@ -120,7 +120,7 @@ model:
 	cargo test --quiet --release --locked --manifest-path checks/model/Cargo.toml
 	cargo run --quiet --release --locked --manifest-path checks/model/Cargo.toml -- $(MODEL)
 
-# All that docs/proof.rst shows: an hour of chaos for this module, ten minutes for 0.2.5, the
+# All that docs/maintainers/proof.rst shows: an hour of chaos for this module, ten minutes for 0.2.5, the
 # broken versions, the whole model, a million calls. Some two hours; PROOF_MINUTES=2 is quick.
 PROOF_MINUTES ?= 60
 proof: $(BUILD)/installed $(BUILD)/original.done

@@ -224,7 +224,8 @@ def test_every_option_of_libpq_has_its_row_and_every_key_its_line() -> None:
     known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
     in_other_rows = {"service", "oauth_client_secret"}
     assert known - VALUES.keys() == in_other_rows
-    reference = (Path(__file__).parent.parent / "docs" / "configuration.rst").read_text()
+    docs = Path(__file__).parent.parent / "docs"
+    reference = (docs / "reference" / "configuration.rst").read_text()
     variables = {option.envvar.decode() for option in pq.Conninfo.get_defaults() if option.envvar}
     for name in known | variables | _config._KEYS.keys():
         assert f"``{name}``" in reference

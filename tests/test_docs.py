@@ -12,7 +12,7 @@ import score.distlock
 
 from .conftest import PROJECT
 
-PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.rst"))]
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.rst"))]
 
 
 def examples(page: Path) -> list[str]:

@@ -554,7 +554,7 @@ def test_what_a_crash_has_left_is_dropped_by_the_next_run(
 
 @pytest.mark.usefixtures("clean")
 def test_the_examples_of_the_page_run(pytester: pytest.Pytester, url: str) -> None:
-    page = (PROJECT / "docs" / "testing.rst").read_text()
+    page = (PROJECT / "docs" / "how-to" / "testing.rst").read_text()
     pattern = r"^\.\. code-block:: python\n    :caption: (.*)\n\n((?:    .*\n|\n)+)"
     examples = re.findall(pattern, page, re.MULTILINE)
     for name, source in examples:

@@ -4,7 +4,7 @@
 //!
 //! Each run explores every state of a small system, and every order of its transitions
 //! (`protocol.rs`). It fails unless each promise holds, and each fault that was built in is
-//! noticed. `docs/model.rst` says what is left out.
+//! noticed. `docs/maintainers/model.rst` says what is left out.
 
 mod progress;
 mod protocol;
@@ -106,10 +106,10 @@ mod tests {
 
     #[test]
     fn the_documentation_names_what_each_transition_stands_for() {
-        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/model.rst");
+        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/maintainers/model.rst");
         let page = std::fs::read_to_string(page).unwrap();
         for name in STANDS_FOR.iter().flat_map(|(_, names)| *names) {
-            assert!(page.contains(name), "docs/model.rst does not name {name}");
+            assert!(page.contains(name), "docs/maintainers/model.rst does not name {name}");
         }
     }
 }
