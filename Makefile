@@ -161,7 +161,7 @@ $(BUILD)/bench.done: $(BUILD)/python requirements/bench.txt
 # it shorter. The results go into docs/, from where the documentation shows them.
 bench: $(BUILD)/installed $(BUILD)/original.done $(BUILD)/bench.done
 	BENCH_OUTPUT=docs $(BIN)/python bench/run.py $(BUILD)/bench
-	$(BUILD)/bench/matplotlib/bin/python bench/plot.py docs/benchmarks.json docs/benchmarks.svg
+	$(BUILD)/bench/matplotlib/bin/python bench/plot.py docs/benchmarks.json docs
 
 # Patroni in an environment of its own. Root starts it as another user, who may not reach
 # a Python in root's home, so the system's is preferred.

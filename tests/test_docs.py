@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,9 @@ def examples(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if examples(page)], ids=lambda page: str(page.name)
+    "page",
+    [page for page in PAGES if examples(page)],
+    ids=lambda page: str(page.relative_to(PROJECT)),
 )
 def test_the_examples_of_a_page_run(
     page: Path, url: str, conf: score.distlock.ConfiguredDistlockModule
@@ -38,6 +42,36 @@ def test_the_examples_of_a_page_run(
 def test_there_are_examples() -> None:
     with_examples = {page.name for page in PAGES if examples(page)}
     assert {"README.md", "quickstart.rst", "tokens.rst", "timeouts.rst"} <= with_examples
+    # One for each kind of page that teaches by example.
+    kinds = {page.parent.name for page in PAGES if examples(page)}
+    assert {"tutorial", "how-to", "reference", "explanation"} <= kinds
+
+
+def literals(source: Path) -> Iterator[str]:
+    """The constant parts of the strings of a source file."""
+    text = source.read_text()
+    if source.suffix == ".py":
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+        return
+    for literal in re.findall(r'"((?:[^"\\]|\\.)*)"', text, re.DOTALL):
+        yield re.sub(r"\\\n\s*", "", literal)
+
+
+def test_troubleshooting_quotes_messages_that_exist() -> None:
+    sources = [*(PROJECT / "python").rglob("*.py"), *(PROJECT / "src").rglob("*.rs")]
+    known = "\n".join(literal for source in sources for literal in literals(source))
+    page = (PROJECT / "docs" / "how-to" / "troubleshooting.rst").read_text()
+    quoted = re.findall(r"^``(.+)``(?: \[[A-Z]+\]| followed by .*)?$", page, re.MULTILINE)
+    assert len(quoted) > 40
+    # A … stands for what differs, or is part of the message.
+    parts = {
+        part.strip(" .;:")
+        for message in quoted
+        for part in ([message] if message in known else message.split("…"))
+    }
+    assert not {part for part in parts if part not in known}
 
 
 def test_the_help_shows_signatures_and_descriptions() -> None:
