@@ -36,7 +36,9 @@ def test_the_examples_of_a_page_run(
 ) -> None:
     namespace = {"url": url, "conf": conf, "__name__": "example"}
     for number, example in enumerate(examples(page), 1):
-        exec(compile(example, f"{page.name}, example {number}", "exec"), namespace)
+        # The server of the tests instead of the one in this user's default folder.
+        source = example.replace('"embedded:"', repr(url))
+        exec(compile(source, f"{page.name}, example {number}", "exec"), namespace)
 
 
 def test_there_are_examples() -> None:
