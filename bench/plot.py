@@ -11,6 +11,7 @@ import matplotlib
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 TITLES = {
     "cycle": "acquire + release, 1 thread",
@@ -53,6 +54,7 @@ def draw(modes, scheme, target):
         axis.barh(names, medians, xerr=errors, color=colours, ecolor=text)
         axis.set_title(title)
         axis.set_xlabel("per second")
+        axis.xaxis.set_major_locator(MaxNLocator(5))
     figure.savefig(target, metadata={"Date": None}, transparent=True)
 
 

@@ -714,12 +714,12 @@ def table(results: dict[str, Any]) -> str:
     """For people, in the documentation's markup."""
     lines = [
         f"Measured on {results['machine']}, {results['rounds']} rounds of "
-        f"{results['seconds']:g} s; the median, and in brackets the least and the most.",
+        f"{results['seconds']:g} s; the median, with the minimum and maximum in brackets.",
         "",
     ]
     for mode, row in results["contest"]["modes"].items():
         lines += [f".. list-table:: {MEANING[mode]}", "    :header-rows: 1", ""]
-        lines += ["    * -", "      - a second", "      - ours is … times that"]
+        lines += ["    * -", "      - per second", "      - ours is … times that"]
         for name, rate in sorted(row.items(), key=lambda item: -item[1]["median"]):
             title = "**score.distlock**" if name == "score.distlock" else name
             if name == "pgbench" and mode == "refuse":

@@ -12,6 +12,7 @@ import score.distlock
 
 project = "score.distlock"
 author = "the developers of score.distlock"
+project_copyright = f"2026, {author}"
 release = version = score.distlock.__version__
 
 extensions = [
@@ -124,10 +125,14 @@ class Stubs:
                 return ast.Name(owner) if node.id == "Self" else node
 
         assert annotation is not None
-        full = ast.unparse(Full().visit(ast.parse(ast.unparse(annotation), mode="eval").body))
+        tree = ast.parse(ast.unparse(annotation), mode="eval").body
+        return self.complete(ast.unparse(Full().visit(tree)))
+
+    def complete(self, text: str) -> str:
+        """A text with the modules of the names that other modules have."""
         for short, name in self.SHORT.items():
-            full = re.sub(rf"(?<![\w.]){short}\b", name, full)
-        return full
+            text = re.sub(rf"(?<![\w.]){short}\b", name, text)
+        return text
 
     def signature(self, name: str) -> tuple[str, str] | None:
         """The arguments and the result of a function, method or class."""
@@ -150,10 +155,15 @@ def setup(app: Any) -> None:
     path = Path(score.distlock.__file__).with_name("__init__.pyi")
     stubs = Stubs(path)
 
-    def signature(_app: Any, what: str, name: str, *_: Any) -> tuple[str, str] | None:
-        if what not in ("class", "function", "method"):
-            return None
-        return Stubs(path).signature(name.removeprefix("score.distlock."))
+    def signature(
+        _app: Any, what: str, name: str, _object: Any, _options: Any, *found: str | None
+    ) -> tuple[str | None, str | None] | None:
+        if what in ("class", "function", "method"):
+            typed = Stubs(path).signature(name.removeprefix("score.distlock."))
+            if typed is not None:
+                return typed
+        arguments, result = (text and stubs.complete(text) for text in found)
+        return arguments, result
 
     def docstring(
         _app: Any, what: str, name: str, _object: Any, _options: Any, lines: list[str]
