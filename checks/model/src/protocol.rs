@@ -111,7 +111,7 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
     (
         "Receive",
         &[
-            "store/statements.rs::taken",
+            "store/statements/acquire.rs::taken",
             "service/acquisition.rs::accept",
             "engine/lease.rs::new",
             "engine/queue.rs::found",
@@ -124,7 +124,7 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
     ),
     (
         "Break",
-        &["store/statements.rs::try_again", "store/clock.rs::after"],
+        &["store/statements/execute.rs::try_again", "store/clock.rs::after"],
     ),
     (
         "GiveUp",
