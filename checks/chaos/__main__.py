@@ -160,7 +160,8 @@ def record(stage: Stage, offset: float, calms: list[tuple[float, float]], left: 
     for path in stage.folder.iterdir():
         kind, _, name = path.name.partition(" ")
         if kind in ("plain", "fenced"):
-            value, writes, _ = struct.unpack("qqq", path.read_bytes())
+            # Who was killed on the way to its first write has left an empty one.
+            value, writes, _ = struct.unpack("qqq", path.read_bytes() or bytes(24))
             counters.append((kind, name, value, writes))
     with stage.admin() as db:
         rows = db.execute(

@@ -9,8 +9,9 @@
 //! |         |                              | late: Asking          |                       |
 //! | Over    | an error                     |                       | nothing               |
 
+use super::granting::{Asked, Request};
 use super::locked;
-use super::locks::{Asked, Locks, Request};
+use super::locks::Locks;
 use super::registry::OnLost;
 use super::waiters::{Waiter, Wakeup};
 use crate::engine::{

@@ -2,9 +2,13 @@
 
 mod acquisition;
 mod confirmed;
+mod ending;
+mod extending;
+mod granting;
 mod insight;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;
+mod lock;
 mod locks;
 mod owed;
 mod registry;
@@ -15,7 +19,9 @@ mod workers;
 
 pub use acquisition::{Acquisition, Step, Wait, thread_wakeup};
 pub use confirmed::Confirmed;
-pub use locks::{Lock, Locks, Request};
+pub use granting::Request;
+pub use lock::Lock;
+pub use locks::Locks;
 pub use registry::{OnLost, registry};
 pub use waiters::Wakeup;
 

@@ -78,7 +78,7 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
         "Begin",
         &["service/acquisition.rs::new", "service/waiters.rs::join"],
     ),
-    ("Ask", &["engine/queue.rs::plan", "service/locks.rs::ask"]),
+    ("Ask", &["engine/queue.rs::plan", "service/granting.rs::ask"]),
     (
         "Execute: Acquire",
         &["acquire.sql", "retake.sql", "taking.sql", "awaited.sql"],
@@ -136,7 +136,7 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
     ),
     (
         "Release",
-        &["service/locks.rs::begin_exit", "engine/hold.rs::leave"],
+        &["service/ending.rs::begin_exit", "engine/hold.rs::leave"],
     ),
     ("Extend", &["service/renewal.rs::renew"]),
     (
@@ -151,7 +151,7 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
         "LeaveLate",
         &["service/owed.rs::leave", "service/waiters.rs::uses"],
     ),
-    ("Leave", &["service/locks.rs::leave_queue_now"]),
+    ("Leave", &["service/ending.rs::leave_queue_now"]),
     (
         "Hear",
         &["service/waiters.rs::call", "engine/queue.rs::call_next"],
