@@ -14,15 +14,17 @@ mod owed;
 mod registry;
 mod renewal;
 mod threads;
+mod wait;
 mod waiters;
 mod workers;
 
-pub use acquisition::{Acquisition, Step, Wait, thread_wakeup};
+pub use acquisition::{Acquisition, Step, thread_wakeup};
 pub use confirmed::Confirmed;
 pub use granting::Request;
 pub use lock::Lock;
 pub use locks::Locks;
 pub use registry::{OnLost, registry};
+pub use wait::Wait;
 pub use waiters::Wakeup;
 
 use crate::sync::{Mutex, MutexGuard};
