@@ -222,38 +222,38 @@ impl<W: Clone> Line<W> {
             self.in_flight = Some(number);
             return Plan::Try;
         }
-        let sleep = |line: &mut Line<W>, until: Instant| {
-            if let Some(waiter) = line.waiters.get_mut(&number) {
+        if let Some(until) = self.sleeps_until(listener, now) {
+            if let Some(waiter) = self.waiters.get_mut(&number) {
                 waiter.expected = Some(until);
             }
-            Plan::Sleep(Some(until))
-        };
+            return Plan::Sleep(Some(until));
+        }
+        self.in_flight = Some(number);
         let Some(listener) = listener else {
-            if !self.is_called(now) && now < self.due {
-                return sleep(self, self.wakes());
-            }
             self.called = false;
-            self.in_flight = Some(number);
             return Plan::Try;
         };
-        if let Some(again) = self.again {
-            if now < again {
-                return sleep(self, again);
-            }
-        } else if self.queued_at(listener) {
-            if !self.is_called(now) && now < self.due {
-                return sleep(self, self.wakes());
-            }
-        } else {
-            if self.tries > 1 && now < self.due {
-                return sleep(self, self.due);
-            }
-            if self.ticket >> TICKET_BITS != listener {
-                self.previous = self.ticket;
-                self.ticket = listener << TICKET_BITS | fresh_ticket();
-                self.queued = false;
-            }
+        if self.again.is_none() && self.ticket >> TICKET_BITS != listener {
+            self.previous = self.ticket;
+            self.ticket = listener << TICKET_BITS | fresh_ticket();
+            self.queued = false;
         }
+        Plan::Ask(self.ask(now))
+    }
+
+    /// Until when the leader has nothing to do, unless it is called.
+    fn sleeps_until(&self, listener: Option<i64>, now: Instant) -> Option<Instant> {
+        let unless_called = || (!self.is_called(now) && now < self.due).then(|| self.wakes());
+        match (listener, self.again) {
+            (None, _) => unless_called(),
+            (Some(_), Some(again)) => (now < again).then_some(again),
+            (Some(listener), None) if self.queued_at(listener) => unless_called(),
+            (Some(_), None) => (self.tries > 1 && now < self.due).then_some(self.due),
+        }
+    }
+
+    /// With what to ask now.
+    fn ask(&mut self, now: Instant) -> Ask {
         // Before the statement is sent: a call that comes meanwhile is a new one.
         let called = std::mem::take(&mut self.called) && self.queued;
         if called {
@@ -262,10 +262,9 @@ impl<W: Clone> Line<W> {
         }
         self.next = None;
         self.again = None;
-        self.in_flight = Some(number);
         let (ticket, previous) = (self.ticket, self.previous);
         let others = self.known.iter().copied();
-        Plan::Ask(Ask {
+        Ask {
             ticket,
             previous,
             known: others
@@ -273,7 +272,7 @@ impl<W: Clone> Line<W> {
                 .collect(),
             called,
             more: self.waiters.len() > 1,
-        })
+        }
     }
 
     fn queued_at(&self, listener: i64) -> bool {

@@ -119,25 +119,9 @@ impl Locks {
             }
             return Ok(());
         }
-        let awaited = locked(&self.hints.of(budget.process)).of(name) == Some(Hint::Awaited);
-        let attempt = |token: &Token| {
-            self.store.release(
-                name,
-                token,
-                lease,
-                (held, before.is_some(), awaited),
-                budget,
-            )
-        };
-        let released = self.resolve(name, token, budget).and_then(|token| {
-            // While a transfer is under way, the hold has the one token or the other: what
-            // is released under the old one is not transferred any more.
-            match (attempt(&token)?, pending) {
-                (Released::Lost, Some(pending)) => Ok((pending.clone(), attempt(pending)?)),
-                (released, _) => Ok((token, released)),
-            }
-        });
-        let (current, released) = match released {
+        let again = before.is_some();
+        let attempt = self.try_to_release(name, (token, pending), lease, (held, again), budget);
+        let (current, released) = match attempt {
             Ok(released) => released,
             Err(error) => {
                 // In a child that was forked meanwhile it is the parent's business.
@@ -150,12 +134,6 @@ impl Locks {
             }
         };
         owed.resolved(name, token);
-        let hint = match released {
-            Released::Quietly => Some(Hint::Free),
-            Released::Calling => Some(Hint::Awaited),
-            Released::Lost => None,
-        };
-        self.hint(budget, name, hint);
         if released != Released::Lost {
             if let Some(hold) = hold {
                 registry.report(|holds| holds.released(hold, own));
@@ -171,6 +149,35 @@ impl Locks {
             registry.report(|holds| holds.not_released(hold, reason, own));
         }
         Err(Error::Expired(name.clone(), current, reason))
+    }
+
+    /// Releases the hold under the token that it has, which may be changing. Returns the token
+    /// that was tried last.
+    fn try_to_release(
+        &self,
+        name: &Name,
+        (token, pending): (&Token, Option<&Token>),
+        lease: Lease,
+        (held, again): (bool, bool),
+        budget: Budget,
+    ) -> Result<(Token, Released)> {
+        let awaited = locked(&self.hints.of(budget.process)).of(name) == Some(Hint::Awaited);
+        let how = (held, again, awaited);
+        let mut token = self.resolve(name, token, budget)?;
+        let mut released = self.store.release(name, &token, lease, how, budget)?;
+        // While a transfer is under way, the hold has the one token or the other: what
+        // is released under the old one is not transferred any more.
+        if let (Released::Lost, Some(pending)) = (released, pending) {
+            token = pending.clone();
+            released = self.store.release(name, &token, lease, how, budget)?;
+        }
+        let hint = match released {
+            Released::Quietly => Some(Hint::Free),
+            Released::Calling => Some(Hint::Awaited),
+            Released::Lost => None,
+        };
+        self.hint(budget, name, hint);
+        Ok((token, released))
     }
 
     /// Takes the process out of the database's queue.

@@ -6,7 +6,7 @@ use super::super::waiters::Waiter;
 use super::{Acquisition, Progress, State, Step};
 use crate::engine::{Ask, Entry, Grant, Hint, Late, Loss, Outcome, Plan};
 use crate::error::{Error, Obstacle, Result};
-use crate::store::{Budget, Candidate, Queue, Turn};
+use crate::store::{Budget, Candidate, Turn};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -143,7 +143,7 @@ impl Acquisition {
         budget: Budget,
     ) -> Result<Option<Grant>> {
         let token = locked(&self.token).clone();
-        let (waiters, store) = (self.locks.waiters(), self.locks.store());
+        let waiters = self.locks.waiters();
         let candidate = Candidate {
             name: &self.name,
             token: &token,
@@ -153,24 +153,7 @@ impl Acquisition {
             previous: ask.previous,
             more: ask.more,
         };
-        let mut turn = Ok(Turn::Later(Queue::default()));
-        if ask.called {
-            turn = store.take(candidate, budget);
-        }
-        if let Ok(Turn::Later(queue)) = &turn {
-            progress.unknown |= queue.unknown;
-            turn = store.wait(candidate, &ask.known, budget);
-            let unknown = match &turn {
-                Ok(Turn::Acquired { unknown, .. }) => *unknown,
-                Ok(Turn::Later(queue)) => queue.unknown,
-                Err(error) => error.outcome_unknown(),
-            };
-            if unknown {
-                let late = Late::Entering(ask.ticket);
-                self.locks.may_come_late(&self.name, late, candidate.lease);
-            }
-        }
-        let granted = match turn {
+        let granted = match self.turn(progress, candidate, ask, budget) {
             Ok(Turn::Acquired {
                 fence,
                 deadline,
@@ -199,6 +182,34 @@ impl Acquisition {
         // expect it.
         self.locks.hint(budget, &self.name, Some(Hint::Awaited));
         Ok(granted)
+    }
+
+    /// Takes the lock without further ado if it was called, or else as the queue allows.
+    fn turn(
+        &self,
+        progress: &mut Progress,
+        candidate: Candidate,
+        ask: &Ask,
+        budget: Budget,
+    ) -> Result<Turn> {
+        let store = self.locks.store();
+        if ask.called {
+            match store.take(candidate, budget)? {
+                Turn::Later(queue) => progress.unknown |= queue.unknown,
+                acquired @ Turn::Acquired { .. } => return Ok(acquired),
+            }
+        }
+        let turn = store.wait(candidate, &ask.known, budget);
+        let unknown = match &turn {
+            Ok(Turn::Acquired { unknown, .. }) => *unknown,
+            Ok(Turn::Later(queue)) => queue.unknown,
+            Err(error) => error.outcome_unknown(),
+        };
+        if unknown {
+            let late = Late::Entering(ask.ticket);
+            self.locks.may_come_late(&self.name, late, candidate.lease);
+        }
+        turn
     }
 
     fn acquired(&self, waiter: &Arc<Waiter>, grant: &Grant, queued: Option<bool>) {

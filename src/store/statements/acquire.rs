@@ -72,21 +72,9 @@ impl Store {
         let mut unknown = false;
         // What is asked otherwise tells what the clock says.
         if likely && self.clock.is_recent(Moment::now()) {
-            match unless_locked(self.execute(Sql::Retake, &parameters, budget))? {
-                Ok(answer) => {
-                    if let Some(row) = answer.rows.first() {
-                        let deadline = Deadline::new(answer.sent, lease.seconds());
-                        self.catch_up(row, budget)?;
-                        self.sweep_if_due(self.pace.after_acquisition(), lease, budget)?;
-                        return Ok(Answer::Acquired {
-                            fence: row.get("fence")?,
-                            deadline,
-                            unknown: answer.repeated,
-                        });
-                    }
-                    unknown = answer.repeated;
-                }
-                Err(locked) => unknown = locked.unknown,
+            match self.retake(&parameters, lease, budget)? {
+                Ok(acquired) => return Ok(acquired),
+                Err(repeated) => unknown = repeated,
             }
         }
         let mut tries = 0;
@@ -126,6 +114,31 @@ impl Store {
             let limit = Duration::from_millis(1 << tries);
             budget.pause(limit.mul_f64(rand::rng().random_range(0.5..1.0)))?;
         }
+    }
+
+    /// Takes a lock that has a row and is free. `Err` if it is not, and whether an answer
+    /// was lost on the way.
+    fn retake(
+        &self,
+        parameters: &[Parameter],
+        lease: Lease,
+        budget: Budget,
+    ) -> Result<std::result::Result<Answer, bool>> {
+        let answer = match unless_locked(self.execute(Sql::Retake, parameters, budget))? {
+            Ok(answer) => answer,
+            Err(locked) => return Ok(Err(locked.unknown)),
+        };
+        let Some(row) = answer.rows.first() else {
+            return Ok(Err(answer.repeated));
+        };
+        let deadline = Deadline::new(answer.sent, lease.seconds());
+        self.catch_up(row, budget)?;
+        self.sweep_if_due(self.pace.after_acquisition(), lease, budget)?;
+        Ok(Ok(Answer::Acquired {
+            fence: row.get("fence")?,
+            deadline,
+            unknown: answer.repeated,
+        }))
     }
 
     /// Lets the sequence catch up with the fence of a row that was taken, or a part of the
