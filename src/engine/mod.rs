@@ -2,8 +2,11 @@
 
 mod hint;
 mod hold;
+mod holds;
+mod identity;
 mod late;
 mod lease;
+mod loss;
 mod moment;
 mod name;
 mod owner;
@@ -13,11 +16,13 @@ mod token;
 mod unresolved;
 
 pub use hint::{Hint, Hints};
-pub use hold::{
-    Condition, Ending, Entered, Entry, Grant, Hold, HoldId, Holds, LevelId, LockId, Loss, Reported,
-};
+pub use hold::{Condition, Hold};
+pub use holds::ending::Ending;
+pub use holds::{Entry, Grant, Holds, Reported};
+pub use identity::{Entered, HoldId, LevelId, LockId};
 pub use late::{Due, Late, VALID, Watches};
 pub use lease::{Deadline, Lease};
+pub use loss::Loss;
 pub use moment::Moment;
 pub use name::Name;
 pub use owner::{Caller, Place};

@@ -65,6 +65,7 @@ fn what_is_shown_has_no_password_and_no_options() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines)] // a table
 fn errors_say_who_is_to_change_what() {
     for (text, variables, expected) in [
         ("", &[][..], "sqlalchemy.url is empty"),
