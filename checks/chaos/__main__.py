@@ -302,6 +302,9 @@ def main() -> int:
             "Linux": platform.release(),
             "cores": os.cpu_count(),
         }
+        for round_ in result.rounds:
+            kinds = by_kind(round_["violations"]).values()
+            round_["violations"] = [[len(several), several[0]] for several in kinds]
         data = {**vars(result), "versions": versions}
         Path(options.json).write_text(json.dumps(data, indent=1) + "\n")
     return bool(violations)
