@@ -14,7 +14,7 @@ PIP := -m pip --disable-pip-version-check --quiet install
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md \
     $(shell find src python -type f -not -name '*.pyc')
 
-.PHONY: bench failover leaks demo test rust threads lint types stubs pytest mutants matrix model \
+.PHONY: audit bench dist failover leaks demo test rust threads lint types stubs pytest mutants matrix model \
     chaos chaos-selftest proof docs wheel clean always
 .DEFAULT_GOAL := test
 
@@ -52,6 +52,32 @@ $(BUILD)/installed: $(BUILD)/tools $(SOURCES)
 
 wheel: $(BUILD)/installed
 	@ls $(BUILD)/wheel
+
+# What is published, in build/dist: wheels for glibc from 2.17 and musl from 1.2, which zig links,
+# and the source. Those that fit this machine are installed and tried.
+TARGETS ?= x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu \
+    x86_64-unknown-linux-musl aarch64-unknown-linux-musl
+dist: $(BUILD)/tools
+	rm -rf $(BUILD)/dist
+	$(BIN)/python $(PIP) 'maturin[zig]>=1.11,<2' packaging
+	rustup target add $(TARGETS)
+	for target in $(TARGETS); do \
+	    case $$target in *-gnu) policy=manylinux_2_17 ;; *) policy=musllinux_1_2 ;; esac; \
+	    PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/maturin build --quiet --release --locked --zig \
+	        --target $$target --compatibility $$policy --interpreter $(BIN)/python \
+	        --out $(BUILD)/dist || exit; \
+	done
+	$(BIN)/maturin sdist --quiet --out $(BUILD)/dist
+	$(BIN)/python checks/wheels.py $(BUILD)/dist/*
+
+# Licences, sources and duplicates of the crates; known holes in them and in the Python packages,
+# which needs a network.
+audit: $(BUILD)/tools
+	command -v cargo-deny > /dev/null || cargo install --quiet --locked cargo-deny
+	cargo deny --all-features check bans licenses sources
+	cargo deny --all-features check advisories
+	$(BIN)/python $(PIP) pip-audit
+	$(BIN)/pip-audit --requirement requirements/tests.txt
 
 # score.distlock 0.2.5, the original, with what it needs. Python 3.12 and later
 # may not be able to install that; the tests are then skipped with the reason.

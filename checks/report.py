@@ -9,6 +9,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def chaos(data: Data) -> str:
                 *(counts[f"writes: {kind}"] for kind in WORKLOADS),
                 sum(sum(one["faults"].values()) for one in of),
                 sum(one["harm"] for one in of),
-                sum(len(one["violations"]) for one in of),
+                sum(count for one in of for count, _ in one["violations"]),
             ]
         )
     rows.append(["all", *(sum(column) for column in list(zip(*rows, strict=True))[1:])])
@@ -89,11 +90,15 @@ def chaos(data: Data) -> str:
 
 def violations(data: Data) -> str:
     """What was violated, by kind."""
-    found = by_kind([one for each in data["rounds"] for one in each["violations"]])
+    found: dict[str, list[Any]] = {}
+    for round_ in data["rounds"]:
+        for count, first in round_["violations"]:
+            (kind,) = by_kind([first])
+            found.setdefault(kind, [0, first])[0] += count
     if not found:
         return "No violation.\n"
-    several = sorted(found.values(), key=len, reverse=True)
-    rows: list[list[Cell]] = [[len(kind), f"``{kind[0][:160]}``"] for kind in several]
+    several = sorted(found.values(), key=itemgetter(0), reverse=True)
+    rows: list[list[Cell]] = [[count, f"``{first[:160]}``"] for count, first in several]
     return table("Violations", ["how many", "the first of them"], rows)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -98,8 +98,9 @@ def test_a_timeout_bounds_the_whole_call(
 
 
 @pytest.mark.parametrize("call", ["acquire", "extend", "release"])
+@pytest.mark.parametrize("fault", [Proxy.swallow, Proxy.half_open], ids=["silent", "half open"])
 def test_a_connection_that_a_firewall_dropped_is_replaced(
-    proxy: Proxy, database: str, server_url: str, call: str
+    proxy: Proxy, database: str, server_url: str, call: str, fault: Callable[[Proxy], None]
 ) -> None:
     conf = through(proxy, database, **{"sqlalchemy.pool_timeout": "20s"})
     token = conf.acquire("name")
@@ -110,7 +111,7 @@ def test_a_connection_that_a_firewall_dropped_is_replaced(
         """
         while db.execute(rested).fetchone() != (True,):
             pass
-        proxy.swallow()
+        fault(proxy)
         if call == "acquire":
             assert conf.acquire("another")
         else:

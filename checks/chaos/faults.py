@@ -230,6 +230,14 @@ def black_hole(stage: Stage) -> None:
 
 
 @only("proxy")
+def half_open(stage: Stage) -> None:
+    """The server has ended the connections, and the clients do not hear of it."""
+    stage.proxy.half_open()
+    time.sleep(stage.rng.uniform(1, 6))
+    stage.proxy.cut_all()
+
+
+@only("proxy")
 def refuse(stage: Stage) -> None:
     """Nobody gets through for a while."""
     stage.proxy.refuse(True)

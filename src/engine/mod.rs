@@ -2,24 +2,31 @@
 
 mod hint;
 mod hold;
+mod holds;
+mod identity;
 mod late;
 mod lease;
+mod loss;
 mod moment;
 mod name;
 mod owner;
+mod plan;
 mod queue;
 mod token;
 mod unresolved;
 
 pub use hint::{Hint, Hints};
-pub use hold::{
-    Condition, Ending, Entered, Entry, Grant, Hold, HoldId, Holds, LevelId, LockId, Loss, Reported,
-};
+pub use hold::{Condition, Hold};
+pub use holds::ending::Ending;
+pub use holds::{Entry, Grant, Holds, Reported};
+pub use identity::{Entered, HoldId, LevelId, LockId};
 pub use late::{Due, Late, VALID, Watches};
 pub use lease::{Deadline, Lease};
+pub use loss::Loss;
 pub use moment::Moment;
 pub use name::Name;
 pub use owner::{Caller, Place};
-pub use queue::{Ask, Line, Outcome, Plan, Seen, TICKET_BITS};
+pub use plan::{Ask, Outcome, Plan, Seen};
+pub use queue::{Line, TICKET_BITS};
 pub use token::Token;
 pub use unresolved::{Attempt, Unresolved, Unsettled};

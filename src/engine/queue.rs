@@ -19,66 +19,13 @@
 //! A leader that was woken and does not come, because the event loop it runs in is busy
 //! with something else, is *stalled*: the next one leads until it comes.
 
+use super::plan::{Ask, Outcome, Plan, Seen};
 use crate::sync::Instant;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The bits of a ticket that its listener numbers itself.
 pub const TICKET_BITS: u32 = 24;
-
-/// What a waiter has to do.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Plan {
-    /// Sleep until then, or until it is woken.
-    Sleep(Option<Instant>),
-    /// Take the lock or enter the queue in the database.
-    Ask(Ask),
-    /// Take the lock if it is free: nobody has tried yet, or notifications do not come through.
-    Try,
-}
-
-/// With what to ask the database.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Ask {
-    /// The process's ticket.
-    pub ticket: i64,
-    /// An earlier one, or 0.
-    pub previous: i64,
-    /// The others in the queue, as last seen.
-    pub known: Vec<i64>,
-    /// It was called: the lock must be free, and the ticket the first.
-    pub called: bool,
-    /// Others of the process wait: the ticket goes to the end if the lock is taken.
-    pub more: bool,
-}
-
-/// What the leader saw of the queue in the database.
-#[derive(Clone, Debug)]
-pub struct Seen {
-    /// The ticket is in it.
-    pub queued: bool,
-    /// Nobody holds the lock, and nobody comes first, but the row was locked.
-    pub busy: bool,
-    /// When to look again if nobody calls.
-    pub due: Instant,
-    /// All tickets.
-    pub tickets: Vec<i64>,
-}
-
-/// How a waiter's wait ended.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Outcome {
-    /// It has acquired the lock.
-    Acquired {
-        /// For so long.
-        lease: Duration,
-        /// Whether its statement has put the ticket to the queue's end, or out of it; `None`
-        /// if it did not ask through the queue.
-        queued: Option<bool>,
-    },
-    /// It waits no longer.
-    GaveUp,
-}
 
 #[derive(Debug)]
 struct Waiter<W> {
@@ -275,38 +222,38 @@ impl<W: Clone> Line<W> {
             self.in_flight = Some(number);
             return Plan::Try;
         }
-        let sleep = |line: &mut Line<W>, until: Instant| {
-            if let Some(waiter) = line.waiters.get_mut(&number) {
+        if let Some(until) = self.sleeps_until(listener, now) {
+            if let Some(waiter) = self.waiters.get_mut(&number) {
                 waiter.expected = Some(until);
             }
-            Plan::Sleep(Some(until))
-        };
+            return Plan::Sleep(Some(until));
+        }
+        self.in_flight = Some(number);
         let Some(listener) = listener else {
-            if !self.is_called(now) && now < self.due {
-                return sleep(self, self.wakes());
-            }
             self.called = false;
-            self.in_flight = Some(number);
             return Plan::Try;
         };
-        if let Some(again) = self.again {
-            if now < again {
-                return sleep(self, again);
-            }
-        } else if self.queued_at(listener) {
-            if !self.is_called(now) && now < self.due {
-                return sleep(self, self.wakes());
-            }
-        } else {
-            if self.tries > 1 && now < self.due {
-                return sleep(self, self.due);
-            }
-            if self.ticket >> TICKET_BITS != listener {
-                self.previous = self.ticket;
-                self.ticket = listener << TICKET_BITS | fresh_ticket();
-                self.queued = false;
-            }
+        if self.again.is_none() && self.ticket >> TICKET_BITS != listener {
+            self.previous = self.ticket;
+            self.ticket = listener << TICKET_BITS | fresh_ticket();
+            self.queued = false;
         }
+        Plan::Ask(self.ask(now))
+    }
+
+    /// Until when the leader has nothing to do, unless it is called.
+    fn sleeps_until(&self, listener: Option<i64>, now: Instant) -> Option<Instant> {
+        let unless_called = || (!self.is_called(now) && now < self.due).then(|| self.wakes());
+        match (listener, self.again) {
+            (None, _) => unless_called(),
+            (Some(_), Some(again)) => (now < again).then_some(again),
+            (Some(listener), None) if self.queued_at(listener) => unless_called(),
+            (Some(_), None) => (self.tries > 1 && now < self.due).then_some(self.due),
+        }
+    }
+
+    /// With what to ask now.
+    fn ask(&mut self, now: Instant) -> Ask {
         // Before the statement is sent: a call that comes meanwhile is a new one.
         let called = std::mem::take(&mut self.called) && self.queued;
         if called {
@@ -315,10 +262,9 @@ impl<W: Clone> Line<W> {
         }
         self.next = None;
         self.again = None;
-        self.in_flight = Some(number);
         let (ticket, previous) = (self.ticket, self.previous);
         let others = self.known.iter().copied();
-        Plan::Ask(Ask {
+        Ask {
             ticket,
             previous,
             known: others
@@ -326,7 +272,7 @@ impl<W: Clone> Line<W> {
                 .collect(),
             called,
             more: self.waiters.len() > 1,
-        })
+        }
     }
 
     fn queued_at(&self, listener: i64) -> bool {

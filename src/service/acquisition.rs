@@ -9,77 +9,20 @@
 //! |         |                              | late: Asking          |                       |
 //! | Over    | an error                     |                       | nothing               |
 
+use super::granting::Request;
 use super::locked;
-use super::locks::{Asked, Locks, Request};
+use super::locks::Locks;
 use super::registry::OnLost;
+use super::wait::Wait;
 use super::waiters::{Waiter, Wakeup};
-use crate::engine::{
-    Ask, Attempt, Caller, Entered, Entry, Grant, Hint, Late, Loss, Moment, Name, Outcome, Plan,
-    Token,
-};
-use crate::error::{Error, Obstacle, Result};
-use crate::store::{Budget, Candidate, Queue, Turn};
+use crate::engine::{Attempt, Caller, Entered, Grant, Loss, Moment, Name, Outcome, Token};
+use crate::error::{Error, Result};
+use crate::store::Budget;
 use crate::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
 use crate::sync::{Condvar, Instant, Mutex, process_id};
 use std::sync::Arc;
-use std::time::Duration;
 
-/// For how long to wait.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Wait {
-    /// Not at all.
-    Not,
-    /// Up to an instant.
-    Until(Instant),
-    /// For ever.
-    Forever,
-}
-
-impl Wait {
-    /// From a timeout; `None` is for ever.
-    #[must_use]
-    pub fn new(timeout: Option<Duration>) -> Wait {
-        if timeout == Some(Duration::ZERO) {
-            return Wait::Not;
-        }
-        timeout
-            .and_then(|timeout| Instant::now().checked_add(timeout))
-            .map_or(Wait::Forever, Wait::Until)
-    }
-
-    fn over(self) -> bool {
-        match self {
-            Wait::Not => true,
-            Wait::Until(until) => Instant::now() >= until,
-            Wait::Forever => false,
-        }
-    }
-
-    /// For what is asked of the database at the end of a wait.
-    const GRACE: Duration = Duration::from_millis(250);
-
-    /// A wait bounds the whole call, so also what it asks of the database.
-    fn bounds(self, budget: Budget) -> Budget {
-        match self {
-            Wait::Until(until) => {
-                let left = until.saturating_duration_since(Instant::now());
-                budget.at_most(left + Wait::GRACE)
-            }
-            Wait::Not | Wait::Forever => budget,
-        }
-    }
-
-    /// When to look again: at `due`, but not after the end.
-    fn limit(self, due: Option<Instant>) -> Instant {
-        // In an hour, if nothing is going to happen.
-        let due = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
-        match self {
-            Wait::Not => Instant::now(),
-            Wait::Until(until) => until.min(due),
-            Wait::Forever => due,
-        }
-    }
-}
+mod asking;
 
 /// What a step came to.
 #[derive(Debug, PartialEq)]
@@ -179,10 +122,6 @@ impl Acquisition {
         self.given_up.load(SeqCst)
     }
 
-    /// How often one that does not wait asks again because an attempt of this process has
-    /// come to an end since: it was not refused because of somebody else.
-    const TRIES: usize = 5;
-
     /// Goes on as far as possible without sleeping. Only one thread at a time calls this.
     pub fn step(&self, budget: Budget) -> Result<Step> {
         if self.is_the_parents() {
@@ -236,222 +175,6 @@ impl Acquisition {
         }
         let leads = self.locks.waiters().leads(waiter);
         (!leads).then(|| self.wait.limit(None))
-    }
-
-    fn refused(&self, progress: &Progress, budget: Budget) -> Error {
-        if progress.late {
-            return self.too_late();
-        }
-        let obstacle = if progress.busy {
-            // It is only for the message.
-            let budget = budget.at_most(Duration::from_secs(1));
-            match self.locks.store().busy(budget) {
-                Err(Error::Forked) => return Error::Forked,
-                busy => Obstacle::Busy(busy.unwrap_or_default()),
-            }
-        } else {
-            Obstacle::Held
-        };
-        Error::NotAcquired(self.name.clone(), obstacle)
-    }
-
-    fn too_late(&self) -> Error {
-        let token = locked(&self.token).clone();
-        Error::Expired(self.name.clone(), token, Loss::Expired)
-    }
-
-    fn advance(&self, progress: &mut Progress, budget: Budget) -> Result<Step> {
-        match self.locks.entry(&self.request, budget) {
-            Entry::Fresh => {}
-            Entry::Lost(token, reason) => {
-                return Err(Error::Expired(self.name.clone(), token, reason));
-            }
-            Entry::Again { hold, token, lease } => {
-                let hold = (hold, &token, lease);
-                let confirmed = self.locks.confirm(&self.name, hold, &self.request, budget);
-                return Ok(self.granted(progress, confirmed?));
-            }
-        }
-        let mut settlements = self.locks.settlements(budget);
-        if progress.waiter.is_none() && self.wait.over() {
-            if self.locks.waiters().come_first(&self.name) {
-                return Err(self.refused(progress, budget));
-            }
-            let mut granted = self.ask(progress, budget)?;
-            for _ in 0..Acquisition::TRIES {
-                if granted.is_some() || !self.settle(&mut settlements, budget)? {
-                    break;
-                }
-                granted = self.ask(progress, budget)?;
-            }
-            let grant = granted.ok_or_else(|| self.refused(progress, budget))?;
-            return Ok(self.granted(progress, grant));
-        }
-        let waiters = self.locks.waiters();
-        let join = || waiters.join(&self.name, self.wakeup.clone());
-        let waiter = progress.waiter.get_or_insert_with(join).clone();
-        loop {
-            if self.is_given_up() {
-                return Err(Error::Interrupted);
-            }
-            let granted = match waiters.plan(&waiter) {
-                Plan::Sleep(_) if self.wait.over() => return Err(self.refused(progress, budget)),
-                Plan::Sleep(due) => return Ok(Step::Sleep(self.wait.limit(due))),
-                Plan::Try => self.try_without_queue(progress, &waiter, budget)?,
-                Plan::Ask(ask) => self.take_or_queue(progress, &waiter, &ask, budget)?,
-            };
-            if let Some(grant) = granted {
-                progress.waiter = None;
-                return Ok(self.granted(progress, grant));
-            }
-            if self.settle(&mut settlements, budget)? {
-                waiters.look_at_once(&waiter);
-            } else if self.wait.over() {
-                return Err(self.refused(progress, budget));
-            }
-        }
-    }
-
-    fn granted(&self, progress: &mut Progress, grant: Grant) -> Step {
-        if std::mem::take(&mut progress.unknown) {
-            // A statement before may take it once more, when this hold is over.
-            let late = Late::Taking {
-                token: locked(&self.token).clone(),
-                granted: grant.fence.filter(|_| !grant.again),
-            };
-            let lease = self.locks.lease_of(&self.request);
-            self.locks.may_come_late(&self.name, late, lease);
-        }
-        progress.state = State::Granted(grant);
-        Step::Granted
-    }
-
-    /// Asks without the queue.
-    fn ask(&self, progress: &mut Progress, budget: Budget) -> Result<Option<Grant>> {
-        let token = locked(&self.token).clone();
-        let fresh = !progress.unknown;
-        let asked = self
-            .locks
-            .ask(&self.name, &token, fresh, &self.request, budget)?;
-        Ok(match asked {
-            Asked::Granted { grant, unknown } => {
-                progress.unknown |= unknown;
-                Some(grant)
-            }
-            Asked::Refused { busy, unknown } => {
-                progress.busy = busy;
-                progress.unknown |= unknown;
-                None
-            }
-        })
-    }
-
-    /// Ends the hold of an attempt of this process that nobody wants any more, if there
-    /// is one. `true` if the lock may be free by that.
-    fn settle(&self, settlements: &mut u64, budget: Budget) -> Result<bool> {
-        let settled = self.locks.settle(&self.name, *settlements, budget)?;
-        *settlements = self.locks.settlements(budget);
-        if settled {
-            self.locks.hint(budget, &self.name, None);
-        }
-        Ok(settled)
-    }
-
-    /// Asks for the first time, or where notifications do not come through.
-    fn try_without_queue(
-        &self,
-        progress: &mut Progress,
-        waiter: &Arc<Waiter>,
-        budget: Budget,
-    ) -> Result<Option<Grant>> {
-        let waiters = self.locks.waiters();
-        let asked = self.ask(progress, budget);
-        match &asked {
-            Err(Error::Forked) => {}
-            Err(_) => waiters.failed(waiter),
-            Ok(Some(grant)) => self.acquired(waiter, grant, None),
-            Ok(None) => {
-                if waiters.refused(waiter) {
-                    self.locks.attend_waiters();
-                }
-            }
-        }
-        asked
-    }
-
-    /// Takes the lock if it is the process's turn, or enters the queue in the database.
-    fn take_or_queue(
-        &self,
-        progress: &mut Progress,
-        waiter: &Arc<Waiter>,
-        ask: &Ask,
-        budget: Budget,
-    ) -> Result<Option<Grant>> {
-        let token = locked(&self.token).clone();
-        let (waiters, store) = (self.locks.waiters(), self.locks.store());
-        let candidate = Candidate {
-            name: &self.name,
-            token: &token,
-            lease: self.locks.lease_of(&self.request),
-            about: &self.request.about,
-            ticket: ask.ticket,
-            previous: ask.previous,
-            more: ask.more,
-        };
-        let mut turn = Ok(Turn::Later(Queue::default()));
-        if ask.called {
-            turn = store.take(candidate, budget);
-        }
-        if let Ok(Turn::Later(queue)) = &turn {
-            progress.unknown |= queue.unknown;
-            turn = store.wait(candidate, &ask.known, budget);
-            let unknown = match &turn {
-                Ok(Turn::Acquired { unknown, .. }) => *unknown,
-                Ok(Turn::Later(queue)) => queue.unknown,
-                Err(error) => error.outcome_unknown(),
-            };
-            if unknown {
-                let late = Late::Entering(ask.ticket);
-                self.locks.may_come_late(&self.name, late, candidate.lease);
-            }
-        }
-        let granted = match turn {
-            Ok(Turn::Acquired {
-                fence,
-                deadline,
-                queued,
-                unknown,
-            }) => {
-                progress.unknown |= unknown;
-                let granted = (Some(fence), deadline);
-                let grant = self.locks.grant(&self.name, &token, granted, &self.request);
-                self.acquired(waiter, &grant, Some(queued));
-                Some(grant)
-            }
-            Ok(Turn::Later(queue)) => {
-                progress.busy = queue.is_busy();
-                progress.unknown |= queue.unknown;
-                waiters.found(waiter, queue);
-                None
-            }
-            Err(Error::Forked) => return Err(Error::Forked),
-            Err(error) => {
-                waiters.failed(waiter);
-                return Err(error);
-            }
-        };
-        // Where one waits, others often do: whoever releases in this process had better
-        // expect it.
-        self.locks.hint(budget, &self.name, Some(Hint::Awaited));
-        Ok(granted)
-    }
-
-    fn acquired(&self, waiter: &Arc<Waiter>, grant: &Grant, queued: Option<bool>) {
-        let lease = Duration::from_secs_f64(grant.lease.seconds());
-        let outcome = Outcome::Acquired { lease, queued };
-        if let Some(ticket) = self.locks.waiters().left(waiter, outcome) {
-            self.locks.leave_queue(&self.name, ticket);
-        }
     }
 
     /// The owner, who is `caller`, is told that it has the lock: from now on it has to

@@ -2,21 +2,29 @@
 
 mod acquisition;
 mod confirmed;
+mod ending;
+mod extending;
+mod granting;
 mod insight;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;
+mod lock;
 mod locks;
 mod owed;
 mod registry;
 mod renewal;
 mod threads;
+mod wait;
 mod waiters;
 mod workers;
 
-pub use acquisition::{Acquisition, Step, Wait, thread_wakeup};
+pub use acquisition::{Acquisition, Step, thread_wakeup};
 pub use confirmed::Confirmed;
-pub use locks::{Lock, Locks, Request};
+pub use granting::Request;
+pub use lock::Lock;
+pub use locks::Locks;
 pub use registry::{OnLost, registry};
+pub use wait::Wait;
 pub use waiters::Wakeup;
 
 use crate::sync::{Mutex, MutexGuard};

@@ -271,7 +271,7 @@ pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
                 let told = format!("; what to change: {}", url.said(name));
                 server_error.message.push_str(&told);
             }
-            super::statements::refused(server_error)
+            server_error.refused()
         }
         Failure::NoPassword => Error::Configuration(format!(
             "the database at {url} asks for a password, and there is none in sqlalchemy.url, \

@@ -46,6 +46,37 @@ impl ServerError {
     pub(super) fn is_read_only(&self) -> bool {
         self.sqlstate == "25006"
     }
+
+    /// The error for a statement that the server refused.
+    pub(super) fn refused(self) -> Error {
+        let said = self.message;
+        Error::Sql {
+            unknown: false,
+            message: match self.sqlstate.as_str() {
+                "42P01" => format!(
+                    "{said}; the table is missing: score.distlock.init() creates it, \
+                     or an administrator with the output of `python -m score.distlock schema`"
+                ),
+                "25006" => format!(
+                    "{said}; it is a standby, or its sessions are read-only by default: \
+                     sqlalchemy.url needs the primary, or all hosts of the cluster"
+                ),
+                "42501" if said.contains("row-level security") => {
+                    format!("{said}; a policy on the table does not let this role write it")
+                }
+                "42501" => format!(
+                    "{said}; `python -m score.distlock schema --grant ROLE` prints what an \
+                     administrator must grant"
+                ),
+                "55P03" | "57014" => format!(
+                    "{said}; look for who keeps the table locked (pg_locks), or for a \
+                     lock_timeout or statement_timeout of the role that is too short"
+                ),
+                _ => said,
+            },
+            sqlstate: self.sqlstate,
+        }
+    }
 }
 
 impl From<io::Error> for Failure {

@@ -9,10 +9,10 @@ mod table;
 
 use super::budget::Budget;
 use super::failure::Failure;
-use super::insight::{About, Ended, Record};
+use super::holder::About;
 use super::listener::{Call, NotListening};
 use super::sql::Statements;
-use super::statements::{Answer, Candidate, Look, Queue, Released, Renewed, Turn};
+use super::statements::{Answer, Candidate, Ended, Look, Queue, Record, Released, Renewed, Turn};
 use crate::engine::{Deadline, Lease, Loss, Moment, Name, Token, VALID};
 use crate::error::{Error, Result};
 use crate::sync::simulated::{Sleeper, once_in, step};
@@ -240,7 +240,7 @@ impl Store {
     }
 
     pub fn holders(&self, _: Lease, budget: Budget) -> Result<Vec<Record>> {
-        self.execute(budget, |all| all.records())
+        self.execute(budget, table::Database::records)
     }
 
     pub fn info(&self, name: &Name, lease: Lease, budget: Budget) -> Result<Option<Record>> {

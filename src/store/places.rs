@@ -5,8 +5,8 @@
 use super::budget::Budget;
 use super::dial::line;
 use super::failure::Failure;
-use super::pool::Settings;
 use super::session::Session;
+use super::settings::Settings;
 use super::url::Url;
 use r2d2::{ManageConnection, NopErrorHandler, PooledConnection};
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
@@ -20,9 +20,6 @@ use std::time::{Duration, Instant};
 /// and close one costs as much as ten calls, and callers who are a few more than `pool_size`
 /// would do so all the time.
 const OVERFLOW_STAYS: Duration = Duration::from_secs(1);
-
-/// No limit: more than a PostgreSQL serves. `r2d2` reserves memory for all of them.
-pub const UNLIMITED: usize = 16_384;
 
 /// How long it may take to cancel a statement that was given up.
 pub const CANCELLING: Duration = Duration::from_secs(5);

@@ -9,55 +9,15 @@ use super::budget::Budget;
 use super::connect::connect;
 use super::failure::Failure;
 use super::outage::Outage;
-use super::places::{CANCELLING, Sessions, Taken, UNLIMITED};
+use super::places::{CANCELLING, Sessions, Taken};
 use super::session::Session;
+use super::settings::Settings;
 use super::url::Url;
 use crate::error::{Error, Result};
 use crate::process::ProcessLocal;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-
-/// The options `sqlalchemy.pool_*`, with SQLAlchemy's meaning and defaults.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Connections that stay open; 0 is no limit.
-    pub size: usize,
-    /// Connections beyond `size` while all are in use; `None` is no limit.
-    pub overflow: Option<usize>,
-    /// How long one call may take in all: waiting for a connection, connecting,
-    /// executing and repeating.
-    pub timeout: Duration,
-    /// Connections older than this are replaced.
-    pub recycle: Option<Duration>,
-    /// Ask the server for a sign of life before each use.
-    pub pre_ping: bool,
-}
-
-impl Default for Settings {
-    fn default() -> Settings {
-        Settings {
-            size: 5,
-            overflow: Some(10),
-            timeout: Duration::from_secs(30),
-            recycle: None,
-            pre_ping: false,
-        }
-    }
-}
-
-impl Settings {
-    /// How many sessions stay open.
-    pub(super) fn keep(&self) -> usize {
-        if self.size == 0 { UNLIMITED } else { self.size }
-    }
-
-    /// How many there may be at once.
-    pub(super) fn limit(&self) -> usize {
-        let beyond = self.overflow.unwrap_or(UNLIMITED);
-        self.keep().saturating_add(beyond).min(UNLIMITED)
-    }
-}
 
 /// What was used so short a time ago is not asked whether it is alive.
 const FRESH: Duration = Duration::from_millis(20);

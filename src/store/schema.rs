@@ -4,7 +4,6 @@ use super::budget::Budget;
 use super::failure::{Failure, ServerError};
 use super::session::Session;
 use super::sql::{Schema, Sql, Statements, creation, grants, quote};
-use super::statements::refused;
 use crate::error::Error;
 use std::time::Duration;
 
@@ -183,7 +182,7 @@ pub fn ensure(
                 return Err(state.not_for_us(&server_error));
             }
             Err(Failure::Server(server_error)) => {
-                return Err(Failure::Stopped(refused(server_error)));
+                return Err(Failure::Stopped(server_error.refused()));
             }
             result => return result,
         }

@@ -50,6 +50,7 @@ class Proxy:
         #: How many connections were asked for.
         self.connects = 0
         self._swallowed: set[socket.socket] = set()
+        self._half_open: set[socket.socket] = set()
         self._forgetting: dict[socket.socket, threading.Event] = {}
         self.refusing = False
         self.refuse_after_cut = False
@@ -87,6 +88,13 @@ class Proxy:
     def swallow(self) -> None:
         """Lets nothing through any more over the connections there are, and says nothing."""
         self._swallowed.update(self._sockets)
+
+    def half_open(self) -> None:
+        """Ends the sessions of the server; the clients' connections stay open, and silent."""
+        for client, server in zip(self._sockets[::2], self._sockets[1::2], strict=False):
+            self._half_open.add(client)
+            with contextlib.suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)
 
     def deallocate(self) -> None:
         """Has the server forget what idle sessions have prepared, as some poolers do."""
@@ -258,7 +266,8 @@ class Proxy:
                     while server.recv(65536):
                         pass
                 break
-        _close(client)
+        if client not in self._half_open:
+            _close(client)
         _close(server)
 
 

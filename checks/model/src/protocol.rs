@@ -78,19 +78,17 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
         "Begin",
         &["service/acquisition.rs::new", "service/waiters.rs::join"],
     ),
-    ("Ask", &["engine/queue.rs::plan", "service/locks.rs::ask"]),
+    (
+        "Ask",
+        &["engine/queue.rs::plan", "service/granting.rs::ask"],
+    ),
     (
         "Execute: Acquire",
         &["acquire.sql", "retake.sql", "taking.sql", "awaited.sql"],
     ),
     (
         "Execute: Wait, Take",
-        &[
-            "wait.sql",
-            "take.sql",
-            "ahead.sql",
-            "dead.sql",
-        ],
+        &["wait.sql", "take.sql", "ahead.sql", "dead.sql"],
     ),
     ("Execute: Number", &["number.sql", "drawn.sql"]),
     ("Execute: Extend", &["extend.sql", "renew.sql", "live.sql"]),
@@ -111,11 +109,11 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
     (
         "Receive",
         &[
-            "store/statements.rs::taken",
+            "store/statements/acquire.rs::taken",
             "service/acquisition.rs::accept",
             "engine/lease.rs::new",
             "engine/queue.rs::found",
-            "service/acquisition.rs::granted",
+            "service/acquisition/asking.rs::granted",
             "engine/late.rs::add",
             "engine/unresolved.rs::executed",
             "engine/late.rs::looked",
@@ -124,7 +122,10 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
     ),
     (
         "Break",
-        &["store/statements.rs::try_again", "store/clock.rs::after"],
+        &[
+            "store/statements/execute.rs::try_again",
+            "store/clock.rs::after",
+        ],
     ),
     (
         "GiveUp",
@@ -136,7 +137,10 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
     ),
     (
         "Release",
-        &["service/locks.rs::begin_exit", "engine/hold.rs::leave"],
+        &[
+            "service/ending.rs::begin_exit",
+            "engine/holds/ending.rs::leave",
+        ],
     ),
     ("Extend", &["service/renewal.rs::renew"]),
     (
@@ -151,13 +155,16 @@ pub const STANDS_FOR: &[(&str, &[&str])] = &[
         "LeaveLate",
         &["service/owed.rs::leave", "service/waiters.rs::uses"],
     ),
-    ("Leave", &["service/locks.rs::leave_queue_now"]),
+    ("Leave", &["service/ending.rs::leave_queue_now"]),
     (
         "Hear",
         &["service/waiters.rs::call", "engine/queue.rs::call_next"],
     ),
-    ("LoseListener", &["service/waiters.rs::set_listening"]),
-    ("Listen", &["service/waiters.rs::attend", "listen.sql"]),
+    (
+        "LoseListener",
+        &["service/waiters/listening.rs::set_listening"],
+    ),
+    ("Listen", &["service/waiters/listening.rs::attend", "listen.sql"]),
     ("Crash", &["dead.sql"]),
     ("Vacuum", &["vacuum.sql", "sweep.sql"]),
     ("Vanish", &["store/session.rs::cancel"]),

@@ -100,7 +100,7 @@ pub struct Message {
     pub reply: Option<Reply>,
 }
 
-/// What a process believes to hold: `engine/hold.rs`.
+/// What a process believes to hold: `engine/holds.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Hold {
     /// The proof.

@@ -1,8 +1,7 @@
 //! The table: what the statements do to it, each at one moment.
 
-use super::super::insight::Record;
 use super::super::listener::Call;
-use super::super::statements::{Answer, Candidate, Queue, Released, Turn};
+use super::super::statements::{Answer, Candidate, Queue, Record, Released, Turn};
 use crate::engine::{Deadline, Lease, Moment, Name, TICKET_BITS, Token};
 use crate::sync::simulated::{Sleeper, once_in};
 use std::collections::{BTreeMap, HashMap, HashSet};

@@ -49,6 +49,7 @@ pub fn redacted(
 impl Url {
     /// How the URL is understood, for tests; without the password.
     #[must_use]
+    #[allow(clippy::too_many_lines)] // a table
     pub fn explain(&self) -> Vec<(&'static str, String)> {
         let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
         let seconds = |time: Option<std::time::Duration>| {

@@ -65,6 +65,7 @@ fn what_is_shown_has_no_password_and_no_options() {
 }
 
 #[test]
+#[allow(clippy::too_many_lines)] // a table
 fn errors_say_who_is_to_change_what() {
     for (text, variables, expected) in [
         ("", &[][..], "sqlalchemy.url is empty"),
@@ -232,20 +233,24 @@ proptest! {
 
     /// What is accepted is understood: written down again it means the same.
     #[test]
-    fn what_is_accepted_can_be_written_down(text in url_of_pieces()) {
-        if let Ok(url) = read(&text) {
+    fn what_is_accepted_can_be_written_down(given in url_of_pieces()) {
+        if let Ok(url) = read(&given) {
             let text = written(&url);
             let again = read(&text).map_err(|error| TestCaseError::fail(format!("{text}: {error}")))?;
             prop_assert_eq!(again.explain(), url.explain());
             prop_assert_eq!(again.passwords(), url.passwords());
-            prop_assert!(!url.to_string().contains("SECRET") || !text.contains("password"));
+            let secret = url.passwords().contains(&Some(b"SECRET"));
+            // It may be another option's value too.
+            let shown = given.matches("SECRET").count() > 1;
+            prop_assert!(!secret || shown || !url.to_string().contains("SECRET"));
         }
     }
 
     /// Also of the environment and of arguments.
     #[test]
     fn no_part_of_a_password_from_elsewhere_is_shown(
-        secret in "[A-Z]{4,9}",
+        // No four of these are in the name of an option or a variable.
+        secret in "[QXZ]{4,9}",
         text in url_of_pieces(),
         argument in any::<bool>(),
     ) {
@@ -266,8 +271,7 @@ proptest! {
         };
         for start in 0..=secret.len() - 4 {
             let run = &secret[start..start + 4];
-            // Names of options and variables are shown.
-            prop_assert!(!shown.contains(run) || "PGPASSWORD".contains(run), "{text}: {shown}");
+            prop_assert!(!shown.contains(run), "{text}: {shown}");
         }
     }
 }

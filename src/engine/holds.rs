@@ -1,0 +1,338 @@
+//! The holds that the Lock objects of a process believe in: a state machine without
+//! database or clock of its own. Callers ask it what to do, do it, and tell it the outcome.
+//!
+//! | condition | acquire by the owner     | a block ends                | `release()`                |
+//! |-----------|--------------------------|-----------------------------|----------------------------|
+//! | Held      | confirm it, add a level  | inner: level off; if it was | inner: level off           |
+//! |           |                          | before, `LockExpired`       |                            |
+//! |           |                          | last: gone, release is owed | last: Releasing            |
+//! | Releasing | anew, once it is settled | last: gone, release is owed | release again              |
+//! | Released  | anew                     | level off, `LockExpired`    | gone                       |
+//! | Ended     | anew, with the blocks    | level off, `LockExpired`    | an error: no token         |
+//! | Lost      | `LockExpired` once, then | level off, `LockExpired`    | level off, `LockExpired`   |
+//! |           | anew outside of blocks   |                             |                            |
+//!
+//! The other transitions: Held or Releasing becomes *Lost* when the database does not
+//! have the hold any more, when it could not be extended in time, or when somebody else
+//! ended it with the token. Releasing becomes *Released* when a release whose caller was
+//! told of a failure succeeds in the background. A hold that its owner has released inside
+//! of a block is *Ended* until the block is left; as with 0.2.5 the owner may acquire again
+//! there, and the end of the block then releases what it has acquired.
+//!
+//! A block leaves once and for good: its level goes when its end begins, whatever the
+//! database says. A `release()` can be called again: its level goes with the outcome.
+
+use super::hold::{Kind, Level};
+use super::{
+    Caller, Condition, Deadline, Entered, Hold, HoldId, Lease, LevelId, LockId, Loss, Moment, Name,
+    Token,
+};
+use std::collections::HashMap;
+
+pub mod ending;
+mod lasting;
+
+/// A lock that the database has granted, before its owner is told.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// The identities that the hold and the level get.
+    pub entered: Entered,
+    /// It confirms the hold, which the owner has entered before.
+    pub again: bool,
+    /// The Lock object.
+    pub lock: LockId,
+    /// The name of the lock.
+    pub name: Name,
+    /// The proof.
+    pub token: Token,
+    /// The fencing number.
+    pub fence: Option<i64>,
+    /// Until when it is certainly held.
+    pub deadline: Deadline,
+    /// Its lease.
+    pub lease: Lease,
+    /// It is the beginning of a block.
+    pub block: bool,
+    /// It is to be extended automatically until this level is left.
+    pub extended: bool,
+}
+
+/// What an acquire has to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Entry {
+    /// Ask the database for the lock, with a new token.
+    Fresh,
+    /// The owner has it: confirm and extend the hold of this token.
+    Again {
+        /// The hold.
+        hold: HoldId,
+        /// Its token.
+        token: Token,
+        /// Its lease.
+        lease: Lease,
+    },
+    /// The owner had it and is told that it is lost.
+    Lost(Token, Loss),
+}
+
+/// A loss of which the hold's Lock object has just learned, for those who want to know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reported {
+    /// The name of the lock.
+    pub name: Name,
+    /// The fencing number of the hold.
+    pub fence: Option<i64>,
+    /// Why it is lost.
+    pub reason: Loss,
+    /// The levels that are open.
+    pub levels: Vec<LevelId>,
+}
+
+/// The holds of one process. Of those of one Lock object only the newest can be alive in
+/// the database: more are there when an owner outlived its lease and another took over.
+#[derive(Debug, Default)]
+pub struct Holds {
+    all: HashMap<HoldId, Hold>,
+    by_lock: HashMap<LockId, Vec<HoldId>>,
+    by_token: HashMap<Token, HoldId>,
+    /// The fence of a hold whose token was presented to a Lock object that did not take it.
+    presented: HashMap<LockId, i64>,
+}
+
+impl Holds {
+    /// Of the holds of one Lock object whose owners never release, this many are remembered.
+    const MANY: usize = 1000;
+
+    fn owned(&self, lock: LockId, caller: &Caller) -> Option<HoldId> {
+        let holds = self.by_lock.get(&lock)?;
+        holds.iter().rev().copied().find(|id| {
+            caller.remembered.contains(id)
+                && self
+                    .all
+                    .get(id)
+                    .is_some_and(|hold| hold.place == caller.place)
+        })
+    }
+
+    fn newest(&self, lock: LockId) -> Option<HoldId> {
+        self.by_lock.get(&lock)?.last().copied()
+    }
+
+    /// The caller's hold of a Lock object, or else the newest of it.
+    #[must_use]
+    pub fn of(&self, lock: LockId, caller: &Caller) -> Option<&Hold> {
+        let id = self.owned(lock, caller).or_else(|| self.newest(lock))?;
+        let hold = self.all.get(&id)?;
+        (hold.condition != Condition::Released).then_some(hold)
+    }
+
+    /// A hold.
+    #[must_use]
+    pub fn get(&self, id: HoldId) -> Option<&Hold> {
+        self.all.get(&id)
+    }
+
+    /// The hold that has this token, or may have it after a transfer.
+    #[must_use]
+    pub fn with_token(&self, token: &Token) -> Option<(HoldId, &Hold)> {
+        let id = *self.by_token.get(token)?;
+        Some((id, self.all.get(&id)?))
+    }
+
+    /// The fence of the hold whose token was presented last.
+    #[must_use]
+    pub fn presented(&self, lock: LockId) -> Option<i64> {
+        self.presented.get(&lock).copied()
+    }
+
+    /// A token was presented to a Lock object; its hold has this fence.
+    pub fn present(&mut self, lock: LockId, token: &Token, fence: Option<i64>) {
+        if self
+            .with_token(token)
+            .is_none_or(|(_, hold)| hold.lock != lock)
+        {
+            match fence {
+                Some(fence) => drop(self.presented.insert(lock, fence)),
+                None => drop(self.presented.remove(&lock)),
+            }
+        }
+    }
+
+    /// Those of these holds that are there.
+    #[must_use]
+    pub fn living(&self, ids: &[HoldId]) -> Vec<HoldId> {
+        let known = ids.iter().filter(|id| self.all.contains_key(id));
+        known.copied().collect()
+    }
+
+    /// Whether the caller has a hold of a Lock object, in whatever condition.
+    #[must_use]
+    pub fn is_owned(&self, lock: LockId, caller: &Caller) -> bool {
+        self.owned(lock, caller).is_some()
+    }
+
+    /// Whether a Lock object holds something, as far as it knows.
+    #[must_use]
+    pub fn holds_any(&self, lock: LockId) -> bool {
+        let ids = self.by_lock.get(&lock).map_or(&[][..], Vec::as_slice);
+        let mut holds = ids.iter().filter_map(|id| self.all.get(id));
+        holds.any(|hold| hold.condition != Condition::Released)
+    }
+
+    /// The caller wants to acquire.
+    pub fn entry(&mut self, lock: LockId, caller: &Caller, reentrant: bool) -> Entry {
+        let owned = self.owned(lock, caller).filter(|_| reentrant);
+        let Some((id, hold)) = owned.and_then(|id| Some((id, self.all.get_mut(&id)?))) else {
+            return Entry::Fresh;
+        };
+        match hold.condition {
+            Condition::Held => Entry::Again {
+                hold: id,
+                token: hold.token.clone(),
+                lease: hold.lease,
+            },
+            Condition::Releasing | Condition::Released | Condition::Ended(_) => Entry::Fresh,
+            Condition::Lost { reported: true, .. } if !hold.has_blocks() => Entry::Fresh,
+            Condition::Lost { reason, .. } => {
+                let reported = true;
+                hold.condition = Condition::Lost { reason, reported };
+                Entry::Lost(hold.token.clone(), reason)
+            }
+        }
+    }
+
+    /// The owner is told that it has the lock. `None` if the hold it wanted to enter again
+    /// has ended or expired meanwhile; otherwise the levels that are to be extended from now on.
+    #[must_use]
+    pub fn open(&mut self, grant: Grant, caller: &Caller, now: Moment) -> Option<Vec<Entered>> {
+        let level = Level {
+            id: grant.entered.level,
+            kind: if grant.block { Kind::Block } else { Kind::Call },
+            extended: grant.extended,
+        };
+        if grant.again {
+            let hold = self.all.get_mut(&grant.entered.hold);
+            let hold = hold.filter(|hold| hold.condition == Condition::Held)?;
+            // Whatever became known since this answer was sent for counts too.
+            hold.deadline = hold.deadline.max(grant.deadline);
+            if grant.lease != Lease::ZERO && hold.deadline.passed(now) {
+                return None;
+            }
+            hold.lease = grant.lease;
+            hold.levels.push(level);
+            return Some(vec![grant.entered]);
+        }
+        let mut levels = self.replace(grant.lock, caller);
+        // Inside of blocks whose hold was released, a call takes the place of that.
+        if levels.is_empty() || grant.block {
+            levels.push(level);
+        }
+        let opened = levels.iter().map(|level| Entered {
+            hold: grant.entered.hold,
+            level: level.id,
+        });
+        let opened = opened.collect();
+        let siblings = self.by_lock.entry(grant.lock).or_default();
+        siblings.push(grant.entered.hold);
+        if siblings.len() > Holds::MANY {
+            let oldest = siblings[0];
+            self.remove(oldest);
+        }
+        self.by_token
+            .insert(grant.token.clone(), grant.entered.hold);
+        let hold = Hold {
+            lock: grant.lock,
+            name: grant.name,
+            token: grant.token,
+            pending: None,
+            fence: grant.fence,
+            deadline: grant.deadline,
+            lease: grant.lease,
+            place: caller.place,
+            levels,
+            condition: Condition::Held,
+        };
+        self.all.insert(grant.entered.hold, hold);
+        Some(opened)
+    }
+
+    /// Removes the holds that a new one of the same owner replaces: lost and reported, or
+    /// released. Returns the blocks that are open, which are blocks of the new one.
+    fn replace(&mut self, lock: LockId, caller: &Caller) -> Vec<Level> {
+        let mut levels = Vec::new();
+        while let Some(id) = self.owned(lock, caller) {
+            let Some(hold) = self.all.get_mut(&id) else {
+                break;
+            };
+            if matches!(hold.condition, Condition::Ended(_)) {
+                levels = std::mem::take(&mut hold.levels);
+                levels.retain(Level::is_block);
+                for level in &mut levels {
+                    level.kind = Kind::Block;
+                }
+            } else if hold.has_blocks() {
+                break;
+            }
+            self.remove(id);
+        }
+        levels
+    }
+
+    fn remove(&mut self, id: HoldId) {
+        let Some(hold) = self.all.remove(&id) else {
+            return;
+        };
+        self.by_token.remove(&hold.token);
+        if let Some(pending) = &hold.pending {
+            self.by_token.remove(pending);
+        }
+        if let Some(siblings) = self.by_lock.get_mut(&hold.lock) {
+            siblings.retain(|other| *other != id);
+            if siblings.is_empty() {
+                self.by_lock.remove(&hold.lock);
+            }
+        }
+    }
+
+    /// A Lock object is gone: nobody asks for its holds any more, except for those that
+    /// are extended until somebody releases them. Tells whether there are any.
+    pub fn forget(&mut self, lock: LockId) -> bool {
+        self.presented.remove(&lock);
+        let ids = self.by_lock.get(&lock).cloned().unwrap_or_default();
+        for id in &ids {
+            let extended = self.all.get(id).is_some_and(|hold| {
+                let held = hold.condition == Condition::Held;
+                held && hold.levels.iter().any(|level| level.extended)
+            });
+            if !extended {
+                self.remove(*id);
+            }
+        }
+        !ids.is_empty()
+    }
+
+    /// The block that the end of a `with lock` belongs to: the caller's innermost, or else
+    /// the oldest that is open.
+    #[must_use]
+    pub fn block(&self, lock: LockId, caller: &Caller) -> Option<Entered> {
+        let entered = |id: HoldId, level: &Level| Entered {
+            hold: id,
+            level: level.id,
+        };
+        if let Some(id) = self.owned(lock, caller) {
+            let mut levels = self.all.get(&id)?.levels.iter().rev();
+            if let Some(level) = levels.find(|level| level.is_block()) {
+                return Some(entered(id, level));
+            }
+        }
+        self.by_lock.get(&lock)?.iter().find_map(|id| {
+            let mut levels = self.all.get(id)?.levels.iter();
+            Some(entered(*id, levels.find(|level| level.is_block())?))
+        })
+    }
+}
+
+#[cfg(test)]
+mod promises;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,269 @@
+//! How holds end: the end of a block, a release, a loss.
+
+use super::super::{Caller, Condition, Entered, Hold, HoldId, Lease, LockId, Loss, Moment, Token};
+use super::{Holds, Reported};
+
+/// What the end of a block, or a release, has to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ending {
+    /// Nothing: an inner level is left, or a release that seemed to fail has succeeded.
+    Done,
+    /// An inner level is left past the deadline: confirm the hold.
+    Confirm {
+        /// The hold.
+        hold: HoldId,
+        /// Its token.
+        token: Token,
+        /// Its lease.
+        lease: Lease,
+    },
+    /// Release the hold of this token.
+    Release {
+        /// The hold, if its caller can call again; a block's end has forgotten it.
+        hold: Option<HoldId>,
+        /// The proof.
+        token: Token,
+        /// The token that a transfer may be giving it.
+        pending: Option<Token>,
+        /// Its lease, if it is known.
+        lease: Option<Lease>,
+        /// Its deadline has not passed.
+        held: bool,
+        /// The owner does it, or a stranger through the owner's Lock object.
+        own: bool,
+    },
+    /// The hold is lost; release it nevertheless (`owed`) if the database did not say so.
+    Lost {
+        /// The proof.
+        token: Token,
+        /// Its lease.
+        lease: Lease,
+        /// Why.
+        reason: Loss,
+        /// It may be in the database yet.
+        owed: bool,
+    },
+    /// There is no hold to end.
+    Nothing,
+}
+
+impl Ending {
+    /// Release the hold of a token that no Lock object of this process has acquired.
+    fn of_a_stranger(token: &Token) -> Ending {
+        Ending::Release {
+            hold: None,
+            token: token.clone(),
+            pending: None,
+            lease: None,
+            held: false,
+            own: false,
+        }
+    }
+}
+
+impl Holds {
+    /// A block ends. Its level is gone afterwards.
+    #[must_use]
+    pub fn leave(&mut self, entered: Entered, now: Moment) -> Ending {
+        let mut id = entered.hold;
+        let has_level = |hold: &Hold| hold.levels.iter().any(|level| level.id == entered.level);
+        if !self.all.get(&id).is_some_and(has_level) {
+            // Of a hold that was released inside of the block, and acquired again.
+            let moved = self.all.iter().find(|(_, hold)| has_level(hold));
+            id = moved.map_or(id, |(id, _)| *id);
+        }
+        let Some(hold) = self.all.get_mut(&id) else {
+            return Ending::Nothing;
+        };
+        let Some(holding) = hold.end_block(entered.level) else {
+            // An attempt that came to nothing, or that has been given up before.
+            return Ending::Done;
+        };
+        let (token, lease, last) = (hold.token.clone(), hold.lease, hold.depth() == 0);
+        let pending = hold.pending.clone();
+        let held = !hold.deadline.passed(now);
+        let lost = |token, reason, owed| Ending::Lost {
+            token,
+            lease,
+            reason,
+            owed,
+        };
+        let ending = match hold.condition {
+            Condition::Held | Condition::Releasing if !holding => {
+                return lost(token, Loss::Released, false);
+            }
+            Condition::Held | Condition::Releasing if last => Ending::Release {
+                hold: None,
+                token,
+                pending,
+                lease: Some(lease),
+                held,
+                own: true,
+            },
+            Condition::Held if !held => Ending::Confirm {
+                hold: id,
+                token,
+                lease,
+            },
+            Condition::Held | Condition::Releasing => Ending::Done,
+            Condition::Released => lost(token, Loss::Released, false),
+            Condition::Ended(reason) => lost(token, reason, false),
+            Condition::Lost { reason, .. } => lost(token, reason, last && reason.is_presumed()),
+        };
+        if last {
+            self.remove(id);
+        }
+        ending
+    }
+
+    /// Somebody calls `release()`, with a token or for what the Lock object holds.
+    #[must_use]
+    #[allow(clippy::too_many_lines)] // the last column of the table of conditions
+    pub fn release(
+        &mut self,
+        lock: LockId,
+        caller: &Caller,
+        token: Option<&Token>,
+        now: Moment,
+    ) -> Ending {
+        let owned = self.owned(lock, caller);
+        let target = match token {
+            Some(token) => self.by_token.get(token).copied(),
+            None => owned.or_else(|| self.newest(lock)),
+        };
+        let Some((id, hold)) = target.and_then(|id| Some((id, self.all.get_mut(&id)?))) else {
+            return token.map_or(Ending::Nothing, Ending::of_a_stranger);
+        };
+        let (given, lease) = (token, hold.lease);
+        let token = token.unwrap_or(&hold.token).clone();
+        let inner = owned == Some(id) && hold.depth() > 1;
+        let held = !hold.deadline.passed(now);
+        match hold.condition {
+            Condition::Held if inner => {
+                hold.take_off();
+                if held {
+                    return Ending::Done;
+                }
+                Ending::Confirm {
+                    hold: id,
+                    token,
+                    lease,
+                }
+            }
+            Condition::Held | Condition::Releasing => {
+                hold.condition = Condition::Releasing;
+                Ending::Release {
+                    hold: Some(id),
+                    pending: hold.pending.clone().filter(|pending| *pending != token),
+                    token,
+                    lease: Some(lease),
+                    held,
+                    own: given.is_none() || owned == Some(id),
+                }
+            }
+            Condition::Released => {
+                self.remove(id);
+                Ending::Done
+            }
+            Condition::Ended(_) if given.is_none() => Ending::Nothing,
+            Condition::Ended(reason) => Ending::Lost {
+                token,
+                lease,
+                reason,
+                owed: false,
+            },
+            Condition::Lost { reason, .. } => {
+                if inner {
+                    hold.take_off();
+                } else if !hold.has_blocks() {
+                    self.remove(id);
+                } else if owned == Some(id) {
+                    hold.condition = Condition::Ended(reason);
+                }
+                Ending::Lost {
+                    token,
+                    lease,
+                    reason,
+                    owed: !inner && reason.is_presumed(),
+                }
+            }
+        }
+    }
+
+    /// The database has ended a hold for `release()`. Its owner is to hear of it if it is
+    /// in a block, or if somebody else (not `own`) has done it.
+    pub fn released(&mut self, id: HoldId, own: bool) -> Option<Reported> {
+        let blocks = self.all.get(&id)?.has_blocks();
+        if own && !blocks {
+            self.remove(id);
+            return None;
+        }
+        let reported = self.lost(id, Loss::Released)?;
+        if let Some(hold) = self.all.get_mut(&id).filter(|_| own) {
+            hold.condition = Condition::Ended(Loss::Released);
+        }
+        Some(reported)
+    }
+
+    /// A release that was owed has been done, or was not needed any more.
+    pub fn settled(&mut self, token: &Token) -> Option<Reported> {
+        let id = *self.by_token.get(token)?;
+        let hold = self.all.get_mut(&id)?;
+        if hold.condition != Condition::Releasing {
+            return None;
+        }
+        if hold.has_blocks() {
+            return self.released(id, true);
+        }
+        hold.condition = Condition::Released;
+        None
+    }
+
+    /// The database said for `release()` that a hold was gone before. The caller is told
+    /// so; the hold stays for blocks that are open.
+    pub fn not_released(&mut self, id: HoldId, reason: Loss, own: bool) -> Option<Reported> {
+        if !self.all.get(&id)?.has_blocks() {
+            self.remove(id);
+            return None;
+        }
+        let reported = self.lost(id, reason);
+        if let Some(hold) = self.all.get_mut(&id).filter(|_| own) {
+            hold.condition = Condition::Ended(reason);
+        }
+        reported
+    }
+
+    /// A hold is gone. Tells it once.
+    pub fn lost(&mut self, id: HoldId, reason: Loss) -> Option<Reported> {
+        let hold = self.all.get_mut(&id)?;
+        if matches!(hold.condition, Condition::Lost { .. } | Condition::Ended(_)) {
+            return None;
+        }
+        let reported = false;
+        hold.condition = Condition::Lost { reason, reported };
+        Some(Reported {
+            name: hold.name.clone(),
+            fence: hold.fence,
+            reason,
+            levels: hold.levels.iter().map(|level| level.id).collect(),
+        })
+    }
+
+    /// The lease of a hold is over for want of an extension, if it is.
+    pub fn expire(&mut self, id: HoldId, reason: Loss, now: Moment) -> Option<Reported> {
+        let hold = self.all.get(&id)?;
+        if hold.condition == Condition::Held && hold.deadline.passed(now) {
+            return self.lost(id, reason);
+        }
+        None
+    }
+
+    /// An acquire of the owner has said that the hold is lost.
+    pub fn reported(&mut self, id: HoldId) {
+        if let Some(hold) = self.all.get_mut(&id) {
+            if let Condition::Lost { reported, .. } = &mut hold.condition {
+                *reported = true;
+            }
+        }
+    }
+}

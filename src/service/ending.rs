@@ -1,0 +1,202 @@
+//! Holds that end: by the end of a block, or by a release.
+
+use super::lock::Lock;
+use super::locked;
+use super::locks::Locks;
+use super::registry::registry;
+use crate::engine::{
+    Attempt, Caller, Ending, Entered, Hint, HoldId, Late, Lease, Loss, Moment, Name, Token,
+};
+use crate::error::{Error, Result};
+use crate::store::{Budget, Released};
+use crate::sync::process_id;
+use std::sync::Arc;
+use std::time::Duration;
+
+impl Locks {
+    /// A block begins to end: its level is gone. [`Locks::finish`] does the rest.
+    pub fn begin_exit(&self, lock: &Lock, entered: Option<Entered>) -> Ending {
+        let registry = registry(process_id());
+        let Some(entered) = entered else {
+            return Ending::Nothing;
+        };
+        let ending = registry.with(|holds| holds.leave(entered, Moment::now()));
+        registry.forget(entered.level);
+        if let Ending::Release { token, lease, .. } = &ending {
+            // Recorded before it happens: whoever wants the lock meanwhile waits for it.
+            let lease = lease.unwrap_or(self.lease);
+            self.begin(lock.name(), token, Attempt::Release, lease);
+        }
+        ending
+    }
+
+    /// A level is left by nobody in particular: what it takes is done in the background.
+    pub fn abandon(self: &Arc<Locks>, lock: &Lock, entered: Entered) {
+        let ending = self.begin_exit(lock, Some(entered));
+        self.finish_later(lock.name(), ending);
+    }
+
+    /// As [`Locks::finish`], in the background.
+    pub fn finish_later(self: &Arc<Locks>, name: &Name, ending: Ending) {
+        match ending {
+            Ending::Release {
+                token,
+                pending,
+                lease,
+                ..
+            } => {
+                let lease = lease.unwrap_or(self.lease);
+                for token in [Some(token), pending].into_iter().flatten() {
+                    self.owe(name, &token, Attempt::Release, lease);
+                }
+            }
+            Ending::Lost {
+                token,
+                lease,
+                owed: true,
+                ..
+            } => self.owe(name, &token, Attempt::Release, lease),
+            _ => {}
+        }
+    }
+
+    /// A `release()` begins.
+    pub fn begin_release(&self, lock: &Lock, caller: &Caller, token: Option<&Token>) -> Ending {
+        registry(process_id()).with(|holds| holds.release(lock.id(), caller, token, Moment::now()))
+    }
+
+    /// Does what the end of a block, or a release, needs done in the database.
+    pub fn finish(self: &Arc<Locks>, name: &Name, ending: Ending, budget: Budget) -> Result<()> {
+        match ending {
+            Ending::Done => Ok(()),
+            Ending::Nothing => Err(Error::TokenRequired(name.clone())),
+            Ending::Confirm { hold, token, lease } => self
+                .extend_hold(hold, name, &token, lease, budget)
+                .map(drop),
+            Ending::Lost {
+                token,
+                lease,
+                reason,
+                owed,
+            } => {
+                if owed {
+                    self.owe(name, &token, Attempt::Release, lease);
+                }
+                Err(Error::Expired(name.clone(), token, reason))
+            }
+            Ending::Release {
+                hold,
+                token,
+                pending,
+                lease,
+                held,
+                own,
+            } => {
+                let how = (lease, held, own);
+                self.release(name, hold, (&token, pending.as_ref()), how, budget)
+            }
+        }
+    }
+
+    fn release(
+        self: &Arc<Locks>,
+        name: &Name,
+        hold: Option<HoldId>,
+        (token, pending): (&Token, Option<&Token>),
+        (lease, held, own): (Option<Lease>, bool, bool),
+        budget: Budget,
+    ) -> Result<()> {
+        let registry = registry(budget.process);
+        let known = lease.is_some();
+        let lease = lease.unwrap_or(self.lease);
+        let owed = self.owed.of(budget.process);
+        let before = owed.with(|unresolved| unresolved.may_be_released(name, token));
+        if before == Some(true) {
+            // In the background, for a caller that was told of a failure.
+            owed.resolved(name, token);
+            if let Some(hold) = hold {
+                registry.report(|holds| holds.released(hold, own));
+            }
+            return Ok(());
+        }
+        let again = before.is_some();
+        let attempt = self.try_to_release(name, (token, pending), lease, (held, again), budget);
+        let (current, released) = match attempt {
+            Ok(released) => released,
+            Err(error) => {
+                // In a child that was forked meanwhile it is the parent's business.
+                if !matches!(error, Error::Forked) && (known || error.outcome_unknown()) {
+                    for token in [Some(token), pending].into_iter().flatten() {
+                        self.owe(name, token, Attempt::Release, lease);
+                    }
+                }
+                return Err(error);
+            }
+        };
+        owed.resolved(name, token);
+        if released != Released::Lost {
+            if let Some(hold) = hold {
+                registry.report(|holds| holds.released(hold, own));
+            }
+            return Ok(());
+        }
+        let reason = if known && !held {
+            Loss::Expired
+        } else {
+            self.why_lost(name, &current, None, budget)
+        };
+        if let Some(hold) = hold.filter(|_| process_id() == budget.process) {
+            registry.report(|holds| holds.not_released(hold, reason, own));
+        }
+        Err(Error::Expired(name.clone(), current, reason))
+    }
+
+    /// Releases the hold under the token that it has, which may be changing. Returns the token
+    /// that was tried last.
+    fn try_to_release(
+        &self,
+        name: &Name,
+        (token, pending): (&Token, Option<&Token>),
+        lease: Lease,
+        (held, again): (bool, bool),
+        budget: Budget,
+    ) -> Result<(Token, Released)> {
+        let awaited = locked(&self.hints.of(budget.process)).of(name) == Some(Hint::Awaited);
+        let how = (held, again, awaited);
+        let mut token = self.resolve(name, token, budget)?;
+        let mut released = self.store.release(name, &token, lease, how, budget)?;
+        // While a transfer is under way, the hold has the one token or the other: what
+        // is released under the old one is not transferred any more.
+        if let (Released::Lost, Some(pending)) = (released, pending) {
+            token = pending.clone();
+            released = self.store.release(name, &token, lease, how, budget)?;
+        }
+        let hint = match released {
+            Released::Quietly => Some(Hint::Free),
+            Released::Calling => Some(Hint::Awaited),
+            Released::Lost => None,
+        };
+        self.hint(budget, name, hint);
+        Ok((token, released))
+    }
+
+    /// Takes the process out of the database's queue.
+    pub(super) fn leave_queue_now(self: &Arc<Locks>, name: &Name, ticket: i64) {
+        let budget = Budget::new(Duration::from_secs(2), &|| Ok(()));
+        if let Err(error) = self.store.leave(name, ticket, self.lease, budget) {
+            // Those behind wait for half a second in vain.
+            log::debug!("leaving the queue of lock {name} later: {error}");
+            self.may_come_late(name, Late::Entering(ticket), self.lease);
+        }
+    }
+
+    /// The same in the background. Whoever is refused meanwhile waits for it.
+    pub(super) fn leave_queue(self: &Arc<Locks>, name: &Name, ticket: i64) {
+        let (locks, name, owed) = (self.clone(), name.clone(), self.owed.get());
+        owed.leaving(&name, true);
+        self.submit_ending(Box::new(move || {
+            locks.leave_queue_now(&name, ticket);
+            owed.leaving(&name, false);
+        }));
+    }
+}

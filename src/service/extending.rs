@@ -1,0 +1,252 @@
+//! Holds that last: extended, handed on, or found to be lost.
+
+use super::confirmed::Confirmed;
+use super::lock::Lock;
+use super::locks::Locks;
+use super::registry::{Registry, registry};
+use crate::engine::{Caller, Deadline, HoldId, Lease, Loss, Moment, Name, Token};
+use crate::error::{Error, Result};
+use crate::store::Budget;
+use crate::sync::process_id;
+
+impl Locks {
+    /// Gives the hold a new lease.
+    pub fn extend(
+        &self,
+        lock: &Lock,
+        caller: &Caller,
+        token: Option<Token>,
+        budget: Budget,
+    ) -> Result<Confirmed> {
+        let token = lock.token_or(caller, token)?;
+        let token = self.resolve(lock.name(), &token, budget)?;
+        let registry = registry(budget.process);
+        let known = registry.with(|holds| {
+            let (id, hold) = holds.with_token(&token)?;
+            // A token that was voided by a transfer is another matter than its hold.
+            (hold.token == token).then_some((id, hold.lease))
+        });
+        let Some((hold, lease)) = known else {
+            let extended = self.store.extend(lock.name(), &token, self.lease, budget)?;
+            let Some((fence, deadline)) = extended else {
+                let reason = self.why_lost(lock.name(), &token, None, budget);
+                return Err(Error::Expired(lock.name().clone(), token, reason));
+            };
+            registry.with(|holds| holds.present(lock.id(), &token, fence));
+            return Ok(Confirmed::new(lock.name(), token, deadline));
+        };
+        let (token, deadline) = self.extend_hold(hold, lock.name(), &token, lease, budget)?;
+        Ok(Confirmed::new(lock.name(), token, deadline))
+    }
+
+    /// Extends a hold of this process under the token that it has, though that may be
+    /// changing. If the database has it under none of them, everybody is told.
+    pub(super) fn extend_hold(
+        &self,
+        hold: HoldId,
+        name: &Name,
+        token: &Token,
+        lease: Lease,
+        budget: Budget,
+    ) -> Result<(Token, Deadline)> {
+        let registry = registry(budget.process);
+        let mut candidates = vec![token.clone()];
+        let mut tried = 0;
+        loop {
+            while let Some(token) = candidates.get(tried).cloned() {
+                tried += 1;
+                let extended = self.store.extend(name, &token, lease, budget)?;
+                let extended = extended.and_then(|(fence, deadline)| {
+                    registry.with(|holds| holds.extended(hold, fence, deadline))
+                });
+                if let Some(deadline) = extended {
+                    return Ok((token, deadline));
+                }
+            }
+            // Another thread transfers it: then it has one of these by now.
+            registry.with(|holds| {
+                if let Some(hold) = holds.get(hold) {
+                    let others = [Some(&hold.token), hold.pending.as_ref()];
+                    for other in others.into_iter().flatten() {
+                        if !candidates.contains(other) {
+                            candidates.push(other.clone());
+                        }
+                    }
+                }
+            });
+            if tried == candidates.len() {
+                let (token, reason) = self.lose(&registry, hold, name, token, budget);
+                return Err(Error::Expired(name.clone(), token, reason));
+            }
+        }
+    }
+
+    /// The database does not have a hold: tells everybody, and why.
+    pub(super) fn lose(
+        &self,
+        registry: &Registry,
+        hold: HoldId,
+        name: &Name,
+        token: &Token,
+        budget: Budget,
+    ) -> (Token, Loss) {
+        let known = registry.with(|holds| {
+            let hold = holds.get(hold)?;
+            Some((hold.token.clone(), hold.deadline))
+        });
+        let (token, reason) = match known {
+            Some((token, deadline)) => {
+                let reason = self.why_lost(name, &token, Some(deadline), budget);
+                (token, reason)
+            }
+            None => (token.clone(), Loss::Released),
+        };
+        // In a child that was forked meanwhile it is the parent's business.
+        if process_id() == budget.process {
+            registry.report(|holds| holds.lost(hold, reason));
+        }
+        (token, reason)
+    }
+
+    pub(super) fn why_lost(
+        &self,
+        name: &Name,
+        token: &Token,
+        deadline: Option<Deadline>,
+        budget: Budget,
+    ) -> Loss {
+        if deadline.is_some_and(|deadline| deadline.passed(Moment::now())) {
+            return Loss::Expired;
+        }
+        self.store.why_lost(name, token, budget)
+    }
+
+    /// A guard has seen the hold of this token in the database.
+    pub fn seen(&self, lock: &Lock, token: &Token, fence: Option<i64>) {
+        registry(process_id()).with(|holds| holds.present(lock.id(), token, fence));
+    }
+
+    /// Asks the database whether the hold of a token is lost.
+    pub fn is_lost(&self, lock: &Lock, token: &Token, budget: Budget) -> Result<Option<Loss>> {
+        if self.store.is_held(lock.name(), token, self.lease, budget)? {
+            return Ok(None);
+        }
+        let registry = registry(budget.process);
+        let hold = registry.with(|holds| {
+            let (id, hold) = holds.with_token(token)?;
+            (hold.token == *token && hold.pending.is_none()).then_some(id)
+        });
+        Ok(Some(match hold {
+            Some(hold) => self.lose(&registry, hold, lock.name(), token, budget).1,
+            None => self.why_lost(lock.name(), token, None, budget),
+        }))
+    }
+
+    /// Gives the hold a new token and voids the old one.
+    pub fn transfer(
+        &self,
+        lock: &Lock,
+        caller: &Caller,
+        token: Option<Token>,
+        budget: Budget,
+    ) -> Result<Confirmed> {
+        let old = lock.token_or(caller, token)?;
+        let owed = self.owed.of(budget.process);
+        let registry = registry(budget.process);
+        let unknown = owed.with(|unresolved| unresolved.transfer(&old, Moment::now()));
+        let new = unknown.unwrap_or_else(Token::random);
+        // Before the statement is sent: whoever extends the hold meanwhile may meet
+        // either token.
+        let (hold, lease) = registry.with(|holds| {
+            holds.transferring(&old, Some(new.clone()));
+            let known = holds.with_token(&old);
+            known.map_or((None, self.lease), |(id, hold)| (Some(id), hold.lease))
+        });
+        match self
+            .store
+            .transfer(lock.name(), &old, &new, self.lease, budget)
+        {
+            Ok(Some((fence, deadline))) => {
+                owed.with(|unresolved| unresolved.transferred(&old));
+                registry.with(|holds| {
+                    holds.transferred(&old, &new);
+                    holds.present(lock.id(), &new, fence);
+                });
+                let confirmed = Confirmed::new(lock.name(), new.clone(), deadline);
+                if confirmed.is_in_time() {
+                    self.catch_up(lock, hold, &new, budget)?;
+                }
+                Ok(confirmed)
+            }
+            Ok(None) => {
+                registry.with(|holds| holds.transferring(&old, None));
+                let current = hold.filter(|hold| {
+                    registry.with(|holds| holds.get(*hold).is_some_and(|hold| hold.token == old))
+                });
+                let reason = match current {
+                    Some(hold) => self.lose(&registry, hold, lock.name(), &old, budget).1,
+                    None => self.why_lost(lock.name(), &old, None, budget),
+                };
+                Err(Error::Expired(lock.name().clone(), old, reason))
+            }
+            // In a child that was forked meanwhile it is the parent's business.
+            Err(Error::Forked) => Err(Error::Forked),
+            Err(error) => {
+                if error.outcome_unknown() {
+                    owed.with(|unresolved| {
+                        unresolved.transferring(&old, &new, lease, Moment::now());
+                    });
+                } else {
+                    registry.with(|holds| holds.transferring(&old, None));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The token that the hold of `token` has: another one, if a transfer that
+    /// seemed to fail has succeeded.
+    pub(super) fn resolve(&self, name: &Name, token: &Token, budget: Budget) -> Result<Token> {
+        let owed = self.owed.of(budget.process);
+        let Some(new) = owed.with(|unresolved| unresolved.transfer(token, Moment::now())) else {
+            return Ok(token.clone());
+        };
+        let answer = self.store.transfer(name, token, &new, self.lease, budget)?;
+        owed.with(|unresolved| unresolved.transferred(token));
+        let registry = registry(budget.process);
+        if answer.is_none() {
+            registry.with(|holds| holds.transferring(token, None));
+            return Ok(token.clone());
+        }
+        registry.with(|holds| holds.transferred(token, &new));
+        Ok(new)
+    }
+
+    /// Renews a hold that should have been extended automatically by now: one that is
+    /// transferred again and again has another token whenever the extending thread comes.
+    pub(super) fn catch_up(
+        &self,
+        lock: &Lock,
+        hold: Option<HoldId>,
+        token: &Token,
+        budget: Budget,
+    ) -> Result<()> {
+        let registry = registry(budget.process);
+        let overdue = hold
+            .and_then(|id| registry.with(|holds| Some((id, holds.overdue(id, Moment::now())?))));
+        let Some((id, lease)) = overdue else {
+            return Ok(());
+        };
+        match self.store.extend(lock.name(), token, lease, budget) {
+            Ok(Some((fence, deadline))) => {
+                registry.with(|holds| holds.extended(id, fence, deadline));
+            }
+            // The signal's exception; the Lock object has the new token.
+            Err(error @ (Error::Interrupted | Error::Forked)) => return Err(error),
+            // The extending thread finds the same, or tries again.
+            Ok(None) => {}
+            Err(error) => log::debug!("extending lock {} late: {error}", lock.name()),
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! A Lock object: its identity, and what is known of its holds.
+
+use super::registry::registry;
+use crate::engine::{Caller, Entered, Hold, LockId, Moment, Name, Token};
+use crate::error::{Error, Result};
+use crate::sync::process_id;
+
+/// A Lock object.
+#[derive(Debug)]
+pub struct Lock {
+    id: LockId,
+    name: Name,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        let process = process_id();
+        if registry(process).with(|holds| holds.forget(self.id)) {
+            // Nothing is released: the token may be out.
+            log::debug!(
+                "the Lock object of {} is gone; its hold lasts until somebody releases it \
+                 with its token, or it expires",
+                self.name
+            );
+        }
+    }
+}
+
+impl Lock {
+    /// A lock that nobody holds through this object.
+    #[must_use]
+    pub fn new(name: Name) -> Lock {
+        Lock {
+            id: LockId::fresh(),
+            name,
+        }
+    }
+
+    /// Its identity.
+    #[must_use]
+    pub fn id(&self) -> LockId {
+        self.id
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    fn hold<T>(&self, caller: &Caller, look: impl FnOnce(&Hold) -> T) -> Option<T> {
+        registry(process_id()).with(|holds| holds.of(self.id, caller).map(look))
+    }
+
+    /// The token of the caller's hold, or else of the latest of this object.
+    #[must_use]
+    pub fn token(&self, caller: &Caller) -> Option<Token> {
+        self.hold(caller, |hold| hold.token.clone())
+    }
+
+    /// The fencing number of the same hold, or of the token that was presented last.
+    #[must_use]
+    pub fn fence(&self, caller: &Caller) -> Option<i64> {
+        self.hold(caller, |hold| hold.fence)
+            .unwrap_or_else(|| registry(process_id()).with(|holds| holds.presented(self.id)))
+    }
+
+    /// For how many seconds it is certainly held; 0 if it is not.
+    #[must_use]
+    pub fn remaining(&self, caller: &Caller) -> f64 {
+        let now = Moment::now();
+        let remaining = self.hold(caller, |hold| {
+            let left = hold.deadline.remaining(now);
+            if hold.expired(now) { 0.0 } else { left }
+        });
+        remaining.unwrap_or_default()
+    }
+
+    /// Whether there was a hold and it is lost, or may be.
+    #[must_use]
+    pub fn expired(&self, caller: &Caller) -> bool {
+        self.hold(caller, |hold| hold.expired(Moment::now()))
+            .unwrap_or_default()
+    }
+
+    /// Whether this object holds the lock, as far as it knows.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        registry(process_id()).with(|holds| holds.holds_any(self.id))
+    }
+
+    /// The token that was given, or that of the caller's hold.
+    pub fn token_or(&self, caller: &Caller, token: Option<Token>) -> Result<Token> {
+        token
+            .or_else(|| self.token(caller))
+            .ok_or_else(|| Error::TokenRequired(self.name.clone()))
+    }
+
+    /// The block that is open here, as a `with` on the object itself ends it.
+    #[must_use]
+    pub fn block(&self, caller: &Caller) -> Option<Entered> {
+        registry(process_id()).with(|holds| holds.block(self.id, caller))
+    }
+}
