@@ -67,7 +67,7 @@ dist: $(BUILD)/tools
 	        --target $$target --compatibility $$policy --interpreter $(BIN)/python \
 	        --out $(BUILD)/dist || exit; \
 	done
-	$(BIN)/maturin sdist --quiet --out $(BUILD)/dist
+	$(BIN)/maturin sdist --out $(BUILD)/dist
 	$(BIN)/python checks/wheels.py $(BUILD)/dist/*
 
 # Licences, sources and duplicates of the crates; known holes in them and in the Python packages,
