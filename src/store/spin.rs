@@ -8,7 +8,7 @@
 //!
 //! That is done for statements that only read. One that writes takes longer than that,
 //! and a caller that keeps its processor busy meanwhile drives the server away from it:
-//! measured, cycles became slower (`docs/performance.rst`).
+//! measured, cycles became slower (`docs/maintainers/tried.rst`).
 //!
 //! Whether answers come in time depends on the network too, and on what else the machine
 //! does. Each connection learns it: every answer that comes too late doubles the number of
