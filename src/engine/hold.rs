@@ -23,7 +23,7 @@
 //! database says. A `release()` can be called again: its level goes with the outcome.
 
 use super::{Caller, Deadline, Lease, Moment, Name, Place, Token};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -347,6 +347,8 @@ pub struct Holds {
     by_token: HashMap<Token, HoldId>,
     /// The fence of a hold whose token was presented to a Lock object that did not take it.
     presented: HashMap<LockId, i64>,
+    /// The Lock objects that have lost a hold since they acquired last.
+    lost: HashSet<LockId>,
 }
 
 impl Holds {
@@ -374,6 +376,13 @@ impl Holds {
         let id = self.owned(lock, caller).or_else(|| self.newest(lock))?;
         let hold = self.all.get(&id)?;
         (hold.condition != Condition::Released).then_some(hold)
+    }
+
+    /// Whether the same hold is lost, or the Lock object has none and has lost its last one.
+    #[must_use]
+    pub fn is_lost(&self, lock: LockId, caller: &Caller, now: Moment) -> bool {
+        self.of(lock, caller)
+            .map_or_else(|| self.lost.contains(&lock), |hold| hold.expired(now))
     }
 
     /// A hold.
@@ -490,6 +499,7 @@ impl Holds {
             level: level.id,
         });
         let opened = opened.collect();
+        self.lost.remove(&grant.lock);
         let siblings = self.by_lock.entry(grant.lock).or_default();
         siblings.push(grant.entered.hold);
         if siblings.len() > Holds::MANY {
@@ -534,6 +544,7 @@ impl Holds {
     /// are extended until somebody releases them. Tells whether there are any.
     pub fn forget(&mut self, lock: LockId) -> bool {
         self.presented.remove(&lock);
+        self.lost.remove(&lock);
         let ids = self.by_lock.get(&lock).cloned().unwrap_or_default();
         for id in &ids {
             let extended = self.all.get(id).is_some_and(|hold| {
@@ -616,6 +627,9 @@ impl Holds {
             Condition::Lost { reason, .. } => lost(token, reason, last && reason.is_presumed()),
         };
         if last {
+            if !held {
+                self.lost.insert(hold.lock);
+            }
             self.remove(id);
         }
         ending
@@ -755,6 +769,7 @@ impl Holds {
         }
         let reported = false;
         hold.condition = Condition::Lost { reason, reported };
+        self.lost.insert(hold.lock);
         Some(Reported {
             name: hold.name.clone(),
             fence: hold.fence,
@@ -770,6 +785,18 @@ impl Holds {
             return self.lost(id, reason);
         }
         None
+    }
+
+    /// The same of the caller's hold of a Lock object, or else of the latest.
+    pub fn expire_of(&mut self, lock: LockId, caller: &Caller, now: Moment) -> Option<Reported> {
+        let id = self.owned(lock, caller).or_else(|| self.newest(lock))?;
+        let extended = |hold: &Hold| hold.levels.iter().any(|level| level.extended);
+        let reason = if self.all.get(&id).is_some_and(extended) {
+            Loss::Unreachable
+        } else {
+            Loss::Expired
+        };
+        self.expire(id, reason, now)
     }
 
     /// An acquire of the owner has said that the hold is lost.

@@ -6,6 +6,7 @@ use super::arguments;
 use super::call::call;
 use super::errors::exception;
 use super::hold::Hold;
+use super::lost::Lost;
 use super::module::ConfiguredDistlockModule;
 use super::owner;
 use crate::engine::{Caller, Ending, Lease, Name, Token};
@@ -204,6 +205,18 @@ impl Lock {
     #[getter]
     fn expired(&self, py: Python<'_>) -> PyResult<bool> {
         Ok(self.core.expired(&owner::current(py)?))
+    }
+
+    /// A :class:`Lost`: set while the hold is lost; what a worker sleeps on.
+    ///
+    /// .. code-block:: python
+    ///
+    ///     with lock.hold(autoextend=True):
+    ///         while not lock.lost.wait(1):        # once a second
+    ///             do_something()
+    #[getter]
+    fn lost(slf: Bound<'_, Self>) -> Lost {
+        Lost::new(slf.unbind())
     }
 
     /// Acquires the lock, or enters it once more if the caller is its owner.

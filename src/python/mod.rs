@@ -15,6 +15,7 @@ mod exit;
 mod hold;
 mod insight;
 mod lock;
+mod lost;
 mod module;
 mod owner;
 
@@ -30,6 +31,8 @@ mod _distlock {
     use super::hold::{Hold, Levels};
     #[pymodule_export]
     use super::lock::Lock;
+    #[pymodule_export]
+    use super::lost::{Lost, Watch};
     #[pymodule_export]
     use super::module::{ConfiguredDistlockModule, init, open};
 

@@ -138,6 +138,18 @@ impl Lock {
             .unwrap_or_default()
     }
 
+    /// Whether the caller's hold, or else the latest, is lost; also after it was left, until the
+    /// lock is acquired again.
+    #[must_use]
+    pub fn is_lost(&self, caller: &Caller) -> bool {
+        registry(process_id()).is_lost(self.id, caller)
+    }
+
+    /// Waits until it is, within the budget. Whether it is.
+    pub fn await_loss(&self, caller: &Caller, budget: Budget<'_>) -> Result<bool> {
+        registry(budget.process).await_loss(self.id, caller, budget)
+    }
+
     /// Whether this object holds the lock, as far as it knows.
     #[must_use]
     pub fn is_held(&self) -> bool {

@@ -1,11 +1,15 @@
 //! What the Lock objects of this process believe in, whichever configuration they are of.
 
 use super::locked;
-use crate::engine::{Holds, LevelId, Name, Reported};
+use super::waiters::Wakeup;
+use crate::engine::{Caller, Holds, LevelId, LockId, Moment, Name, Reported};
+use crate::error::Result;
 use crate::process::ProcessLocal;
-use crate::sync::Mutex;
+use crate::store::Budget;
+use crate::sync::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Weak};
+use std::time::Duration;
 
 /// Tells an owner that its hold is lost. It is called on any thread and must not block.
 pub type OnLost = Box<dyn FnOnce() + Send>;
@@ -20,6 +24,10 @@ pub(super) trait Crowd: Send + Sync {
 #[derive(Default)]
 pub struct Registry {
     holds: Mutex<Holds>,
+    /// A hold is lost.
+    lost: Condvar,
+    /// Who is woken by that too, as long as somebody keeps it.
+    wakeups: Mutex<Vec<Weak<Wakeup>>>,
     callbacks: Mutex<HashMap<LevelId, OnLost>>,
     /// The waiters of each configuration.
     crowds: Mutex<Vec<Weak<dyn Crowd>>>,
@@ -73,6 +81,45 @@ impl Registry {
         drop(callback);
     }
 
+    /// Whether a Lock object's hold is lost: the caller's, or else the latest. Whoever is told so
+    /// by its deadline alone is not the only one.
+    pub(super) fn is_lost(&self, lock: LockId, caller: &Caller) -> bool {
+        let now = Moment::now();
+        self.report(|holds| holds.expire_of(lock, caller, now));
+        self.with(|holds| holds.is_lost(lock, caller, now))
+    }
+
+    /// Waits until it is. A hold that is taken meanwhile counts too, a second later at the most.
+    pub(super) fn await_loss(
+        &self,
+        lock: LockId,
+        caller: &Caller,
+        budget: Budget<'_>,
+    ) -> Result<bool> {
+        while !self.is_lost(lock, caller) {
+            let Some(mut pause) = budget.slice() else {
+                return Ok(false);
+            };
+            let holds = locked(&self.holds);
+            let now = Moment::now();
+            if !holds.is_lost(lock, caller, now) {
+                if let Some(hold) = holds.of(lock, caller) {
+                    pause = pause.min(Duration::from_secs_f64(hold.deadline.remaining(now)));
+                }
+                drop(self.lost.wait_timeout(holds, pause));
+            }
+            budget.check()?;
+        }
+        Ok(true)
+    }
+
+    /// Has somebody woken whenever a hold is lost.
+    pub fn wake_by_losses(&self, wakeup: &Arc<Wakeup>) {
+        let mut wakeups = locked(&self.wakeups);
+        wakeups.retain(|wakeup| wakeup.strong_count() > 0);
+        wakeups.push(Arc::downgrade(wakeup));
+    }
+
     /// Changes the holds, and tells everybody concerned if one is lost by that.
     pub(super) fn report(&self, change: impl FnOnce(&mut Holds) -> Option<Reported>) {
         let Some(reported) = self.with(change) else {
@@ -86,6 +133,11 @@ impl Registry {
             reported.name,
             reported.reason.as_str()
         );
+        self.lost.notify_all();
+        let wakeups = locked(&self.wakeups).clone();
+        for wakeup in wakeups.iter().filter_map(Weak::upgrade) {
+            wakeup.wake();
+        }
         for level in reported.levels {
             let callback = locked(&self.callbacks).remove(&level);
             if let Some(callback) = callback {

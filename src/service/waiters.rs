@@ -20,7 +20,7 @@ pub enum Wakeup {
 }
 
 impl Wakeup {
-    fn wake(&self) {
+    pub(super) fn wake(&self) {
         match self {
             Wakeup::Thread(condvar) => condvar.notify_one(),
             Wakeup::Call(call) => call(),

@@ -8,7 +8,7 @@
 
 from . import _fork
 from ._connect import connect, from_django
-from ._distlock import ConfiguredDistlockModule, Hold, Lock, __version__, init
+from ._distlock import ConfiguredDistlockModule, Hold, Lock, Lost, __version__, init
 from ._errors import (
     CouldNotAcquireLock,
     DatabaseError,
@@ -30,6 +30,7 @@ __all__ = (
     "HoldInfo",
     "Lock",
     "LockExpired",
+    "Lost",
     "__version__",
     "connect",
     "from_django",

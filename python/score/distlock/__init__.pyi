@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from logging import Logger
 from types import ModuleType, TracebackType
-from typing import Any, Final, TypeVar, final
+from typing import Any, Final, NoReturn, TypeVar, final
 
 from typing_extensions import Self, disjoint_base
 
@@ -31,6 +31,7 @@ __all__ = (
     "HoldInfo",
     "Lock",
     "LockExpired",
+    "Lost",
     "__version__",
     "connect",
     "from_django",
@@ -57,6 +58,8 @@ class Lock:
     def remaining(self) -> float: ...
     @property
     def expired(self) -> bool: ...
+    @property
+    def lost(self) -> Lost: ...
     def acquire(self, *, timeout: _Time = "default") -> str: ...
     def try_acquiring(self) -> str | None: ...
     def extend(self, token: str | bytes | None = None) -> None: ...
@@ -97,6 +100,12 @@ class Lock:
         exc: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None: ...
+
+@final
+class Lost:
+    def is_set(self) -> bool: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
+    def __bool__(self) -> NoReturn: ...
 
 @final
 class Hold:

@@ -10,6 +10,7 @@ from . import CouldNotAcquireLock as CouldNotAcquireLock
 from . import Hold as Hold
 from . import Lock as Lock
 from . import LockExpired as LockExpired
+from . import Lost as Lost
 from . import __version__ as __version__
 from . import init as init
 
@@ -27,6 +28,10 @@ class _Inbox:
     def __new__(cls) -> Self: ...
     def fileno(self) -> int: ...
     def empty(self, into: list[tuple[int, bool, BaseException | None, Any]]) -> None: ...
+
+@final
+class _Watch:
+    def __new__(cls, inbox: _Inbox, number: int) -> Self: ...
 
 @final
 class _Confirmation:
@@ -74,6 +79,7 @@ __all__ = [
     "Hold",
     "Lock",
     "LockExpired",
+    "Lost",
     "_Acquisition",
     "_AsyncExit",
     "_Confirmation",
@@ -82,6 +88,7 @@ __all__ = [
     "_Leaving",
     "_Levels",
     "_Opened",
+    "_Watch",
     "__version__",
     "_deliver_all",
     "_inherited",

@@ -11,14 +11,15 @@ import asyncio
 import contextlib
 import inspect
 import itertools
+import math
 import weakref
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from . import _config, _insight
 from ._all import Pace, Tokens, ordered
-from ._distlock import _Acquisition, _AsyncExit, _Exit, _Inbox, _Levels, _Opened
+from ._distlock import Lost, _Acquisition, _AsyncExit, _Exit, _Inbox, _Levels, _Opened, _Watch
 from ._errors import CouldNotAcquireLock, LockExpired
 from ._hold import callback, lease
 from ._hold import note as checked
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from . import ConfiguredDistlockModule, Lock
     from ._guard import AsyncGuard
 
-__all__ = ("AsyncHold", "AsyncHolds", "AsyncLock", "AsyncModule")
+__all__ = ("AsyncHold", "AsyncHolds", "AsyncLock", "AsyncLost", "AsyncModule")
 
 _Time = float | str | timedelta | None
 #: The numbers of a hold and of a level of it.
@@ -334,6 +335,11 @@ class AsyncLock:
         """See :attr:`~score.distlock.Lock.expired`."""
         return self._lock.expired
 
+    @property
+    def lost(self) -> AsyncLost:
+        """An :class:`AsyncLost`; see :attr:`~score.distlock.Lock.lost`."""
+        return AsyncLost(self._lock)
+
     def _acquiring(
         self,
         timeout: _Time,
@@ -451,6 +457,56 @@ class AsyncLock:
         return self
 
     __aexit__ = _AsyncExit()
+
+
+@final
+class AsyncLost:
+    """Whether the hold of a lock is lost, for coroutines; see :class:`~score.distlock.Lost`."""
+
+    __module__ = "score.distlock.aio"
+
+    def __init__(self, lock: Lock) -> None:
+        self._lock = lock
+        self._lost: Lost = lock.lost
+
+    def __repr__(self) -> str:
+        return repr(self._lost).replace(".Lost ", ".aio.AsyncLost ", 1)
+
+    def __bool__(self) -> NoReturn:
+        bool(self._lost)
+        raise AssertionError
+
+    def is_set(self) -> bool:
+        """Whether the hold is lost."""
+        return self._lost.is_set()
+
+    async def wait(self, timeout: float | None = None) -> bool:
+        """Sleeps until the hold is lost.
+
+        :param timeout: for how many seconds at most; ``None`` is for ever.
+        :returns: whether the hold is lost.
+        """
+        loop, channel, woken = asyncio.get_running_loop(), _channel(), asyncio.Event()
+        end = math.inf if timeout is None else loop.time() + timeout
+        number = channel.number()
+        try:
+            channel.expect(number, woken)
+            watch = _Watch(channel.inbox, number)  # noqa: F841 (kept until it returns)
+            while not self.is_set():
+                left = end - loop.time()
+                if not left > 0:
+                    return False
+                woken.clear()
+                # A hold that is taken meanwhile counts too, a second later at the most.
+                pause = min(left, self._lock.remaining or 1, 1)
+                timer = loop.call_later(pause, woken.set)
+                try:
+                    await woken.wait()
+                finally:
+                    timer.cancel()
+            return True
+        finally:
+            channel.forget(number)
 
 
 @final
