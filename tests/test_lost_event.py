@@ -210,8 +210,9 @@ def test_numbers_that_are_no_time(conf: Conf) -> None:
     lost = conf.get("name").lost
     for nothing in (0, 0.0, -1, -1e300, float("nan")):
         assert not lost.wait(nothing)
-    for bad in ("1s", object()):
-        with pytest.raises(TypeError):
+    assert not lost.wait("1ms")
+    for bad, error in (("soon", ValueError), (object(), TypeError), (10**400, ValueError)):
+        with pytest.raises(error, match="timeout"):
             lost.wait(bad)  # type: ignore[arg-type]
 
 
@@ -264,7 +265,7 @@ def test_a_signal_ends_the_wait(conf: Conf) -> None:
 ENDING = """
 import sys, threading, score.distlock
 conf = score.distlock.ConfiguredDistlockModule(sys.argv[1], '50ms')
-lock = conf.get('name')
+lock = conf.get(sys.argv[2])
 lock.acquire()
 def wait():
     lock.lost.wait()
@@ -276,11 +277,11 @@ assert lock.lost.wait()
 
 
 def test_the_interpreter_ends_while_threads_wait(url: str) -> None:
-    for _ in range(10):
-        program = [sys.executable, "-X", "faulthandler", "-c", ENDING, url]
+    for number in range(10):
+        program = [sys.executable, "-X", "faulthandler", "-c", ENDING, url, str(number)]
         ended = subprocess.run(program, capture_output=True, text=True, check=False)
-        assert (ended.stdout, ended.returncode) == ("", 0)
-        told = 'the hold of lock "name" (fence '
+        assert (ended.stdout, ended.returncode) == ("", 0), ended.stderr
+        told = f'the hold of lock "{number}" (fence '
         assert [line for line in ended.stderr.splitlines() if not line.startswith(told)] == []
 
 

@@ -33,14 +33,14 @@ impl Lost {
 
     /// Sleeps until the hold is lost. It returns at that moment, also if the lease just ends.
     ///
-    /// :param timeout: for how many seconds at most; ``None`` is for ever.
+    /// :param timeout: for how long at most: seconds as a number, a score interval, a
+    ///     :class:`~datetime.timedelta`, or ``None`` for ever.
     /// :returns: whether the hold is lost.
     #[pyo3(signature = (timeout=None))]
-    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        // What is negative, or no number, is over already, as for an Event.
-        let limit = timeout.map_or(Duration::MAX, |seconds| {
-            Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX)
-        });
+    fn wait(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+        let options = py.import("score.distlock._hold")?;
+        let seconds = options.call_method1("pause", (timeout,))?.extract()?;
+        let limit = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         let caller = owner::current(py)?;
         let lock = self.0.get().core();
         call_patiently(py, limit, |budget| lock.await_loss(&caller, budget))

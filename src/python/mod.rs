@@ -74,6 +74,16 @@ mod _distlock {
         crate::store::inherited()
     }
 
+    /// For how many seconds a hold is certainly held; `None` if the level was left, or it is lost.
+    #[pyfunction]
+    fn _left(level: (u64, u64)) -> Option<f64> {
+        let now = crate::engine::Moment::now();
+        crate::service::registry(std::process::id()).with(|holds| {
+            let (hold, _) = holds.watched(super::hold::entered(level))?;
+            Some(hold.deadline.remaining(now))
+        })
+    }
+
     /// How many of this process wait for a lock, and how many tickets they have.
     #[pyfunction]
     fn _waiting(name: &str) -> (usize, usize) {

@@ -11,7 +11,7 @@
 
 use super::locked;
 use super::locks::{Asked, Locks, Request};
-use super::registry::OnLost;
+use super::registry::Callbacks;
 use super::waiters::{Waiter, Wakeup};
 use crate::engine::{
     Ask, Attempt, Caller, Entered, Entry, Grant, Hint, Late, Loss, Moment, Name, Outcome, Plan,
@@ -460,7 +460,7 @@ impl Acquisition {
     pub fn accept(
         &self,
         caller: Option<&Caller>,
-        on_lost: Option<OnLost>,
+        callbacks: Callbacks,
     ) -> Result<Option<(Entered, Token)>> {
         if self.is_the_parents() {
             return Err(Error::Forked);
@@ -474,7 +474,7 @@ impl Acquisition {
             self.end(&mut progress);
             return Err(Error::Interrupted);
         }
-        if self.locks.open(&grant, caller, on_lost, self.process) {
+        if self.locks.open(&grant, caller, callbacks, self.process) {
             progress.state = State::Over;
             return Ok(Some((grant.entered, grant.token)));
         }

@@ -4,8 +4,8 @@
 use super::confirmed::Confirmed;
 use super::locked;
 use super::owed::Owed;
-use super::registry::{OnLost, Registry, registry};
-use super::renewal::Renewal;
+use super::registry::{Callbacks, Registry, registry};
+use super::renewal::{Class, Renewal};
 use super::threads::Threads;
 use super::waiters::Waiters;
 use super::workers::{Job, Workers};
@@ -252,7 +252,12 @@ impl Locks {
 
     /// Extends the hold of a level from now on until it is left, or watches it.
     fn attend_hold(self: &Arc<Locks>, entered: Entered, lease: Lease, extended: bool) {
-        if let Some(class) = self.renewal.get().add(entered, lease, extended) {
+        self.attend(self.renewal.get().add(entered, lease, extended));
+    }
+
+    /// Starts the thread of a class, if it needs one.
+    fn attend(self: &Arc<Locks>, class: Option<Arc<Class>>) {
+        if let Some(class) = class {
             let attended = class.clone();
             if !self.spawn("extend", move |locks| attended.attend(&locks.store)) {
                 class.unattended();
@@ -543,7 +548,7 @@ impl Locks {
         self: &Arc<Locks>,
         grant: &Grant,
         owner: Option<&Caller>,
-        on_lost: Option<OnLost>,
+        callbacks: Callbacks,
         process: u32,
     ) -> bool {
         // A lease of no time at all is what was asked for, and never in time.
@@ -556,10 +561,11 @@ impl Locks {
             return true;
         };
         let registry = registry(process);
-        let watched = on_lost.is_some();
+        let warned = callbacks.expiring.as_ref().map(|(before, _)| *before);
+        let watched = callbacks.lost.is_some() || warned.is_some();
         // Before the hold can be lost.
-        if let Some(on_lost) = on_lost {
-            registry.call(grant.entered.level, on_lost);
+        if watched {
+            registry.call(grant.entered.level, callbacks);
         }
         let Some(opened) = registry.with(|holds| holds.open(grant.clone(), caller, Moment::now()))
         else {
@@ -568,6 +574,13 @@ impl Locks {
         };
         if watched {
             self.attend_hold(grant.entered, grant.lease, grant.extended);
+        }
+        if let Some(before) = warned {
+            let class = self
+                .renewal
+                .get()
+                .warn(grant.entered, before, grant.deadline);
+            self.attend(class);
         }
         for entered in opened {
             let extended = registry.with(|holds| Some(holds.watched(entered)?.1));

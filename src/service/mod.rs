@@ -16,7 +16,7 @@ mod workers;
 pub use acquisition::{Acquisition, Step, Wait, thread_wakeup};
 pub use confirmed::Confirmed;
 pub use locks::{Lock, Locks, Request};
-pub use registry::{OnLost, registry};
+pub use registry::{Callbacks, registry};
 pub use waiters::Wakeup;
 
 use crate::sync::{Mutex, MutexGuard};

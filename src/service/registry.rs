@@ -2,7 +2,7 @@
 
 use super::locked;
 use super::waiters::Wakeup;
-use crate::engine::{Caller, Holds, LevelId, LockId, Moment, Name, Reported};
+use crate::engine::{Caller, Entered, Holds, LevelId, LockId, Moment, Name, Reported};
 use crate::error::Result;
 use crate::process::ProcessLocal;
 use crate::store::Budget;
@@ -13,6 +13,17 @@ use std::time::Duration;
 
 /// Tells an owner that its hold is lost. It is called on any thread and must not block.
 pub type OnLost = Box<dyn FnOnce() + Send>;
+/// Tells the owner of a level that its hold is about to expire; likewise.
+pub type OnExpiring = Arc<dyn Fn(Entered) + Send + Sync>;
+
+/// What the owner of a level wants to hear.
+#[derive(Default)]
+pub struct Callbacks {
+    /// That its hold is lost.
+    pub lost: Option<OnLost>,
+    /// That its hold was not extended, and only so many seconds are left.
+    pub expiring: Option<(f64, OnExpiring)>,
+}
 
 /// What knows how many wait for a lock, and whether they have a ticket in the database's queue.
 pub(super) trait Crowd: Send + Sync {
@@ -28,7 +39,7 @@ pub struct Registry {
     lost: Condvar,
     /// Who is woken by that too, as long as somebody keeps it.
     wakeups: Mutex<Vec<Weak<Wakeup>>>,
-    callbacks: Mutex<HashMap<LevelId, OnLost>>,
+    callbacks: Mutex<HashMap<LevelId, Callbacks>>,
     /// The waiters of each configuration.
     crowds: Mutex<Vec<Weak<dyn Crowd>>>,
 }
@@ -69,9 +80,21 @@ impl Registry {
         })
     }
 
-    /// The owner of a level wants to hear of a loss.
-    pub(super) fn call(&self, level: LevelId, on_lost: OnLost) {
-        locked(&self.callbacks).insert(level, on_lost);
+    /// The owner of a level wants to hear of its hold.
+    pub(super) fn call(&self, level: LevelId, callbacks: Callbacks) {
+        locked(&self.callbacks).insert(level, callbacks);
+    }
+
+    /// The hold of a level is about to expire.
+    pub(super) fn warn(&self, entered: Entered) {
+        let callbacks = locked(&self.callbacks);
+        let expiring = callbacks
+            .get(&entered.level)
+            .and_then(|of| of.expiring.clone());
+        drop(callbacks);
+        if let Some((_, expiring)) = expiring {
+            expiring(entered);
+        }
     }
 
     /// A level has been left: nobody wants to hear of it any more.
@@ -140,8 +163,8 @@ impl Registry {
         }
         for level in reported.levels {
             let callback = locked(&self.callbacks).remove(&level);
-            if let Some(callback) = callback {
-                callback();
+            if let Some(lost) = callback.and_then(|of| of.lost) {
+                lost();
             }
         }
     }

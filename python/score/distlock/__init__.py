@@ -17,6 +17,7 @@ from ._errors import (
     LockExpired,
 )
 from ._insight import HoldInfo
+from ._late import locked
 
 _fork.attend()
 
@@ -35,4 +36,5 @@ __all__ = (
     "connect",
     "from_django",
     "init",
+    "locked",
 )

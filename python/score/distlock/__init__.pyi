@@ -19,6 +19,7 @@ from ._errors import DistlockError as DistlockError
 from ._errors import LockExpired as LockExpired
 from ._guard import AsyncGuard, Guard
 from ._insight import HoldInfo as HoldInfo
+from ._late import locked as locked
 from .aio import AsyncLock, AsyncModule
 
 __all__ = (
@@ -36,6 +37,7 @@ __all__ = (
     "connect",
     "from_django",
     "init",
+    "locked",
 )
 
 __version__: Final[str]
@@ -74,6 +76,8 @@ class Lock:
         on_lost: Callable[[Lock], object] | None = None,
         *,
         note: str | None = None,
+        on_expiring: Callable[[Lock, float], object] | None = None,
+        warn_before: _Time = None,
     ) -> Hold: ...
     def _begin(
         self,
@@ -84,6 +88,7 @@ class Lock:
         autoextend: bool | None,
         maxtime: float | None,
         on_lost: Any,
+        expiring: Any,
         lock: Any,
         note: str | None,
     ) -> _Acquisition: ...
@@ -104,7 +109,7 @@ class Lock:
 @final
 class Lost:
     def is_set(self) -> bool: ...
-    def wait(self, timeout: float | None = None) -> bool: ...
+    def wait(self, timeout: _Time = None) -> bool: ...
     def __bool__(self) -> NoReturn: ...
 
 @final
@@ -167,6 +172,8 @@ class ConfiguredDistlockModule:
         autoextend: bool | None = None,
         maxtime: _Time = None,
         on_lost: Callable[[Any], object] | None = None,
+        on_expiring: Callable[[Any, float], object] | None = None,
+        warn_before: _Time = None,
     ) -> Callable[[_Function], _Function]: ...
     @property
     def aio(self) -> AsyncModule: ...

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import inspect
 import itertools
-import math
 import weakref
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -21,7 +20,7 @@ from . import _config, _insight
 from ._all import Pace, Tokens, ordered
 from ._distlock import Lost, _Acquisition, _AsyncExit, _Exit, _Inbox, _Levels, _Opened, _Watch
 from ._errors import CouldNotAcquireLock, LockExpired
-from ._hold import callback, lease
+from ._hold import callback, lease, pause, warning
 from ._hold import note as checked
 from ._insight import HoldInfo
 
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ("AsyncHold", "AsyncHolds", "AsyncLock", "AsyncLost", "AsyncModule")
 
 _Time = float | str | timedelta | None
+#: How many seconds before the end of a lease to call what.
+_Warning = tuple[float, Callable[..., object]] | None
 #: The numbers of a hold and of a level of it.
 _Level = tuple[int, int]
 
@@ -346,32 +347,34 @@ class AsyncLock:
         block: bool,
         autoextend: bool | None = None,
         maxtime: float | None = None,
-        on_lost: Any = None,
+        on_lost: Callable[[AsyncLock], object] | None = None,
+        expiring: _Warning = None,
         note: str | None = None,
     ) -> _Acquiring:
         lock = self._lock
-        callback = None if on_lost is None else self._in_loop(on_lost)
+        told = None if on_lost is None else self._in_loop(on_lost)
+        warned = None if expiring is None else (expiring[0], self._in_loop(expiring[1]))
         return _Acquiring(
             lambda inbox, wakeup: lock._begin(
-                inbox, wakeup, timeout, block, autoextend, maxtime, callback, self, note
+                inbox, wakeup, timeout, block, autoextend, maxtime, told, warned, self, note
             )
         )
 
-    def _in_loop(self, on_lost: Callable[[AsyncLock], object]) -> Callable[[AsyncLock], None]:
+    def _in_loop(self, callback: Callable[..., object]) -> Callable[..., None]:
         """Has a callback run where the coroutine does."""
         loop = asyncio.get_running_loop()
 
-        def call(lock: AsyncLock) -> None:
-            result = on_lost(lock)
+        def call(*arguments: Any) -> None:
+            result = callback(*arguments)
             if inspect.isawaitable(result):
                 # The loop itself remembers its tasks but weakly.
                 task = asyncio.ensure_future(result)
                 _callbacks.add(task)
                 task.add_done_callback(_callbacks.discard)
 
-        def schedule(lock: AsyncLock) -> None:
+        def schedule(*arguments: Any) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(call, lock)
+                loop.call_soon_threadsafe(call, *arguments)
 
         return schedule
 
@@ -430,17 +433,24 @@ class AsyncLock:
         on_lost: Callable[[AsyncLock], object] | None = None,
         *,
         note: str | None = None,
+        on_expiring: Callable[[AsyncLock, float], object] | None = None,
+        warn_before: _Time = None,
     ) -> AsyncHold:
         """Acquires for an ``async with`` block, with options.
 
         See :meth:`~score.distlock.Lock.hold`.
 
         :param on_lost: called with this object in the event loop; it may be a coroutine function.
+        :param on_expiring: likewise, with this object and the number of seconds that are left.
         """
         if timeout != "default":
             timeout = _config.timeout(timeout)
-        options = (lease(maxtime), callback(on_lost), checked(note))
-        return AsyncHold(self, timeout, autoextend, *options)
+        seconds = lease(maxtime)
+        extended = self.conf._autoextend if autoextend is None else autoextend
+        length = self.conf.maxtime if seconds is None else seconds
+        expiring = warning(on_expiring, warn_before, length, extended)
+        options = (timeout, True, autoextend, seconds, callback(on_lost), expiring, checked(note))
+        return AsyncHold(self, options)
 
     def guard(self, connection: Any, *, token: str | bytes | None = None) -> AsyncGuard:
         """Guards a transaction of the caller's own on the same database.
@@ -480,26 +490,25 @@ class AsyncLost:
         """Whether the hold is lost."""
         return self._lost.is_set()
 
-    async def wait(self, timeout: float | None = None) -> bool:
+    async def wait(self, timeout: _Time = None) -> bool:
         """Sleeps until the hold is lost.
 
-        :param timeout: for how many seconds at most; ``None`` is for ever.
+        :param timeout: for how long at most; see :meth:`~score.distlock.Lost.wait`.
         :returns: whether the hold is lost.
         """
         loop, channel, woken = asyncio.get_running_loop(), _channel(), asyncio.Event()
-        end = math.inf if timeout is None else loop.time() + timeout
+        end = loop.time() + pause(timeout)
         number = channel.number()
         try:
             channel.expect(number, woken)
             watch = _Watch(channel.inbox, number)  # noqa: F841 (kept until it returns)
             while not self.is_set():
                 left = end - loop.time()
-                if not left > 0:
+                if left <= 0:
                     return False
                 woken.clear()
                 # A hold that is taken meanwhile counts too, a second later at the most.
-                pause = min(left, self._lock.remaining or 1, 1)
-                timer = loop.call_later(pause, woken.set)
+                timer = loop.call_later(min(left, self._lock.remaining or 1, 1), woken.set)
                 try:
                     await woken.wait()
                 finally:
@@ -518,17 +527,9 @@ class AsyncHold:
 
     __module__ = "score.distlock.aio"
 
-    def __init__(
-        self,
-        lock: AsyncLock,
-        timeout: _Time,
-        autoextend: bool | None,
-        maxtime: float | None,
-        on_lost: Callable[[AsyncLock], object] | None,
-        note: str | None,
-    ) -> None:
+    def __init__(self, lock: AsyncLock, options: tuple[Any, ...]) -> None:
         self._lock = lock
-        self._options = (timeout, True, autoextend, maxtime, on_lost, note)
+        self._options = options
         self._ender = _Opened(lock._lock)
 
     async def __aenter__(self) -> AsyncLock:
