@@ -281,6 +281,7 @@ class Values:
             "on_lost": st.sampled_from([None, print, raising, world.call_back]),
             "on_expiring": st.sampled_from([None, print, raising, world.call_back]),
             "warn_before": st.none() | st.sampled_from([0.001, "1ms", timedelta(seconds=1)]),
+            "cancel_on_loss": st.booleans(),
             "session": st.none(),
             "connection": st.sampled_from([world.connection, world.async_connection]),
             "conf": st.sampled_from([world.conf, world.closed, world.elsewhere]),

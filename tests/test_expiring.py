@@ -226,16 +226,17 @@ def test_coroutines_are_warned_in_their_loop(conf: Conf, run: Run) -> None:
 def test_never_after_a_coroutine_has_left(conf: Conf, run: Run) -> None:
     async def main() -> None:
         lock = conf.aio.get("name")
+        left: list[bool] = []
+
+        def on_expiring(lock: Any, seconds: float) -> None:
+            told.append(left[-1])
+
         told: list[bool] = []
         for number in range(60):
-            left = threading.Event()
-            async with lock.hold(
-                maxtime="300ms",
-                warn_before=0.28,
-                on_expiring=lambda lock, seconds, left=left: told.append(left.is_set()),
-            ):
+            left.append(False)
+            async with lock.hold(maxtime="300ms", warn_before=0.28, on_expiring=on_expiring):
                 await asyncio.sleep(0.015 + 0.0003 * number)
-                left.set()  # nothing is awaited between this and the end
+                left[-1] = True  # nothing is awaited between this and the end
         await asyncio.sleep(0.02)
         assert True not in told
 
@@ -303,7 +304,7 @@ def test_mistakes(conf: Conf, asynchronous: bool) -> None:
             take(**bad)
         if "maxtime" in bad or ("less than the" not in message and "half" not in message):
             with pytest.raises(error, match=message):
-                conf.locked("name", **bad)  # type: ignore[arg-type]
+                conf.locked("name", **bad)
     take(on_expiring=print, warn_before=59.9)
     take(on_expiring=print, maxtime=0)
 

@@ -162,6 +162,58 @@ async def _finish(exit_: _Exit) -> None:
     await channel.ask(exit_.finish)
 
 
+async def _leave(exit_: _Exit, manager: object, _kind: object, raised: object, *_: object) -> None:
+    """The same for a block, whose own cancellation goes no further."""
+    scope = manager._scope() if isinstance(manager, AsyncHold) else None
+    if scope is None or not await scope.end(raised):
+        await _finish(exit_)
+        return
+    # Somebody else has cancelled the task too, which must end as cancelled.
+    with contextlib.suppress(LockExpired):
+        await _finish(exit_)
+    if not isinstance(raised, asyncio.CancelledError):
+        raise asyncio.CancelledError
+
+
+class _Cancelling:
+    """Cancels the task that is in a block when its hold is lost."""
+
+    def __init__(self, on_lost: Callable[[AsyncLock], object] | None) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("cancel_on_loss needs a task of asyncio")
+        self.task = task
+        self._on_lost = on_lost
+        self._before = self._count("cancelling")
+        self._open = True
+        self._cancelled = False
+
+    def _count(self, method: str) -> int:
+        """How often the task has been asked to end; Python 3.10 does not know."""
+        count = getattr(self.task, method, None)
+        return 0 if count is None else count()
+
+    def lost(self, lock: AsyncLock) -> object:
+        """The hold is lost."""
+        if self._open:
+            self._cancelled = True
+            self.task.cancel()
+        return None if self._on_lost is None else self._on_lost(lock)
+
+    async def end(self, raised: object) -> bool:
+        """The block is left. Whether the task was cancelled by somebody else too."""
+        self._open = False
+        if not self._cancelled or asyncio.current_task() is not self.task:
+            return False
+        arrived = isinstance(raised, asyncio.CancelledError)
+        if not arrived:
+            try:
+                await asyncio.sleep(0)  # the block may have awaited nothing since
+            except asyncio.CancelledError:
+                arrived = True
+        return self._count("uncancel") > self._before and arrived
+
+
 #: What `on_lost` has started and is still running.
 _callbacks: set[asyncio.Future[Any]] = set()
 
@@ -435,6 +487,7 @@ class AsyncLock:
         note: str | None = None,
         on_expiring: Callable[[AsyncLock, float], object] | None = None,
         warn_before: _Time = None,
+        cancel_on_loss: bool = False,
     ) -> AsyncHold:
         """Acquires for an ``async with`` block, with options.
 
@@ -442,6 +495,8 @@ class AsyncLock:
 
         :param on_lost: called with this object in the event loop; it may be a coroutine function.
         :param on_expiring: likewise, with this object and the number of seconds that are left.
+        :param cancel_on_loss: whether to cancel the task that has entered the block if the hold is
+            lost. The end of the block turns that cancellation into :class:`LockExpired`.
         """
         if timeout != "default":
             timeout = _config.timeout(timeout)
@@ -449,8 +504,16 @@ class AsyncLock:
         extended = self.conf._autoextend if autoextend is None else autoextend
         length = self.conf.maxtime if seconds is None else seconds
         expiring = warning(on_expiring, warn_before, length, extended)
-        options = (timeout, True, autoextend, seconds, callback(on_lost), expiring, checked(note))
-        return AsyncHold(self, options)
+        options = {
+            "timeout": timeout,
+            "block": True,
+            "autoextend": autoextend,
+            "maxtime": seconds,
+            "on_lost": callback(on_lost),
+            "expiring": expiring,
+            "note": checked(note),
+        }
+        return AsyncHold(self, options, cancel_on_loss)
 
     def guard(self, connection: Any, *, token: str | bytes | None = None) -> AsyncGuard:
         """Guards a transaction of the caller's own on the same database.
@@ -527,20 +590,38 @@ class AsyncHold:
 
     __module__ = "score.distlock.aio"
 
-    def __init__(self, lock: AsyncLock, options: tuple[Any, ...]) -> None:
+    def __init__(self, lock: AsyncLock, options: dict[str, Any], cancel_on_loss: bool) -> None:
         self._lock = lock
         self._options = options
+        self._cancel_on_loss = cancel_on_loss
+        self._scopes: list[_Cancelling] = []
         self._ender = _Opened(lock._lock)
 
     async def __aenter__(self) -> AsyncLock:
-        acquiring = self._lock._acquiring(*self._options)
+        options = self._options
+        if self._cancel_on_loss:
+            scope = _Cancelling(options["on_lost"])
+            options = {**options, "on_lost": scope.lost}
+            self._scopes.append(scope)
+        acquiring = self._lock._acquiring(**options)
         try:
             _, level = await acquiring.run()
             self._ender.push(level)
         except BaseException:
             acquiring.give_up()
+            if self._cancel_on_loss:
+                self._scopes.remove(scope)
             raise
         return self._lock
+
+    def _scope(self) -> _Cancelling | None:
+        """That of the block that ends: the current task's innermost, or else the oldest."""
+        task = asyncio.current_task()
+        own = [scope for scope in self._scopes if scope.task is task] or self._scopes[:1]
+        if not own:
+            return None
+        self._scopes.remove(own[-1])
+        return own[-1]
 
     __aexit__ = _AsyncExit()
 
