@@ -4,7 +4,7 @@
 
 use _distlock::engine::{Caller, Lease, Name, Place};
 use _distlock::error::Error;
-use _distlock::service::{Acquisition, Lock, Locks, Request, Wait, thread_wakeup};
+use _distlock::service::{Acquisition, Callbacks, Lock, Locks, Request, Wait, Wakeup};
 use _distlock::store::{self, Budget, Settings, Store, Url};
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,9 +39,9 @@ fn main() -> Result<(), Error> {
             lock.name().clone(),
             Wait::new(Some(Duration::ZERO)),
         );
-        let acquisition = Acquisition::new(locks_, name, request, wait, thread_wakeup());
+        let acquisition = Acquisition::new(locks_, name, request, wait, Wakeup::thread());
         acquisition.wait_for(budget())?;
-        if let Some((entered, _)) = acquisition.accept(Some(&caller), None)? {
+        if let Some((entered, _)) = acquisition.accept(Some(&caller), Callbacks::default())? {
             caller.remembered = Arc::from([entered.hold]);
         }
         let ending = locks.begin_release(&lock, &caller, None);

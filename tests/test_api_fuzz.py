@@ -33,6 +33,7 @@ import score.distlock.aio
 from score.distlock import _config
 from score.distlock._all import Holds
 from score.distlock._guard import AsyncGuard, Guard
+from score.distlock.aio import AsyncLost
 from score.init import ConfigurationError
 
 Conf = score.distlock.ConfiguredDistlockModule
@@ -112,6 +113,12 @@ class World:
         self.note(self.conf.try_acquiring("held"))
         return 1
 
+    def lost(self) -> score.distlock.Lock:
+        """A lock whose hold is lost: nobody waits for that any more."""
+        lock = score.distlock.Lock(self.conf, "lost")
+        lock.hold(maxtime=0).__enter__()
+        return lock
+
     def note(self, result: Any) -> Any:
         """Remembers which holds somebody has asked for."""
         if type(result) is str:
@@ -167,9 +174,11 @@ SUBJECTS: dict[type, Callable[[World], Any]] = {
     score.distlock.Hold: lambda world: world.lock.hold(0, True, "5s"),
     Holds: lambda world: world.note(world.conf.acquire_all(["x", "y"])),
     Guard: lambda world: world.lock.guard(world.connection, token=WRONG),
+    score.distlock.Lost: lambda world: world.lost().lost,
     score.distlock.aio.AsyncModule: lambda world: world.conf.aio,
     score.distlock.aio.AsyncLock: lambda world: world.async_lock,
     score.distlock.aio.AsyncHold: lambda world: world.async_lock.hold(0, False, 5),
+    score.distlock.aio.AsyncLost: lambda world: AsyncLost(world.lost()),
     score.distlock.aio.AsyncHolds: lambda world: world.conf.aio.acquire_all(["x", "y"]),
     AsyncGuard: lambda world: world.async_lock.guard(world.async_connection, token=WRONG),
     score.distlock.HoldInfo: lambda world: world.info,
@@ -184,6 +193,7 @@ SUBJECTS: dict[type, Callable[[World], Any]] = {
 NOT_MADE = {Guard, AsyncGuard, Holds, score.distlock.Hold, score.distlock.aio.AsyncHold}
 NOT_MADE |= {score.distlock.aio.AsyncHolds, score.distlock.aio.AsyncModule}
 NOT_MADE |= {score.distlock.aio.AsyncLock, score.distlock.HoldInfo}
+NOT_MADE |= {score.distlock.Lost, AsyncLost}
 
 PUBLIC = ("__enter__", "__exit__", "__aenter__", "__aexit__", "__await__", "__repr__", "__str__")
 
@@ -201,6 +211,7 @@ CALLS: list[tuple[Any, Any]] = [
     (None, score.distlock.init),
     (None, score.distlock.connect),
     (None, score.distlock.from_django),
+    (None, score.distlock.locked),
 ]
 
 NUMBERS: list[Any] = [
@@ -268,6 +279,9 @@ class Values:
             "ignore_expired": st.booleans(),
             "reentrant": st.booleans(),
             "on_lost": st.sampled_from([None, print, raising, world.call_back]),
+            "on_expiring": st.sampled_from([None, print, raising, world.call_back]),
+            "warn_before": st.none() | st.sampled_from([0.001, "1ms", timedelta(seconds=1)]),
+            "cancel_on_loss": st.booleans(),
             "session": st.none(),
             "connection": st.sampled_from([world.connection, world.async_connection]),
             "conf": st.sampled_from([world.conf, world.closed, world.elsewhere]),
@@ -331,7 +345,7 @@ def test_the_whole_api_is_known(url: str, db: psycopg.Connection[Any]) -> None:
     exported = {getattr(score.distlock, name) for name in score.distlock.__all__}
     exported |= {getattr(score.distlock.aio, name) for name in score.distlock.aio.__all__}
     called = {*SUBJECTS, score.distlock.init, score.distlock.__version__}
-    called |= {score.distlock.connect, score.distlock.from_django}
+    called |= {score.distlock.connect, score.distlock.from_django, score.distlock.locked}
     assert exported <= called
     world = World(url, db)
     known = set(Values(world).sensible)

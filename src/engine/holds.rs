@@ -27,7 +27,7 @@ use super::{
     Caller, Condition, Deadline, Entered, Hold, HoldId, Lease, LevelId, LockId, Loss, Moment, Name,
     Token,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 pub mod ending;
 mod lasting;
@@ -97,6 +97,8 @@ pub struct Holds {
     by_token: HashMap<Token, HoldId>,
     /// The fence of a hold whose token was presented to a Lock object that did not take it.
     presented: HashMap<LockId, i64>,
+    /// The Lock objects that have lost a hold since they acquired last.
+    lost: HashSet<LockId>,
 }
 
 impl Holds {
@@ -124,6 +126,13 @@ impl Holds {
         let id = self.owned(lock, caller).or_else(|| self.newest(lock))?;
         let hold = self.all.get(&id)?;
         (hold.condition != Condition::Released).then_some(hold)
+    }
+
+    /// Whether the same hold is lost, or the Lock object has none and has lost its last one.
+    #[must_use]
+    pub fn is_lost(&self, lock: LockId, caller: &Caller, now: Moment) -> bool {
+        self.of(lock, caller)
+            .map_or_else(|| self.lost.contains(&lock), |hold| hold.expired(now))
     }
 
     /// A hold.
@@ -232,6 +241,7 @@ impl Holds {
             level: level.id,
         });
         let opened = opened.collect();
+        self.lost.remove(&grant.lock);
         let siblings = self.by_lock.entry(grant.lock).or_default();
         siblings.push(grant.entered.hold);
         if siblings.len() > Holds::MANY {
@@ -298,6 +308,7 @@ impl Holds {
     /// are extended until somebody releases them. Tells whether there are any.
     pub fn forget(&mut self, lock: LockId) -> bool {
         self.presented.remove(&lock);
+        self.lost.remove(&lock);
         let ids = self.by_lock.get(&lock).cloned().unwrap_or_default();
         for id in &ids {
             let extended = self.all.get(id).is_some_and(|hold| {

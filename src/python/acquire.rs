@@ -2,12 +2,12 @@
 
 use super::call::{call, call_patiently};
 use super::errors::exception;
-use super::events;
+use super::events::{self, Listeners};
 use super::lock::Lock;
 use super::owner;
 use crate::engine::{Entered, Lease, Name, Token};
 use crate::error::Error;
-use crate::service::{Acquisition, Locks, OnLost, Request, Wait, thread_wakeup};
+use crate::service::{Acquisition, Callbacks, Locks, Request, Wait, Wakeup};
 use crate::store::About;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -101,7 +101,7 @@ pub fn acquire(
     name: &Name,
     request: &Request,
     timeout: Option<Duration>,
-    on_lost: impl Fn() -> Option<OnLost>,
+    callbacks: impl Fn() -> Callbacks,
 ) -> PyResult<Result<(Entered, Token), Error>> {
     let limit = locks.store().timeout();
     let acquisition = Acquisition::new(
@@ -109,7 +109,7 @@ pub fn acquire(
         name.clone(),
         request.clone(),
         Wait::new(timeout),
-        thread_wakeup(),
+        Wakeup::thread(),
     );
     loop {
         let wait = |budget: crate::store::Budget<'_>| match acquisition.wait_for(budget) {
@@ -128,7 +128,7 @@ pub fn acquire(
         // With the GIL, at the last moment: from here on no Python code runs before the
         // caller has its answer.
         let caller = request.owner.as_ref().map(|(_, caller)| caller);
-        match acquisition.accept(caller, on_lost()) {
+        match acquisition.accept(caller, callbacks()) {
             Ok(Some(accepted)) => return Ok(Ok(accepted)),
             Ok(None) => {}
             Err(error) => return Err(exception(py, error)),
@@ -150,7 +150,7 @@ pub fn enter(
     py: Python<'_>,
     lock: &Lock,
     entering: Entering,
-    on_lost: Option<(&Py<PyAny>, &Py<PyAny>)>,
+    listeners: Option<&Listeners>,
 ) -> PyResult<Result<(Entered, Token), Error>> {
     let request = Request {
         owner: Some((lock.core().id(), owner::current(py)?)),
@@ -159,14 +159,22 @@ pub fn enter(
         lease: entering.lease,
         about: about(entering.note),
     };
-    if entering.extended || on_lost.is_some() {
+    if entering.extended {
         events::attend(py)?;
     }
-    let callback = || {
-        on_lost.map(|(callback, lock)| events::on_lost(callback.clone_ref(py), lock.clone_ref(py)))
-    };
+    if let Some(listeners) = listeners {
+        listeners.attend(py)?;
+    }
+    let callbacks = || listeners.map_or_else(Callbacks::default, |all| all.callbacks(py));
     let name = lock.core().name();
-    let entered = acquire(py, lock.locks(), name, &request, entering.timeout, callback)?;
+    let entered = acquire(
+        py,
+        lock.locks(),
+        name,
+        &request,
+        entering.timeout,
+        callbacks,
+    )?;
     if let Ok((entered, _)) = &entered {
         remember(py, lock, *entered)?;
     }

@@ -2,12 +2,12 @@
 //! thread that waits for them.
 
 use super::errors::exception;
-use super::events;
+use super::events::{self, Listeners};
 use super::insight;
 use super::owner;
 use crate::engine::{Entered, Name};
 use crate::error::{Error, Result};
-use crate::service::{self, Locks, Request, Step, Wait, Wakeup};
+use crate::service::{self, Callbacks, Locks, Request, Step, Wait, Wakeup};
 use crate::store::{Budget, Record};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
@@ -178,7 +178,7 @@ pub struct Acquisition {
     core: Arc<service::Acquisition>,
     lock: Option<Arc<service::Lock>>,
     request: Request,
-    on_lost: Option<(Py<PyAny>, Py<PyAny>)>,
+    listeners: Option<Listeners>,
     accepted: Mutex<Option<Entered>>,
 }
 
@@ -191,17 +191,20 @@ impl Acquisition {
         request: Request,
         wait: Wait,
         wakeup: Wakeup,
-        on_lost: Option<(Py<PyAny>, Py<PyAny>)>,
+        listeners: Option<Listeners>,
     ) -> PyResult<Acquisition> {
-        if request.extended || on_lost.is_some() {
+        if request.extended {
             Python::attach(events::attend)?;
+        }
+        if let Some(listeners) = &listeners {
+            Python::attach(|py| listeners.attend(py))?;
         }
         let core = service::Acquisition::new(locks, name, request.clone(), wait, wakeup);
         Ok(Acquisition {
             core: Arc::new(core),
             lock,
             request,
-            on_lost,
+            listeners,
             accepted: Mutex::default(),
         })
     }
@@ -242,10 +245,9 @@ impl Acquisition {
     /// answer came too late, and the wait goes on.
     fn accept(&self, py: Python<'_>) -> PyResult<Option<(String, (u64, u64))>> {
         let caller = self.request.owner.as_ref().map(|(_, caller)| caller);
-        let on_lost = self.on_lost.as_ref();
-        let on_lost = on_lost
-            .map(|(callback, lock)| events::on_lost(callback.clone_ref(py), lock.clone_ref(py)));
-        let accepted = self.core.accept(caller, on_lost);
+        let listeners = self.listeners.as_ref();
+        let callbacks = listeners.map_or_else(Callbacks::default, |all| all.callbacks(py));
+        let accepted = self.core.accept(caller, callbacks);
         let Some((entered, token)) = accepted.map_err(|error| exception(py, error))? else {
             return Ok(None);
         };

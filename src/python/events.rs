@@ -1,12 +1,13 @@
-//! What threads that Python does not know have to tell it: log records, and losses of holds.
+//! What threads that Python does not know have to tell it: log records, and what becomes of holds.
 //!
 //! They never call Python themselves: at the interpreter's end that would abort the
 //! process, and a destructor may run while an exception is under way. A thread of Python's
 //! own takes the events from here, see `_events.py`; so does each call when it returns.
 
 use super::owner::is_main_thread;
+use crate::engine::Entered;
 use crate::process::ProcessLocal;
-use crate::service::OnLost;
+use crate::service::Callbacks;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyException;
@@ -14,7 +15,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
-use std::sync::{Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 enum Event {
@@ -23,6 +24,42 @@ enum Event {
         callback: Py<PyAny>,
         lock: Py<PyAny>,
     },
+    Expiring(Arc<(Py<PyAny>, Py<PyAny>)>, Entered),
+}
+
+/// Who wants to hear what becomes of a hold.
+pub struct Listeners {
+    /// What is called with it.
+    pub lock: Py<PyAny>,
+    /// `on_lost`.
+    pub lost: Option<Py<PyAny>>,
+    /// How many seconds before the end of a term, and what is called with the level.
+    pub expiring: Option<(f64, Py<PyAny>)>,
+}
+
+impl Listeners {
+    /// Starts the thread that tells them, if there are any.
+    pub fn attend(&self, py: Python<'_>) -> PyResult<()> {
+        if self.lost.is_some() || self.expiring.is_some() {
+            attend(py)?;
+        }
+        Ok(())
+    }
+
+    /// How the core tells them.
+    pub fn callbacks(&self, py: Python<'_>) -> Callbacks {
+        let lost = self.lost.as_ref().map(|callback| {
+            let (callback, lock) = (callback.clone_ref(py), self.lock.clone_ref(py));
+            let put = move || EVENTS.get().put(Event::Lost { callback, lock });
+            Box::new(put) as Box<_>
+        });
+        let expiring = self.expiring.as_ref().map(|(before, callback)| {
+            let parts = Arc::new((callback.clone_ref(py), self.lock.clone_ref(py)));
+            let put = move |level| EVENTS.get().put(Event::Expiring(parts.clone(), level));
+            (*before, Arc::new(put) as Arc<_>)
+        });
+        Callbacks { lost, expiring }
+    }
 }
 
 #[derive(Default)]
@@ -48,7 +85,7 @@ impl Events {
 
     fn put(&self, event: Event) {
         let mut queue = self.queue();
-        if queue.len() < Events::MOST || matches!(event, Event::Lost { .. }) {
+        if queue.len() < Events::MOST || !matches!(event, Event::Log(..)) {
             queue.push_back(event);
             WAITING.store(queue.len(), SeqCst);
         }
@@ -105,11 +142,6 @@ pub fn install() {
     }
 }
 
-/// Has `callback(lock)` called in a thread of its own when a hold is lost.
-pub fn on_lost(callback: Py<PyAny>, lock: Py<PyAny>) -> OnLost {
-    Box::new(move || EVENTS.get().put(Event::Lost { callback, lock }))
-}
-
 /// Starts the thread that takes the events, once in each process.
 pub fn attend(py: Python<'_>) -> PyResult<()> {
     if EVENTS.get().attended.swap(true, SeqCst) {
@@ -139,7 +171,12 @@ fn parts(py: Python<'_>, event: Event) -> PyResult<Parts> {
             };
             ("log", level.into_py_any(py)?, message.into_py_any(py)?)
         }
-        Event::Lost { callback, lock } => ("lost", callback, lock),
+        Event::Lost { callback, lock } => ("lost", callback, (lock,).into_py_any(py)?),
+        Event::Expiring(parts, level) => {
+            let (callback, lock) = (parts.0.clone_ref(py), parts.1.clone_ref(py));
+            let level = (level.hold.number(), level.level.number());
+            ("expiring", callback, (lock, level).into_py_any(py)?)
+        }
     })
 }
 

@@ -166,12 +166,17 @@ impl Leaving {
         py: Python<'py>,
         exception: &Bound<'py, PyTuple>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        // Python itself makes the body's exception the context of ours.
-        let _ = exception;
         let aio = py.import(intern!(py, "score.distlock.aio"))?;
-        let finish = aio.getattr(intern!(py, "_finish"))?;
-        let ender = self.manager.bind(py).getattr(intern!(py, "_ender"))?;
-        let exit = self.begin(&ender)?;
-        finish.call1((exit,))
+        let leave = aio.getattr(intern!(py, "_leave"))?;
+        let manager = self.manager.bind(py);
+        let exit = self.begin(&manager.getattr(intern!(py, "_ender"))?)?;
+        let arguments = (exit, manager).into_pyobject(py)?;
+        // Python itself makes the body's exception the context of ours.
+        leave.call1(
+            arguments
+                .as_sequence()
+                .concat(exception.as_sequence())?
+                .to_tuple()?,
+        )
     }
 }

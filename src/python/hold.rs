@@ -6,6 +6,7 @@
 use super::acquire::{Entering, enter, leave};
 use super::call::call;
 use super::errors::exception;
+use super::events::Listeners;
 use super::exit::{Endings, Exit};
 use super::lock::Lock;
 use super::owner;
@@ -71,17 +72,17 @@ impl Drop for Blocks {
 pub struct Hold {
     lock: Py<Lock>,
     entering: Entering,
-    on_lost: Option<Py<PyAny>>,
+    listeners: Listeners,
     blocks: Blocks,
 }
 
 impl Hold {
-    pub fn new(lock: Py<Lock>, entering: Entering, on_lost: Option<Py<PyAny>>) -> Hold {
+    pub fn new(lock: Py<Lock>, entering: Entering, listeners: Listeners) -> Hold {
         let blocks = Blocks::new(lock.get().locks().clone());
         Hold {
             lock,
             entering,
-            on_lost,
+            listeners,
             blocks,
         }
     }
@@ -90,9 +91,8 @@ impl Hold {
 #[pymethods]
 impl Hold {
     fn __enter__(&self, py: Python<'_>) -> PyResult<Py<Lock>> {
-        let any = self.lock.clone_ref(py).into_any();
-        let on_lost = self.on_lost.as_ref().map(|on_lost| (on_lost, &any));
-        let (level, _) = enter(py, self.lock.get(), self.entering.clone(), on_lost)?
+        let listeners = Some(&self.listeners);
+        let (level, _) = enter(py, self.lock.get(), self.entering.clone(), listeners)?
             .map_err(|error| exception(py, error))?;
         self.blocks.push(level);
         Ok(self.lock.clone_ref(py))

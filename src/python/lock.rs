@@ -5,7 +5,9 @@ use super::aio::{Acquisition, Inbox, Value, in_time, job};
 use super::arguments;
 use super::call::call;
 use super::errors::exception;
+use super::events::Listeners;
 use super::hold::Hold;
+use super::lost::Lost;
 use super::module::ConfiguredDistlockModule;
 use super::owner;
 use crate::engine::{Caller, Ending, Lease, Name, Token};
@@ -206,6 +208,18 @@ impl Lock {
         Ok(self.core.expired(&owner::current(py)?))
     }
 
+    /// A :class:`Lost`: set while the hold is lost; what a worker sleeps on.
+    ///
+    /// .. code-block:: python
+    ///
+    ///     with lock.hold(autoextend=True):
+    ///         while not lock.lost.wait(1):        # once a second
+    ///             do_something()
+    #[getter]
+    fn lost(slf: Bound<'_, Self>) -> Lost {
+        Lost::new(slf.unbind())
+    }
+
     /// Acquires the lock, or enters it once more if the caller is its owner.
     ///
     /// :param timeout: how long to wait if somebody else holds the lock: seconds as a number, a
@@ -356,10 +370,16 @@ impl Lock {
     /// :param on_lost: called with the Lock, once and in a thread of its own, if the hold is lost:
     ///     it could not be extended in time, its lease is over, or somebody else released it. The
     ///     end of the block raises :class:`LockExpired` then.
+    /// :param on_expiring: called with the Lock and the number of seconds that are left, likewise,
+    ///     once for each term of the lease: if the hold was not extended and its end is near. With
+    ///     `autoextend` that means that the database cannot be reached.
+    /// :param warn_before: how near: seconds, a score interval or a :class:`~datetime.timedelta`.
+    ///     By default a third of the lease; with `autoextend` less than half of it.
     /// :param note: what the hold is for, a line of at most 200 characters: whoever asks who
     ///     holds the lock is shown it, see :class:`HoldInfo`.
     /// :returns: a context manager that returns this Lock.
-    #[pyo3(signature = (timeout=Timeout::Configured, autoextend=None, maxtime=None, on_lost=None, *, note=None), text_signature = "($self, timeout='default', autoextend=None, maxtime=None, on_lost=None, *, note=None)")]
+    #[pyo3(signature = (timeout=Timeout::Configured, autoextend=None, maxtime=None, on_lost=None, *, note=None, on_expiring=None, warn_before=None), text_signature = "($self, timeout='default', autoextend=None, maxtime=None, on_lost=None, *, note=None, on_expiring=None, warn_before=None)")]
+    #[allow(clippy::too_many_arguments)] // they are the caller's options
     fn hold(
         slf: &Bound<'_, Self>,
         timeout: Timeout,
@@ -367,6 +387,8 @@ impl Lock {
         maxtime: Option<&Bound<'_, PyAny>>,
         on_lost: Option<&Bound<'_, PyAny>>,
         note: Option<&Bound<'_, PyAny>>,
+        on_expiring: Option<&Bound<'_, PyAny>>,
+        warn_before: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Hold> {
         let options = slf.py().import("score.distlock._hold")?;
         let lease: Option<f64> = options.call_method1("lease", (maxtime,))?.extract()?;
@@ -380,13 +402,19 @@ impl Lock {
             lease: lease.and_then(Lease::from_seconds),
             note: note.map(Arc::from),
         };
-        let on_lost = on_lost.map(|on_lost| on_lost.clone().unbind());
-        Ok(Hold::new(slf.clone().unbind(), entering, on_lost))
+        let seconds = lease.unwrap_or_else(|| slf.get().locks().lease().seconds());
+        let warning = (on_expiring, warn_before, seconds, entering.extended);
+        let listeners = Listeners {
+            lock: slf.clone().into_any().unbind(),
+            lost: on_lost.map(|on_lost| on_lost.clone().unbind()),
+            expiring: options.call_method1("warning", warning)?.extract()?,
+        };
+        Ok(Hold::new(slf.clone().unbind(), entering, listeners))
     }
 
     /// Begins to acquire for a coroutine; `wakeup` is put into the inbox when it is to go on.
-    /// `on_lost` is called with `lock`.
-    #[pyo3(signature = (inbox, wakeup, timeout, block, autoextend, maxtime, on_lost, lock, note))]
+    /// `on_lost` and `expiring` are called with `lock`.
+    #[pyo3(signature = (inbox, wakeup, timeout, block, autoextend, maxtime, on_lost, expiring, lock, note))]
     #[allow(clippy::too_many_arguments)] // one caller
     fn _begin(
         &self,
@@ -398,10 +426,16 @@ impl Lock {
         autoextend: Option<bool>,
         maxtime: Option<f64>,
         on_lost: Option<Py<PyAny>>,
+        expiring: Option<(f64, Py<PyAny>)>,
         lock: Py<PyAny>,
         note: Option<String>,
     ) -> PyResult<Acquisition> {
         let defaults = self.conf.get().defaults();
+        let listeners = Listeners {
+            lock,
+            lost: on_lost,
+            expiring,
+        };
         let request = Request {
             owner: Some((self.core.id(), owner::current(py)?)),
             block,
@@ -416,7 +450,7 @@ impl Lock {
             request,
             Wait::new(timeout.or(defaults.0)),
             inbox.wakeup(wakeup),
-            on_lost.map(|on_lost| (on_lost, lock)),
+            Some(listeners),
         )
     }
 

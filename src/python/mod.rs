@@ -15,6 +15,7 @@ mod exit;
 mod hold;
 mod insight;
 mod lock;
+mod lost;
 mod module;
 mod owner;
 
@@ -30,6 +31,8 @@ mod _distlock {
     use super::hold::{Hold, Levels};
     #[pymodule_export]
     use super::lock::Lock;
+    #[pymodule_export]
+    use super::lost::{Lost, Watch};
     #[pymodule_export]
     use super::module::{ConfiguredDistlockModule, init, open};
 
@@ -69,6 +72,16 @@ mod _distlock {
     #[pyfunction]
     fn _inherited() -> Vec<i32> {
         crate::store::inherited()
+    }
+
+    /// For how many seconds a hold is certainly held; `None` if the level was left, or it is lost.
+    #[pyfunction]
+    fn _left(level: (u64, u64)) -> Option<f64> {
+        let now = crate::engine::Moment::now();
+        crate::service::registry(std::process::id()).with(|holds| {
+            let (hold, _) = holds.watched(super::hold::entered(level))?;
+            Some(hold.deadline.remaining(now))
+        })
     }
 
     /// How many of this process wait for a lock, and how many tickets they have.

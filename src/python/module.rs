@@ -12,7 +12,7 @@ use super::lock::Lock;
 use super::owner;
 use crate::engine::{Lease, Name};
 use crate::error::Error;
-use crate::service::{self, Locks, Request, Wait};
+use crate::service::{self, Callbacks, Locks, Request, Wait};
 use crate::store::{Settings, Store};
 use crate::zone;
 use pyo3::IntoPyObjectExt;
@@ -109,7 +109,7 @@ impl ConfiguredDistlockModule {
         let bound = name.as_str().into_pyobject(py)?.into_any();
         let name = arguments::name(&bound)?;
         let request = Request::default();
-        let acquired = acquire(py, &self.locks, &name, &request, None, || None)?;
+        let acquired = acquire(py, &self.locks, &name, &request, None, Callbacks::default)?;
         let (_, token) = acquired.map_err(|error| exception(py, error))?;
         let seen = py
             .import("score.distlock._engine")?
@@ -132,7 +132,14 @@ impl ConfiguredDistlockModule {
         let name = arguments::name(name)?;
         let request = Request::default();
         let timeout = timeout.or(self.timeout);
-        let acquired = acquire(py, &self.locks, &name, &request, timeout, || None)?;
+        let acquired = acquire(
+            py,
+            &self.locks,
+            &name,
+            &request,
+            timeout,
+            Callbacks::default,
+        )?;
         Ok(acquired.map(|(_, token)| token.as_str().to_owned()))
     }
 }
@@ -412,10 +419,13 @@ impl ConfiguredDistlockModule {
     ///     ``autoextend`` by default.
     /// :param maxtime: a lease other than the module's ``maxtime``.
     /// :param on_lost: see :meth:`Lock.hold`.
+    /// :param on_expiring: see :meth:`Lock.hold`.
+    /// :param warn_before: see :meth:`Lock.hold`.
     /// :returns: the decorator.
     /// :raises ValueError: if a field is no argument of the function.
     /// :raises TypeError: if what is decorated is a generator function or no function.
-    #[pyo3(signature = (name, *, timeout=Timeout::Configured, autoextend=None, maxtime=None, on_lost=None), text_signature = "($self, name, *, timeout='default', autoextend=None, maxtime=None, on_lost=None)")]
+    #[pyo3(signature = (name, *, timeout=Timeout::Configured, autoextend=None, maxtime=None, on_lost=None, on_expiring=None, warn_before=None), text_signature = "($self, name, *, timeout='default', autoextend=None, maxtime=None, on_lost=None, on_expiring=None, warn_before=None)")]
+    #[allow(clippy::too_many_arguments)] // they are the caller's options
     fn locked<'py>(
         slf: &Bound<'py, Self>,
         name: &Bound<'py, PyAny>,
@@ -423,15 +433,24 @@ impl ConfiguredDistlockModule {
         autoextend: Option<bool>,
         maxtime: Option<Bound<'py, PyAny>>,
         on_lost: Option<Bound<'py, PyAny>>,
+        on_expiring: Option<Bound<'py, PyAny>>,
+        warn_before: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
         let timeout = match timeout {
             Timeout::Configured => "default".into_py_any(py)?,
             Timeout::Given(timeout) => timeout.map(|time| time.as_secs_f64()).into_py_any(py)?,
         };
-        py.import("score.distlock._locked")?
-            .getattr("locked")?
-            .call1((slf, name, timeout, autoextend, maxtime, on_lost))
+        py.import("score.distlock._locked")?.getattr("of")?.call1((
+            slf,
+            name,
+            timeout,
+            autoextend,
+            maxtime,
+            on_lost,
+            on_expiring,
+            warn_before,
+        ))
     }
 
     /// The same locks for coroutines: an :class:`~score.distlock.aio.AsyncModule`.

@@ -12,14 +12,15 @@
 use super::granting::Request;
 use super::locked;
 use super::locks::Locks;
-use super::registry::OnLost;
+use super::registry::Callbacks;
 use super::wait::Wait;
-use super::waiters::{Waiter, Wakeup};
+use super::waiters::Waiter;
+use super::wakeup::Wakeup;
 use crate::engine::{Attempt, Caller, Entered, Grant, Loss, Moment, Name, Outcome, Token};
 use crate::error::{Error, Result};
 use crate::store::Budget;
 use crate::sync::atomic::{AtomicBool, Ordering::SeqCst, fence};
-use crate::sync::{Condvar, Instant, Mutex, process_id};
+use crate::sync::{Instant, Mutex, process_id};
 use std::sync::Arc;
 
 mod asking;
@@ -183,7 +184,7 @@ impl Acquisition {
     pub fn accept(
         &self,
         caller: Option<&Caller>,
-        on_lost: Option<OnLost>,
+        callbacks: Callbacks,
     ) -> Result<Option<(Entered, Token)>> {
         if self.is_the_parents() {
             return Err(Error::Forked);
@@ -197,7 +198,7 @@ impl Acquisition {
             self.end(&mut progress);
             return Err(Error::Interrupted);
         }
-        if self.locks.open(&grant, caller, on_lost, self.process) {
+        if self.locks.open(&grant, caller, callbacks, self.process) {
             progress.state = State::Over;
             return Ok(Some((grant.entered, grant.token)));
         }
@@ -298,10 +299,4 @@ impl Acquisition {
             }
         }
     }
-}
-
-/// How a thread is woken.
-#[must_use]
-pub fn thread_wakeup() -> Wakeup {
-    Wakeup::Thread(Condvar::new())
 }

@@ -2,7 +2,7 @@
 
 use super::locked;
 use super::locks::Locks;
-use super::registry::{OnLost, registry};
+use super::registry::{Callbacks, registry};
 use crate::engine::{
     Caller, Deadline, Entered, Entry, Grant, Hint, HoldId, Lease, LevelId, LockId, Moment, Name,
     Token,
@@ -172,7 +172,7 @@ impl Locks {
         self: &Arc<Locks>,
         grant: &Grant,
         owner: Option<&Caller>,
-        on_lost: Option<OnLost>,
+        callbacks: Callbacks,
         process: u32,
     ) -> bool {
         // A lease of no time at all is what was asked for, and never in time.
@@ -185,10 +185,11 @@ impl Locks {
             return true;
         };
         let registry = registry(process);
-        let watched = on_lost.is_some();
+        let warned = callbacks.expiring.as_ref().map(|(before, _)| *before);
+        let watched = callbacks.lost.is_some() || warned.is_some();
         // Before the hold can be lost.
-        if let Some(on_lost) = on_lost {
-            registry.call(grant.entered.level, on_lost);
+        if watched {
+            registry.call(grant.entered.level, callbacks);
         }
         let Some(opened) = registry.with(|holds| holds.open(grant.clone(), caller, Moment::now()))
         else {
@@ -197,6 +198,13 @@ impl Locks {
         };
         if watched {
             self.attend_hold(grant.entered, grant.lease, grant.extended);
+        }
+        if let Some(before) = warned {
+            let class = self
+                .renewal
+                .get()
+                .warn(grant.entered, before, grant.deadline);
+            self.attend(class);
         }
         for entered in opened {
             let extended = registry.with(|holds| Some(holds.watched(entered)?.1));

@@ -55,7 +55,7 @@ fn acquisition(locks: &Arc<Locks>, lock: &Lock, wait: Wait, lease: Option<f64>) 
         about: About::default(),
     };
     let name = lock.name().clone();
-    Acquisition::new(locks.clone(), name, request, wait, thread_wakeup())
+    Acquisition::new(locks.clone(), name, request, wait, Wakeup::thread())
 }
 
 fn join<const N: usize>(threads: [thread::JoinHandle<()>; N]) {
@@ -74,7 +74,9 @@ impl Block {
         let acquisition = acquisition(locks, &lock, wait, lease);
         loop {
             acquisition.wait_for(budget())?;
-            if let Some((entered, token)) = acquisition.accept(Some(&nobody()), None)? {
+            if let Some((entered, token)) =
+                acquisition.accept(Some(&nobody()), Callbacks::default())?
+            {
                 let locks = locks.clone();
                 return Ok(Block {
                     locks,
@@ -312,7 +314,9 @@ fn what_is_owed_is_settled_when_the_configuration_is_closed() {
                     attempt.give_up();
                 }
                 if stepper.join().unwrap() {
-                    if let Ok(Some((entered, _))) = attempt.accept(Some(&nobody()), None) {
+                    if let Ok(Some((entered, _))) =
+                        attempt.accept(Some(&nobody()), Callbacks::default())
+                    {
                         let ending = locks.begin_exit(&lock, Some(entered));
                         let _ = locks.finish(&name(), ending, budget());
                     }
@@ -385,7 +389,11 @@ fn a_loss_is_reported() {
                 let on_lost = Box::new(move || {
                     hearing.fetch_add(1, SeqCst);
                 });
-                let accepted = attempt.accept(Some(&nobody()), Some(on_lost));
+                let callbacks = Callbacks {
+                    lost: Some(on_lost),
+                    expiring: None,
+                };
+                let accepted = attempt.accept(Some(&nobody()), callbacks);
                 let (entered, _) = accepted.unwrap().unwrap();
                 // Past its end, or just then.
                 let stays = once_in(2);

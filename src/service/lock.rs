@@ -3,6 +3,7 @@
 use super::registry::registry;
 use crate::engine::{Caller, Entered, Hold, LockId, Moment, Name, Token};
 use crate::error::{Error, Result};
+use crate::store::Budget;
 use crate::sync::process_id;
 
 /// A Lock object.
@@ -81,6 +82,18 @@ impl Lock {
     pub fn expired(&self, caller: &Caller) -> bool {
         self.hold(caller, |hold| hold.expired(Moment::now()))
             .unwrap_or_default()
+    }
+
+    /// Whether the caller's hold, or else the latest, is lost; also after it was left, until the
+    /// lock is acquired again.
+    #[must_use]
+    pub fn is_lost(&self, caller: &Caller) -> bool {
+        registry(process_id()).is_lost(self.id, caller)
+    }
+
+    /// Waits until it is, within the budget. Whether it is.
+    pub fn await_loss(&self, caller: &Caller, budget: Budget<'_>) -> Result<bool> {
+        registry(budget.process).await_loss(self.id, caller, budget)
     }
 
     /// Whether this object holds the lock, as far as it knows.

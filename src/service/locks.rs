@@ -3,7 +3,7 @@
 use super::locked;
 use super::owed::Owed;
 use super::registry::registry;
-use super::renewal::Renewal;
+use super::renewal::{Class, Renewal};
 use super::threads::Threads;
 use super::waiters::Waiters;
 use super::workers::{Job, Workers};
@@ -111,7 +111,12 @@ impl Locks {
 
     /// Extends the hold of a level from now on until it is left, or watches it.
     pub(super) fn attend_hold(self: &Arc<Locks>, entered: Entered, lease: Lease, extended: bool) {
-        if let Some(class) = self.renewal.get().add(entered, lease, extended) {
+        self.attend(self.renewal.get().add(entered, lease, extended));
+    }
+
+    /// Starts the thread of a class, if it needs one.
+    pub(super) fn attend(self: &Arc<Locks>, class: Option<Arc<Class>>) {
+        if let Some(class) = class {
             let attended = class.clone();
             if !self.spawn("extend", move |locks| attended.attend(&locks.store)) {
                 class.unattended();

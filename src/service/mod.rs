@@ -16,16 +16,17 @@ mod renewal;
 mod threads;
 mod wait;
 mod waiters;
+mod wakeup;
 mod workers;
 
-pub use acquisition::{Acquisition, Step, thread_wakeup};
+pub use acquisition::{Acquisition, Step};
 pub use confirmed::Confirmed;
 pub use granting::Request;
 pub use lock::Lock;
 pub use locks::Locks;
-pub use registry::{OnLost, registry};
+pub use registry::{Callbacks, registry};
 pub use wait::Wait;
-pub use waiters::Wakeup;
+pub use wakeup::Wakeup;
 
 use crate::sync::{Mutex, MutexGuard};
 use std::sync::PoisonError;

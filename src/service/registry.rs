@@ -1,14 +1,29 @@
 //! What the Lock objects of this process believe in, whichever configuration they are of.
 
 use super::locked;
-use crate::engine::{Holds, LevelId, Name, Reported};
+use super::wakeup::Wakeup;
+use crate::engine::{Caller, Entered, Holds, LevelId, LockId, Moment, Name, Reported};
+use crate::error::Result;
 use crate::process::ProcessLocal;
-use crate::sync::Mutex;
+use crate::store::Budget;
+use crate::sync::{Condvar, Mutex};
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Weak};
+use std::time::Duration;
 
 /// Tells an owner that its hold is lost. It is called on any thread and must not block.
 pub type OnLost = Box<dyn FnOnce() + Send>;
+/// Tells the owner of a level that its hold is about to expire; likewise.
+pub type OnExpiring = Arc<dyn Fn(Entered) + Send + Sync>;
+
+/// What the owner of a level wants to hear.
+#[derive(Default)]
+pub struct Callbacks {
+    /// That its hold is lost.
+    pub lost: Option<OnLost>,
+    /// That its hold was not extended, and only so many seconds are left.
+    pub expiring: Option<(f64, OnExpiring)>,
+}
 
 /// What knows how many wait for a lock, and whether they have a ticket in the database's queue.
 pub(super) trait Crowd: Send + Sync {
@@ -20,7 +35,11 @@ pub(super) trait Crowd: Send + Sync {
 #[derive(Default)]
 pub struct Registry {
     holds: Mutex<Holds>,
-    callbacks: Mutex<HashMap<LevelId, OnLost>>,
+    /// A hold is lost.
+    lost: Condvar,
+    /// Who is woken by that too, as long as somebody keeps it.
+    wakeups: Mutex<Vec<Weak<Wakeup>>>,
+    callbacks: Mutex<HashMap<LevelId, Callbacks>>,
     /// The waiters of each configuration.
     crowds: Mutex<Vec<Weak<dyn Crowd>>>,
 }
@@ -61,9 +80,21 @@ impl Registry {
         })
     }
 
-    /// The owner of a level wants to hear of a loss.
-    pub(super) fn call(&self, level: LevelId, on_lost: OnLost) {
-        locked(&self.callbacks).insert(level, on_lost);
+    /// The owner of a level wants to hear of its hold.
+    pub(super) fn call(&self, level: LevelId, callbacks: Callbacks) {
+        locked(&self.callbacks).insert(level, callbacks);
+    }
+
+    /// The hold of a level is about to expire.
+    pub(super) fn warn(&self, entered: Entered) {
+        let callbacks = locked(&self.callbacks);
+        let expiring = callbacks
+            .get(&entered.level)
+            .and_then(|of| of.expiring.clone());
+        drop(callbacks);
+        if let Some((_, expiring)) = expiring {
+            expiring(entered);
+        }
     }
 
     /// A level has been left: nobody wants to hear of it any more.
@@ -71,6 +102,45 @@ impl Registry {
         // Dropped outside of the mutex.
         let callback = locked(&self.callbacks).remove(&level);
         drop(callback);
+    }
+
+    /// Whether a Lock object's hold is lost: the caller's, or else the latest. Whoever is told so
+    /// by its deadline alone is not the only one.
+    pub(super) fn is_lost(&self, lock: LockId, caller: &Caller) -> bool {
+        let now = Moment::now();
+        self.report(|holds| holds.expire_of(lock, caller, now));
+        self.with(|holds| holds.is_lost(lock, caller, now))
+    }
+
+    /// Waits until it is. A hold that is taken meanwhile counts too, a second later at the most.
+    pub(super) fn await_loss(
+        &self,
+        lock: LockId,
+        caller: &Caller,
+        budget: Budget<'_>,
+    ) -> Result<bool> {
+        while !self.is_lost(lock, caller) {
+            let Some(mut pause) = budget.slice() else {
+                return Ok(false);
+            };
+            let holds = locked(&self.holds);
+            let now = Moment::now();
+            if !holds.is_lost(lock, caller, now) {
+                if let Some(hold) = holds.of(lock, caller) {
+                    pause = pause.min(Duration::from_secs_f64(hold.deadline.remaining(now)));
+                }
+                drop(self.lost.wait_timeout(holds, pause));
+            }
+            budget.check()?;
+        }
+        Ok(true)
+    }
+
+    /// Has somebody woken whenever a hold is lost.
+    pub fn wake_by_losses(&self, wakeup: &Arc<Wakeup>) {
+        let mut wakeups = locked(&self.wakeups);
+        wakeups.retain(|wakeup| wakeup.strong_count() > 0);
+        wakeups.push(Arc::downgrade(wakeup));
     }
 
     /// Changes the holds, and tells everybody concerned if one is lost by that.
@@ -86,10 +156,15 @@ impl Registry {
             reported.name,
             reported.reason.as_str()
         );
+        self.lost.notify_all();
+        let wakeups = locked(&self.wakeups).clone();
+        for wakeup in wakeups.iter().filter_map(Weak::upgrade) {
+            wakeup.wake();
+        }
         for level in reported.levels {
             let callback = locked(&self.callbacks).remove(&level);
-            if let Some(callback) = callback {
-                callback();
+            if let Some(lost) = callback.and_then(|of| of.lost) {
+                lost();
             }
         }
     }

@@ -23,10 +23,34 @@ struct Due {
     deadline: Deadline,
 }
 
+/// A level that is looked after.
+struct Entry {
+    /// When the next time is.
+    next: Instant,
+    warning: Option<Warning>,
+}
+
+/// Its owner wants to hear, once in each term of the lease, that only so much is left.
+struct Warning {
+    before: f64,
+    told: Option<Deadline>,
+}
+
+impl Warning {
+    /// Whether the owner is to be told now, and in how many seconds to look again.
+    fn look(&mut self, deadline: Deadline, now: Moment) -> (bool, f64) {
+        let left = deadline.remaining(now);
+        if left > self.before {
+            return (false, left - self.before);
+        }
+        let told = left <= 0.0 || self.told.replace(deadline) == Some(deadline);
+        (!told, left)
+    }
+}
+
 #[derive(Default)]
 struct State {
-    /// When to look after each level.
-    entries: HashMap<Entered, Instant>,
+    entries: HashMap<Entered, Entry>,
     attended: bool,
     /// The thread is to end as soon as there is nothing to extend.
     retired: bool,
@@ -45,6 +69,10 @@ pub struct Class {
 #[derive(Default)]
 pub struct Renewal(Mutex<HashMap<i32, Arc<Class>>>);
 
+/// Of the class of those who want to be warned. Its thread asks the database for nothing: they
+/// want to hear most when that does not answer.
+const WARNED: i32 = i32::MAX;
+
 /// How long a thread stays when there is nothing to extend.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -61,7 +89,17 @@ impl Renewal {
         let magnitude = (lease.seconds().max(1e-3).log2() / 2.0).floor() as i32;
         let class = locked(&self.0).entry(magnitude).or_default().clone();
         let first = Instant::now() + part(lease, if extended { 3.0 } else { 1.0 });
-        class.add(entered, first).then_some(class)
+        let warning = None;
+        class.add(entered, first, warning).then_some(class)
+    }
+
+    /// A level wants to hear when only `before` seconds are left to its hold; likewise.
+    pub fn warn(&self, entered: Entered, before: f64, deadline: Deadline) -> Option<Arc<Class>> {
+        let class = locked(&self.0).entry(WARNED).or_default().clone();
+        let mut warning = Warning { before, told: None };
+        let (_, pause) = warning.look(deadline, Moment::now());
+        let first = Instant::now() + Duration::from_secs_f64(pause);
+        class.add(entered, first, Some(warning)).then_some(class)
     }
 
     /// Ends the threads that have nothing to extend. Tells how many others there are.
@@ -72,10 +110,10 @@ impl Renewal {
 }
 
 impl Class {
-    fn add(&self, entered: Entered, first: Instant) -> bool {
+    fn add(&self, entered: Entered, next: Instant, warning: Option<Warning>) -> bool {
         let mut state = locked(&self.state);
-        let sooner = state.asleep.is_some_and(|until| first < until);
-        state.entries.insert(entered, first);
+        let sooner = state.asleep.is_some_and(|until| next < until);
+        state.entries.insert(entered, Entry { next, warning });
         let start = !std::mem::replace(&mut state.attended, true);
         drop(state);
         if sooner {
@@ -111,7 +149,7 @@ impl Class {
         let process = process_id();
         loop {
             let mut state = locked(&self.state);
-            let next = state.entries.values().min().copied();
+            let next = state.entries.values().map(|entry| entry.next).min();
             let until = next.unwrap_or_else(|| Instant::now() + QUIET);
             let left = until.saturating_duration_since(Instant::now());
             if !left.is_zero() {
@@ -141,22 +179,31 @@ impl Class {
     fn due(state: &mut State, process: u32) -> Vec<Due> {
         let (now, moment) = (Instant::now(), Moment::now());
         let mut due: HashMap<HoldId, Due> = HashMap::new();
-        let mut expired = Vec::new();
+        let (mut expired, mut warned) = (Vec::new(), Vec::new());
         let registry = registry(process);
         registry.with(|holds| {
-            state.entries.retain(|entered, next| {
+            state.entries.retain(|entered, entry| {
                 let Some((hold, extended)) = holds.watched(*entered) else {
                     return false;
                 };
+                if let Some(warning) = &mut entry.warning {
+                    let (tell, pause) = warning.look(hold.deadline, moment);
+                    // One that is over is about to be told as lost.
+                    entry.next = now + Duration::from_secs_f64(pause.max(0.01));
+                    if tell {
+                        warned.push(*entered);
+                    }
+                    return true;
+                }
                 if !extended {
                     let left = Duration::from_secs_f64(hold.deadline.remaining(moment));
-                    *next = now + left.max(Duration::from_millis(1));
+                    entry.next = now + left.max(Duration::from_millis(1));
                     if left.is_zero() {
                         expired.push(entered.hold);
                     }
                     return !left.is_zero();
                 }
-                if *next <= now + part(hold.lease, 15.0) {
+                if entry.next <= now + part(hold.lease, 15.0) {
                     let due = due.entry(entered.hold).or_insert_with(|| Due {
                         hold: entered.hold,
                         levels: Vec::new(),
@@ -171,6 +218,9 @@ impl Class {
                 true
             });
         });
+        for entered in warned {
+            registry.warn(entered);
+        }
         for hold in expired {
             registry.report(|holds| holds.expire(hold, Loss::Expired, moment));
         }
@@ -237,7 +287,11 @@ impl Class {
         let mut state = locked(&self.state);
         for level in &due.levels {
             match next {
-                Some(pause) => state.entries.insert(*level, Instant::now() + pause),
+                Some(pause) => {
+                    let next = Instant::now() + pause;
+                    let warning = None;
+                    state.entries.insert(*level, Entry { next, warning })
+                }
                 None => state.entries.remove(level),
             };
         }

@@ -3,6 +3,7 @@
 
 use super::locked;
 use super::registry::{Crowd, registry};
+use super::wakeup::Wakeup;
 use crate::engine::{Lease, Line, Name, Outcome, Plan, Seen, TICKET_BITS};
 use crate::store::{Call, Queue};
 use crate::sync::{Condvar, Instant, Mutex, process_id, random};
@@ -11,23 +12,6 @@ use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 mod listening;
-
-/// How a waiter is woken.
-pub enum Wakeup {
-    /// A thread sleeps.
-    Thread(Condvar),
-    /// Something else is told. It may not call back.
-    Call(Box<dyn Fn() + Send + Sync>),
-}
-
-impl Wakeup {
-    fn wake(&self) {
-        match self {
-            Wakeup::Thread(condvar) => condvar.notify_one(),
-            Wakeup::Call(call) => call(),
-        }
-    }
-}
 
 /// One that waits.
 pub struct Waiter {

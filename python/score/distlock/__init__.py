@@ -8,7 +8,7 @@
 
 from . import _fork
 from ._connect import connect, from_django
-from ._distlock import ConfiguredDistlockModule, Hold, Lock, __version__, init
+from ._distlock import ConfiguredDistlockModule, Hold, Lock, Lost, __version__, init
 from ._errors import (
     CouldNotAcquireLock,
     DatabaseError,
@@ -17,6 +17,7 @@ from ._errors import (
     LockExpired,
 )
 from ._insight import HoldInfo
+from ._late import locked
 
 _fork.attend()
 
@@ -30,8 +31,10 @@ __all__ = (
     "HoldInfo",
     "Lock",
     "LockExpired",
+    "Lost",
     "__version__",
     "connect",
     "from_django",
     "init",
+    "locked",
 )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
 from logging import Logger
 from types import ModuleType, TracebackType
-from typing import Any, Final, TypeVar, final
+from typing import Any, Final, NoReturn, TypeVar, final
 
 from typing_extensions import Self, disjoint_base
 
@@ -19,6 +19,7 @@ from ._errors import DistlockError as DistlockError
 from ._errors import LockExpired as LockExpired
 from ._guard import AsyncGuard, Guard
 from ._insight import HoldInfo as HoldInfo
+from ._late import locked as locked
 from .aio import AsyncLock, AsyncModule
 
 __all__ = (
@@ -31,10 +32,12 @@ __all__ = (
     "HoldInfo",
     "Lock",
     "LockExpired",
+    "Lost",
     "__version__",
     "connect",
     "from_django",
     "init",
+    "locked",
 )
 
 __version__: Final[str]
@@ -57,6 +60,8 @@ class Lock:
     def remaining(self) -> float: ...
     @property
     def expired(self) -> bool: ...
+    @property
+    def lost(self) -> Lost: ...
     def acquire(self, *, timeout: _Time = "default") -> str: ...
     def try_acquiring(self) -> str | None: ...
     def extend(self, token: str | bytes | None = None) -> None: ...
@@ -71,6 +76,8 @@ class Lock:
         on_lost: Callable[[Lock], object] | None = None,
         *,
         note: str | None = None,
+        on_expiring: Callable[[Lock, float], object] | None = None,
+        warn_before: _Time = None,
     ) -> Hold: ...
     def _begin(
         self,
@@ -81,6 +88,7 @@ class Lock:
         autoextend: bool | None,
         maxtime: float | None,
         on_lost: Any,
+        expiring: Any,
         lock: Any,
         note: str | None,
     ) -> _Acquisition: ...
@@ -97,6 +105,12 @@ class Lock:
         exc: BaseException | None = None,
         traceback: TracebackType | None = None,
     ) -> None: ...
+
+@final
+class Lost:
+    def is_set(self) -> bool: ...
+    def wait(self, timeout: _Time = None) -> bool: ...
+    def __bool__(self) -> NoReturn: ...
 
 @final
 class Hold:
@@ -158,6 +172,8 @@ class ConfiguredDistlockModule:
         autoextend: bool | None = None,
         maxtime: _Time = None,
         on_lost: Callable[[Any], object] | None = None,
+        on_expiring: Callable[[Any, float], object] | None = None,
+        warn_before: _Time = None,
     ) -> Callable[[_Function], _Function]: ...
     @property
     def aio(self) -> AsyncModule: ...

@@ -10,6 +10,7 @@ from . import CouldNotAcquireLock as CouldNotAcquireLock
 from . import Hold as Hold
 from . import Lock as Lock
 from . import LockExpired as LockExpired
+from . import Lost as Lost
 from . import __version__ as __version__
 from . import init as init
 
@@ -19,6 +20,7 @@ def _inherited() -> list[int]: ...
 def _statements(schema: str | None = None) -> list[tuple[str, str, list[str]]]: ...
 def _waiting(name: str) -> tuple[int, int]: ...
 def _understood(text: str, arguments: list[tuple[str, str]] = ...) -> dict[str, Any]: ...
+def _left(level: tuple[int, int]) -> float | None: ...
 def _next_event() -> tuple[str, Any, Any] | None: ...
 def _deliver_all() -> None: ...
 
@@ -27,6 +29,10 @@ class _Inbox:
     def __new__(cls) -> Self: ...
     def fileno(self) -> int: ...
     def empty(self, into: list[tuple[int, bool, BaseException | None, Any]]) -> None: ...
+
+@final
+class _Watch:
+    def __new__(cls, inbox: _Inbox, number: int) -> Self: ...
 
 @final
 class _Confirmation:
@@ -74,6 +80,7 @@ __all__ = [
     "Hold",
     "Lock",
     "LockExpired",
+    "Lost",
     "_Acquisition",
     "_AsyncExit",
     "_Confirmation",
@@ -82,9 +89,11 @@ __all__ = [
     "_Leaving",
     "_Levels",
     "_Opened",
+    "_Watch",
     "__version__",
     "_deliver_all",
     "_inherited",
+    "_left",
     "_next_event",
     "_open",
     "_schema",

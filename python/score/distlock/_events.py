@@ -1,4 +1,4 @@
-"""Delivers what the core has to tell: log records, and losses of holds.
+"""Delivers what the core has to tell: log records, and what becomes of holds.
 
 The core's own threads never call Python. A daemon thread of Python's takes their events
 from a queue, for as long as the process lives.
@@ -34,10 +34,19 @@ def _start(name: str, work: Callable[..., object], *arguments: Any) -> None:
         threading.Thread(target=work, args=arguments, name=name, daemon=True).start()
 
 
-def lost(callback: Callable[[Any], object], lock: Any) -> None:
+def lost(callback: Callable[..., object], arguments: tuple[Any, ...]) -> None:
     """Calls ``on_lost(lock)`` in a thread of its own."""
     with contextlib.suppress(RuntimeError):  # the interpreter is ending
-        _start("distlock-on-lost", callback, lock)
+        _start("distlock-on-lost", callback, *arguments)
+
+
+def expiring(callback: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    """Calls what warns of the end of a hold, likewise."""
+    with contextlib.suppress(RuntimeError):
+        _start("distlock-on-expiring", callback, *arguments)
+
+
+_functions: dict[str, Callable[..., None]] = {"log": log, "lost": lost, "expiring": expiring}
 
 
 def _attend() -> None:
@@ -47,7 +56,7 @@ def _attend() -> None:
             continue
         function, *arguments = event
         try:
-            (lost if function == "lost" else log)(*arguments)
+            _functions[function](*arguments)
         except Exception:
             _logger.exception("an event could not be delivered")
 

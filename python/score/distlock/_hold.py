@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
 from typing import Any
 
 from ._config import timeout
+from ._distlock import _left
 from ._refuse import shown
 
 #: How many characters of a note everybody can be shown.
@@ -21,6 +25,45 @@ def callback(on_lost: Any) -> Any:
     if on_lost is None or callable(on_lost):
         return on_lost
     raise TypeError(f"on_lost must be callable, not {type(on_lost).__name__}")
+
+
+def warning(
+    on_expiring: Any, warn_before: Any, lease: float, extended: bool
+) -> tuple[float, Callable[..., object]] | None:
+    """How many seconds before the end of a lease to call what with the lock and the level."""
+    if on_expiring is None:
+        if warn_before is not None:
+            raise TypeError("warn_before says when to call on_expiring, which is missing")
+        return None
+    if not callable(on_expiring):
+        raise TypeError(f"on_expiring must be callable, not {type(on_expiring).__name__}")
+    before = timeout(warn_before, "warn_before")
+    if before is None:
+        before = lease / 3
+    elif not 0 < before < (lease / 2 if extended else lease):
+        limit = "half of the lease, as it is extended before," if extended else "the lease"
+        raise ValueError(
+            f"warn_before: {shown(warn_before)} must be more than 0 and less than {limit}"
+        )
+    return before, functools.partial(_warn, on_expiring, before)
+
+
+def _warn(
+    on_expiring: Callable[..., object], before: float, lock: Any, level: tuple[int, int]
+) -> object:
+    """Calls ``on_expiring(lock, seconds)``, unless the hold was extended or left meanwhile."""
+    seconds = _left(level)
+    if seconds is None or not 0 < seconds <= before:
+        return None
+    return on_expiring(lock, seconds)
+
+
+def pause(seconds: Any) -> float:
+    """For how long to sleep; what is negative, or no number, is over, as for an Event."""
+    if isinstance(seconds, (int, float)) and not seconds > 0:
+        return 0.0
+    limit = timeout(seconds)
+    return math.inf if limit is None else limit
 
 
 def note(text: object) -> str | None:

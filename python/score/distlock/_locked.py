@@ -1,4 +1,4 @@
-"""Functions that run under a lock: :meth:`ConfiguredDistlockModule.locked`."""
+"""Functions that run under a lock: ``conf.locked`` and ``score.distlock.locked``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import contextlib
 import functools
 import inspect
 import itertools
+import math
 import string
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any
 
-from ._hold import callback, lease
+from ._hold import callback, lease, warning
 from ._refuse import shown
 
 if TYPE_CHECKING:
@@ -181,27 +182,39 @@ def _refuse_unfinished(function: Any, result: Any) -> None:
     raise TypeError(f"{_label(function)} is locked, but returns {kind}; {advice}")
 
 
+def of(conf: ConfiguredDistlockModule, *options: Any) -> Callable[[Any], Any]:
+    """The decorator of a configured module."""
+    return locked(lambda: conf, *options)
+
+
 def locked(
-    conf: ConfiguredDistlockModule,
+    conf: Callable[[], ConfiguredDistlockModule],
     name: str,
-    timeout: float | None,
-    autoextend: bool,
+    timeout: float | str | None,
+    autoextend: bool | None,
     maxtime: object,
     on_lost: Any,
+    on_expiring: Any,
+    warn_before: object,
 ) -> Callable[[Any], Any]:
-    """Makes the decorator."""
+    """Makes the decorator; `conf` is asked at each call."""
     if not isinstance(name, str):
         raise TypeError(
             f"the name of a lock must be a str, not {type(name).__name__}; "
             "write @conf.locked('name')"
         )
     fields = _fields(name)
-    options = {
+    seconds = lease(maxtime)
+    options: dict[str, Any] = {
         "timeout": timeout,
         "autoextend": autoextend,
-        "maxtime": lease(maxtime),
+        "maxtime": seconds,
         "on_lost": callback(on_lost),
+        "on_expiring": on_expiring,
+        "warn_before": warn_before,
     }
+    # What can be told now is not left to the first call.
+    warning(on_expiring, warn_before, math.inf if seconds is None else seconds, bool(autoextend))
 
     def decorate(function: Any) -> Any:
         if isinstance(function, (classmethod, staticmethod)):
@@ -219,13 +232,13 @@ def locked(
             return _named(name, signature, args, kwargs) if signature else name.format()
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            with conf.get(the_name(args, kwargs)).hold(**options):
+            with conf().get(the_name(args, kwargs)).hold(**options):
                 result = function(*args, **kwargs)
                 _refuse_unfinished(function, result)
                 return result
 
         async def run_async(*args: Any, **kwargs: Any) -> Any:
-            async with conf.aio.get(the_name(args, kwargs)).hold(**options):
+            async with conf().aio.get(the_name(args, kwargs)).hold(**options):
                 result = function(*args, **kwargs)
                 if inspect.isawaitable(result):
                     result = await result
@@ -236,18 +249,18 @@ def locked(
         def run_either(*args: Any, **kwargs: Any) -> Any:
             if _in_event_loop():
                 return run_async(*args, **kwargs)
-            held = the_name(args, kwargs)
-            with conf.get(held).hold(**options):
+            module, held = conf(), the_name(args, kwargs)
+            with module.get(held).hold(**options):
                 result = function(*args, **kwargs)
                 if not inspect.iscoroutine(result):
                     _refuse_unfinished(function, result)
                     return result
             # It has not begun, and does so under the lock.
-            return finish(held, result)
+            return finish(module.aio.get(held).hold(**options), result)
 
-        async def finish(held: str, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        async def finish(hold: Any, coroutine: Coroutine[Any, Any, Any]) -> Any:
             with contextlib.closing(coroutine):
-                async with conf.aio.get(held).hold(**options):
+                async with hold:
                     result = await coroutine
                     _refuse_unfinished(function, result)
                     return result

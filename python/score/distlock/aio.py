@@ -14,13 +14,13 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from . import _config, _insight
 from ._all import Pace, Tokens, ordered
-from ._distlock import _Acquisition, _AsyncExit, _Exit, _Inbox, _Levels, _Opened
+from ._distlock import Lost, _Acquisition, _AsyncExit, _Exit, _Inbox, _Levels, _Opened, _Watch
 from ._errors import CouldNotAcquireLock, LockExpired
-from ._hold import callback, lease
+from ._hold import callback, lease, pause, warning
 from ._hold import note as checked
 from ._insight import HoldInfo
 
@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from . import ConfiguredDistlockModule, Lock
     from ._guard import AsyncGuard
 
-__all__ = ("AsyncHold", "AsyncHolds", "AsyncLock", "AsyncModule")
+__all__ = ("AsyncHold", "AsyncHolds", "AsyncLock", "AsyncLost", "AsyncModule")
 
 _Time = float | str | timedelta | None
+#: How many seconds before the end of a lease to call what.
+_Warning = tuple[float, Callable[..., object]] | None
 #: The numbers of a hold and of a level of it.
 _Level = tuple[int, int]
 
@@ -158,6 +160,58 @@ async def _finish(exit_: _Exit) -> None:
     except RuntimeError:  # the loop is gone, and somebody closes its coroutines
         return
     await channel.ask(exit_.finish)
+
+
+async def _leave(exit_: _Exit, manager: object, _kind: object, raised: object, *_: object) -> None:
+    """The same for a block, whose own cancellation goes no further."""
+    scope = manager._scope() if isinstance(manager, AsyncHold) else None
+    if scope is None or not await scope.end(raised):
+        await _finish(exit_)
+        return
+    # Somebody else has cancelled the task too, which must end as cancelled.
+    with contextlib.suppress(LockExpired):
+        await _finish(exit_)
+    if not isinstance(raised, asyncio.CancelledError):
+        raise asyncio.CancelledError
+
+
+class _Cancelling:
+    """Cancels the task that is in a block when its hold is lost."""
+
+    def __init__(self, on_lost: Callable[[AsyncLock], object] | None) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("cancel_on_loss needs a task of asyncio")
+        self.task = task
+        self._on_lost = on_lost
+        self._before = self._count("cancelling")
+        self._open = True
+        self._cancelled = False
+
+    def _count(self, method: str) -> int:
+        """How often the task has been asked to end; Python 3.10 does not know."""
+        count = getattr(self.task, method, None)
+        return 0 if count is None else count()
+
+    def lost(self, lock: AsyncLock) -> object:
+        """The hold is lost."""
+        if self._open:
+            self._cancelled = True
+            self.task.cancel()
+        return None if self._on_lost is None else self._on_lost(lock)
+
+    async def end(self, raised: object) -> bool:
+        """The block is left. Whether the task was cancelled by somebody else too."""
+        self._open = False
+        if not self._cancelled or asyncio.current_task() is not self.task:
+            return False
+        arrived = isinstance(raised, asyncio.CancelledError)
+        if not arrived:
+            try:
+                await asyncio.sleep(0)  # the block may have awaited nothing since
+            except asyncio.CancelledError:
+                arrived = True
+        return self._count("uncancel") > self._before and arrived
 
 
 #: What `on_lost` has started and is still running.
@@ -334,38 +388,45 @@ class AsyncLock:
         """See :attr:`~score.distlock.Lock.expired`."""
         return self._lock.expired
 
+    @property
+    def lost(self) -> AsyncLost:
+        """An :class:`AsyncLost`; see :attr:`~score.distlock.Lock.lost`."""
+        return AsyncLost(self._lock)
+
     def _acquiring(
         self,
         timeout: _Time,
         block: bool,
         autoextend: bool | None = None,
         maxtime: float | None = None,
-        on_lost: Any = None,
+        on_lost: Callable[[AsyncLock], object] | None = None,
+        expiring: _Warning = None,
         note: str | None = None,
     ) -> _Acquiring:
         lock = self._lock
-        callback = None if on_lost is None else self._in_loop(on_lost)
+        told = None if on_lost is None else self._in_loop(on_lost)
+        warned = None if expiring is None else (expiring[0], self._in_loop(expiring[1]))
         return _Acquiring(
             lambda inbox, wakeup: lock._begin(
-                inbox, wakeup, timeout, block, autoextend, maxtime, callback, self, note
+                inbox, wakeup, timeout, block, autoextend, maxtime, told, warned, self, note
             )
         )
 
-    def _in_loop(self, on_lost: Callable[[AsyncLock], object]) -> Callable[[AsyncLock], None]:
+    def _in_loop(self, callback: Callable[..., object]) -> Callable[..., None]:
         """Has a callback run where the coroutine does."""
         loop = asyncio.get_running_loop()
 
-        def call(lock: AsyncLock) -> None:
-            result = on_lost(lock)
+        def call(*arguments: Any) -> None:
+            result = callback(*arguments)
             if inspect.isawaitable(result):
                 # The loop itself remembers its tasks but weakly.
                 task = asyncio.ensure_future(result)
                 _callbacks.add(task)
                 task.add_done_callback(_callbacks.discard)
 
-        def schedule(lock: AsyncLock) -> None:
+        def schedule(*arguments: Any) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(call, lock)
+                loop.call_soon_threadsafe(call, *arguments)
 
         return schedule
 
@@ -424,17 +485,35 @@ class AsyncLock:
         on_lost: Callable[[AsyncLock], object] | None = None,
         *,
         note: str | None = None,
+        on_expiring: Callable[[AsyncLock, float], object] | None = None,
+        warn_before: _Time = None,
+        cancel_on_loss: bool = False,
     ) -> AsyncHold:
         """Acquires for an ``async with`` block, with options.
 
         See :meth:`~score.distlock.Lock.hold`.
 
         :param on_lost: called with this object in the event loop; it may be a coroutine function.
+        :param on_expiring: likewise, with this object and the number of seconds that are left.
+        :param cancel_on_loss: whether to cancel the task that has entered the block if the hold is
+            lost. The end of the block turns that cancellation into :class:`LockExpired`.
         """
         if timeout != "default":
             timeout = _config.timeout(timeout)
-        options = (lease(maxtime), callback(on_lost), checked(note))
-        return AsyncHold(self, timeout, autoextend, *options)
+        seconds = lease(maxtime)
+        extended = self.conf._autoextend if autoextend is None else autoextend
+        length = self.conf.maxtime if seconds is None else seconds
+        expiring = warning(on_expiring, warn_before, length, extended)
+        options = {
+            "timeout": timeout,
+            "block": True,
+            "autoextend": autoextend,
+            "maxtime": seconds,
+            "on_lost": callback(on_lost),
+            "expiring": expiring,
+            "note": checked(note),
+        }
+        return AsyncHold(self, options, cancel_on_loss)
 
     def guard(self, connection: Any, *, token: str | bytes | None = None) -> AsyncGuard:
         """Guards a transaction of the caller's own on the same database.
@@ -454,6 +533,55 @@ class AsyncLock:
 
 
 @final
+class AsyncLost:
+    """Whether the hold of a lock is lost, for coroutines; see :class:`~score.distlock.Lost`."""
+
+    __module__ = "score.distlock.aio"
+
+    def __init__(self, lock: Lock) -> None:
+        self._lock = lock
+        self._lost: Lost = lock.lost
+
+    def __repr__(self) -> str:
+        return repr(self._lost).replace(".Lost ", ".aio.AsyncLost ", 1)
+
+    def __bool__(self) -> NoReturn:
+        bool(self._lost)
+        raise AssertionError
+
+    def is_set(self) -> bool:
+        """Whether the hold is lost."""
+        return self._lost.is_set()
+
+    async def wait(self, timeout: _Time = None) -> bool:
+        """Sleeps until the hold is lost.
+
+        :param timeout: for how long at most; see :meth:`~score.distlock.Lost.wait`.
+        :returns: whether the hold is lost.
+        """
+        loop, channel, woken = asyncio.get_running_loop(), _channel(), asyncio.Event()
+        end = loop.time() + pause(timeout)
+        number = channel.number()
+        try:
+            channel.expect(number, woken)
+            watch = _Watch(channel.inbox, number)  # noqa: F841 (kept until it returns)
+            while not self.is_set():
+                left = end - loop.time()
+                if left <= 0:
+                    return False
+                woken.clear()
+                # A hold that is taken meanwhile counts too, a second later at the most.
+                timer = loop.call_later(min(left, self._lock.remaining or 1, 1), woken.set)
+                try:
+                    await woken.wait()
+                finally:
+                    timer.cancel()
+            return True
+        finally:
+            channel.forget(number)
+
+
+@final
 class AsyncHold:
     """What :meth:`~score.distlock.aio.AsyncLock.hold` returns: an asynchronous context manager.
 
@@ -462,28 +590,38 @@ class AsyncHold:
 
     __module__ = "score.distlock.aio"
 
-    def __init__(
-        self,
-        lock: AsyncLock,
-        timeout: _Time,
-        autoextend: bool | None,
-        maxtime: float | None,
-        on_lost: Callable[[AsyncLock], object] | None,
-        note: str | None,
-    ) -> None:
+    def __init__(self, lock: AsyncLock, options: dict[str, Any], cancel_on_loss: bool) -> None:
         self._lock = lock
-        self._options = (timeout, True, autoextend, maxtime, on_lost, note)
+        self._options = options
+        self._cancel_on_loss = cancel_on_loss
+        self._scopes: list[_Cancelling] = []
         self._ender = _Opened(lock._lock)
 
     async def __aenter__(self) -> AsyncLock:
-        acquiring = self._lock._acquiring(*self._options)
+        options = self._options
+        if self._cancel_on_loss:
+            scope = _Cancelling(options["on_lost"])
+            options = {**options, "on_lost": scope.lost}
+            self._scopes.append(scope)
+        acquiring = self._lock._acquiring(**options)
         try:
             _, level = await acquiring.run()
             self._ender.push(level)
         except BaseException:
             acquiring.give_up()
+            if self._cancel_on_loss:
+                self._scopes.remove(scope)
             raise
         return self._lock
+
+    def _scope(self) -> _Cancelling | None:
+        """That of the block that ends: the current task's innermost, or else the oldest."""
+        task = asyncio.current_task()
+        own = [scope for scope in self._scopes if scope.task is task] or self._scopes[:1]
+        if not own:
+            return None
+        self._scopes.remove(own[-1])
+        return own[-1]
 
     __aexit__ = _AsyncExit()
 

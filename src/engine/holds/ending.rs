@@ -111,6 +111,9 @@ impl Holds {
             Condition::Lost { reason, .. } => lost(token, reason, last && reason.is_presumed()),
         };
         if last {
+            if !held {
+                self.lost.insert(hold.lock);
+            }
             self.remove(id);
         }
         ending
@@ -241,6 +244,7 @@ impl Holds {
         }
         let reported = false;
         hold.condition = Condition::Lost { reason, reported };
+        self.lost.insert(hold.lock);
         Some(Reported {
             name: hold.name.clone(),
             fence: hold.fence,
@@ -256,6 +260,18 @@ impl Holds {
             return self.lost(id, reason);
         }
         None
+    }
+
+    /// The same of the caller's hold of a Lock object, or else of the latest.
+    pub fn expire_of(&mut self, lock: LockId, caller: &Caller, now: Moment) -> Option<Reported> {
+        let id = self.owned(lock, caller).or_else(|| self.newest(lock))?;
+        let extended = |hold: &Hold| hold.levels.iter().any(|level| level.extended);
+        let reason = if self.all.get(&id).is_some_and(extended) {
+            Loss::Unreachable
+        } else {
+            Loss::Expired
+        };
+        self.expire(id, reason, now)
     }
 
     /// An acquire of the owner has said that the hold is lost.

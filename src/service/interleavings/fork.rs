@@ -16,7 +16,7 @@ fn calls(locks: &Arc<Locks>, lock: &Lock, budget: Budget) -> Result<()> {
     let wait = if once_in(2) { Wait::Not } else { Wait::Forever };
     let attempt = acquisition(locks, lock, wait, None);
     attempt.wait_for(budget)?;
-    let Some((entered, token)) = attempt.accept(Some(&nobody()), None)? else {
+    let Some((entered, token)) = attempt.accept(Some(&nobody()), Callbacks::default())? else {
         return Ok(());
     };
     let caller = Caller {
@@ -45,6 +45,7 @@ fn calls(locks: &Arc<Locks>, lock: &Lock, budget: Budget) -> Result<()> {
 /// A thread forks while others acquire, wait, extend and owe. The child has that thread only,
 /// and what the others had locked stays locked there.
 #[test]
+#[allow(clippy::too_many_lines)] // one scene
 fn a_child_meets_nothing_of_its_parent() {
     explore(Pace::Idle, || {
         let store = Store::default();
@@ -84,7 +85,11 @@ fn a_child_meets_nothing_of_its_parent() {
             assert!(inherited.sleeps().is_none());
             let step = inherited.step(budget());
             assert!(matches!(step, Err(Error::Forked)));
-            assert!(inherited.accept(Some(&nobody()), None).is_err());
+            assert!(
+                inherited
+                    .accept(Some(&nobody()), Callbacks::default())
+                    .is_err()
+            );
             inherited.give_up();
             assert!(!lock.is_held());
             let threads = [0, 1].map(|_| {

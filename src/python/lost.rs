@@ -1,0 +1,77 @@
+//! `Lock.lost`: what a worker sleeps on.
+
+use super::aio::Inbox;
+use super::call::call_patiently;
+use super::lock::Lock;
+use super::owner;
+use crate::service::{Wakeup, registry};
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Whether the hold of a Lock is lost, to sleep on: :attr:`Lock.lost`.
+///
+/// It has the methods of a :class:`threading.Event` that look. It is set when the hold is lost, and
+/// stays so after the block was left, until the lock is acquired again through the same Lock.
+/// The hold is that of the caller, or else, for a thread that helps it, the latest.
+#[pyclass(module = "score.distlock", frozen)]
+pub struct Lost(Py<Lock>);
+
+impl Lost {
+    pub fn new(lock: Py<Lock>) -> Lost {
+        Lost(lock)
+    }
+}
+
+#[pymethods]
+impl Lost {
+    /// Whether the hold is lost.
+    fn is_set(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.0.get().core().is_lost(&owner::current(py)?))
+    }
+
+    /// Sleeps until the hold is lost. It returns at that moment, also if the lease just ends.
+    ///
+    /// :param timeout: for how long at most: seconds as a number, a score interval, a
+    ///     :class:`~datetime.timedelta`, or ``None`` for ever.
+    /// :returns: whether the hold is lost.
+    #[pyo3(signature = (timeout=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
+        let options = py.import("score.distlock._hold")?;
+        let seconds = options.call_method1("pause", (timeout,))?.extract()?;
+        let limit = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
+        let caller = owner::current(py)?;
+        let lock = self.0.get().core();
+        call_patiently(py, limit, |budget| lock.await_loss(&caller, budget))
+    }
+
+    fn __bool__(&self) -> PyResult<bool> {
+        Err(PyTypeError::new_err(
+            "lost is neither true nor false; ask lost.is_set()",
+        ))
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let state = if self.is_set(py)? { "set" } else { "unset" };
+        let name = self.0.get().core().name().as_str();
+        Ok(format!("<score.distlock.Lost {name:?} {state}>"))
+    }
+}
+
+/// What has a coroutine woken whenever a hold is lost, as long as it is kept.
+#[pyclass(name = "_Watch", module = "score.distlock", frozen)]
+pub struct Watch {
+    _wakeup: Arc<Wakeup>,
+}
+
+#[pymethods]
+impl Watch {
+    /// The number is put into the inbox then.
+    #[new]
+    fn new(inbox: &Inbox, number: u64) -> Watch {
+        let wakeup = Arc::new(inbox.wakeup(number));
+        registry(std::process::id()).wake_by_losses(&wakeup);
+        Watch { _wakeup: wakeup }
+    }
+}
