@@ -6,7 +6,6 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import _config
 from ._distlock import ConfiguredDistlockModule
 
 if TYPE_CHECKING:
@@ -53,7 +52,9 @@ def locked(
             )
         return found
 
+    # Not for those who decorate nothing.
+    from ._config import timeout as time
     from ._locked import locked
 
-    wait = "default" if timeout == "default" else _config.timeout(timeout)
+    wait = "default" if timeout == "default" else time(timeout)
     return locked(find, name, wait, autoextend, maxtime, on_lost, on_expiring, warn_before)
