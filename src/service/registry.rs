@@ -120,20 +120,27 @@ impl Registry {
         budget: Budget<'_>,
     ) -> Result<bool> {
         while !self.is_lost(lock, caller) {
-            let Some(mut pause) = budget.slice() else {
+            let Some(pause) = budget.slice() else {
                 return Ok(false);
             };
-            let holds = locked(&self.holds);
-            let now = Moment::now();
-            if !holds.is_lost(lock, caller, now) {
-                if let Some(hold) = holds.of(lock, caller) {
-                    pause = pause.min(Duration::from_secs_f64(hold.deadline.remaining(now)));
-                }
-                drop(self.lost.wait_timeout(holds, pause));
-            }
+            self.sleep_until_lost(lock, caller, pause);
+            // Not under the mutex: it waits for the GIL, and whoever has that may want the holds.
             budget.check()?;
         }
         Ok(true)
+    }
+
+    /// Sleeps until something is lost, or the hold's lease is over, for at most `pause`.
+    fn sleep_until_lost(&self, lock: LockId, caller: &Caller, pause: Duration) {
+        let holds = locked(&self.holds);
+        let now = Moment::now();
+        if holds.is_lost(lock, caller, now) {
+            return;
+        }
+        let hold = holds.of(lock, caller);
+        let left = hold.map(|hold| Duration::from_secs_f64(hold.deadline.remaining(now)));
+        let pause = left.map_or(pause, |left| left.min(pause));
+        drop(self.lost.wait_timeout(holds, pause));
     }
 
     /// Has somebody woken whenever a hold is lost.
