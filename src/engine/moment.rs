@@ -27,7 +27,8 @@ impl Moment {
     }
 
     /// The present of such a test.
-    #[cfg(all(test, feature = "shuttle"))]
+    #[cfg(test)]
+    #[cfg(feature = "shuttle")]
     #[must_use]
     pub fn now() -> Moment {
         Moment(crate::sync::simulated::now())

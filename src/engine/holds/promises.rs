@@ -366,6 +366,24 @@ fn a_hold_that_was_released_in_its_block_is_ended() {
 }
 
 #[test]
+fn what_a_block_has_acquired_after_a_release_ends_with_it() {
+    for open in [false, true] {
+        let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+        let outer = scene.enter(&mut owner, BLOCK);
+        let inner = scene.enter(&mut owner, BLOCK);
+        assert_eq!(scene.release(&owner), Ending::Done);
+        scene.enter(&mut owner, CALL);
+        // A block that is still open then is no part of it.
+        let third = open.then(|| scene.enter(&mut owner, BLOCK));
+        assert_eq!(scene.holds.leave(inner, scene.now), Ending::Done);
+        let levels = &scene.holds.get(outer.hold).unwrap().levels;
+        let ids: Vec<LevelId> = levels.iter().map(|level| level.id).collect();
+        let left = [Some(outer), third].into_iter().flatten();
+        assert_eq!(ids, left.map(|entered| entered.level).collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn an_ended_block_is_told_so() {
     let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
     let block = scene.enter(&mut owner, BLOCK);
