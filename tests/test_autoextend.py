@@ -143,13 +143,20 @@ def test_a_hold_that_somebody_else_ends(brief: Conf, conf: Conf) -> None:
 def test_a_release_by_the_owner_is_no_loss(brief: Conf) -> None:
     """However the renewal and the release fall together."""
     told: list[Any] = []
+    late = 0
     lock = brief.get("name")
     for number in range(60):
-        # The first renewal is due after 100 ms.
-        with lock.hold(autoextend=True, maxtime=0.3, on_lost=told.append):
-            time.sleep(0.09 + 0.0005 * (number % 40))
+        begun = time.monotonic()
+        try:
+            # The first renewal is due after 100 ms.
+            with lock.hold(autoextend=True, maxtime=0.3, on_lost=told.append):
+                time.sleep(0.09 + 0.0005 * (number % 40))
+        except LockExpired:
+            # Only where the machine stood still for so long.
+            assert time.monotonic() - begun > 0.3
+            late += 1
     time.sleep(0.1)
-    assert told == []
+    assert len(told) <= late < 30
 
 
 def test_a_database_that_is_gone(through: Callable[..., Conf], proxy: Proxy, own_url: str) -> None:

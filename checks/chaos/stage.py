@@ -106,6 +106,8 @@ class Stage:
                 os.kill(worker.process.pid, signal.SIGCONT)
             worker.process.kill()
             worker.process.wait()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(worker.process.pid, signal.SIGKILL)
         self._stack.close()
 
     def _start(self, stack: contextlib.ExitStack) -> None:
@@ -135,6 +137,7 @@ class Stage:
             more = "max_client_conn = 1000\nserver_login_retry = 1"
             self.bouncer = pooler.Bouncer(self.server, "transaction", 30, more)
             stack.callback(self.bouncer.stop)
+            self.bouncer.keep()
         self._prepare()
 
     def _start_pair(self, stack: contextlib.ExitStack) -> None:
@@ -224,7 +227,10 @@ class Stage:
             command = ["ip", "netns", "exec", self.namespace, *command]
         errors = (self.folder / f"{number}.errors").open("w")
         with errors:
-            process = subprocess.Popen(command, env=environment, stderr=errors, cwd="/", text=True)
+            # A group of its own, as it forks.
+            process = subprocess.Popen(
+                command, env=environment, stderr=errors, cwd="/", text=True, start_new_session=True
+            )
         worker = Worker(subject, process, log)
         self.workers.append(worker)
         self.all_workers.append(worker)
@@ -235,9 +241,7 @@ class Stage:
         self.crashes.append(time.monotonic())
 
     def bring_back(self) -> None:
-        """Starts the server if it is not there any more, and the pooler."""
-        if self.way == "pooler":
-            self.bouncer.bring_back()
+        """Starts the server if it is not there any more."""
         deadline = time.monotonic() + 30
         while True:
             try:

@@ -1,78 +1,14 @@
-//! The ends of coroutines' blocks. An end begins in Rust, within the call of `__aexit__`: no
-//! signal handler can raise before that, and it goes on if nobody waits for it, because the
-//! event loop is gone for instance.
+//! `__aexit__`: what leaves the blocks of coroutines.
 
-use super::aio::{Inbox, Value};
-use super::hold::{Blocks, Levels, entered};
+use super::ending::Exit;
+use super::hold::{Blocks, entered};
+use super::levels::Levels;
 use super::lock::Lock;
 use super::owner;
-use crate::engine::{Caller, Ending};
-use crate::error::Result;
-use crate::service::{self, Locks};
-use crate::store::Budget;
+use crate::engine::Caller;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-use std::sync::{Arc, Mutex, PoisonError};
-
-/// What is to be done in the database at the end of a block, for each of its locks.
-pub type Endings = Vec<(Arc<service::Lock>, Ending)>;
-
-type Reader = Box<dyn FnOnce(Result<Value>) + Send>;
-
-/// What came of an end, or who is to hear it.
-#[derive(Default)]
-enum State {
-    #[default]
-    UnderWay,
-    Awaited(Reader),
-    Done(Result<Value>),
-    Told,
-}
-
-/// An end that has begun, and goes on whether anybody waits for it or not.
-#[pyclass(name = "_Exit", module = "score.distlock", frozen)]
-pub struct Exit {
-    state: Arc<Mutex<State>>,
-    problem: Mutex<Option<PyErr>>,
-}
-
-impl Exit {
-    /// `known` is an error if it could not be told who leaves.
-    pub fn begin(locks: &Arc<Locks>, endings: Endings, known: PyResult<()>) -> Exit {
-        let state = Arc::new(Mutex::new(State::default()));
-        let (ended, ending) = (state.clone(), locks.clone());
-        locks.submit_ending(Box::new(move || {
-            let budget = Budget::new(ending.store().timeout(), &|| Ok(()));
-            let outcome = Levels::finish(&ending, endings, budget).map(|()| Value::None);
-            let mut state = ended.lock().unwrap_or_else(PoisonError::into_inner);
-            match std::mem::replace(&mut *state, State::Told) {
-                State::Awaited(reader) => reader(outcome),
-                _ => *state = State::Done(outcome),
-            }
-        }));
-        Exit {
-            state,
-            problem: Mutex::new(known.err()),
-        }
-    }
-}
-
-#[pymethods]
-impl Exit {
-    /// What comes of it goes into the inbox.
-    fn finish(&self, inbox: &Inbox, number: u64) -> PyResult<()> {
-        let reader = inbox.answer(number);
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match std::mem::replace(&mut *state, State::Told) {
-            State::Done(outcome) => reader(outcome),
-            _ => *state = State::Awaited(Box::new(reader)),
-        }
-        drop(state);
-        let mut problem = self.problem.lock().unwrap_or_else(PoisonError::into_inner);
-        problem.take().map_or(Ok(()), Err)
-    }
-}
 
 /// The blocks that one `aio.AsyncHold` has open.
 #[pyclass(name = "_Opened", module = "score.distlock", frozen)]
@@ -85,7 +21,7 @@ pub struct Opened {
 impl Opened {
     #[new]
     fn new(lock: Bound<'_, Lock>) -> Opened {
-        let blocks = Blocks::new(lock.get().locks().clone());
+        let blocks = Blocks::new(lock.get().handle().locks().clone());
         Opened {
             lock: lock.unbind(),
             blocks,
@@ -145,15 +81,15 @@ impl Leaving {
         let (current, known) = owner::current_or_stranger(ender.py());
         let (lock, level) = if let Ok(opened) = ender.cast::<Opened>() {
             let opened = opened.get();
-            (opened.lock.get(), opened.blocks.remove(&current))
+            (opened.lock.get().handle(), opened.blocks.remove(&current))
         } else {
-            let lock = ender.cast::<Lock>()?.get();
+            let lock = ender.cast::<Lock>()?.get().handle();
             // Who has entered comes first: the coroutine may be closed by anybody.
-            let level = lock.core().block(&self.caller);
-            (lock, level.or_else(|| lock.core().block(&current)))
+            let level = lock.core.block(&self.caller);
+            (lock, level.or_else(|| lock.core.block(&current)))
         };
-        let ending = lock.locks().begin_exit(lock.core(), level);
-        let endings = vec![(lock.core().clone(), ending)];
+        let ending = lock.locks().begin_exit(&lock.core, level);
+        let endings = vec![(lock.core.clone(), ending)];
         Ok(Exit::begin(lock.locks(), endings, known))
     }
 }

@@ -1,21 +1,15 @@
-//! Context managers of holds: `Lock.hold()`, and the levels of `acquire_all`.
-//!
-//! They are written in Rust so that no signal handler can raise between the moment at
-//! which a hold is there and the moment at which its end is armed.
+//! The context manager of `Lock.hold()`. It is written in Rust so that no signal handler can
+//! raise between the moment at which a hold is there and the moment at which its end is armed.
 
-use super::acquire::{Entering, enter, leave};
-use super::call::call;
+use super::acquire::{enter, leave};
 use super::errors::exception;
 use super::events::Listeners;
-use super::exit::{Endings, Exit};
-use super::lock::Lock;
+use super::handle::Handle;
+use super::options::Entering;
 use super::owner;
 use crate::engine::{Caller, Entered, HoldId, LevelId};
-use crate::error::Error;
-use crate::service::{self, Locks};
-use crate::store::Budget;
+use crate::service::Locks;
 use pyo3::prelude::*;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A level from its two numbers.
@@ -70,17 +64,20 @@ impl Drop for Blocks {
 /// can be used again.
 #[pyclass(module = "score.distlock", frozen)]
 pub struct Hold {
-    lock: Py<Lock>,
+    /// What a block gets, and what it is to the core.
+    lock: Py<PyAny>,
+    handle: Handle,
     entering: Entering,
     listeners: Listeners,
     blocks: Blocks,
 }
 
 impl Hold {
-    pub fn new(lock: Py<Lock>, entering: Entering, listeners: Listeners) -> Hold {
-        let blocks = Blocks::new(lock.get().locks().clone());
+    pub fn new(lock: Py<PyAny>, handle: Handle, entering: Entering, listeners: Listeners) -> Hold {
+        let blocks = Blocks::new(handle.locks().clone());
         Hold {
             lock,
+            handle,
             entering,
             listeners,
             blocks,
@@ -90,9 +87,9 @@ impl Hold {
 
 #[pymethods]
 impl Hold {
-    fn __enter__(&self, py: Python<'_>) -> PyResult<Py<Lock>> {
+    fn __enter__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let listeners = Some(&self.listeners);
-        let (level, _) = enter(py, self.lock.get(), self.entering.clone(), listeners)?
+        let (level, _) = enter(py, &self.handle, self.entering.clone(), listeners)?
             .map_err(|error| exception(py, error))?;
         self.blocks.push(level);
         Ok(self.lock.clone_ref(py))
@@ -110,111 +107,6 @@ impl Hold {
         let _ = (exc_type, exc, traceback);
         let (caller, known) = owner::current_or_stranger(py);
         let level = self.blocks.remove(&caller);
-        leave(py, self.lock.get(), level).and(known)
-    }
-}
-
-/// Several levels that are left together. Whoever drops it leaves them too, in the
-/// background, unless somebody has seen a token.
-#[pyclass(name = "_Levels", module = "score.distlock", frozen)]
-pub struct Levels {
-    locks: Arc<Locks>,
-    open: Mutex<Vec<(Arc<service::Lock>, Entered)>>,
-    kept: AtomicBool,
-}
-
-impl Levels {
-    pub fn new(locks: Arc<Locks>) -> Levels {
-        Levels {
-            locks,
-            open: Mutex::default(),
-            kept: AtomicBool::new(false),
-        }
-    }
-
-    pub fn push(&self, lock: Arc<service::Lock>, level: Entered) {
-        let mut levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        levels.push((lock, level));
-    }
-
-    fn endings(&self) -> Endings {
-        let mut levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let levels = std::mem::take(&mut *levels).into_iter().rev();
-        levels
-            .map(|(lock, level)| {
-                let ending = self.locks.begin_exit(&lock, Some(level));
-                (lock, ending)
-            })
-            .collect()
-    }
-
-    /// Also if one fails; the error that came first.
-    pub fn finish(locks: &Arc<Locks>, endings: Endings, budget: Budget<'_>) -> Result<(), Error> {
-        let mut first = Ok(());
-        let mut hopeless = false;
-        for (lock, ending) in endings {
-            if hopeless {
-                locks.finish_later(lock.name(), ending);
-                continue;
-            }
-            let ended = locks.finish(lock.name(), ending, budget);
-            // Who is interrupted waits for no more, and an outage is waited for once.
-            hopeless = matches!(
-                ended,
-                Err(Error::Interrupted | Error::Forked | Error::Unavailable(_))
-            );
-            first = first.and(ended);
-        }
-        first
-    }
-}
-
-impl Drop for Levels {
-    fn drop(&mut self) {
-        if !*self.kept.get_mut() {
-            self.abandon();
-        }
-    }
-}
-
-#[pymethods]
-impl Levels {
-    /// Adds one that a coroutine has entered.
-    fn add(&self, lock: &Bound<'_, Lock>, level: (u64, u64)) {
-        self.push(lock.get().core().clone(), entered(level));
-    }
-
-    /// Somebody has seen a token: dropping this leaves nothing any more.
-    fn keep(&self) {
-        self.kept.store(true, Relaxed);
-    }
-
-    /// Leaves all of them in the background.
-    pub fn abandon(&self) {
-        let mut levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        for (lock, level) in levels.drain(..) {
-            self.locks.abandon(&lock, level);
-        }
-    }
-
-    /// None of them is extended automatically any longer.
-    fn stop_extending(&self) {
-        let levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        for (_, level) in levels.iter() {
-            self.locks.stop_extending(*level);
-        }
-    }
-
-    /// Leaves all of them, also if one fails; raises what failed first.
-    pub fn release(&self, py: Python<'_>) -> PyResult<()> {
-        let endings = self.endings();
-        call(py, self.locks.store().timeout(), |budget| {
-            Levels::finish(&self.locks, endings, budget)
-        })
-    }
-
-    /// Begins to leave all of them, for a coroutine.
-    pub fn begin_exit(&self) -> Exit {
-        Exit::begin(&self.locks, self.endings(), Ok(()))
+        leave(py, &self.handle, level).and(known)
     }
 }

@@ -1,14 +1,15 @@
 //! `Lock`.
 
-use super::acquire::{Entering, Timeout, about, enter, leave};
+use super::acquire::{about, enter, leave};
 use super::aio::{Acquisition, Inbox, Value, in_time, job};
 use super::arguments;
 use super::call::call;
 use super::errors::exception;
 use super::events::Listeners;
+use super::handle::{Configured, Handle, Shared};
 use super::hold::Hold;
 use super::lost::Lost;
-use super::module::ConfiguredDistlockModule;
+use super::options::{Entering, Timeout};
 use super::owner;
 use crate::engine::{Caller, Ending, Lease, Name, Token};
 use crate::error::Error;
@@ -34,42 +35,38 @@ use std::sync::Arc;
 /// :param name: any :class:`str` without NUL.
 #[pyclass(module = "score.distlock", weakref, frozen)]
 pub struct Lock {
-    conf: Py<ConfiguredDistlockModule>,
-    core: Arc<service::Lock>,
+    conf: Py<PyAny>,
+    handle: Handle,
 }
 
 impl Lock {
-    /// A new Lock object.
-    pub fn create(conf: Py<ConfiguredDistlockModule>, name: Name) -> Lock {
-        Lock {
-            conf,
-            core: Arc::new(service::Lock::new(name)),
-        }
+    /// A new Lock object of a configured module.
+    pub fn create(conf: Py<PyAny>, shared: Arc<Shared>, name: Name) -> Lock {
+        let handle = Handle::new(shared, name);
+        Lock { conf, handle }
     }
 
-    /// The core of the object.
-    pub fn core(&self) -> &Arc<service::Lock> {
-        &self.core
+    /// What it is to the core.
+    pub fn handle(&self) -> &Handle {
+        &self.handle
     }
 
-    /// The configured module.
-    pub fn module(&self) -> &ConfiguredDistlockModule {
-        self.conf.get()
+    fn core(&self) -> &Arc<service::Lock> {
+        &self.handle.core
     }
 
-    /// The locks it is one of.
-    pub fn locks(&self) -> &Arc<Locks> {
-        self.conf.get().locks()
+    fn locks(&self) -> &Arc<Locks> {
+        self.handle.locks()
     }
 
     fn token_argument(&self, token: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Token>> {
-        arguments::token(self.core.name(), token)
+        arguments::token(self.core().name(), token)
     }
 
     fn entering(&self, timeout: Timeout) -> Entering {
         Entering {
-            timeout: timeout.or(self.conf.get().defaults().0),
-            extended: self.conf.get().defaults().1,
+            timeout: timeout.or(self.handle.shared.timeout),
+            extended: self.handle.shared.autoextend,
             block: false,
             lease: None,
             note: None,
@@ -89,7 +86,7 @@ impl Lock {
         let this = slf.get();
         let token = this.token_argument(token)?;
         let token = this
-            .core
+            .core()
             .token_or(&owner::current(py)?, token)
             .map_err(|error| exception(py, error))?;
         let parameters = (
@@ -98,16 +95,16 @@ impl Lock {
             this.locks().lease().seconds(),
             zone::offset(),
         );
-        let timeout = this.conf.get().timeout();
+        let timeout = this.handle.shared.limit();
         let sql = call(py, timeout, |budget| this.locks().guard(budget))?;
-        let (core, proof, locks) = (this.core.clone(), token.clone(), this.locks().clone());
+        let (core, proof, locks) = (this.core().clone(), token.clone(), this.locks().clone());
         let seen = PyCFunction::new_closure(py, None, None, move |arguments, _| {
             let fence: Option<i64> = arguments.get_item(1)?.extract()?;
             locks.seen(&core, &proof, fence);
             PyResult::Ok(())
         })?;
         // What the caller's connection says is not believed without asking the database.
-        let (core, proof, locks) = (this.core.clone(), token.clone(), this.locks().clone());
+        let (core, proof, locks) = (this.core().clone(), token.clone(), this.locks().clone());
         let lost = PyCFunction::new_closure(py, None, None, move |arguments, _| {
             let lost = call(arguments.py(), timeout, |budget| {
                 locks.is_lost(&core, &proof, budget)
@@ -127,7 +124,7 @@ impl Lock {
 
     /// Has an ending, which has begun, finished for a coroutine.
     fn submit_ending(&self, inbox: &Inbox, number: u64, ending: Ending) {
-        let core = self.core.clone();
+        let core = self.core().clone();
         let job = job(self.locks(), inbox, number, move |locks, budget| {
             let finished = locks.finish(core.name(), ending, budget);
             finished.map(|()| Value::None)
@@ -145,7 +142,7 @@ impl Lock {
         + Send
         + 'static,
     ) -> PyResult<()> {
-        let (core, caller) = (self.core.clone(), owner::current(py)?);
+        let (core, caller) = (self.core().clone(), owner::current(py)?);
         let job = job(self.locks(), inbox, number, move |locks, budget| {
             work(locks, &core, &caller, budget)
         });
@@ -157,20 +154,25 @@ impl Lock {
 #[pymethods]
 impl Lock {
     #[new]
-    fn new(conf: Py<ConfiguredDistlockModule>, name: &Bound<'_, PyAny>) -> PyResult<Lock> {
-        Ok(Lock::create(conf, arguments::name(name)?))
+    fn new(conf: &Bound<'_, PyAny>, name: &Bound<'_, PyAny>) -> PyResult<Lock> {
+        let shared = Configured::of(conf)?;
+        Ok(Lock::create(
+            conf.clone().unbind(),
+            shared,
+            arguments::name(name)?,
+        ))
     }
 
     /// The configured module.
     #[getter]
-    fn conf(&self, py: Python<'_>) -> Py<ConfiguredDistlockModule> {
+    fn conf(&self, py: Python<'_>) -> Py<PyAny> {
         self.conf.clone_ref(py)
     }
 
     /// The name of the lock.
     #[getter]
     fn name(&self) -> &str {
-        self.core.name().as_str()
+        self.core().name().as_str()
     }
 
     /// The token of the hold that was acquired through this object, or ``None``.
@@ -178,7 +180,7 @@ impl Lock {
     fn token(&self, py: Python<'_>) -> PyResult<Option<String>> {
         let caller = owner::current(py)?;
         Ok(self
-            .core
+            .core()
             .token(&caller)
             .map(|token| token.as_str().to_owned()))
     }
@@ -190,7 +192,7 @@ impl Lock {
     /// acquired it is the number of that hold.
     #[getter]
     fn fence(&self, py: Python<'_>) -> PyResult<Option<i64>> {
-        Ok(self.core.fence(&owner::current(py)?))
+        Ok(self.core().fence(&owner::current(py)?))
     }
 
     /// For how many seconds the lock is certainly still held; 0 if it is not.
@@ -199,13 +201,13 @@ impl Lock {
     /// before the lease in the database does.
     #[getter]
     fn remaining(&self, py: Python<'_>) -> PyResult<f64> {
-        Ok(self.core.remaining(&owner::current(py)?))
+        Ok(self.core().remaining(&owner::current(py)?))
     }
 
     /// Whether there was a hold that is lost, or may be: :attr:`remaining` has come to 0.
     #[getter]
     fn expired(&self, py: Python<'_>) -> PyResult<bool> {
-        Ok(self.core.expired(&owner::current(py)?))
+        Ok(self.core().expired(&owner::current(py)?))
     }
 
     /// A :class:`Lost`: set while the hold is lost; what a worker sleeps on.
@@ -216,8 +218,8 @@ impl Lock {
     ///         while not lock.lost.wait(1):        # once a second
     ///             do_something()
     #[getter]
-    fn lost(slf: Bound<'_, Self>) -> Lost {
-        Lost::new(slf.unbind())
+    fn lost(&self) -> Lost {
+        Lost::new(self.core().clone())
     }
 
     /// Acquires the lock, or enters it once more if the caller is its owner.
@@ -231,7 +233,7 @@ impl Lock {
     /// :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``.
     #[pyo3(signature = (*, timeout=Timeout::Configured), text_signature = "($self, *, timeout='default')")]
     pub fn acquire(&self, py: Python<'_>, timeout: Timeout) -> PyResult<String> {
-        match enter(py, self, self.entering(timeout), None)? {
+        match enter(py, &self.handle, self.entering(timeout), None)? {
             Ok((_, token)) => Ok(token.as_str().to_owned()),
             Err(error) => Err(exception(py, error)),
         }
@@ -241,7 +243,7 @@ impl Lock {
     ///
     /// :returns: the token of the hold, or ``None``.
     pub fn try_acquiring(&self, py: Python<'_>) -> PyResult<Option<String>> {
-        let acquired = enter(py, self, self.entering(Timeout::ZERO), None)?;
+        let acquired = enter(py, &self.handle, self.entering(Timeout::ZERO), None)?;
         Ok(acquired.ok().map(|(_, token)| token.as_str().to_owned()))
     }
 
@@ -254,8 +256,8 @@ impl Lock {
     pub fn extend(&self, py: Python<'_>, token: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         let token = self.token_argument(token)?;
         let caller = owner::current(py)?;
-        let confirmed = call(py, self.conf.get().timeout(), |budget| {
-            self.locks().extend(&self.core, &caller, token, budget)
+        let confirmed = call(py, self.handle.shared.limit(), |budget| {
+            self.locks().extend(self.core(), &caller, token, budget)
         })?;
         in_time(py, confirmed).map(drop)
     }
@@ -280,9 +282,9 @@ impl Lock {
             let caller = owner::current(py)?;
             let ending = self
                 .locks()
-                .begin_release(&self.core, &caller, token.as_ref());
-            call(py, self.conf.get().timeout(), |budget| {
-                self.locks().finish(self.core.name(), ending, budget)
+                .begin_release(self.core(), &caller, token.as_ref());
+            call(py, self.handle.shared.limit(), |budget| {
+                self.locks().finish(self.core().name(), ending, budget)
             })
         });
         match result {
@@ -314,8 +316,8 @@ impl Lock {
     pub fn transfer(&self, py: Python<'_>, token: Option<&Bound<'_, PyAny>>) -> PyResult<String> {
         let token = self.token_argument(token)?;
         let caller = owner::current(py)?;
-        let confirmed = call(py, self.conf.get().timeout(), |budget| {
-            self.locks().transfer(&self.core, &caller, token, budget)
+        let confirmed = call(py, self.handle.shared.limit(), |budget| {
+            self.locks().transfer(self.core(), &caller, token, budget)
         })?;
         in_time(py, confirmed)
     }
@@ -394,10 +396,10 @@ impl Lock {
         let lease: Option<f64> = options.call_method1("lease", (maxtime,))?.extract()?;
         options.call_method1("callback", (on_lost,))?;
         let note: Option<String> = options.call_method1("note", (note,))?.extract()?;
-        let defaults = slf.get().conf.get().defaults();
+        let defaults = &slf.get().handle.shared;
         let entering = Entering {
-            timeout: timeout.or(defaults.0),
-            extended: autoextend.unwrap_or(defaults.1),
+            timeout: timeout.or(defaults.timeout),
+            extended: autoextend.unwrap_or(defaults.autoextend),
             block: true,
             lease: lease.and_then(Lease::from_seconds),
             note: note.map(Arc::from),
@@ -409,7 +411,9 @@ impl Lock {
             lost: on_lost.map(|on_lost| on_lost.clone().unbind()),
             expiring: options.call_method1("warning", warning)?.extract()?,
         };
-        Ok(Hold::new(slf.clone().unbind(), entering, listeners))
+        let handle = slf.get().handle.clone();
+        let lock = slf.clone().into_any().unbind();
+        Ok(Hold::new(lock, handle, entering, listeners))
     }
 
     /// Begins to acquire for a coroutine; `wakeup` is put into the inbox when it is to go on.
@@ -430,25 +434,25 @@ impl Lock {
         lock: Py<PyAny>,
         note: Option<String>,
     ) -> PyResult<Acquisition> {
-        let defaults = self.conf.get().defaults();
+        let defaults = &self.handle.shared;
         let listeners = Listeners {
             lock,
             lost: on_lost,
             expiring,
         };
         let request = Request {
-            owner: Some((self.core.id(), owner::current(py)?)),
+            owner: Some((self.core().id(), owner::current(py)?)),
             block,
-            extended: autoextend.unwrap_or(defaults.1),
+            extended: autoextend.unwrap_or(defaults.autoextend),
             lease: maxtime.and_then(Lease::from_seconds),
             about: about(note.map(Arc::from)),
         };
         Acquisition::new(
             self.locks().clone(),
-            Some(self.core.clone()),
-            self.core.name().clone(),
+            Some(self.core().clone()),
+            self.core().name().clone(),
             request,
-            Wait::new(timeout.or(defaults.0)),
+            Wait::new(timeout.or(defaults.timeout)),
             inbox.wakeup(wakeup),
             Some(listeners),
         )
@@ -482,7 +486,7 @@ impl Lock {
         let caller = owner::current(py)?;
         let ending = self
             .locks()
-            .begin_release(&self.core, &caller, token.as_ref());
+            .begin_release(self.core(), &caller, token.as_ref());
         self.submit_ending(inbox, number, ending);
         Ok(())
     }
@@ -510,7 +514,7 @@ impl Lock {
             block: true,
             ..this.entering(Timeout::Configured)
         };
-        enter(py, this, entering, None)?.map_err(|error| exception(py, error))?;
+        enter(py, &this.handle, entering, None)?.map_err(|error| exception(py, error))?;
         Ok(slf.clone())
     }
 
@@ -525,11 +529,15 @@ impl Lock {
         // Python itself makes the body's exception the context of ours.
         let _ = (exc_type, exc, traceback);
         let (caller, known) = owner::current_or_stranger(py);
-        leave(py, self, self.core.block(&caller)).and(known)
+        leave(py, &self.handle, self.core().block(&caller)).and(known)
     }
 
     fn __repr__(&self) -> String {
-        let state = if self.core.is_held() { "held" } else { "free" };
+        let state = if self.core().is_held() {
+            "held"
+        } else {
+            "free"
+        };
         format!("<score.distlock.Lock {:?} {state}>", self.name())
     }
 }

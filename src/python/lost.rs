@@ -2,9 +2,8 @@
 
 use super::aio::Inbox;
 use super::call::call_patiently;
-use super::lock::Lock;
 use super::owner;
-use crate::service::{Wakeup, registry};
+use crate::service::{Lock, Wakeup, registry};
 use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
 use std::sync::Arc;
@@ -16,10 +15,10 @@ use std::time::Duration;
 /// stays so after the block was left, until the lock is acquired again through the same Lock.
 /// The hold is that of the caller, or else, for a thread that helps it, the latest.
 #[pyclass(module = "score.distlock", frozen)]
-pub struct Lost(Py<Lock>);
+pub struct Lost(Arc<Lock>);
 
 impl Lost {
-    pub fn new(lock: Py<Lock>) -> Lost {
+    pub fn new(lock: Arc<Lock>) -> Lost {
         Lost(lock)
     }
 }
@@ -28,7 +27,7 @@ impl Lost {
 impl Lost {
     /// Whether the hold is lost.
     fn is_set(&self, py: Python<'_>) -> PyResult<bool> {
-        Ok(self.0.get().core().is_lost(&owner::current(py)?))
+        Ok(self.0.is_lost(&owner::current(py)?))
     }
 
     /// Sleeps until the hold is lost. It returns at that moment, also if the lease just ends.
@@ -42,7 +41,7 @@ impl Lost {
         let seconds = options.call_method1("pause", (timeout,))?.extract()?;
         let limit = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         let caller = owner::current(py)?;
-        let lock = self.0.get().core();
+        let lock = &self.0;
         call_patiently(py, limit, |budget| lock.await_loss(&caller, budget))
     }
 
@@ -54,7 +53,7 @@ impl Lost {
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let state = if self.is_set(py)? { "set" } else { "unset" };
-        let name = self.0.get().core().name().as_str();
+        let name = self.0.name().as_str();
         Ok(format!("<score.distlock.Lost {name:?} {state}>"))
     }
 }

@@ -9,14 +9,18 @@ mod aio;
 mod arguments;
 mod call;
 mod database;
+mod ending;
 mod errors;
 mod events;
 mod exit;
+mod handle;
 mod hold;
 mod insight;
+mod levels;
 mod lock;
 mod lost;
 mod module;
+mod options;
 mod owner;
 
 use pyo3::pymodule;
@@ -28,7 +32,9 @@ mod _distlock {
     use pyo3::prelude::*;
 
     #[pymodule_export]
-    use super::hold::{Hold, Levels};
+    use super::hold::Hold;
+    #[pymodule_export]
+    use super::levels::Levels;
     #[pymodule_export]
     use super::lock::Lock;
     #[pymodule_export]
@@ -49,9 +55,11 @@ mod _distlock {
     #[pymodule_export]
     use super::aio::{Acquisition, Confirmation, Inbox};
     #[pymodule_export]
+    use super::ending::Exit;
+    #[pymodule_export]
     use super::events::{_deliver_all, _next_event};
     #[pymodule_export]
-    use super::exit::{AsyncExit, Exit, Leaving, Opened};
+    use super::exit::{AsyncExit, Leaving, Opened};
 
     /// All statements, on the table of a schema, for tests and benchmarks: the name, the
     /// text, and the types of its parameters.

@@ -1,14 +1,16 @@
 //! `ConfiguredDistlockModule` and `init`.
 
-use super::acquire::{ConfiguredTimeout, Entering, Timeout, acquire, enter};
+use super::acquire::{acquire, enter};
 use super::aio::{Acquisition, Inbox, Value, job};
 use super::arguments;
 use super::call::call;
 use super::database::Database;
 use super::errors::exception;
-use super::hold::Levels;
+use super::handle::{Configured, Shared};
 use super::insight;
+use super::levels::Levels;
 use super::lock::Lock;
+use super::options::{ConfiguredTimeout, Entering, Timeout};
 use super::owner;
 use crate::engine::{Lease, Name};
 use crate::error::Error;
@@ -50,10 +52,8 @@ use std::time::{Duration, Instant};
 /// No connection is opened before the first use.
 #[pyclass(module = "score.distlock", subclass, dict, weakref, frozen)]
 pub struct ConfiguredDistlockModule {
-    locks: Arc<Locks>,
+    shared: Arc<Shared>,
     maxtime: f64,
-    timeout: Option<Duration>,
-    autoextend: bool,
     /// The Engine that was given, or else the one that was made when it was asked for.
     given: Option<Py<PyAny>>,
     engine: Mutex<Option<Py<PyAny>>>,
@@ -68,18 +68,13 @@ pub struct ConfiguredDistlockModule {
 
 impl ConfiguredDistlockModule {
     /// The core.
-    pub fn locks(&self) -> &Arc<Locks> {
-        &self.locks
+    fn locks(&self) -> &Arc<Locks> {
+        &self.shared.locks
     }
 
     /// How long one call may take.
-    pub fn timeout(&self) -> Duration {
-        self.locks.store().timeout()
-    }
-
-    /// The configured `timeout` and `autoextend`.
-    pub fn defaults(&self) -> (Option<Duration>, bool) {
-        (self.timeout, self.autoextend)
+    fn timeout(&self) -> Duration {
+        self.shared.limit()
     }
 
     fn alive(&self) -> MutexGuard<'_, HashMap<Name, Py<PyWeakrefReference>>> {
@@ -109,15 +104,15 @@ impl ConfiguredDistlockModule {
         let bound = name.as_str().into_pyobject(py)?.into_any();
         let name = arguments::name(&bound)?;
         let request = Request::default();
-        let acquired = acquire(py, &self.locks, &name, &request, None, Callbacks::default)?;
+        let acquired = acquire(py, self.locks(), &name, &request, None, Callbacks::default)?;
         let (_, token) = acquired.map_err(|error| exception(py, error))?;
         let seen = py
             .import("score.distlock._engine")?
             .call_method1("verify", (self.engine(py)?, bound));
         let (lock, caller) = (service::Lock::new(name.clone()), owner::current(py)?);
-        let ending = self.locks.begin_release(&lock, &caller, Some(&token));
+        let ending = self.locks().begin_release(&lock, &caller, Some(&token));
         call(py, self.timeout(), |budget| {
-            self.locks.finish(&name, ending, budget)
+            self.locks().finish(&name, ending, budget)
         })?;
         seen.map(drop)
     }
@@ -131,10 +126,10 @@ impl ConfiguredDistlockModule {
     ) -> PyResult<Result<String, Error>> {
         let name = arguments::name(name)?;
         let request = Request::default();
-        let timeout = timeout.or(self.timeout);
+        let timeout = timeout.or(self.shared.timeout);
         let acquired = acquire(
             py,
-            &self.locks,
+            self.locks(),
             &name,
             &request,
             timeout,
@@ -216,14 +211,16 @@ impl ConfiguredDistlockModule {
             exception(py, Error::Configuration(message))
         })?;
         let made = ConfiguredDistlockModule {
-            locks: Arc::new(Locks::new(
-                Store::new(database.url, settings, table_owner),
-                lease,
-                reentrant,
-            )),
+            shared: Arc::new(Shared {
+                locks: Arc::new(Locks::new(
+                    Store::new(database.url, settings, table_owner),
+                    lease,
+                    reentrant,
+                )),
+                timeout: timeout.0.or(Some(Duration::ZERO)),
+                autoextend,
+            }),
             maxtime,
-            timeout: timeout.0.or(Some(Duration::ZERO)),
-            autoextend,
             given: database.engine,
             engine: Mutex::new(None),
             engine_options,
@@ -259,7 +256,7 @@ impl ConfiguredDistlockModule {
             return Ok(engine);
         }
         // Not under the mutex: creating an engine runs Python, which may switch threads.
-        let (driver, explicit) = self.locks.store().url().explicit();
+        let (driver, explicit) = self.locks().store().url().explicit();
         let explicit = explicit
             .iter()
             .map(|(name, value)| (*name, PyBytes::new(py, value)));
@@ -305,7 +302,14 @@ impl ConfiguredDistlockModule {
         slf.get().forget_the_dead(py);
         // Making the object may run the garbage collector and with it other
         // code of Python; hence not under the mutex, and look again.
-        let made = Bound::new(py, Lock::create(slf.clone().unbind(), name.clone()))?;
+        let made = Bound::new(
+            py,
+            Lock::create(
+                slf.clone().into_any().unbind(),
+                slf.get().shared.clone(),
+                name.clone(),
+            ),
+        )?;
         let reference = PyWeakrefReference::new(&made)?.unbind();
         let mut alive = slf.get().alive();
         let other = alive
@@ -366,11 +370,11 @@ impl ConfiguredDistlockModule {
         let all = py.import("score.distlock._all")?;
         let names: Vec<Bound<'py, PyAny>> = all.getattr("ordered")?.call1((names,))?.extract()?;
         let this = slf.get();
-        let autoextend = autoextend.unwrap_or(this.autoextend);
+        let autoextend = autoextend.unwrap_or(this.shared.autoextend);
         let until = timeout
-            .or(this.timeout)
+            .or(this.shared.timeout)
             .map(|timeout| (Instant::now(), timeout));
-        let levels = Levels::new(this.locks.clone());
+        let levels = Levels::new(this.locks().clone());
         let mut locks = Vec::new();
         for name in names {
             let lock = ConfiguredDistlockModule::get(slf, &name)?;
@@ -382,7 +386,7 @@ impl ConfiguredDistlockModule {
                 lease: None,
                 note: None,
             };
-            let entered = enter(py, lock.get(), entering, None)
+            let entered = enter(py, lock.get().handle(), entering, None)
                 .and_then(|entered| entered.map_err(|error| exception(py, error)));
             let (level, token) = entered.inspect_err(|error| {
                 // Who is interrupted does not wait for that; what fails here is owed.
@@ -390,7 +394,7 @@ impl ConfiguredDistlockModule {
                     let _ = levels.release(py);
                 }
             })?;
-            levels.push(lock.get().core().clone(), level);
+            levels.push(lock.get().handle().core.clone(), level);
             locks.push((lock, token.as_str().to_owned()));
         }
         let levels = Bound::new(py, levels)?;
@@ -491,25 +495,31 @@ impl ConfiguredDistlockModule {
         timeout: Timeout,
     ) -> PyResult<Acquisition> {
         Acquisition::new(
-            self.locks.clone(),
+            self.locks().clone(),
             None,
             arguments::name(name)?,
             Request::default(),
-            Wait::new(timeout.or(self.timeout)),
+            Wait::new(timeout.or(self.shared.timeout)),
             inbox.wakeup(wakeup),
             None,
         )
     }
 
+    /// For its Lock objects.
+    #[getter]
+    fn _shared(&self) -> Configured {
+        Configured::new(&self.shared)
+    }
+
     /// The configured ``autoextend``.
     #[getter]
     fn _autoextend(&self) -> bool {
-        self.autoextend
+        self.shared.autoextend
     }
 
     /// For levels that a coroutine enters.
     fn _levels(&self) -> Levels {
-        Levels::new(self.locks.clone())
+        Levels::new(self.locks().clone())
     }
 
     /// Gives a hold another ``maxtime`` from now.
@@ -569,7 +579,7 @@ impl ConfiguredDistlockModule {
     ///
     /// :returns: a :class:`list` of :class:`HoldInfo`, by name.
     fn holders<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let records = call(py, self.timeout(), |budget| self.locks.holders(budget))?;
+        let records = call(py, self.timeout(), |budget| self.locks().holders(budget))?;
         insight::objects(py, "records", records)
     }
 
@@ -579,7 +589,9 @@ impl ConfiguredDistlockModule {
     /// :returns: a :class:`HoldInfo`, or ``None`` if nobody holds it.
     fn info<'py>(&self, py: Python<'py>, name: &Bound<'_, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         let name = arguments::name(name)?;
-        let record = call(py, self.timeout(), |budget| self.locks.info(&name, budget))?;
+        let record = call(py, self.timeout(), |budget| {
+            self.locks().info(&name, budget)
+        })?;
         insight::objects(py, "record", record.into_iter().collect())
     }
 
@@ -602,20 +614,20 @@ impl ConfiguredDistlockModule {
     ) -> PyResult<Bound<'py, PyAny>> {
         let (name, fence) = (arguments::name(name)?, insight::fence(fence)?);
         let record = call(py, self.timeout(), |budget| {
-            self.locks.revoke(&name, fence, budget)
+            self.locks().revoke(&name, fence, budget)
         })?;
         insight::objects(py, "record", record.into_iter().collect())
     }
 
     /// What decides about how well locks are kept here: names and values, for `doctor`.
     fn _facts(&self, py: Python<'_>) -> PyResult<Vec<(String, Option<String>)>> {
-        call(py, self.timeout(), |budget| self.locks.facts(budget))
+        call(py, self.timeout(), |budget| self.locks().facts(budget))
     }
 
     /// Looks at all holds for a coroutine.
     fn _holders(&self, inbox: &Inbox, number: u64) {
-        self.locks
-            .submit(job(&self.locks, inbox, number, |locks, budget| {
+        self.locks()
+            .submit(job(self.locks(), inbox, number, |locks, budget| {
                 locks.holders(budget).map(Value::Records)
             }));
     }
@@ -623,8 +635,8 @@ impl ConfiguredDistlockModule {
     /// Looks at a hold for a coroutine.
     fn _info(&self, inbox: &Inbox, number: u64, name: &Bound<'_, PyAny>) -> PyResult<()> {
         let name = arguments::name(name)?;
-        self.locks
-            .submit(job(&self.locks, inbox, number, move |locks, budget| {
+        self.locks()
+            .submit(job(self.locks(), inbox, number, move |locks, budget| {
                 let record = locks.info(&name, budget)?;
                 Ok(Value::Records(record.into_iter().collect()))
             }));
@@ -640,8 +652,8 @@ impl ConfiguredDistlockModule {
         fence: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let (name, fence) = (arguments::name(name)?, insight::fence(fence)?);
-        self.locks
-            .submit_ending(job(&self.locks, inbox, number, move |locks, budget| {
+        self.locks()
+            .submit_ending(job(self.locks(), inbox, number, move |locks, budget| {
                 let record = locks.revoke(&name, fence, budget)?;
                 Ok(Value::Records(record.into_iter().collect()))
             }));
@@ -658,12 +670,12 @@ impl ConfiguredDistlockModule {
     fn vacuum(&self, py: Python<'_>, session: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
         match session {
             Some(session) => {
-                let sql = call(py, self.timeout(), |budget| self.locks.vacuum_sql(budget))?;
+                let sql = call(py, self.timeout(), |budget| self.locks().vacuum_sql(budget))?;
                 py.import("score.distlock._sqlalchemy")?
                     .call_method1("vacuum", (session, sql, self.maxtime, zone::offset()))?;
                 Ok(())
             }
-            None => call(py, self.timeout(), |budget| self.locks.vacuum(budget)),
+            None => call(py, self.timeout(), |budget| self.locks().vacuum(budget)),
         }
     }
 
@@ -684,7 +696,7 @@ impl ConfiguredDistlockModule {
         if let Some(engine) = engine {
             engine.bind(py).call_method0("dispose")?;
         }
-        call(py, self.timeout(), |budget| self.locks.close(budget))
+        call(py, self.timeout(), |budget| self.locks().close(budget))
     }
 
     fn __enter__(slf: Py<Self>) -> Py<Self> {
@@ -699,7 +711,7 @@ impl ConfiguredDistlockModule {
     fn __repr__(&self) -> String {
         format!(
             "<ConfiguredDistlockModule {} maxtime={}>",
-            self.locks.store().url(),
+            self.locks().store().url(),
             self.maxtime
         )
     }
@@ -755,7 +767,7 @@ pub fn open<'py>(options: &Bound<'py, PyDict>) -> PyResult<Bound<'py, Configured
         .cast_into::<ConfiguredDistlockModule>()?;
     let module = conf.get();
     call(py, module.timeout(), |budget| {
-        module.locks.store().ensure_schema(budget)
+        module.locks().store().ensure_schema(budget)
     })?;
     Ok(conf)
 }

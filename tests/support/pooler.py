@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import threading
 
 from .server import Server, free_port
 
@@ -50,10 +51,16 @@ class Bouncer:
         )
         self.file.write_text(text)
         self.file.chmod(0o644)
+        self._turn = threading.Lock()
         self.start()
 
     def start(self) -> None:
         """Starts it, and waits until it accepts connections."""
+        with self._turn:
+            self._wanted = True
+            self._start()
+
+    def _start(self) -> None:
         found = program()
         assert found
         self._process = subprocess.Popen(
@@ -65,16 +72,27 @@ class Bouncer:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     break
 
-    def bring_back(self) -> None:
-        """Starts it again if it has crashed: 1.18 does so when a server that it has lost is asked
-        to cancel something."""
-        if self._process.poll() is not None:
-            self.start()
+    def keep(self) -> None:
+        """Starts it again whenever it crashes: 1.18 does so when a server that it has lost is
+        asked to cancel something, which may be a while later."""
+        threading.Thread(target=self._attend, daemon=True).start()
+
+    def _attend(self) -> None:
+        while True:
+            # It is this one's end that matters, whoever has caused it.
+            self._process.wait()
+            with self._turn:
+                if not self._wanted:
+                    return
+                if self._process.poll() is not None:
+                    self._start()
 
     def stop(self) -> None:
         """At once; SIGTERM waits for its clients since 1.23."""
-        self._process.kill()
-        self._process.wait()
+        with self._turn:
+            self._wanted = False
+            self._process.kill()
+            self._process.wait()
 
     def url(self, database: str) -> str:
         """The URL of a database through it."""

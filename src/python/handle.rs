@@ -1,0 +1,74 @@
+//! What the Python objects of one configuration share.
+
+use crate::engine::Name;
+use crate::service::{self, Locks};
+use pyo3::exceptions::PyTypeError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The locks of a configured module, and the defaults for entering them.
+pub struct Shared {
+    /// The core.
+    pub locks: Arc<Locks>,
+    /// The configured `timeout`; `None` is for ever.
+    pub timeout: Option<Duration>,
+    /// The configured `autoextend`.
+    pub autoextend: bool,
+}
+
+impl Shared {
+    /// How long one call may take.
+    pub fn limit(&self) -> Duration {
+        self.locks.store().timeout()
+    }
+}
+
+/// The same, as a configured module hands it to its Lock objects.
+#[pyclass(name = "_Shared", module = "score.distlock", frozen)]
+pub struct Configured(Arc<Shared>);
+
+impl Configured {
+    /// For Python.
+    pub fn new(shared: &Arc<Shared>) -> Configured {
+        Configured(shared.clone())
+    }
+
+    /// What a configured module shares.
+    pub fn of(conf: &Bound<'_, PyAny>) -> PyResult<Arc<Shared>> {
+        let shared = conf.getattr_opt(intern!(conf.py(), "_shared"))?;
+        let shared = shared
+            .as_ref()
+            .and_then(|shared| shared.cast::<Configured>().ok());
+        let Some(shared) = shared else {
+            return Err(PyTypeError::new_err(format!(
+                "conf must be a ConfiguredDistlockModule, not {}",
+                conf.get_type().name()?
+            )));
+        };
+        Ok(shared.get().0.clone())
+    }
+}
+
+/// A Lock object, as far as the core is concerned.
+#[derive(Clone)]
+pub struct Handle {
+    /// Its identity and name.
+    pub core: Arc<service::Lock>,
+    /// What it shares with others.
+    pub shared: Arc<Shared>,
+}
+
+impl Handle {
+    /// A new one.
+    pub fn new(shared: Arc<Shared>, name: Name) -> Handle {
+        let core = Arc::new(service::Lock::new(name));
+        Handle { core, shared }
+    }
+
+    /// The locks it is one of.
+    pub fn locks(&self) -> &Arc<Locks> {
+        &self.shared.locks
+    }
+}

@@ -1,0 +1,96 @@
+//! The levels of `acquire_all`.
+
+use super::call::call;
+use super::ending::{Endings, Exit, finish_all};
+use super::hold::entered;
+use super::lock::Lock;
+use crate::engine::Entered;
+use crate::service::{self, Locks};
+use pyo3::prelude::*;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Several levels that are left together. Whoever drops it leaves them too, in the
+/// background, unless somebody has seen a token.
+#[pyclass(name = "_Levels", module = "score.distlock", frozen)]
+pub struct Levels {
+    locks: Arc<Locks>,
+    open: Mutex<Vec<(Arc<service::Lock>, Entered)>>,
+    kept: AtomicBool,
+}
+
+impl Levels {
+    pub fn new(locks: Arc<Locks>) -> Levels {
+        Levels {
+            locks,
+            open: Mutex::default(),
+            kept: AtomicBool::new(false),
+        }
+    }
+
+    pub fn push(&self, lock: Arc<service::Lock>, level: Entered) {
+        let mut levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        levels.push((lock, level));
+    }
+
+    fn endings(&self) -> Endings {
+        let mut levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let levels = std::mem::take(&mut *levels).into_iter().rev();
+        levels
+            .map(|(lock, level)| {
+                let ending = self.locks.begin_exit(&lock, Some(level));
+                (lock, ending)
+            })
+            .collect()
+    }
+}
+
+impl Drop for Levels {
+    fn drop(&mut self) {
+        if !*self.kept.get_mut() {
+            self.abandon();
+        }
+    }
+}
+
+#[pymethods]
+impl Levels {
+    /// Adds one that a coroutine has entered.
+    fn add(&self, lock: &Bound<'_, Lock>, level: (u64, u64)) {
+        self.push(lock.get().handle().core.clone(), entered(level));
+    }
+
+    /// Somebody has seen a token: dropping this leaves nothing any more.
+    fn keep(&self) {
+        self.kept.store(true, Relaxed);
+    }
+
+    /// Leaves all of them in the background.
+    pub fn abandon(&self) {
+        let mut levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        for (lock, level) in levels.drain(..) {
+            self.locks.abandon(&lock, level);
+        }
+    }
+
+    /// None of them is extended automatically any longer.
+    fn stop_extending(&self) {
+        let levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, level) in levels.iter() {
+            self.locks.stop_extending(*level);
+        }
+    }
+
+    /// Leaves all of them, also if one fails; raises what failed first.
+    pub fn release(&self, py: Python<'_>) -> PyResult<()> {
+        let endings = self.endings();
+        call(py, self.locks.store().timeout(), |budget| {
+            finish_all(&self.locks, endings, budget)
+        })
+    }
+
+    /// Begins to leave all of them, for a coroutine.
+    pub fn begin_exit(&self) -> Exit {
+        Exit::begin(&self.locks, self.endings(), Ok(()))
+    }
+}
