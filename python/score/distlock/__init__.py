@@ -6,7 +6,7 @@
 ...     do_more_things()
 """
 
-from . import _fork
+from . import _fork, notebook
 from ._connect import connect, from_django
 from ._distlock import ConfiguredDistlockModule, Hold, Lock, __version__, init
 from ._errors import (
@@ -19,6 +19,7 @@ from ._errors import (
 from ._insight import HoldInfo
 
 _fork.attend()
+notebook.attend()
 
 __all__ = (
     "ConfiguredDistlockModule",

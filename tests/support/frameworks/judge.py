@@ -1,0 +1,19 @@
+"""Notices if two are inside at once, in whatever processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+MARK = os.environ["JUDGE"]
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Raises FileExistsError if somebody else is inside."""
+    os.close(os.open(MARK, os.O_CREAT | os.O_EXCL))
+    try:
+        yield
+    finally:
+        os.unlink(MARK)
