@@ -18,6 +18,7 @@ DATABASES = {
 }
 INSTALLED_APPS = ["shop"]
 ROOT_URLCONF = "shop.urls"
+TEST_RUNNER = "shop.runner.Runner"
 SECRET_KEY = "only for the example"
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

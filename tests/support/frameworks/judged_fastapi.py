@@ -18,12 +18,12 @@ __all__ = ("app",)
 
 
 async def call_the_carrier(order: int) -> None:
-    with alone():
+    with alone(order):
         await asyncio.sleep(0.005)
 
 
 def print_the_bill(order: int) -> None:
-    with alone():
+    with alone(order):
         time.sleep(0.005)
 
 
@@ -39,6 +39,6 @@ def locked(order: int, locks: Locks) -> Iterator[Lock]:
 
 @app.post("/orders/{order}/pack")
 async def pack(order: int, lock: Annotated[Lock, Depends(locked)]) -> dict[str, int | None]:
-    with alone():
+    with alone(order):
         await asyncio.sleep(0.005)
     return {"order": order, "fence": lock.fence}

@@ -16,9 +16,13 @@ import score.distlock
 folder = os.environ["BROKER_FOLDER"]
 app.conf.update(
     broker_url="filesystem://",
-    broker_transport_options={"data_folder_in": folder, "data_folder_out": folder},
-    task_acks_on_failure_or_timeout=True,
-    broker_connection_retry_on_startup=True,
+    broker_transport_options={
+        "data_folder_in": folder,
+        "data_folder_out": folder,
+        "control_folder": f"{folder}/control",
+        "polling_interval": 0.05,
+    },
+    worker_lost_wait=0.1,
 )
 # A lease that ends within the test.
 worker_tasks.locks = score.distlock.connect(os.environ["DISTLOCK_URL"], maxtime="2s")
@@ -26,11 +30,11 @@ charge_once = worker_tasks.charge_once
 
 
 def charge_and_judge(database: psycopg.Connection, order: int) -> None:
-    with alone():
+    with alone(order):
         charge_once(database, order)
         if order == 666 and not Path(folder, "killed").exists():
             Path(folder, "killed").touch()
-            os.unlink(os.environ["JUDGE"])
+            os.unlink(f"{os.environ['JUDGE']} {order}")
             os.kill(os.getpid(), signal.SIGKILL)
 
 
