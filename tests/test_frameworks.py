@@ -213,6 +213,26 @@ def test_fastapi_requests_that_are_cancelled_leave_nothing(
     asyncio.run(main())
 
 
+def test_fastapi_clients_that_go_away_in_the_middle(
+    shop: Any, processes: Processes, conf: Conf
+) -> None:
+    """Of an answer that is made while the lock is held, by a coroutine or on threads."""
+    import httpx
+
+    with uvicorn(processes) as (_, address):
+        for round_ in range(3):
+            for kind in ("follow", "watch"):
+                url = f"{address}/orders/1/{kind}"
+                with httpx.stream("GET", url, timeout=60) as answer:
+                    lines = answer.iter_lines()
+                    assert next(lines) == "still here", (round_, kind)
+                    assert conf.try_acquiring("order-1") is None
+                if kind == "watch":
+                    # Starlette leaves a plain generator to the garbage collector.
+                    until(lambda: httpx.get(f"{address}/collect") and not conf.info("order-1"))
+                conf.release("order-1", conf.acquire("order-1", timeout=30))
+
+
 def test_the_lifespan_ends_while_somebody_waits(shop: Any, conf: Conf, db: Db) -> None:
     """As with servers that end without waiting for their requests."""
 

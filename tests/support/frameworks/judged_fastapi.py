@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Annotated
 
 import fastapi_shop
 from fastapi import Depends
+from fastapi.responses import StreamingResponse
 from fastapi_shop import Locks, app
 from judge import alone
 
@@ -42,3 +44,32 @@ async def pack(order: int, lock: Annotated[Lock, Depends(locked)]) -> dict[str, 
     with alone(order):
         await asyncio.sleep(0.005)
     return {"order": order, "fence": lock.fence}
+
+
+@app.get("/orders/{order}/follow")
+async def follow(order: int, locks: Locks) -> StreamingResponse:
+    async def lines() -> AsyncIterator[str]:
+        async with locks.aio.get(f"order-{order}").hold(timeout=5, autoextend=True) as lock:
+            with alone(order):
+                while not lock.expired:
+                    yield "still here\n"
+                    await asyncio.sleep(0.005)
+
+    return StreamingResponse(lines())
+
+
+@app.get("/collect")
+def collect() -> int:
+    return gc.collect()
+
+
+@app.get("/orders/{order}/watch")
+def watch(order: int, locks: Locks) -> StreamingResponse:
+    def lines() -> Iterator[str]:
+        # Each step is on another thread, and in another context.
+        with locks.get(f"order-{order}").hold(timeout=5, autoextend=True) as lock, alone(order):
+            while not lock.expired:
+                yield "still here\n"
+                time.sleep(0.005)
+
+    return StreamingResponse(lines())

@@ -27,7 +27,7 @@ flask_shop.call_the_carrier = call_the_carrier
 with locks.get("warm").hold(autoextend=True):
     pass
 the_masters = locks.get("the master's")
-the_masters.acquire()
+the_masters.hold(autoextend=True).__enter__()
 
 
 @app.get("/masters")
