@@ -6,7 +6,7 @@
 ...     do_more_things()
 """
 
-from . import _fork
+from . import _fork, notebook
 from ._connect import connect, from_django
 from ._distlock import ConfiguredDistlockModule, Hold, Lock, Lost, __version__, init
 from ._errors import (
@@ -20,6 +20,7 @@ from ._insight import HoldInfo
 from ._late import locked
 
 _fork.attend()
+notebook.attend()
 
 __all__ = (
     "ConfiguredDistlockModule",
