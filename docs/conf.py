@@ -59,6 +59,7 @@ PYTHON = {
     "library/stdtypes.html#$": [
         f"{name} py:class" for name in ("bytes", "dict", "list", "str", "tuple")
     ],
+    "library/threading.html#$": ["threading.Event py:class"],
     "library/typing.html#$": ["typing.Any py:data"],
 }
 
@@ -97,6 +98,8 @@ class Stubs:
         "Logger": "logging.Logger",
         "Mapping": "collections.abc.Mapping",
         "timedelta": "datetime.timedelta",
+        "_Function": "collections.abc.Callable",
+        "_Time": "float | str | datetime.timedelta | None",
     }
 
     def __init__(self, path: Path) -> None:

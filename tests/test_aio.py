@@ -478,7 +478,7 @@ def test_a_signal_handler_raises_between_two_answers(conf: Conf) -> None:
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: complaints.append(context))
         async with conf.aio.get("name") as lock:
-            channel = score.distlock.aio._channel()
+            channel = score.distlock._channel.current()
             loop.call_soon(Interrupted, channel)
             await lock.extend()
 

@@ -14,14 +14,16 @@ import inspect
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 from ._errors import LockExpired
 from ._sqlalchemy import NO_TABLE, is_undefined_table, parameterized, statement
 
 if TYPE_CHECKING:
     from . import Lock
-    from .aio import AsyncLock
+
+#: What an asynchronous guard is of.
+_L = TypeVar("_L")
 
 # An error inside the transaction: whatever it has done before, and whoever
 # swallows our exception, PostgreSQL makes its COMMIT a ROLLBACK.
@@ -220,7 +222,7 @@ class Guard(_Guarding):
 
 
 @final
-class AsyncGuard(_Guarding):
+class AsyncGuard(_Guarding, Generic[_L]):
     """What :meth:`AsyncLock.guard` returns: the same for asynchronous connections."""
 
     __module__ = "score.distlock.aio"
@@ -231,7 +233,7 @@ class AsyncGuard(_Guarding):
     def _takes(connection: Any) -> bool:
         return _is_async(connection)
 
-    async def __aenter__(self) -> AsyncLock:
+    async def __aenter__(self) -> _L:
         try:
             found = await _execute_async(self._connection, self._sql, self._parameters)
         except Exception as error:
@@ -248,7 +250,7 @@ class AsyncGuard(_Guarding):
                     await self._abort()
             raise self._refused(lost)
         self._confirmed(found, await _execute_async(self._connection, _IN_TRANSACTION))
-        lock: AsyncLock = self._lock
+        lock: _L = self._lock
         return lock
 
     async def _abort(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import itertools
 import weakref
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -18,7 +17,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from . import _config, _insight
 from ._all import Pace, Tokens, ordered
-from ._distlock import Lost, _Acquisition, _AsyncExit, _Exit, _Inbox, _Levels, _Opened, _Watch
+from ._cancel import Cancelling
+from ._channel import Acquiring, current, finish
+from ._distlock import Lost, _AsyncExit, _Exit, _Levels, _Opened, _Watch
 from ._errors import CouldNotAcquireLock, LockExpired
 from ._hold import callback, lease, pause, warning
 from ._hold import note as checked
@@ -33,201 +34,22 @@ __all__ = ("AsyncHold", "AsyncHolds", "AsyncLock", "AsyncLost", "AsyncModule")
 _Time = float | str | timedelta | None
 #: How many seconds before the end of a lease to call what.
 _Warning = tuple[float, Callable[..., object]] | None
-#: The numbers of a hold and of a level of it.
-_Level = tuple[int, int]
 
-
-class _Channel:
-    """How answers get to one event loop."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Not the loop itself, which is the key this is remembered by.
-        self._loop = weakref.ref(loop)
-        self.inbox = _Inbox()
-        self._numbers = itertools.count(1)
-        # Weakly: a future knows its loop, which would then live for ever, with all its tasks.
-        self._expected: dict[int, weakref.ref[asyncio.Future[Any] | asyncio.Event]] = {}
-        self._mail: list[Any] = []
-
-    def number(self) -> int:
-        """One under which something may be expected."""
-        return next(self._numbers)
-
-    def expect(self, number: int, what: asyncio.Future[Any] | asyncio.Event) -> None:
-        """Has the loop look into the inbox for as long as something is expected."""
-        if not self._expected:
-            loop = self._loop()
-            assert loop is not None
-            loop.add_reader(self.inbox.fileno(), self._ready)
-        self._expected[number] = weakref.ref(what)
-
-    def forget(self, number: int) -> None:
-        """Nobody waits for it any more."""
-        self._expected.pop(number, None)
-        loop = self._loop()
-        if not self._expected and loop is not None and not loop.is_closed():
-            loop.remove_reader(self.inbox.fileno())
-
-    def _ready(self) -> None:
-        mail = self._mail
-        try:
-            self.inbox.empty(mail)
-            while mail:
-                self._deliver(*mail[0])
-                del mail[0]
-        finally:
-            loop = self._loop()
-            if mail and loop is not None:  # a signal handler has raised
-                loop.call_soon(self._ready)
-
-    def _deliver(
-        self, number: int, answered: bool, error: BaseException | None, value: Any
-    ) -> None:
-        expected = self._expected.get(number)
-        what = expected and expected()
-        if isinstance(what, asyncio.Event):
-            what.set()
-        elif isinstance(what, asyncio.Future) and answered and not what.done():
-            if error is None:
-                what.set_result(value)
-            else:
-                what.set_exception(error)
-
-    async def ask(self, start: Callable[[_Inbox, int], Any]) -> Any:
-        """Starts something and waits for its answer, unless that is there at once."""
-        loop = self._loop()
-        assert loop is not None
-        future: asyncio.Future[Any] = loop.create_future()
-        number = self.number()
-        try:
-            self.expect(number, future)
-            answer = start(self.inbox, number)
-            return await future if answer is None else answer
-        finally:
-            self.forget(number)
-
-
-class _Acquiring:
-    """A coroutine's attempt to acquire."""
-
-    def __init__(self, begin: Callable[[_Inbox, int], _Acquisition]) -> None:
-        self._begin = begin
-        self._acquisition: _Acquisition | None = None
-
-    async def run(self) -> tuple[str, _Level]:
-        """Waits for the lock; the token and the level that was entered.
-
-        A signal handler may raise after each call, as it may in the caller, who then has to
-        call :meth:`give_up`.
-        """
-        channel = _channel()
-        loop = asyncio.get_running_loop()
-        woken = asyncio.Event()
-        number = channel.number()
-        try:
-            channel.expect(number, woken)
-            acquisition = self._acquisition = self._begin(channel.inbox, number)
-            while True:
-                woken.clear()
-                pause = await channel.ask(acquisition.step)
-                if pause is True:
-                    accepted = acquisition.accept()
-                    if accepted is not None:
-                        channel.forget(number)
-                        return accepted
-                    continue
-                timer = loop.call_later(pause, woken.set)
-                try:
-                    await woken.wait()
-                finally:
-                    timer.cancel()
-        except BaseException:
-            # Also if the lock was acquired while the task was being cancelled.
-            self.give_up()
-            channel.forget(number)
-            raise
-
-    def give_up(self) -> None:
-        """Leaves neither a hold nor a place in the queue."""
-        if self._acquisition is not None:
-            self._acquisition.give_up()
-
-
-async def _finish(exit_: _Exit) -> None:
-    """Waits for an end that has begun; it goes on without."""
-    try:
-        channel = _channel()
-    except RuntimeError:  # the loop is gone, and somebody closes its coroutines
-        return
-    await channel.ask(exit_.finish)
+#: What `on_lost` has started and is still running.
+_callbacks: set[asyncio.Future[Any]] = set()
 
 
 async def _leave(exit_: _Exit, manager: object, _kind: object, raised: object, *_: object) -> None:
     """The same for a block, whose own cancellation goes no further."""
     scope = manager._scope() if isinstance(manager, AsyncHold) else None
     if scope is None or not await scope.end(raised):
-        await _finish(exit_)
+        await finish(exit_)
         return
     # Somebody else has cancelled the task too, which must end as cancelled.
     with contextlib.suppress(LockExpired):
-        await _finish(exit_)
+        await finish(exit_)
     if not isinstance(raised, asyncio.CancelledError):
         raise asyncio.CancelledError
-
-
-class _Cancelling:
-    """Cancels the task that is in a block when its hold is lost."""
-
-    def __init__(self, on_lost: Callable[[AsyncLock], object] | None) -> None:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("cancel_on_loss needs a task of asyncio")
-        self.task = task
-        self._on_lost = on_lost
-        self._before = self._count("cancelling")
-        self._open = True
-        self._cancelled = False
-
-    def _count(self, method: str) -> int:
-        """How often the task has been asked to end; Python 3.10 does not know."""
-        count = getattr(self.task, method, None)
-        return 0 if count is None else count()
-
-    def lost(self, lock: AsyncLock) -> object:
-        """The hold is lost."""
-        if self._open:
-            self._cancelled = True
-            self.task.cancel()
-        return None if self._on_lost is None else self._on_lost(lock)
-
-    async def end(self, raised: object) -> bool:
-        """The block is left. Whether the task was cancelled by somebody else too."""
-        self._open = False
-        if not self._cancelled or asyncio.current_task() is not self.task:
-            return False
-        arrived = isinstance(raised, asyncio.CancelledError)
-        if not arrived:
-            try:
-                await asyncio.sleep(0)  # the block may have awaited nothing since
-            except asyncio.CancelledError:
-                arrived = True
-        return self._count("uncancel") > self._before and arrived
-
-
-#: What `on_lost` has started and is still running.
-_callbacks: set[asyncio.Future[Any]] = set()
-
-_channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Channel] = (
-    weakref.WeakKeyDictionary()
-)
-
-
-def _channel() -> _Channel:
-    loop = asyncio.get_running_loop()
-    channel = _channels.get(loop)
-    if channel is None:
-        channel = _channels[loop] = _Channel(loop)
-    return channel
 
 
 @final
@@ -271,7 +93,7 @@ class AsyncModule:
     async def acquire(self, name: str, *, timeout: _Time = "default") -> str:
         """As :meth:`~score.distlock.ConfiguredDistlockModule.acquire`."""
         conf = self._conf
-        acquiring = _Acquiring(lambda inbox, wakeup: conf._begin(name, inbox, wakeup, timeout))
+        acquiring = Acquiring(lambda inbox, wakeup: conf._begin(name, inbox, wakeup, timeout))
         token, _ = await acquiring.run()
         return token
 
@@ -296,12 +118,12 @@ class AsyncModule:
 
     async def holders(self) -> list[HoldInfo]:
         """As :meth:`~score.distlock.ConfiguredDistlockModule.holders`."""
-        return _insight.records(await _channel().ask(self._conf._holders))
+        return _insight.records(await current().ask(self._conf._holders))
 
     async def info(self, name: str) -> HoldInfo | None:
         """As :meth:`~score.distlock.ConfiguredDistlockModule.info`."""
         conf = self._conf
-        found = await _channel().ask(lambda inbox, number: conf._info(inbox, number, name))
+        found = await current().ask(lambda inbox, number: conf._info(inbox, number, name))
         return _insight.record(found)
 
     async def revoke(self, name: str, fence: int | None = None) -> HoldInfo | None:
@@ -310,7 +132,7 @@ class AsyncModule:
         It goes on in the background if the task is cancelled meanwhile.
         """
         conf = self._conf
-        found = await _channel().ask(lambda inbox, number: conf._revoke(inbox, number, name, fence))
+        found = await current().ask(lambda inbox, number: conf._revoke(inbox, number, name, fence))
         return _insight.record(found)
 
     def acquire_all(
@@ -402,11 +224,11 @@ class AsyncLock:
         on_lost: Callable[[AsyncLock], object] | None = None,
         expiring: _Warning = None,
         note: str | None = None,
-    ) -> _Acquiring:
+    ) -> Acquiring:
         lock = self._lock
         told = None if on_lost is None else self._in_loop(on_lost)
         warned = None if expiring is None else (expiring[0], self._in_loop(expiring[1]))
-        return _Acquiring(
+        return Acquiring(
             lambda inbox, wakeup: lock._begin(
                 inbox, wakeup, timeout, block, autoextend, maxtime, told, warned, self, note
             )
@@ -453,7 +275,7 @@ class AsyncLock:
     async def extend(self, token: str | bytes | None = None) -> None:
         """Gives the hold another ``maxtime`` from now; see :meth:`~score.distlock.Lock.extend`."""
         lock = self._lock
-        confirmed = await _channel().ask(lambda inbox, number: lock._extend(inbox, number, token))
+        confirmed = await current().ask(lambda inbox, number: lock._extend(inbox, number, token))
         confirmed.in_time()
 
     async def release(self, token: str | bytes | None = None, ignore_expired: bool = False) -> None:
@@ -463,7 +285,7 @@ class AsyncLock:
         """
         lock = self._lock
         try:
-            await _channel().ask(lambda inbox, number: lock._release(inbox, number, token))
+            await current().ask(lambda inbox, number: lock._release(inbox, number, token))
         except LockExpired:
             if not ignore_expired:
                 raise
@@ -474,7 +296,7 @@ class AsyncLock:
         See :meth:`~score.distlock.Lock.transfer`.
         """
         lock = self._lock
-        confirmed = await _channel().ask(lambda inbox, number: lock._transfer(inbox, number, token))
+        confirmed = await current().ask(lambda inbox, number: lock._transfer(inbox, number, token))
         return str(confirmed.in_time())
 
     def hold(
@@ -496,7 +318,8 @@ class AsyncLock:
         :param on_lost: called with this object in the event loop; it may be a coroutine function.
         :param on_expiring: likewise, with this object and the number of seconds that are left.
         :param cancel_on_loss: whether to cancel the task that has entered the block if the hold is
-            lost. The end of the block turns that cancellation into :class:`LockExpired`.
+            lost. The end of the block turns that cancellation into
+            :exc:`~score.distlock.LockExpired`.
         """
         if timeout != "default":
             timeout = _config.timeout(timeout)
@@ -515,7 +338,7 @@ class AsyncLock:
         }
         return AsyncHold(self, options, cancel_on_loss)
 
-    def guard(self, connection: Any, *, token: str | bytes | None = None) -> AsyncGuard:
+    def guard(self, connection: Any, *, token: str | bytes | None = None) -> AsyncGuard[AsyncLock]:
         """Guards a transaction of the caller's own on the same database.
 
         See :meth:`~score.distlock.Lock.guard`.
@@ -559,7 +382,7 @@ class AsyncLost:
         :param timeout: for how long at most; see :meth:`~score.distlock.Lost.wait`.
         :returns: whether the hold is lost.
         """
-        loop, channel, woken = asyncio.get_running_loop(), _channel(), asyncio.Event()
+        loop, channel, woken = asyncio.get_running_loop(), current(), asyncio.Event()
         end = loop.time() + pause(timeout)
         number = channel.number()
         try:
@@ -594,13 +417,13 @@ class AsyncHold:
         self._lock = lock
         self._options = options
         self._cancel_on_loss = cancel_on_loss
-        self._scopes: list[_Cancelling] = []
+        self._scopes: list[Cancelling] = []
         self._ender = _Opened(lock._lock)
 
     async def __aenter__(self) -> AsyncLock:
         options = self._options
         if self._cancel_on_loss:
-            scope = _Cancelling(options["on_lost"])
+            scope = Cancelling(options["on_lost"])
             options = {**options, "on_lost": scope.lost}
             self._scopes.append(scope)
         acquiring = self._lock._acquiring(**options)
@@ -614,7 +437,7 @@ class AsyncHold:
             raise
         return self._lock
 
-    def _scope(self) -> _Cancelling | None:
+    def _scope(self) -> Cancelling | None:
         """That of the block that ends: the current task's innermost, or else the oldest."""
         task = asyncio.current_task()
         own = [scope for scope in self._scopes if scope.task is task] or self._scopes[:1]
@@ -652,7 +475,7 @@ class AsyncHolds(Tokens):
         except Exception:
             # What fails here is owed.
             with contextlib.suppress(Exception):
-                await _finish(levels.begin_exit())
+                await finish(levels.begin_exit())
             raise
         except BaseException:
             levels.abandon()
@@ -698,7 +521,7 @@ class AsyncHolds(Tokens):
         if self._levels is not None:
             exit_ = self._levels.begin_exit()
             self._levels = None
-            await _finish(exit_)
+            await finish(exit_)
 
     async def __aenter__(self) -> AsyncHolds:
         self._in_block = True

@@ -1,0 +1,152 @@
+"""How a coroutine waits for what the core does, without blocking its event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from ._distlock import _Acquisition, _Exit, _Inbox
+
+#: The numbers of a hold and of a level of it.
+Level = tuple[int, int]
+
+
+class Channel:
+    """How answers get to one event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        # Not the loop itself, which is the key this is remembered by.
+        self._loop = weakref.ref(loop)
+        self.inbox = _Inbox()
+        self._numbers = itertools.count(1)
+        # Weakly: a future knows its loop, which would then live for ever, with all its tasks.
+        self._expected: dict[int, weakref.ref[asyncio.Future[Any] | asyncio.Event]] = {}
+        self._mail: list[Any] = []
+
+    def number(self) -> int:
+        """One under which something may be expected."""
+        return next(self._numbers)
+
+    def expect(self, number: int, what: asyncio.Future[Any] | asyncio.Event) -> None:
+        """Has the loop look into the inbox for as long as something is expected."""
+        if not self._expected:
+            loop = self._loop()
+            assert loop is not None
+            loop.add_reader(self.inbox.fileno(), self._ready)
+        self._expected[number] = weakref.ref(what)
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for it any more."""
+        self._expected.pop(number, None)
+        loop = self._loop()
+        if not self._expected and loop is not None and not loop.is_closed():
+            loop.remove_reader(self.inbox.fileno())
+
+    def _ready(self) -> None:
+        mail = self._mail
+        try:
+            self.inbox.empty(mail)
+            while mail:
+                self._deliver(*mail[0])
+                del mail[0]
+        finally:
+            loop = self._loop()
+            if mail and loop is not None:  # a signal handler has raised
+                loop.call_soon(self._ready)
+
+    def _deliver(
+        self, number: int, answered: bool, error: BaseException | None, value: Any
+    ) -> None:
+        expected = self._expected.get(number)
+        what = expected and expected()
+        if isinstance(what, asyncio.Event):
+            what.set()
+        elif isinstance(what, asyncio.Future) and answered and not what.done():
+            if error is None:
+                what.set_result(value)
+            else:
+                what.set_exception(error)
+
+    async def ask(self, start: Callable[[_Inbox, int], Any]) -> Any:
+        """Starts something and waits for its answer, unless that is there at once."""
+        loop = self._loop()
+        assert loop is not None
+        future: asyncio.Future[Any] = loop.create_future()
+        number = self.number()
+        try:
+            self.expect(number, future)
+            answer = start(self.inbox, number)
+            return await future if answer is None else answer
+        finally:
+            self.forget(number)
+
+
+class Acquiring:
+    """A coroutine's attempt to acquire."""
+
+    def __init__(self, begin: Callable[[_Inbox, int], _Acquisition]) -> None:
+        self._begin = begin
+        self._acquisition: _Acquisition | None = None
+
+    async def run(self) -> tuple[str, Level]:
+        """Waits for the lock; the token and the level that was entered.
+
+        A signal handler may raise after each call, as it may in the caller, who then has to
+        call :meth:`give_up`.
+        """
+        channel = current()
+        loop = asyncio.get_running_loop()
+        woken = asyncio.Event()
+        number = channel.number()
+        try:
+            channel.expect(number, woken)
+            acquisition = self._acquisition = self._begin(channel.inbox, number)
+            while True:
+                woken.clear()
+                pause = await channel.ask(acquisition.step)
+                if pause is True:
+                    accepted = acquisition.accept()
+                    if accepted is not None:
+                        channel.forget(number)
+                        return accepted
+                    continue
+                timer = loop.call_later(pause, woken.set)
+                try:
+                    await woken.wait()
+                finally:
+                    timer.cancel()
+        except BaseException:
+            # Also if the lock was acquired while the task was being cancelled.
+            self.give_up()
+            channel.forget(number)
+            raise
+
+    def give_up(self) -> None:
+        """Leaves neither a hold nor a place in the queue."""
+        if self._acquisition is not None:
+            self._acquisition.give_up()
+
+
+async def finish(exit_: _Exit) -> None:
+    """Waits for an end that has begun; it goes on without."""
+    try:
+        channel = current()
+    except RuntimeError:  # the loop is gone, and somebody closes its coroutines
+        return
+    await channel.ask(exit_.finish)
+
+
+_channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Channel] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def current() -> Channel:
+    loop = asyncio.get_running_loop()
+    channel = _channels.get(loop)
+    if channel is None:
+        channel = _channels[loop] = Channel(loop)
+    return channel
