@@ -119,6 +119,10 @@ async def once_several(conf: Conf, name: str) -> None:
         pass
 
 
+#: The files whose functions run for a coroutine.
+OURS = ("distlock/aio.py", "distlock/_channel.py", "distlock/_cancel.py")
+
+
 @pytest.mark.parametrize("work", [once_plain, once_hold, once_several])
 def test_a_signal_handler_may_raise_at_each_call(
     url: str, conf: Conf, work: Callable[[Conf, str], Coroutine[Any, Any, None]]
@@ -132,7 +136,7 @@ def test_a_signal_handler_may_raise_at_each_call(
 
         def trace(frame: FrameType, event: str, _: object, point: int = point) -> None:
             nonlocal calls
-            if event == "call" and frame.f_code.co_filename.endswith("distlock/aio.py"):
+            if event == "call" and frame.f_code.co_filename.endswith(OURS):
                 calls += 1
                 if calls == point:
                     sys.settrace(None)

@@ -509,7 +509,9 @@ def celery(processes: Processes) -> Iterator[Callable[[str], None]]:
     until(lambda: worker.poll() is not None or " ready." in processes.log(worker))
     assert worker.poll() is None, processes.log(worker)
     yield lambda code: print(
-        processes.run(sys.executable, "-c", f"import judged_tasks\nfrom worker_tasks import *\n{code}")
+        processes.run(
+            sys.executable, "-c", f"import judged_tasks\nfrom worker_tasks import *\n{code}"
+        )
     )
     print(processes.log(worker))
 
