@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 import score.distlock
+from score.distlock.cli import _demo
 
 from .test_cli_run import cli, ended, foreground, until
 
@@ -261,3 +262,31 @@ def test_a_score_application_says_where_the_locks_are(url: str) -> None:
     assert "name" in application("list")[1]
     assert application("acquire", "other", "--maxtime", "1h")[0] == 2
     assert application("run", "other", "--", "true") == (0, "", "")
+
+
+def test_the_demonstration(url: str, conf: Conf) -> None:
+    """Six turns, of which one ends by SIGKILL; the next one has to wait for the lease's end."""
+    status, said, complained = run(url, "demo")
+    assert (status, complained) == (0, "")
+    fences = re.findall(r"holds the lock, fence (\d+)", said)
+    ends = re.findall(r"(?:releases it|is killed holding it), fence (\d+)", said)
+    assert len(fences) == 6
+    assert fences == ends
+    assert said.count("is killed") == 1
+    assert said.endswith("the fence rose each time\n")
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        [("holds", 1), ("holds", 2), ("releases", 1), ("releases", 2)],
+        [("holds", 2), ("releases", 2), ("holds", 1), ("releases", 1)],
+        [("holds", 1), ("releases", 1)] * 6,
+        [],
+    ],
+    ids=["two at once", "falls", "stays", "nothing"],
+)
+def test_a_demonstration_that_fails_is_told(events: list[tuple[str, int]]) -> None:
+    more = [pair for fence in range(3, 7) for pair in (("holds", fence), ("releases", fence))]
+    assert _demo._follow([("holds", 1), ("releases", 1), ("holds", 2), ("releases", 2), *more])
+    assert not _demo._follow([*events, *more])

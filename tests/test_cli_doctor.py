@@ -118,6 +118,7 @@ GOOD: dict[str, str | None] = {
     "broken_indexes": None,
     "unique_name": "1",
     "oldest_snapshot": "600",
+    "notifications": "true",
 }
 
 
@@ -125,6 +126,7 @@ GOOD: dict[str, str | None] = {
     ("fact", "value", "expected"),
     [
         ("fsync", "off", "two holders"),
+        ("notifications", "false", "a pooler is in between"),
         ("full_page_writes", "off", "two holders"),
         ("transaction_read_only", "on", "read only"),
         ("in_recovery", "true", "a standby"),

@@ -18,6 +18,7 @@ from psycopg import sql
 
 import score.distlock
 from score.distlock import DatabaseUnavailable
+from score.distlock.cli._doctor import examine
 from score.init import ConfigurationError
 
 from .conftest import fresh_database
@@ -223,3 +224,9 @@ def test_a_search_path_that_the_pooler_does_not_pass_on(
             console.pgconn.exec_(b"RELOAD")
         with pytest.raises(ConfigurationError, match="ask for search_path = locks"):
             score.distlock.init({"sqlalchemy.url": through})
+
+
+def test_the_doctor_notices_the_pooler(pooled: Conf) -> None:
+    facts, findings = examine(pooled)
+    assert facts["notifications"] == "false"
+    assert any("a pooler is in between" in finding.what for finding in findings)

@@ -26,6 +26,7 @@ from score.init import ConfigurationError
 from .. import _config
 from .._distlock import _schema
 from .._refuse import bare
+from ._demo import demonstrate
 from ._doctor import examine
 from ._run import LOST, NO_DATABASE, NOT_ACQUIRED, Run, holder, refusal, say
 from ._shown import as_json, console, is_terminal, printable, record, table
@@ -76,16 +77,16 @@ class Database:
     """Where the locks are: at a URL, or where the score application says."""
 
     def __init__(self, url: str | None, application: Any) -> None:
-        self._url, self._application = url, application
+        self.url, self._application = url, application
 
     def open(self, maxtime: float | None = None) -> ConfiguredDistlockModule:
         """The configured module."""
-        if self._url is None and self._application is not None:
+        if self.url is None and self._application is not None:
             found: ConfiguredDistlockModule = self._application.load("distlock")
             if maxtime is not None and maxtime != found.maxtime:
                 raise click.UsageError("--maxtime: the application's configuration says that")
             return found
-        return connect(self._url) if maxtime is None else connect(self._url, maxtime=maxtime)
+        return connect(self.url) if maxtime is None else connect(self.url, maxtime=maxtime)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -373,6 +374,19 @@ def doctor(database: Database, as_json_: bool) -> None:
         if not findings:
             click.echo(f"nothing is wrong with PostgreSQL {facts['server_version']} and the locks")
     sys.exit(bool(findings))
+
+
+@main.command()
+@click.pass_obj
+def demo(database: Database) -> None:
+    """Lets three processes take turns, and kills one of them while it holds the lock.
+
+    The lock has a name of its own. Without --url this happens on an embedded server.
+    """
+    url = database.url
+    if url is None:
+        click.echo("no --url: this is an embedded server")
+    sys.exit(demonstrate("embedded:" if url is None else url))
 
 
 @main.command()

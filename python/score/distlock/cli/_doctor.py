@@ -75,6 +75,13 @@ def _of_the_server(facts: dict[str, str | None]) -> Iterator[Finding]:
             f"the server logs statements with their parameters, and {_TOKENS}",
             "set log_parameter_max_length = 0 (PostgreSQL 13 or later)",
         )
+    if facts["notifications"] == "false":
+        yield Finding(
+            "warning",
+            "notifications do not come through, because a pooler is in between: whoever"
+            " waits for a lock asks twice a second instead of being called",
+            "give the locks a direct connection if they are waited for",
+        )
     used, most = int(facts["connections"] or 0), int(facts["max_connections"] or 0)
     if used > 0.9 * most:
         yield Finding(
