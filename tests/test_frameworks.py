@@ -95,7 +95,7 @@ def no_sessions(db: Db) -> bool:
 
 def waiters(conf: Conf, name: str) -> int | None:
     info = conf.info(name)
-    return info and info.waiters
+    return info.waiters if info else None
 
 
 # FastAPI
@@ -363,7 +363,8 @@ def fail():
 
 def kill():
     with psycopg.connect(sys.argv[1], autocommit=True) as other:
-        other.execute("SELECT pg_terminate_backend(%s, 9999)", [connection.connection.info.backend_pid])
+        pid = connection.connection.info.backend_pid
+        other.execute("SELECT pg_terminate_backend(%s, 9999)", [pid])
 
 def roll_back():
     transaction.set_rollback(True)
@@ -509,7 +510,9 @@ def celery(processes: Processes) -> Iterator[Callable[[str], None]]:
     until(lambda: worker.poll() is not None or " ready." in processes.log(worker))
     assert worker.poll() is None, processes.log(worker)
     yield lambda code: print(
-        processes.run(sys.executable, "-c", f"import judged_tasks\nfrom worker_tasks import *\n{code}")
+        processes.run(
+            sys.executable, "-c", f"import judged_tasks\nfrom worker_tasks import *\n{code}"
+        )
     )
     print(processes.log(worker))
 

@@ -16,8 +16,10 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         lost = threading.Event()
-        hold = locks().get("ship-all").hold(
-            timeout=0, autoextend=True, on_lost=lambda lock: lost.set(), note="ship_all"
+        hold = (
+            locks()
+            .get("ship-all")
+            .hold(timeout=0, autoextend=True, on_lost=lambda lock: lost.set(), note="ship_all")
         )
         try:
             with hold:
