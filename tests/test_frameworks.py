@@ -446,6 +446,8 @@ def test_djangos_command(project: Processes, conf: Conf, db: Db) -> None:
         assert db.execute("SELECT shipped FROM shop_order").fetchone() == (0,)
     manage(project, "ship_all")
     assert db.execute("SELECT shipped FROM shop_order").fetchone() == (1,)
+
+
 def test_djangos_own_tests(project: Processes) -> None:
     """Django can drop the test's database though the locks have sessions in it."""
     manage(project, "test", "--noinput", "shop")
@@ -488,8 +490,8 @@ def orders(db: Db) -> None:
 
 
 @contextlib.contextmanager
-def celery(processes: Processes) -> Iterator[Callable[[str], None]]:
-    """A worker with two processes; yields what runs code as the web process would."""
+def celery(processes: Processes) -> Iterator[tuple[Any, Callable[[str], object]]]:
+    """A worker with two processes, and what runs code as the web process would."""
     pytest.importorskip("celery")
     queue = processes.folder / "queue"
     queue.mkdir()
@@ -499,18 +501,15 @@ def celery(processes: Processes) -> Iterator[Callable[[str], None]]:
     worker = processes.start(*program, "-l", "INFO")
     until(lambda: worker.poll() is not None or " ready." in processes.log(worker))
     assert worker.poll() is None, processes.log(worker)
-    yield lambda code: print(
-        processes.run(
-            sys.executable, "-c", f"import judged_tasks\nfrom worker_tasks import *\n{code}"
-        )
-    )
+    start = "import judged_tasks\nfrom worker_tasks import *\n"
+    yield worker, lambda code: processes.run(sys.executable, "-c", start + code)
     print(processes.log(worker))
 
 
 @pytest.mark.usefixtures("orders")
 def test_celery_charges_once(processes: Processes, db: Db, conf: Conf) -> None:
     """Tasks that were delivered ten times, and a worker that is killed in the middle."""
-    with celery(processes) as web:
+    with celery(processes) as (worker, web):
         web(
             "charge.delay(666)\n"
             "for _ in range(5): charge.delay(1); charge.delay(2)\n"
@@ -518,13 +517,18 @@ def test_celery_charges_once(processes: Processes, db: Db, conf: Conf) -> None:
             "try: start_export('me')\n"
             "except CouldNotAcquireLock: pass\n"
             "else: raise AssertionError\n"
+            "token = locks.acquire('export-twice')\n"
+            "for _ in range(2): export.delay('twice', token)\n"
         )
         charged = "SELECT charged FROM orders WHERE charged > 0"
         until(lambda: len(db.execute(charged).fetchall()) == 3)
-        until(lambda: db.execute("SELECT count(*) FROM exported").fetchone() == (3,))
+        until(lambda: db.execute("SELECT count(*) FROM exported").fetchone() == (6,))
         until(lambda: not list((processes.folder / "queue").glob("*.msg")))
+        until(lambda: "LockExpired" in processes.log(worker))
     assert set(db.execute(charged).fetchall()) == {(1,)}
-    until(lambda: conf.info("export-me") is None)
+    exported = "SELECT name, count(*) FROM exported GROUP BY name ORDER BY name"
+    assert db.execute(exported).fetchall() == [("me", 3), ("twice", 3)]
+    until(lambda: conf.info("export-me") is None and conf.info("export-twice") is None)
 
 
 def test_one_worker_works_and_the_next_takes_over(processes: Processes, conf: Conf) -> None:
