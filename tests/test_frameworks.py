@@ -519,6 +519,11 @@ def test_celery_charges_once(processes: Processes, db: Db, conf: Conf) -> None:
             "else: raise AssertionError\n"
             "token = locks.acquire('export-twice')\n"
             "for _ in range(2): export.delay('twice', token)\n"
+            "from unittest.mock import patch\n"
+            "with patch.object(app.amqp, 'send_task_message') as send: start_export('seen')\n"
+            "locks.revoke('export-seen')\n"
+            "headers = send.call_args.args[2].headers\n"
+            "assert headers['argsrepr'] == \"('seen', '…')\", headers\n"
         )
         charged = "SELECT charged FROM orders WHERE charged > 0"
         until(lambda: len(db.execute(charged).fetchall()) == 3)
