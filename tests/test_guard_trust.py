@@ -407,7 +407,7 @@ def test_what_a_coroutine_does_not_know_is_not_committed(conf: Conf, url: str, d
     async def main() -> None:
         async with await psycopg.AsyncConnection.connect(url) as connection:
             await connection.execute("INSERT INTO work VALUES ('perhaps late')")
-            guard = _guard.AsyncGuard(
+            guard: _guard.AsyncGuard[Any] = _guard.AsyncGuard(
                 conf.aio.get("name"), connection, "0", "SELECT 1 WHERE false", (), print, lost
             )
             with pytest.raises(DatabaseUnavailable):

@@ -68,7 +68,8 @@ def start_export(user: str) -> None:
     """For the web process: the user's export is taken from now on, not when a worker is free."""
     token = locks.acquire(f"export-{user}")  # CouldNotAcquireLock: one is under way
     try:
-        export.delay(user, token)
+        # Celery's monitors show `argsrepr`, which would otherwise have the token in it.
+        export.apply_async((user, token), argsrepr=f"({user!r}, '…')")
     except BaseException:
         locks.release(f"export-{user}", token)
         raise

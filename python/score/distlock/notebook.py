@@ -6,6 +6,7 @@ plain :class:`str`, as score.distlock 0.2.5 had it, so not the token knows this 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from typing import Any
@@ -56,4 +57,5 @@ def attend() -> None:
     current = getattr(ipython, "get_ipython", None)
     shell = current and current()
     if shell is not None:
-        load_ipython_extension(shell)
+        with contextlib.suppress(AttributeError, KeyError):  # it shows things in another way
+            load_ipython_extension(shell)

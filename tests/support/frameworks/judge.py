@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 MARK = os.environ["JUDGE"]
 
@@ -17,4 +18,4 @@ def alone(order: int) -> Iterator[None]:
     try:
         yield
     finally:
-        os.unlink(mark)
+        Path(mark).unlink()

@@ -34,7 +34,7 @@ def charge_and_judge(database: psycopg.Connection, order: int) -> None:
         charge_once(database, order)
         if order == 666 and not Path(folder, "killed").exists():
             Path(folder, "killed").touch()
-            os.unlink(f"{os.environ['JUDGE']} {order}")
+            Path(f"{os.environ['JUDGE']} {order}").unlink()
             os.kill(os.getpid(), signal.SIGKILL)
 
 

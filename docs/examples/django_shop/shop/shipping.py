@@ -8,11 +8,11 @@ from .models import Order
 
 def ship(number: int) -> bool:
     # The lock outside, the transaction inside: it is committed before the lock is released.
-    with locks().get(f"order-{number}").hold(timeout=2) as lock, transaction.atomic():
-        with lock.guard(connection):
-            order = Order.objects.get(pk=number)
-            if order.shipped:
-                return False
-            order.shipped += 1
-            order.save()
-            return True
+    hold = locks().get(f"order-{number}").hold(timeout=2)
+    with hold as lock, transaction.atomic(), lock.guard(connection):
+        order = Order.objects.get(pk=number)
+        if order.shipped:
+            return False
+        order.shipped += 1
+        order.save()
+        return True
