@@ -188,8 +188,8 @@ impl Lock {
     /// The fencing number of the hold: larger at every later acquisition of the same name.
     ///
     /// ``None`` if nothing was acquired, or by score.distlock 0.2.5, which has no such numbers.
-    /// After :meth:`extend`, :meth:`transfer` or :meth:`guard` with a token that somebody else
-    /// acquired it is the number of that hold.
+    /// After :meth:`extend`, :meth:`transfer` or :meth:`guard` with the token of another
+    /// hold it is the number of that hold.
     #[getter]
     fn fence(&self, py: Python<'_>) -> PyResult<Option<i64>> {
         Ok(self.core().fence(&owner::current(py)?))
@@ -224,12 +224,12 @@ impl Lock {
 
     /// Acquires the lock, or enters it once more if the caller is its owner.
     ///
-    /// :param timeout: how long to wait if somebody else holds the lock: seconds as a number, a
+    /// :param timeout: how long to wait if the lock is held elsewhere: seconds as a number, a
     ///     score interval such as ``'10s'``, a :class:`~datetime.timedelta`, or ``None`` for ever.
     ///     0 does not wait. By default (``'default'``) the configured ``timeout``.
     /// :returns: the token of the hold, 256 hexadecimal digits.
-    /// :raises CouldNotAcquireLock: if somebody else holds the lock, after `timeout`.
-    /// :raises LockExpired: if the caller believed to hold it but has lost it.
+    /// :raises CouldNotAcquireLock: if the lock is still held elsewhere after `timeout`.
+    /// :raises LockExpired: if the caller held the lock and has lost it.
     /// :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``.
     #[pyo3(signature = (*, timeout=Timeout::Configured), text_signature = "($self, *, timeout='default')")]
     pub fn acquire(&self, py: Python<'_>, timeout: Timeout) -> PyResult<String> {
@@ -239,7 +239,7 @@ impl Lock {
         }
     }
 
-    /// As :meth:`acquire` without waiting, but returns ``None`` if somebody else holds the lock.
+    /// Like :meth:`acquire`, but does not wait, and returns ``None`` if the lock is held elsewhere.
     ///
     /// :returns: the token of the hold, or ``None``.
     pub fn try_acquiring(&self, py: Python<'_>) -> PyResult<Option<String>> {
@@ -266,7 +266,7 @@ impl Lock {
     ///
     /// :param token: the token of a hold that was not acquired through this object: that hold
     ///     ends, however often its owner has entered it.
-    /// :param ignore_expired: do not mind if the hold was lost before.
+    /// :param ignore_expired: do not raise if the hold is lost already.
     /// :raises LockExpired: if the token is wrong, was released or has expired.
     /// :raises ValueError: if there is no token.
     /// :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``;
@@ -304,8 +304,8 @@ impl Lock {
 
     /// Gives the hold a new token and voids the old one, in one step.
     ///
-    /// This is how to hand a hold on for good: whoever receives a token calls this and is from
-    /// then on the only one who can extend or release. If this object holds the old token, it
+    /// This hands a hold over for good: the receiver of a token calls this, and is from then on
+    /// the only one who can extend or release. If this object holds the old token, it
     /// holds the new one afterwards. Lease and fencing number stay.
     ///
     /// :param token: the token of a hold that was not acquired through this object.
@@ -325,7 +325,7 @@ impl Lock {
     /// Guards a transaction of the caller's own on the same database.
     ///
     /// Entering the ``with`` block confirms the hold inside the transaction that is open on
-    /// `connection`. From then until that transaction ends nobody can take the lock over, even
+    /// `connection`. From then until that transaction ends no one can take the lock over, even
     /// past the lease. If the hold is lost already, the transaction is made to fail: it cannot
     /// be committed any more.
     ///
@@ -365,20 +365,20 @@ impl Lock {
     ///
     /// What is left out is as configured.
     ///
-    /// :param timeout: how long to wait if somebody else holds the lock; see :meth:`acquire`.
+    /// :param timeout: how long to wait if the lock is held elsewhere; see :meth:`acquire`.
     /// :param autoextend: whether to extend the hold, in the background, for as long as the block
     ///     runs: after every third of the lease.
     /// :param maxtime: a lease other than the module's ``maxtime``, for this hold.
     /// :param on_lost: called with the Lock, once and in a thread of its own, if the hold is lost:
-    ///     it could not be extended in time, its lease is over, or somebody else released it. The
+    ///     it could not be extended in time, its lease ended, or another process released it. The
     ///     end of the block raises :class:`LockExpired` then.
     /// :param on_expiring: called with the Lock and the number of seconds that are left, likewise,
     ///     once for each term of the lease: if the hold was not extended and its end is near. With
     ///     `autoextend` that means that the database cannot be reached.
     /// :param warn_before: how near: seconds, a score interval or a :class:`~datetime.timedelta`.
     ///     By default a third of the lease; with `autoextend` less than half of it.
-    /// :param note: what the hold is for, a line of at most 200 characters: whoever asks who
-    ///     holds the lock is shown it, see :class:`HoldInfo`.
+    /// :param note: what the hold is for, a line of at most 200 characters that is shown
+    ///     with the holder, see :class:`HoldInfo`.
     /// :returns: a context manager that returns this Lock.
     #[pyo3(signature = (timeout=Timeout::Configured, autoextend=None, maxtime=None, on_lost=None, *, note=None, on_expiring=None, warn_before=None), text_signature = "($self, timeout='default', autoextend=None, maxtime=None, on_lost=None, *, note=None, on_expiring=None, warn_before=None)")]
     #[allow(clippy::too_many_arguments)] // they are the caller's options

@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 /// :param maxtime: how long a hold lasts unless it is extended: seconds as a number, a score
 ///     interval such as ``'1m'`` or ``'500ms'``, or a :class:`~datetime.timedelta`.
 /// :param reentrant: whether the owner of a Lock may acquire it again.
-/// :param timeout: how long ``with`` waits for a lock that somebody else holds; see
+/// :param timeout: how long ``with`` waits for a lock that is held elsewhere; see
 ///     :meth:`Lock.acquire`.
 /// :param autoextend: whether ``with`` extends its hold in the background.
 /// :param pool_size: connections that stay open, as SQLAlchemy means it.
@@ -283,7 +283,7 @@ impl ConfiguredDistlockModule {
     /// Called by score.init when all modules are there.
     fn _finalize(&self) {}
 
-    /// The Lock of this name: the same object for as long as somebody keeps it.
+    /// The Lock of this name: the same object for as long as it is referenced.
     ///
     /// :param name: any :class:`str` without NUL, also the empty one.
     /// :raises TypeError: if it is something else.
@@ -328,9 +328,9 @@ impl ConfiguredDistlockModule {
     /// Acquires the lock and returns the token, which outlives this process.
     ///
     /// :param name: the name of the lock.
-    /// :param timeout: how long to wait if somebody else holds it; see :meth:`Lock.acquire`.
+    /// :param timeout: how long to wait if the lock is held; see :meth:`Lock.acquire`.
     /// :returns: the token of the hold, 256 hexadecimal digits.
-    /// :raises CouldNotAcquireLock: if somebody else holds it, after `timeout`.
+    /// :raises CouldNotAcquireLock: if the lock is still held after `timeout`.
     /// :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``.
     #[pyo3(signature = (name, *, timeout=Timeout::Configured), text_signature = "($self, name, *, timeout='default')")]
     fn acquire(
@@ -358,7 +358,7 @@ impl ConfiguredDistlockModule {
     /// :param autoextend: whether to extend them in the background until they are released.
     /// :returns: a :class:`dict` from name to token. As a context manager it releases all of
     ///     them at the end of the block; otherwise its ``release()`` does.
-    /// :raises CouldNotAcquireLock: if somebody else holds one of them, after `timeout`.
+    /// :raises CouldNotAcquireLock: if one of them is still held after `timeout`.
     #[pyo3(signature = (names, *, timeout=Timeout::Configured, autoextend=None), text_signature = "($self, names, *, timeout='default', autoextend=None)")]
     fn acquire_all<'py>(
         slf: &Bound<'py, Self>,
@@ -409,7 +409,7 @@ impl ConfiguredDistlockModule {
         })
     }
 
-    /// Decorates a function, method or coroutine function that is to run under a lock.
+    /// Decorates a function, method or coroutine function so that it runs under a lock.
     ///
     /// .. code-block:: python
     ///
@@ -478,7 +478,7 @@ impl ConfiguredDistlockModule {
         Ok(slot.get_or_insert_with(|| made.unbind()).bind(py).clone())
     }
 
-    /// As :meth:`acquire`, but returns ``None`` if somebody else holds the lock.
+    /// Like :meth:`acquire`, but does not wait, and returns ``None`` if the lock is held.
     ///
     /// :param name: the name of the lock.
     /// :returns: the token of the hold, or ``None``.
@@ -573,7 +573,7 @@ impl ConfiguredDistlockModule {
             .transfer(slf.py(), token)
     }
 
-    /// All holds of the table, whoever has them.
+    /// All holds in the table.
     ///
     /// It reads the whole table, and no token.
     ///
@@ -583,10 +583,10 @@ impl ConfiguredDistlockModule {
         insight::objects(py, "records", records)
     }
 
-    /// The hold of a lock, whoever has it.
+    /// The current hold of a lock.
     ///
     /// :param name: the name of the lock.
-    /// :returns: a :class:`HoldInfo`, or ``None`` if nobody holds it.
+    /// :returns: a :class:`HoldInfo`, or ``None`` if the lock is free.
     fn info<'py>(&self, py: Python<'py>, name: &Bound<'_, PyAny>) -> PyResult<Bound<'py, PyAny>> {
         let name = arguments::name(name)?;
         let record = call(py, self.timeout(), |budget| {
@@ -595,16 +595,16 @@ impl ConfiguredDistlockModule {
         insight::objects(py, "record", record.into_iter().collect())
     }
 
-    /// Ends a hold by force, and calls who waits for the lock, as a release does.
+    /// Ends a hold by force, and wakes the next waiter as a release does.
     ///
     /// The holder is not asked. It learns of it as of any loss: at its next extension or
     /// release, or when it guards a transaction. Until then it goes on, beside the next holder.
     ///
     /// :param name: the name of the lock.
-    /// :param fence: the ``fence`` of the hold that is to end; no other one does
-    ///     then. ``None`` ends whichever it is.
+    /// :param fence: end the hold only if it has this ``fence``; ``None`` ends it
+    ///     whatever its fence.
     /// :returns: a :class:`HoldInfo`, what was known of the hold that was ended; ``None`` if
-    ///     nobody holds the lock, or not with this fence.
+    ///     the lock is free, or held with another fence.
     #[pyo3(signature = (name, fence=None))]
     fn revoke<'py>(
         &self,
@@ -662,7 +662,7 @@ impl ConfiguredDistlockModule {
 
     /// Deletes the rows of all holds that have expired or ended.
     ///
-    /// This happens by itself, a little at a time; nothing depends on it.
+    /// The library does this in the background, a few rows at a time; nothing depends on it.
     ///
     /// :param session: a SQLAlchemy Session or Connection: the rows are then deleted in its
     ///     transaction, which is not committed.
@@ -683,8 +683,8 @@ impl ConfiguredDistlockModule {
     /// new ones.
     ///
     /// What is owed to the database is done first, for which this waits no longer than
-    /// ``pool_timeout``. Holds stay. Those that are extended automatically, and whoever waits for
-    /// a lock, keep what they need. Also disposes of :attr:`engine`, if it was made here.
+    /// ``pool_timeout``. Holds stay. Automatic extensions and
+    /// waiters keep what they need. Also disposes of :attr:`engine`, if it was made here.
     ///
     /// ``with conf:`` and ``async with conf.aio:`` do so at the end.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
@@ -728,7 +728,7 @@ impl ConfiguredDistlockModule {
 ///     ``sqlalchemy.pool_size``, ``sqlalchemy.max_overflow``, ``sqlalchemy.pool_timeout``, …
 ///         The pool of connections, as SQLAlchemy means it.
 ///     ``timeout``
-///         How long ``with`` waits for a lock that somebody else holds, a score interval or
+///         How long ``with`` waits for a lock that is held elsewhere, a score interval or
 ///         ``none`` for ever; 0 by default.
 ///     ``autoextend``
 ///         Whether ``with`` extends its hold in the background; false by default.

@@ -24,7 +24,7 @@ class DistlockError(Exception):
 
 
 class CouldNotAcquireLock(DistlockError):
-    """The lock is held by somebody else, or busy. ``args`` is ``(name,)``."""
+    """The lock is held elsewhere, or busy. ``args`` is ``(name,)``."""
 
     __module__ = "score.distlock"
 
@@ -39,7 +39,7 @@ class CouldNotAcquireLock(DistlockError):
 
     @property
     def busy(self) -> tuple[int, ...] | None:
-        """``None`` if somebody else holds the lock.
+        """``None`` if the lock is held elsewhere.
 
         If nobody does, but another transaction has its row locked (a guard, or a tool of an
         administrator): the ``pid``, as in ``pg_stat_activity``, of every server process that

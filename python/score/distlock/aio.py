@@ -79,7 +79,7 @@ class AsyncModule:
         await self.close()
 
     def get(self, name: str) -> AsyncLock:
-        """The lock of this name: the same object for as long as somebody keeps it.
+        """The lock of this name: the same object for as long as it is referenced.
 
         :param name: any :class:`str` without NUL, also the empty one.
         """
@@ -129,7 +129,7 @@ class AsyncModule:
     async def revoke(self, name: str, fence: int | None = None) -> HoldInfo | None:
         """As :meth:`~score.distlock.ConfiguredDistlockModule.revoke`.
 
-        It goes on in the background if the task is cancelled meanwhile.
+        If the task is cancelled, it goes on in the background.
         """
         conf = self._conf
         found = await current().ask(lambda inbox, number: conf._revoke(inbox, number, name, fence))
@@ -255,18 +255,18 @@ class AsyncLock:
     async def acquire(self, *, timeout: _Time = "default") -> str:
         """Acquires the lock, or enters it once more if the task is its owner.
 
-        If the task is cancelled meanwhile, neither a hold nor a place in the queue is left.
+        If the task is cancelled, neither a hold nor a place in the queue remains.
 
-        :param timeout: how long to wait if somebody else holds it; see
+        :param timeout: how long to wait if the lock is held elsewhere; see
             :meth:`~score.distlock.Lock.acquire`.
         :returns: the token of the hold, 256 hexadecimal digits.
-        :raises CouldNotAcquireLock: if somebody else holds the lock, after `timeout`.
+        :raises CouldNotAcquireLock: if the lock is still held elsewhere after `timeout`.
         """
         token, _ = await self._acquiring(timeout, False).run()
         return token
 
     async def try_acquiring(self) -> str | None:
-        """As :meth:`acquire` without waiting, but returns ``None`` if somebody else holds it."""
+        """Like :meth:`acquire`, but does not wait, and returns ``None`` if the lock is held."""
         try:
             return await self.acquire(timeout=0)
         except CouldNotAcquireLock:
@@ -281,7 +281,7 @@ class AsyncLock:
     async def release(self, token: str | bytes | None = None, ignore_expired: bool = False) -> None:
         """Leaves the hold once, or ends it; see :meth:`~score.distlock.Lock.release`.
 
-        It goes on in the background if the task is cancelled meanwhile.
+        If the task is cancelled, it goes on in the background.
         """
         lock = self._lock
         try:

@@ -93,7 +93,7 @@ class Database:
 @click.option(
     "--url",
     envvar="DISTLOCK_URL",
-    help="The database, postgresql://…; everybody can see the arguments of a process, so a"
+    help="The database, postgresql://…; every user can see the arguments of a process, so a"
     " password is better in DISTLOCK_URL, PGPASSWORD or ~/.pgpass. Without it: as for psql.",
 )
 @click.version_option(__version__)
@@ -124,7 +124,7 @@ def maxtime_option(meaning: str) -> Any:
     return click.option("--maxtime", metavar="DURATION", callback=duration, help=meaning)
 
 
-json_option = click.option("--json", "as_json_", is_flag=True, help="For programs.")
+json_option = click.option("--json", "as_json_", is_flag=True, help="Print JSON.")
 
 
 class AfterDashes(click.Command):
@@ -158,14 +158,14 @@ class AfterDashes(click.Command):
     metavar="DURATION",
     callback=duration,
     default="0",
-    help="Hold the lock for so long, however soon the command ends.",
+    help="Hold the lock at least this long, even if the command ends sooner.",
 )
 @click.option(
     "--on-lost",
     type=click.Choice(["terminate", "continue"]),
     default="terminate",
     show_default=True,
-    help="What becomes of the command when the hold cannot be kept.",
+    help="What to do with the command when the hold is lost.",
 )
 @click.option(
     "--kill-after",
@@ -180,7 +180,7 @@ class AfterDashes(click.Command):
     show_default=True,
     help="The exit status if the lock is not acquired.",
 )
-@click.option("--note", help="What the holder says about itself; the command's name.")
+@click.option("--note", help="A note shown with the holder; by default the command's name.")
 @click.pass_obj
 def run(
     database: Database,
@@ -194,7 +194,7 @@ def run(
     exit_code: int,
     note: str | None,
 ) -> None:
-    """Runs COMMAND while the lock NAME is held, and extends the hold meanwhile.
+    """Runs COMMAND under the lock NAME, and extends the hold while it runs.
 
     The command is executed without a shell, has DISTLOCK_NAME and DISTLOCK_FENCE in its
     environment, and gets the signals that this process gets.
@@ -229,7 +229,7 @@ def run(
 
 @main.command("list")
 @json_option
-@click.option("--watch", is_flag=True, help="Go on, as top does.")
+@click.option("--watch", is_flag=True, help="Keep showing it, like top.")
 @click.pass_obj
 def list_(database: Database, as_json_: bool, watch: bool) -> None:
     """Shows who holds what."""
@@ -246,7 +246,7 @@ def list_(database: Database, as_json_: bool, watch: bool) -> None:
 @click.option("--interval", metavar="DURATION", callback=duration, default="2s", show_default=True)
 @click.pass_obj
 def top(database: Database, interval: float) -> None:
-    """Shows who holds what, again and again, until Ctrl-C."""
+    """Shows who holds what, refreshed until Ctrl-C."""
     with database.open() as conf:
         follow(conf, interval)
 
@@ -267,7 +267,7 @@ def follow(conf: ConfiguredDistlockModule, interval: float) -> None:
 @json_option
 @click.pass_obj
 def show(database: Database, name: str, as_json_: bool) -> None:
-    """Shows who holds NAME; exit status 1 if nobody does."""
+    """Shows who holds NAME; exit status 1 if it is free."""
     with database.open() as conf:
         info = conf.info(name)
     if as_json_:
@@ -325,7 +325,7 @@ def given_token() -> str:
 )
 @click.pass_obj
 def extend(database: Database, name: str, maxtime: float | None) -> None:
-    """Extends the hold of NAME whose token is in DISTLOCK_TOKEN, or comes on standard input."""
+    """Extends the hold of NAME. Its token comes from DISTLOCK_TOKEN or standard input."""
     with database.open(maxtime) as conf:
         conf.extend(name, given_token())
 
@@ -334,7 +334,7 @@ def extend(database: Database, name: str, maxtime: float | None) -> None:
 @click.argument("name")
 @click.pass_obj
 def release(database: Database, name: str) -> None:
-    """Releases the hold of NAME whose token is in DISTLOCK_TOKEN, or comes on standard input."""
+    """Releases the hold of NAME. Its token comes from DISTLOCK_TOKEN or standard input."""
     with database.open() as conf:
         conf.release(name, given_token())
 
@@ -345,7 +345,7 @@ def release(database: Database, name: str) -> None:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.pass_obj
 def revoke(database: Database, name: str, fence: int | None, yes: bool) -> None:
-    """Ends the hold of NAME by force, and calls who waits first. Its holder is not stopped."""
+    """Ends the hold of NAME by force and wakes the next waiter. The holder is not stopped."""
     with database.open() as conf:
         info = conf.info(name)
         if info is None or fence not in (None, info.fence):
@@ -362,7 +362,7 @@ def revoke(database: Database, name: str, fence: int | None, yes: bool) -> None:
 @json_option
 @click.pass_obj
 def doctor(database: Database, as_json_: bool) -> None:
-    """Tells what is wrong with the database, and what to do; exit status 1 if anything is."""
+    """Checks the database and says what to fix; exit status 1 if there is anything."""
     with database.open() as conf:
         facts, findings = examine(conf)
     if as_json_:
@@ -392,7 +392,7 @@ def demo(database: Database) -> None:
 @main.command()
 @click.pass_obj
 def vacuum(database: Database) -> None:
-    """Deletes the rows of holds that are over."""
+    """Deletes the rows of holds that have ended."""
     with database.open() as conf:
         conf.vacuum()
 
