@@ -1,4 +1,4 @@
-//! What tells Lock objects, holds and levels of a process apart.
+//! Identities of the Lock objects, holds and levels of a process.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

@@ -1,4 +1,4 @@
-//! What a waiter is told to do, and what it tells.
+//! The plan a waiter gets from its line, and the results it reports back.
 
 use crate::sync::Instant;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The token of a hold: the proof that lets anybody who has it extend or release.
+//! The token of a hold: whoever presents it may extend or release the hold.
 
 use rand::TryRng;
 use rand::rngs::SysRng;

@@ -1,5 +1,5 @@
-//! What coroutines need: answers that arrive at an event loop instead of a
-//! thread that waits for them.
+//! Delivers answers of the core to an event loop, so that no thread has to wait
+//! for them.
 
 use super::errors::exception;
 use super::events::{self, Listeners};

@@ -1,4 +1,4 @@
-//! Calling the core: without the GIL, and with an ear for signals.
+//! Calls the core without the GIL, and checks for signals while it waits.
 
 use super::errors::exception;
 use super::events;

@@ -1,4 +1,4 @@
-//! From an Engine, a URL or what else names a database to the core's `Url`.
+//! Turns an Engine, a URL or a DSN object into the core's `Url`.
 
 use super::errors::exception;
 use crate::store::{self, Request, Url};

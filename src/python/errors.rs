@@ -1,4 +1,4 @@
-//! The one place where errors of the core become exceptions.
+//! Maps errors of the core to exceptions.
 
 use crate::error::{Error, Obstacle};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyValueError};

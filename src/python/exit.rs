@@ -1,4 +1,4 @@
-//! `__aexit__`: what leaves the blocks of coroutines.
+//! `__aexit__`, which ends the blocks of coroutines.
 
 use super::ending::Exit;
 use super::hold::{Blocks, entered};

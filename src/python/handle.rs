@@ -1,4 +1,4 @@
-//! What the Python objects of one configuration share.
+//! State that the Python objects of one configuration share.
 
 use crate::engine::Name;
 use crate::service::{self, Locks};

@@ -1,4 +1,4 @@
-//! Records of holds as Python gets them: plain tuples, from which `_insight.py` makes objects.
+//! Records of holds as plain tuples, from which `_insight.py` makes objects.
 
 use crate::store::Record;
 use pyo3::IntoPyObjectExt;

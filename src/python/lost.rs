@@ -1,4 +1,4 @@
-//! `Lock.lost`: what a worker sleeps on.
+//! `Lock.lost`, on which a worker sleeps until its hold is lost.
 
 use super::aio::Inbox;
 use super::call::call_patiently;

@@ -1,4 +1,4 @@
-//! How a lock is to be entered, as Python says it.
+//! Options for entering a lock, extracted from Python arguments.
 
 use super::errors::exception;
 use crate::engine::Lease;

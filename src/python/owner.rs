@@ -1,4 +1,4 @@
-//! Who calls: the running asyncio or trio task, the current greenlet, and the holds that
+//! Identifies the caller: the running asyncio or trio task, the current greenlet, and the holds that
 //! the context remembers.
 
 use crate::engine::{Caller, Entered, HoldId, Place};

@@ -1,4 +1,4 @@
-//! Holds that end: by the end of a block, or by a release.
+//! Ends holds: at the end of a block, or by a release.
 
 use super::lock::Lock;
 use super::locked;

@@ -1,4 +1,4 @@
-//! Holds that last: extended, handed on, or found to be lost.
+//! Extends and transfers holds, and finds out that they are lost.
 
 use super::confirmed::Confirmed;
 use super::lock::Lock;

@@ -1,4 +1,4 @@
-//! Asking the database for a lock, and telling its owner.
+//! Asks the database for a lock, and hands the hold to its owner.
 
 use super::locked;
 use super::locks::Locks;

@@ -1,4 +1,4 @@
-//! A Lock object: its identity, and what is known of its holds.
+//! A Lock object: its identity, and what this process knows about its holds.
 
 use super::registry::registry;
 use crate::engine::{Caller, Entered, Hold, LockId, Moment, Name, Token};

@@ -1,4 +1,4 @@
-//! The locks of one configuration: their store, and the threads that they need.
+//! The locks of one configuration: their store and their background threads.
 
 use super::locked;
 use super::owed::Owed;

@@ -1,4 +1,4 @@
-//! The locks at work: engine and store brought together, and the threads that they need.
+//! Combines engine and store into the operations on locks, and runs the background threads.
 
 mod acquisition;
 mod confirmed;

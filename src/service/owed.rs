@@ -1,4 +1,4 @@
-//! Releases that are owed: tried again in the background, and by whoever wants the lock.
+//! Releases that are owed: retried in the background, and by the next acquire of the name.
 
 use super::locked;
 use super::registry::registry;

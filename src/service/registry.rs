@@ -1,4 +1,4 @@
-//! What the Lock objects of this process believe in, whichever configuration they are of.
+//! The holds of all Lock objects of this process, of every configuration.
 
 use super::locked;
 use super::wakeup::Wakeup;

@@ -1,4 +1,4 @@
-//! How many threads of a configuration live, so that closing it can wait for their end.
+//! Counts the running threads of a configuration, so that `close()` can wait for them.
 
 use super::locked;
 use crate::error::Result;

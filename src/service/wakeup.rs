@@ -1,4 +1,4 @@
-//! How somebody who waits is woken.
+//! Wakes a waiter: a thread or a coroutine.
 
 use crate::sync::Condvar;
 

@@ -1,4 +1,4 @@
-//! Threads for what cannot be waited for on the caller's own thread: an event loop's.
+//! Worker threads for calls from an event loop, which must not block its own thread.
 
 use crate::error::Result;
 use crate::store::Budget;

@@ -1,4 +1,4 @@
-//! Asking the server to give up a statement.
+//! Cancels statements on the server.
 
 use std::future::{Ready, ready};
 use std::io::Result;

@@ -1,4 +1,4 @@
-//! Why a statement brought no answer.
+//! Reasons why a statement returned no answer, and the errors they become.
 
 use super::tls::Mode;
 use crate::error::Error;

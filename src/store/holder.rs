@@ -1,4 +1,4 @@
-//! What the table tells people about a holder: the column `holder`.
+//! The column `holder`: host, process, thread and note of a holder, for people.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The connection over which a process hears that it is one of its waiters' turn.
+//! The connection that receives notifications: whose turn it is.
 
 use super::budget::Budget;
 use super::failure::Failure;

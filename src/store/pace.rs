@@ -1,4 +1,4 @@
-//! When it is time to remove rows that nobody needs any more.
+//! Decides when to sweep unused rows.
 
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Instant;

@@ -1,4 +1,4 @@
-//! Creating and upgrading the table: once, whoever and however many start together.
+//! Creates and upgrades the table, once, even if many processes start together.
 
 use super::budget::Budget;
 use super::failure::{Failure, ServerError};

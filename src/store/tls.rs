@@ -1,4 +1,4 @@
-//! What the configuration asks of TLS, with libpq's words and meaning.
+//! The TLS settings of a connection, with libpq's names and meaning.
 
 use std::path::PathBuf;
 

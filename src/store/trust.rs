@@ -1,4 +1,4 @@
-//! Which servers are believed to be who they are, as libpq decides it.
+//! Verifies the server's certificate, as libpq does.
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::verify_server_cert_signed_by_trust_anchor;

@@ -1,4 +1,4 @@
-//! How holds end: the end of a block, a release, a loss.
+//! Transitions that end a hold: the end of a block, a release, a loss.
 
 use super::super::{Caller, Condition, Entered, Hold, HoldId, Lease, LockId, Loss, Moment, Token};
 use super::{Holds, Reported};

@@ -1,4 +1,4 @@
-//! How holds last: extended, or handed on under another token.
+//! Transitions that keep a hold: extensions and transfers.
 
 use super::super::{Condition, Deadline, Entered, Hold, HoldId, Lease, Moment, Token};
 use super::Holds;

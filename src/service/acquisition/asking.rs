@@ -1,4 +1,4 @@
-//! What an acquisition asks of the database, and what it makes of the answers.
+//! The statements that an acquisition sends, and how it handles their answers.
 
 use super::super::granting::Asked;
 use super::super::locked;

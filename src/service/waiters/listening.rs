@@ -1,4 +1,4 @@
-//! The thread that listens for the waiters of a process.
+//! The thread that listens for notifications and passes them to the waiters.
 
 use super::super::locked;
 use super::{PING, Waiters, jitter};

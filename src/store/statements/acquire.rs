@@ -1,4 +1,4 @@
-//! Taking a lock, and what is in the way.
+//! Statements that take a lock, or find out what is in the way.
 
 use super::super::budget::Budget;
 use super::super::holder::About;

@@ -1,7 +1,7 @@
 //! The table of locks of one database, and how a statement is executed on it.
 //!
 //! Every statement is safe to repeat, so a connection that breaks is replaced
-//! within the call. What is asked for twice is noticed by the token.
+//! within the call. A repetition is recognized by its token.
 
 use super::super::budget::Budget;
 use super::super::clock::Clock;

@@ -1,4 +1,4 @@
-//! A hold that is there: extended, handed on, ended, asked for.
+//! Statements about an existing hold: extend, renew, transfer, release, look up.
 
 use super::super::budget::Budget;
 use super::super::holder::About;

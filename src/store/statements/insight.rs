@@ -1,4 +1,4 @@
-//! What is told about holds, and their end by force.
+//! Statements that report holds, and that end one by force.
 
 use super::super::budget::Budget;
 use super::super::holder::Holder;

@@ -1,5 +1,5 @@
-//! What is asked of the table: one function for each statement, by topic. Those about locks
-//! are safe to repeat.
+//! The statements on the table, one function each, by topic. Those about locks are safe to
+//! repeat.
 
 mod acquire;
 mod execute;

@@ -1,4 +1,4 @@
-//! Waiting for a lock: its queue, and the turns.
+//! Statements of the queue: wait for a lock, take a turn, leave.
 
 use super::super::budget::Budget;
 use super::super::holder::About;

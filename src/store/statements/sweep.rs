@@ -1,4 +1,4 @@
-//! Removing rows that nobody needs any more.
+//! Removes unused rows.
 
 use super::super::budget::Budget;
 use super::super::session::Parameter;

@@ -1,4 +1,4 @@
-//! Where the server may be.
+//! Hosts, addresses and ports of the servers.
 
 use super::found::Found;
 use super::text::{Problem, is_port};

@@ -1,4 +1,4 @@
-//! All options and environment variables of libpq 18: what becomes of each.
+//! All options and environment variables of libpq 18, and how each is handled.
 
 /// What becomes of an option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

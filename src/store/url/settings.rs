@@ -1,4 +1,4 @@
-//! What a connection is to be like, as checked values.
+//! Settings of a connection, as checked values.
 
 use super::found::Found;
 use super::text::Problem;

@@ -1,4 +1,4 @@
-//! What may be shown of a URL, in messages and to tests.
+//! Shows a URL in messages and to tests, without its passwords.
 
 use super::endpoints::{Endpoint, Place};
 use super::settings::{attributes_word, binding_word, mode_word};
