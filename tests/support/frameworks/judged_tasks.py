@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+import uuid
 from pathlib import Path
 
 import psycopg
 import worker_tasks
 from judge import alone
+from kombu.transport.filesystem import Channel
+from kombu.utils.json import dumps
 from worker_tasks import app
 
 import score.distlock
@@ -24,6 +28,17 @@ app.conf.update(
     },
     worker_lost_wait=0.1,
 )
+
+
+def put_whole(_channel: Channel, queue: str, payload: object, **_: object) -> None:
+    # Kombu's own is read while it is half written, which ends the worker.
+    name = f"{time.monotonic_ns():020}_{uuid.uuid4()}.{queue}"
+    part = Path(folder, f"{name}.part")
+    part.write_text(dumps(payload))
+    part.rename(Path(folder, f"{name}.msg"))
+
+
+Channel._put = put_whole
 # A lease that ends within the test.
 worker_tasks.locks = score.distlock.connect(os.environ["DISTLOCK_URL"], maxtime="2s")
 charge_once = worker_tasks.charge_once
