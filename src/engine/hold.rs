@@ -330,6 +330,8 @@ pub enum Ending {
 pub struct Reported {
     /// The name of the lock.
     pub name: Name,
+    /// The proof.
+    pub token: Token,
     /// The fencing number of the hold.
     pub fence: Option<i64>,
     /// Why it is lost.
@@ -757,6 +759,7 @@ impl Holds {
         hold.condition = Condition::Lost { reason, reported };
         Some(Reported {
             name: hold.name.clone(),
+            token: hold.token.clone(),
             fence: hold.fence,
             reason,
             levels: hold.levels.iter().map(|level| level.id).collect(),

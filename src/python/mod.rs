@@ -17,6 +17,7 @@ mod insight;
 mod lock;
 mod module;
 mod owner;
+mod telemetry;
 
 use pyo3::pymodule;
 
@@ -49,6 +50,8 @@ mod _distlock {
     use super::events::{_deliver_all, _next_event};
     #[pymodule_export]
     use super::exit::{AsyncExit, Exit, Leaving, Opened};
+    #[pymodule_export]
+    use super::telemetry::{_measured, _next_seen, _observe};
 
     /// All statements, on the table of a schema, for tests and benchmarks: the name, the
     /// text, and the types of its parameters.

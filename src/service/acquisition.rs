@@ -11,8 +11,9 @@
 
 use super::locked;
 use super::locks::{Asked, Locks, Request};
-use super::registry::OnLost;
+use super::registry::{OnLost, registry};
 use super::waiters::{Waiter, Wakeup};
+use super::watch::{Attempted, Watch};
 use crate::engine::{
     Ask, Attempt, Caller, Entered, Entry, Grant, Hint, Late, Loss, Moment, Name, Outcome, Plan,
     Token,
@@ -105,6 +106,17 @@ struct Progress {
     late: bool,
     /// Nobody held it, but its row was locked, when the database was asked last.
     busy: bool,
+    /// Who measures is told how it ended.
+    watch: Option<Watch>,
+}
+
+impl Progress {
+    /// The attempt has ended; tells it if that was not told before.
+    fn ended(&mut self, name: &Name, how: Attempted) {
+        if let Some(watch) = &mut self.watch {
+            watch.end(name, how);
+        }
+    }
 }
 
 /// One attempt to acquire a lock.
@@ -126,7 +138,10 @@ pub struct Acquisition {
 impl Drop for Acquisition {
     fn drop(&mut self) {
         if !self.is_the_parents() {
-            self.end(&mut locked(&self.progress));
+            let mut progress = locked(&self.progress);
+            self.end(&mut progress);
+            progress.ended(&self.name, Attempted::Cancelled);
+            drop(progress);
             if self.is_given_up() {
                 self.locks.landed(&self.name, &locked(&self.token));
             }
@@ -146,6 +161,7 @@ impl Acquisition {
         wakeup: Wakeup,
     ) -> Acquisition {
         let wakeup = Arc::new(wakeup);
+        let watch = locks.watch();
         let waits = !wait.over() && locks.is_fresh(&request);
         let waiter = waits.then(|| locks.waiters().join(&name, wakeup.clone()));
         Acquisition {
@@ -163,6 +179,7 @@ impl Acquisition {
                 unknown: false,
                 late: false,
                 busy: false,
+                watch,
             }),
         }
     }
@@ -210,6 +227,11 @@ impl Acquisition {
             // The line and what is owed are the parent's.
             Err(Error::Forked) => Err(Error::Forked),
             Err(error) => {
+                let how = match &error {
+                    _ if self.is_given_up() => Attempted::Cancelled,
+                    error => Attempted::with(error),
+                };
+                progress.ended(&self.name, how);
                 progress.unknown |= error.outcome_unknown();
                 if matches!(error, Error::NotAcquired(..)) {
                     // A refusal is in no hurry: nobody finds the ticket afterwards.
@@ -474,19 +496,37 @@ impl Acquisition {
             self.end(&mut progress);
             return Err(Error::Interrupted);
         }
+        let watched = &registry(self.process).watched;
+        let watch = progress.watch.as_ref().filter(|_| !grant.again);
+        let added = watch.is_some();
+        if let Some(watch) = watch {
+            // Before the hold can be lost.
+            watched.add(&self.name, &grant.token, grant.deadline, watch);
+        }
         if self.locks.open(&grant, caller, on_lost, self.process) {
+            let how = if grant.again {
+                Attempted::Reentered
+            } else {
+                Attempted::Acquired(grant.fence)
+            };
+            progress.ended(&self.name, how);
             progress.state = State::Over;
             return Ok(Some((grant.entered, grant.token)));
+        }
+        if added {
+            watched.remove(&grant.token);
         }
         if grant.again {
             progress.state = State::Over;
             let late = grant.deadline.passed(Moment::now());
             let reason = if late { Loss::Expired } else { Loss::Released };
+            progress.ended(&self.name, Attempted::Lost(reason));
             return Err(Error::Expired(grant.name, grant.token, reason));
         }
         self.end(&mut progress);
         progress.late = true;
         if self.wait.over() {
+            progress.ended(&self.name, Attempted::Lost(Loss::Expired));
             return Err(self.too_late());
         }
         *locked(&self.token) = Token::random();
@@ -548,7 +588,10 @@ impl Acquisition {
         if let Ok(mut progress) = self.progress.try_lock() {
             match progress.state {
                 State::Over => self.locks.landed(&self.name, &locked(&self.token)),
-                _ => self.end(&mut progress),
+                _ => {
+                    self.end(&mut progress);
+                    progress.ended(&self.name, Attempted::Cancelled);
+                }
             }
         }
     }

@@ -8,6 +8,7 @@ use super::registry::{OnLost, Registry, registry};
 use super::renewal::Renewal;
 use super::threads::Threads;
 use super::waiters::Waiters;
+use super::watch::{Observer, Watch};
 use super::workers::{Job, Workers};
 use crate::engine::{
     Attempt, Caller, Deadline, Ending, Entered, Entry, Grant, Hint, Hints, Hold, HoldId, Late,
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::process::ProcessLocal;
 use crate::store::{About, Answer, Budget, Look, Released, Sql, Store};
 use crate::sync::{Mutex, process_id, thread};
+use arc_swap::ArcSwap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,6 +42,8 @@ pub struct Locks {
     /// For endings, for which those who ask wait: never behind them.
     enders: ProcessLocal<Workers>,
     threads: ProcessLocal<Threads>,
+    /// Who measures, if anybody does.
+    observer: ArcSwap<Option<Arc<dyn Observer>>>,
 }
 
 /// How a lock is to be acquired.
@@ -173,7 +177,32 @@ impl Locks {
             workers: ProcessLocal::default(),
             enders: ProcessLocal::default(),
             threads: ProcessLocal::default(),
+            observer: ArcSwap::default(),
         }
+    }
+
+    /// From now on what happens is told to this observer.
+    pub fn observe(&self, observer: Option<Arc<dyn Observer>>) {
+        self.observer.store(Arc::new(observer));
+    }
+
+    /// An attempt to acquire begins, on the calling thread.
+    pub(super) fn watch(&self) -> Option<Watch> {
+        let observer = self.observer.load();
+        observer.as_ref().as_ref().cloned().map(Watch::begin)
+    }
+
+    /// The names of the holds that the observer knows of, how many wait for which lock, and,
+    /// while somebody listens for them, whether notifications come through.
+    #[must_use]
+    pub fn measured(&self) -> (Vec<Name>, Vec<(Name, usize)>, Option<bool>) {
+        let observer = self.observer.load_full();
+        let holds = observer.as_ref().as_ref().map(|observer| {
+            let registry = registry(process_id());
+            registry.watched.names(observer)
+        });
+        let (waiting, listening) = self.waiters().measured();
+        (holds.unwrap_or_default(), waiting, listening)
     }
 
     /// The store.
@@ -261,6 +290,7 @@ impl Locks {
         attempt: Attempt,
         lease: Lease,
     ) {
+        registry(process_id()).watched.ended(token, None);
         let owed = self.owed.get();
         if owed.owe(name, token, attempt, lease) {
             self.attend_owed(&owed);
@@ -459,9 +489,8 @@ impl Locks {
             while let Some(token) = candidates.get(tried).cloned() {
                 tried += 1;
                 let extended = self.store.extend(name, &token, lease, budget)?;
-                let extended = extended.and_then(|(fence, deadline)| {
-                    registry.with(|holds| holds.extended(hold, fence, deadline))
-                });
+                let extended =
+                    extended.and_then(|(fence, deadline)| registry.extended(hold, fence, deadline));
                 if let Some(deadline) = extended {
                     return Ok((token, deadline));
                 }
@@ -581,6 +610,7 @@ impl Locks {
             return Ok(token.clone());
         }
         registry.with(|holds| holds.transferred(token, &new));
+        registry.watched.transferred(token, &new);
         Ok(new)
     }
 
@@ -604,8 +634,10 @@ impl Locks {
             let extended = self.store.extend(&lock.name, &token, self.lease, budget)?;
             let Some((fence, deadline)) = extended else {
                 let reason = self.why_lost(&lock.name, &token, None, budget);
+                registry.watched.ended(&token, Some(reason));
                 return Err(Error::Expired(lock.name.clone(), token, reason));
             };
+            registry.watched.extended(&token, deadline);
             registry.with(|holds| holds.present(lock.id, &token, fence));
             return Ok(Confirmed::new(&lock.name, token, deadline));
         };
@@ -630,7 +662,11 @@ impl Locks {
         });
         Ok(Some(match hold {
             Some(hold) => self.lose(&registry, hold, &lock.name, token, budget).1,
-            None => self.why_lost(&lock.name, token, None, budget),
+            None => {
+                let reason = self.why_lost(&lock.name, token, None, budget);
+                registry.watched.ended(token, Some(reason));
+                reason
+            }
         }))
     }
 
@@ -737,6 +773,7 @@ impl Locks {
             if let Some(hold) = hold {
                 registry.report(|holds| holds.released(hold, own));
             }
+            registry.watched.ended(token, None);
             return Ok(());
         }
         let awaited = locked(&self.hints.of(budget.process)).of(name) == Some(Hint::Awaited);
@@ -780,6 +817,9 @@ impl Locks {
             if let Some(hold) = hold {
                 registry.report(|holds| holds.released(hold, own));
             }
+            for token in [token, &current] {
+                registry.watched.ended(token, None);
+            }
             return Ok(());
         }
         let reason = if known && !held {
@@ -787,6 +827,9 @@ impl Locks {
         } else {
             self.why_lost(name, &current, None, budget)
         };
+        for token in [token, &current] {
+            registry.watched.ended(token, Some(reason));
+        }
         if let Some(hold) = hold.filter(|_| process_id() == budget.process) {
             registry.report(|holds| holds.not_released(hold, reason, own));
         }
@@ -843,6 +886,7 @@ impl Locks {
                     holds.transferred(&old, &new);
                     holds.present(lock.id, &new, fence);
                 });
+                registry.watched.transferred(&old, &new);
                 let confirmed = Confirmed::new(&lock.name, new.clone(), deadline);
                 if confirmed.is_in_time() {
                     self.catch_up(lock, hold, &new, budget)?;
@@ -856,7 +900,11 @@ impl Locks {
                 });
                 let reason = match current {
                     Some(hold) => self.lose(&registry, hold, &lock.name, &old, budget).1,
-                    None => self.why_lost(&lock.name, &old, None, budget),
+                    None => {
+                        let reason = self.why_lost(&lock.name, &old, None, budget);
+                        registry.watched.ended(&old, Some(reason));
+                        reason
+                    }
                 };
                 Err(Error::Expired(lock.name.clone(), old, reason))
             }
@@ -892,7 +940,7 @@ impl Locks {
         };
         match self.store.extend(&lock.name, token, lease, budget) {
             Ok(Some((fence, deadline))) => {
-                registry.with(|holds| holds.extended(id, fence, deadline));
+                registry.extended(id, fence, deadline);
             }
             // The signal's exception; the Lock object has the new token.
             Err(error @ (Error::Interrupted | Error::Forked)) => return Err(error),

@@ -11,6 +11,7 @@ mod registry;
 mod renewal;
 mod threads;
 mod waiters;
+mod watch;
 mod workers;
 
 pub use acquisition::{Acquisition, Step, Wait, thread_wakeup};
@@ -18,6 +19,7 @@ pub use confirmed::Confirmed;
 pub use locks::{Lock, Locks, Request};
 pub use registry::{OnLost, registry};
 pub use waiters::Wakeup;
+pub use watch::{Attempted, Event, Observer, Report};
 
 use crate::sync::{Mutex, MutexGuard};
 use std::sync::PoisonError;

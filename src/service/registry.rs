@@ -1,7 +1,8 @@
 //! What the Lock objects of this process believe in, whichever configuration they are of.
 
 use super::locked;
-use crate::engine::{Holds, LevelId, Name, Reported};
+use super::watch::Watched;
+use crate::engine::{Deadline, HoldId, Holds, LevelId, Name, Reported};
 use crate::process::ProcessLocal;
 use crate::sync::Mutex;
 use std::collections::HashMap;
@@ -23,6 +24,8 @@ pub struct Registry {
     callbacks: Mutex<HashMap<LevelId, OnLost>>,
     /// The waiters of each configuration.
     crowds: Mutex<Vec<Weak<dyn Crowd>>>,
+    /// For those who measure.
+    pub(super) watched: Watched,
 }
 
 static REGISTRY: LazyLock<ProcessLocal<Registry>> = LazyLock::new(ProcessLocal::default);
@@ -73,6 +76,23 @@ impl Registry {
         drop(callback);
     }
 
+    /// See [`Holds::extended`].
+    pub(super) fn extended(
+        &self,
+        hold: HoldId,
+        fence: Option<i64>,
+        deadline: Deadline,
+    ) -> Option<Deadline> {
+        let (deadline, token) = self.with(|holds| {
+            let deadline = holds.extended(hold, fence, deadline)?;
+            Some((deadline, holds.get(hold).map(|hold| hold.token.clone())))
+        })?;
+        if let Some(token) = token {
+            self.watched.extended(&token, deadline);
+        }
+        Some(deadline)
+    }
+
     /// Changes the holds, and tells everybody concerned if one is lost by that.
     pub(super) fn report(&self, change: impl FnOnce(&mut Holds) -> Option<Reported>) {
         let Some(reported) = self.with(change) else {
@@ -86,6 +106,7 @@ impl Registry {
             reported.name,
             reported.reason.as_str()
         );
+        self.watched.ended(&reported.token, Some(reported.reason));
         for level in reported.levels {
             let callback = locked(&self.callbacks).remove(&level);
             if let Some(callback) = callback {
