@@ -47,7 +47,7 @@ $(BUILD)/installed: $(BUILD)/tools $(SOURCES)
 	rm -rf $(BUILD)/wheel
 	$(BIN)/maturin build --quiet --release --locked --interpreter $(BIN)/python --out $(BUILD)/wheel
 	$(BIN)/python $(PIP) --force-reinstall --no-deps $(BUILD)/wheel/*.whl
-	$(BIN)/python $(PIP) "$$(echo $(BUILD)/wheel/*.whl)[sqlalchemy,embedded,cli]"
+	$(BIN)/python $(PIP) "$$(echo $(BUILD)/wheel/*.whl)[sqlalchemy,embedded,cli,opentelemetry,prometheus]"
 	touch $@
 
 wheel: $(BUILD)/installed

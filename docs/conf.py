@@ -83,9 +83,18 @@ intersphinx_mapping = {
 
 # Classes without a page of their own: score.init has no inventory, and the others are only
 # returned.
-nitpick_ignore = [("py:class", name) for name in ("AsyncGuard", "Guard", "Holds", "timedelta")] + [
-    ("py:exc", "score.init.ConfigurationError")
-]
+nitpick_ignore = [
+    ("py:class", name)
+    for name in (
+        "AsyncGuard",
+        "CollectorRegistry",
+        "Guard",
+        "Holds",
+        "MeterProvider",
+        "TracerProvider",
+        "timedelta",
+    )
+] + [("py:exc", "score.init.ConfigurationError")]
 
 
 class Stubs:
@@ -99,6 +108,7 @@ class Stubs:
         "Mapping": "collections.abc.Mapping",
         "timedelta": "datetime.timedelta",
         "_Function": "collections.abc.Callable",
+        "_NameAttribute": "str | collections.abc.Iterable | collections.abc.Callable | None",
         "_Time": "float | str | datetime.timedelta | None",
     }
 

@@ -80,6 +80,8 @@ pub enum Entry {
 pub struct Reported {
     /// The name of the lock.
     pub name: Name,
+    /// The proof.
+    pub token: Token,
     /// The fencing number of the hold.
     pub fence: Option<i64>,
     /// Why it is lost.

@@ -135,6 +135,11 @@ impl Log for Bridge {
     fn flush(&self) {}
 }
 
+/// Has the thread look for what there is beside the events.
+pub fn wake() {
+    EVENTS.get().arrived.notify_one();
+}
+
 /// Has the records of the core kept for Python's `logging`.
 pub fn install() {
     if log::set_logger(&Bridge).is_ok() {

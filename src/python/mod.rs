@@ -22,6 +22,7 @@ mod lost;
 mod module;
 mod options;
 mod owner;
+mod telemetry;
 
 use pyo3::pymodule;
 
@@ -60,6 +61,8 @@ mod _distlock {
     use super::events::{_deliver_all, _next_event};
     #[pymodule_export]
     use super::exit::{AsyncExit, Leaving, Opened};
+    #[pymodule_export]
+    use super::telemetry::{_measured, _next_seen, _observe};
 
     /// All statements, on the table of a schema, for tests and benchmarks: the name, the
     /// text, and the types of its parameters.

@@ -12,10 +12,11 @@
 use super::granting::Request;
 use super::locked;
 use super::locks::Locks;
-use super::registry::Callbacks;
+use super::registry::{Callbacks, registry};
 use super::wait::Wait;
 use super::waiters::Waiter;
 use super::wakeup::Wakeup;
+use super::watch::{Attempted, Watch};
 use crate::engine::{Attempt, Caller, Entered, Grant, Loss, Moment, Name, Outcome, Token};
 use crate::error::{Error, Result};
 use crate::store::Budget;
@@ -49,6 +50,17 @@ struct Progress {
     late: bool,
     /// Nobody held it, but its row was locked, when the database was asked last.
     busy: bool,
+    /// Who measures is told how it ended.
+    watch: Option<Watch>,
+}
+
+impl Progress {
+    /// The attempt has ended; tells it if that was not told before.
+    fn ended(&mut self, name: &Name, how: Attempted) {
+        if let Some(watch) = &mut self.watch {
+            watch.end(name, how);
+        }
+    }
 }
 
 /// One attempt to acquire a lock.
@@ -70,7 +82,10 @@ pub struct Acquisition {
 impl Drop for Acquisition {
     fn drop(&mut self) {
         if !self.is_the_parents() {
-            self.end(&mut locked(&self.progress));
+            let mut progress = locked(&self.progress);
+            self.end(&mut progress);
+            progress.ended(&self.name, Attempted::Cancelled);
+            drop(progress);
             if self.is_given_up() {
                 self.locks.landed(&self.name, &locked(&self.token));
             }
@@ -90,6 +105,7 @@ impl Acquisition {
         wakeup: Wakeup,
     ) -> Acquisition {
         let wakeup = Arc::new(wakeup);
+        let watch = locks.watch();
         let waits = !wait.over() && locks.is_fresh(&request);
         let waiter = waits.then(|| locks.waiters().join(&name, wakeup.clone()));
         Acquisition {
@@ -107,6 +123,7 @@ impl Acquisition {
                 unknown: false,
                 late: false,
                 busy: false,
+                watch,
             }),
         }
     }
@@ -150,6 +167,11 @@ impl Acquisition {
             // The line and what is owed are the parent's.
             Err(Error::Forked) => Err(Error::Forked),
             Err(error) => {
+                let how = match &error {
+                    _ if self.is_given_up() => Attempted::Cancelled,
+                    error => Attempted::with(error),
+                };
+                progress.ended(&self.name, how);
                 progress.unknown |= error.outcome_unknown();
                 if matches!(error, Error::NotAcquired(..)) {
                     // A refusal is in no hurry: nobody finds the ticket afterwards.
@@ -198,19 +220,37 @@ impl Acquisition {
             self.end(&mut progress);
             return Err(Error::Interrupted);
         }
+        let watched = &registry(self.process).watched;
+        let watch = progress.watch.as_ref().filter(|_| !grant.again);
+        let added = watch.is_some();
+        if let Some(watch) = watch {
+            // Before the hold can be lost.
+            watched.add(&self.name, &grant.token, grant.deadline, watch);
+        }
         if self.locks.open(&grant, caller, callbacks, self.process) {
+            let how = if grant.again {
+                Attempted::Reentered
+            } else {
+                Attempted::Acquired(grant.fence)
+            };
+            progress.ended(&self.name, how);
             progress.state = State::Over;
             return Ok(Some((grant.entered, grant.token)));
+        }
+        if added {
+            watched.remove(&grant.token);
         }
         if grant.again {
             progress.state = State::Over;
             let late = grant.deadline.passed(Moment::now());
             let reason = if late { Loss::Expired } else { Loss::Released };
+            progress.ended(&self.name, Attempted::Lost(reason));
             return Err(Error::Expired(grant.name, grant.token, reason));
         }
         self.end(&mut progress);
         progress.late = true;
         if self.wait.over() {
+            progress.ended(&self.name, Attempted::Lost(Loss::Expired));
             return Err(self.too_late());
         }
         *locked(&self.token) = Token::random();
@@ -272,7 +312,10 @@ impl Acquisition {
         if let Ok(mut progress) = self.progress.try_lock() {
             match progress.state {
                 State::Over => self.locks.landed(&self.name, &locked(&self.token)),
-                _ => self.end(&mut progress),
+                _ => {
+                    self.end(&mut progress);
+                    progress.ended(&self.name, Attempted::Cancelled);
+                }
             }
         }
     }

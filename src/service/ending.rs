@@ -117,6 +117,7 @@ impl Locks {
             if let Some(hold) = hold {
                 registry.report(|holds| holds.released(hold, own));
             }
+            registry.watched.ended(token, None);
             return Ok(());
         }
         let again = before.is_some();
@@ -138,6 +139,9 @@ impl Locks {
             if let Some(hold) = hold {
                 registry.report(|holds| holds.released(hold, own));
             }
+            for token in [token, &current] {
+                registry.watched.ended(token, None);
+            }
             return Ok(());
         }
         let reason = if known && !held {
@@ -145,6 +149,9 @@ impl Locks {
         } else {
             self.why_lost(name, &current, None, budget)
         };
+        for token in [token, &current] {
+            registry.watched.ended(token, Some(reason));
+        }
         if let Some(hold) = hold.filter(|_| process_id() == budget.process) {
             registry.report(|holds| holds.not_released(hold, reason, own));
         }

@@ -30,8 +30,10 @@ impl Locks {
             let extended = self.store.extend(lock.name(), &token, self.lease, budget)?;
             let Some((fence, deadline)) = extended else {
                 let reason = self.why_lost(lock.name(), &token, None, budget);
+                registry.watched.ended(&token, Some(reason));
                 return Err(Error::Expired(lock.name().clone(), token, reason));
             };
+            registry.watched.extended(&token, deadline);
             registry.with(|holds| holds.present(lock.id(), &token, fence));
             return Ok(Confirmed::new(lock.name(), token, deadline));
         };
@@ -56,9 +58,8 @@ impl Locks {
             while let Some(token) = candidates.get(tried).cloned() {
                 tried += 1;
                 let extended = self.store.extend(name, &token, lease, budget)?;
-                let extended = extended.and_then(|(fence, deadline)| {
-                    registry.with(|holds| holds.extended(hold, fence, deadline))
-                });
+                let extended =
+                    extended.and_then(|(fence, deadline)| registry.extended(hold, fence, deadline));
                 if let Some(deadline) = extended {
                     return Ok((token, deadline));
                 }
@@ -138,7 +139,11 @@ impl Locks {
         });
         Ok(Some(match hold {
             Some(hold) => self.lose(&registry, hold, lock.name(), token, budget).1,
-            None => self.why_lost(lock.name(), token, None, budget),
+            None => {
+                let reason = self.why_lost(lock.name(), token, None, budget);
+                registry.watched.ended(token, Some(reason));
+                reason
+            }
         }))
     }
 
@@ -172,6 +177,7 @@ impl Locks {
                     holds.transferred(&old, &new);
                     holds.present(lock.id(), &new, fence);
                 });
+                registry.watched.transferred(&old, &new);
                 let confirmed = Confirmed::new(lock.name(), new.clone(), deadline);
                 if confirmed.is_in_time() {
                     self.catch_up(lock, hold, &new, budget)?;
@@ -185,7 +191,11 @@ impl Locks {
                 });
                 let reason = match current {
                     Some(hold) => self.lose(&registry, hold, lock.name(), &old, budget).1,
-                    None => self.why_lost(lock.name(), &old, None, budget),
+                    None => {
+                        let reason = self.why_lost(lock.name(), &old, None, budget);
+                        registry.watched.ended(&old, Some(reason));
+                        reason
+                    }
                 };
                 Err(Error::Expired(lock.name().clone(), old, reason))
             }
@@ -219,6 +229,7 @@ impl Locks {
             return Ok(token.clone());
         }
         registry.with(|holds| holds.transferred(token, &new));
+        registry.watched.transferred(token, &new);
         Ok(new)
     }
 
@@ -239,7 +250,7 @@ impl Locks {
         };
         match self.store.extend(lock.name(), token, lease, budget) {
             Ok(Some((fence, deadline))) => {
-                registry.with(|holds| holds.extended(id, fence, deadline));
+                registry.extended(id, fence, deadline);
             }
             // The signal's exception; the Lock object has the new token.
             Err(error @ (Error::Interrupted | Error::Forked)) => return Err(error),

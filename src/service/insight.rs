@@ -91,10 +91,12 @@ impl Locks {
     ) -> Record {
         self.hint(budget, name, hint);
         if let Some(token) = Token::parse(&token) {
-            registry(budget.process).report(|holds| {
+            let registry = registry(budget.process);
+            registry.report(|holds| {
                 let (hold, _) = holds.with_token(&token)?;
                 holds.lost(hold, Loss::Released)
             });
+            registry.watched.ended(&token, Some(Loss::Released));
         }
         record
     }

@@ -6,12 +6,14 @@ use super::registry::registry;
 use super::renewal::{Class, Renewal};
 use super::threads::Threads;
 use super::waiters::Waiters;
+use super::watch::{Observer, Watch};
 use super::workers::{Job, Workers};
 use crate::engine::{Attempt, Entered, Hint, Hints, Late, Lease, Moment, Name, Token};
 use crate::error::Result;
 use crate::process::ProcessLocal;
 use crate::store::{Budget, Sql, Store};
 use crate::sync::{Mutex, process_id, thread};
+use arc_swap::ArcSwap;
 use std::sync::Arc;
 
 /// The locks of one configuration.
@@ -27,6 +29,8 @@ pub struct Locks {
     /// For endings, for which those who ask wait: never behind them.
     enders: ProcessLocal<Workers>,
     threads: ProcessLocal<Threads>,
+    /// Who measures, if anybody does.
+    observer: ArcSwap<Option<Arc<dyn Observer>>>,
 }
 
 impl Locks {
@@ -44,7 +48,32 @@ impl Locks {
             workers: ProcessLocal::default(),
             enders: ProcessLocal::default(),
             threads: ProcessLocal::default(),
+            observer: ArcSwap::default(),
         }
+    }
+
+    /// From now on what happens is told to this observer.
+    pub fn observe(&self, observer: Option<Arc<dyn Observer>>) {
+        self.observer.store(Arc::new(observer));
+    }
+
+    /// An attempt to acquire begins, on the calling thread.
+    pub(super) fn watch(&self) -> Option<Watch> {
+        let observer = self.observer.load();
+        (**observer).clone().map(Watch::begin)
+    }
+
+    /// The names of the holds that the observer knows of, how many wait for which lock, and,
+    /// while somebody listens for them, whether notifications come through.
+    #[must_use]
+    pub fn measured(&self) -> (Vec<Name>, Vec<(Name, usize)>, Option<bool>) {
+        let observer = self.observer.load_full();
+        let holds = observer.as_ref().as_ref().map(|observer| {
+            let registry = registry(process_id());
+            registry.watched.names(observer)
+        });
+        let (waiting, listening) = self.waiters().measured();
+        (holds.unwrap_or_default(), waiting, listening)
     }
 
     /// The store.
@@ -137,6 +166,7 @@ impl Locks {
         attempt: Attempt,
         lease: Lease,
     ) {
+        registry(process_id()).watched.ended(token, None);
         let owed = self.owed.get();
         if owed.owe(name, token, attempt, lease) {
             self.attend_owed(&owed);

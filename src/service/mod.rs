@@ -17,6 +17,7 @@ mod threads;
 mod wait;
 mod waiters;
 mod wakeup;
+mod watch;
 mod workers;
 
 pub use acquisition::{Acquisition, Step};
@@ -27,6 +28,7 @@ pub use locks::Locks;
 pub use registry::{Callbacks, registry};
 pub use wait::Wait;
 pub use wakeup::Wakeup;
+pub use watch::{Attempted, Event, Observer, Report};
 
 use crate::sync::{Mutex, MutexGuard};
 use std::sync::PoisonError;

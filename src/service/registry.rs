@@ -2,7 +2,10 @@
 
 use super::locked;
 use super::wakeup::Wakeup;
-use crate::engine::{Caller, Entered, Holds, LevelId, LockId, Moment, Name, Reported};
+use super::watch::Watched;
+use crate::engine::{
+    Caller, Deadline, Entered, HoldId, Holds, LevelId, LockId, Moment, Name, Reported,
+};
 use crate::error::Result;
 use crate::process::ProcessLocal;
 use crate::store::Budget;
@@ -42,6 +45,8 @@ pub struct Registry {
     callbacks: Mutex<HashMap<LevelId, Callbacks>>,
     /// The waiters of each configuration.
     crowds: Mutex<Vec<Weak<dyn Crowd>>>,
+    /// For those who measure.
+    pub(super) watched: Watched,
 }
 
 static REGISTRY: LazyLock<ProcessLocal<Registry>> = LazyLock::new(ProcessLocal::default);
@@ -150,6 +155,23 @@ impl Registry {
         wakeups.push(Arc::downgrade(wakeup));
     }
 
+    /// See [`Holds::extended`].
+    pub(super) fn extended(
+        &self,
+        hold: HoldId,
+        fence: Option<i64>,
+        deadline: Deadline,
+    ) -> Option<Deadline> {
+        let (deadline, token) = self.with(|holds| {
+            let deadline = holds.extended(hold, fence, deadline)?;
+            Some((deadline, holds.get(hold).map(|hold| hold.token.clone())))
+        })?;
+        if let Some(token) = token {
+            self.watched.extended(&token, deadline);
+        }
+        Some(deadline)
+    }
+
     /// Changes the holds, and tells everybody concerned if one is lost by that.
     pub(super) fn report(&self, change: impl FnOnce(&mut Holds) -> Option<Reported>) {
         let Some(reported) = self.with(change) else {
@@ -163,6 +185,7 @@ impl Registry {
             reported.name,
             reported.reason.as_str()
         );
+        self.watched.ended(&reported.token, Some(reported.reason));
         self.lost.notify_all();
         let wakeups = locked(&self.wakeups).clone();
         for wakeup in wakeups.iter().filter_map(Weak::upgrade) {

@@ -259,7 +259,7 @@ impl Class {
                 (Err(error), _) => Class::failed(&due, &error.to_string(), process),
                 (Ok(_), Some(Renewed::Until(deadline, fence)))
                     if registry(process)
-                        .with(|holds| holds.extended(due.hold, fence, deadline))
+                        .extended(due.hold, fence, deadline)
                         .is_some() =>
                 {
                     Some(part(due.lease, 3.0))

@@ -70,6 +70,16 @@ impl Crowd for Waiters {
 }
 
 impl Waiters {
+    /// How many wait for which lock, and, while somebody listens for them, whether notifications
+    /// come through.
+    pub fn measured(&self) -> (Vec<(Name, usize)>, Option<bool>) {
+        let state = locked(&self.state);
+        let lines = state.lines.iter();
+        let waiting = lines.map(|(name, line)| (name.clone(), line.len()));
+        let listening = state.attended.then_some(state.listening.is_some());
+        (waiting.collect(), listening)
+    }
+
     /// Joins the end of the line.
     pub fn join(self: &Arc<Waiters>, name: &Name, wakeup: Arc<Wakeup>) -> Arc<Waiter> {
         let mut state = locked(&self.state);

@@ -1,6 +1,7 @@
 """The extension module; its public names are described in ``__init__.pyi``."""
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any, final, overload
 
 from typing_extensions import Self
@@ -23,6 +24,11 @@ def _understood(text: str, arguments: list[tuple[str, str]] = ...) -> dict[str, 
 def _left(level: tuple[int, int]) -> float | None: ...
 def _next_event() -> tuple[str, Any, Any] | None: ...
 def _deliver_all() -> None: ...
+def _observe(conf: ConfiguredDistlockModule, callback: Callable[..., object] | None) -> None: ...
+def _measured(
+    conf: ConfiguredDistlockModule,
+) -> tuple[list[str], list[tuple[str, int]], bool | None]: ...
+def _next_seen() -> tuple[Context | None, Callable[..., object], tuple[Any, ...]] | None: ...
 
 @final
 class _Inbox:
@@ -94,7 +100,10 @@ __all__ = [
     "_deliver_all",
     "_inherited",
     "_left",
+    "_measured",
     "_next_event",
+    "_next_seen",
+    "_observe",
     "_open",
     "_schema",
     "_statements",

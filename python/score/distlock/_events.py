@@ -1,4 +1,4 @@
-"""Delivers what the core has to tell: log records, and what becomes of holds.
+"""Delivers what the core has to tell: log records, what becomes of holds, and what is measured.
 
 The core's own threads never call Python. A daemon thread of Python's takes their events
 from a queue, for as long as the process lives.
@@ -9,12 +9,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
-from ._distlock import _deliver_all, _next_event
+from ._distlock import _deliver_all, _next_event, _next_seen
 
 _logger = logging.getLogger("score.distlock")
 
@@ -49,9 +50,32 @@ def expiring(callback: Callable[..., object], arguments: tuple[Any, ...]) -> Non
 _functions: dict[str, Callable[..., None]] = {"log": log, "lost": lost, "expiring": expiring}
 
 
+#: Whoever is done with :func:`tell_seen` knows that everything was told.
+_telling = [threading.RLock()]
+
+
+def _after_fork() -> None:
+    _telling[:] = [threading.RLock()]  # a thread of the parent's may have the other one
+
+
+def tell_seen() -> None:
+    """Tells whoever measures what has happened since the last time."""
+    with _telling[0]:
+        while (seen := _next_seen()) is not None:
+            context, callback, arguments = seen
+            if context is None:
+                callback(*arguments)
+            else:
+                context.run(callback, *arguments)
+
+
 def _attend() -> None:
     while True:
         event = _next_event()
+        try:
+            tell_seen()
+        except Exception:
+            _logger.exception("what was measured could not be told")
         if event is None:
             continue
         function, *arguments = event
@@ -67,3 +91,5 @@ def start() -> None:
 
 
 atexit.register(_deliver_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

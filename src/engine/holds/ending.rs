@@ -247,6 +247,7 @@ impl Holds {
         self.lost.insert(hold.lock);
         Some(Reported {
             name: hold.name.clone(),
+            token: hold.token.clone(),
             fence: hold.fence,
             reason,
             levels: hold.levels.iter().map(|level| level.id).collect(),

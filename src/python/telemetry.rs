@@ -1,0 +1,154 @@
+//! What whoever measures is told, see `telemetry.py`. No call of the locks runs Python code for
+//! it: what happens is kept here until a thread of Python's own takes it, or who measures asks.
+
+use super::events;
+use super::handle::Configured;
+use crate::engine::Name;
+use crate::process::ProcessLocal;
+use crate::service::{Attempted, Event, Observer, Report};
+use pyo3::IntoPyObjectExt;
+use pyo3::prelude::*;
+use pyo3::types::PyTuple;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What has happened, who wants to hear it, and in which context.
+struct Seen {
+    callback: Arc<Py<PyAny>>,
+    context: Option<Py<PyAny>>,
+    name: Name,
+    event: Event,
+    /// When, in nanoseconds since 1970.
+    at: u64,
+}
+
+type Queue = Mutex<VecDeque<Seen>>;
+
+static SEEN: LazyLock<ProcessLocal<Queue>> = LazyLock::new(ProcessLocal::default);
+
+/// From so many on the thread that takes them is woken.
+const MANY: usize = 500;
+/// More than these are dropped.
+const MOST: usize = 100_000;
+/// It was said that there were more.
+static DROPPED: AtomicBool = AtomicBool::new(false);
+
+fn put(callback: Arc<Py<PyAny>>, context: Option<Py<PyAny>>, name: &Name, event: Event) {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let at = since.map_or(0, |since| {
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+    });
+    let name = name.clone();
+    let queue = SEEN.get();
+    let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+    if queue.len() >= MOST {
+        drop(queue);
+        if !DROPPED.swap(true, Relaxed) {
+            log::warn!("{MOST} events have not been measured yet, more of them are dropped");
+        }
+        return;
+    }
+    queue.push_back(Seen {
+        callback,
+        context,
+        name,
+        event,
+        at,
+    });
+    if queue.len() % MANY == 0 {
+        drop(queue);
+        events::wake();
+    }
+}
+
+/// A callable of Python's that measures.
+struct Callback(Arc<Py<PyAny>>);
+
+impl Observer for Callback {
+    fn attempt(&self) -> Report {
+        let callback = self.0.clone();
+        let context = Python::attach(|py| {
+            if let Err(error) = events::attend(py) {
+                log::debug!("nobody takes what is measured until somebody asks: {error}");
+            }
+            let context = py
+                .import(pyo3::intern!(py, "contextvars"))
+                .and_then(|module| module.call_method0(pyo3::intern!(py, "copy_context")));
+            context.map(Bound::unbind).ok()
+        });
+        Box::new(move |name, event| put(callback, context, name, event))
+    }
+
+    fn see(&self, name: &Name, event: Event) {
+        put(self.0.clone(), None, name, event);
+    }
+}
+
+/// From now on `callback` is told what happens to the locks of a module; ``None`` ends that.
+#[pyfunction]
+#[pyo3(signature = (conf, callback))]
+pub fn _observe(conf: &Bound<'_, PyAny>, callback: Option<Py<PyAny>>) -> PyResult<()> {
+    let observer = callback.map(|callback| Arc::new(Callback(Arc::new(callback))) as Arc<_>);
+    Configured::of(conf)?.locks.observe(observer);
+    Ok(())
+}
+
+/// The names of the holds, how many wait for which lock, and whether the listener is connected.
+#[pyfunction]
+#[allow(clippy::type_complexity)] // as Python sees it
+pub fn _measured(
+    conf: &Bound<'_, PyAny>,
+) -> PyResult<(Vec<String>, Vec<(String, usize)>, Option<bool>)> {
+    let text = |name: Name| name.as_str().to_owned();
+    let (holds, waiting, listening) = Configured::of(conf)?.locks.measured();
+    let waiting = waiting.into_iter().map(|(name, count)| (text(name), count));
+    let holds = holds.into_iter().map(text).collect();
+    Ok((holds, waiting.collect(), listening))
+}
+
+fn arguments(py: Python<'_>, seen: &Seen) -> PyResult<Py<PyTuple>> {
+    let name = seen.name.as_str();
+    let arguments = match &seen.event {
+        Event::Attempt { how, took } => {
+            let (outcome, fence, error) = match how {
+                Attempted::Acquired(fence) => ("acquired", *fence, None),
+                Attempted::Reentered => ("reentered", None, None),
+                Attempted::Refused => ("refused", None, None),
+                Attempted::Lost(_) => ("lost", None, Some("score.distlock.LockExpired")),
+                Attempted::Cancelled => ("cancelled", None, None),
+                Attempted::Failed(error) => ("error", None, Some(*error)),
+            };
+            let took = took.as_secs_f64();
+            ("attempt", name, outcome, took, fence, error, seen.at).into_pyobject(py)?
+        }
+        Event::Extended { margin } => ("extended", name, *margin).into_pyobject(py)?,
+        Event::Ended { held, margin, lost } => {
+            let lost = lost.map(crate::engine::Loss::as_str);
+            ("ended", name, held.as_secs_f64(), *margin, lost).into_pyobject(py)?
+        }
+    };
+    Ok(arguments.unbind())
+}
+
+/// What has happened first: the context in which to call whom, and with what.
+#[pyfunction]
+#[allow(clippy::type_complexity)] // as Python sees it
+pub fn _next_seen(py: Python<'_>) -> PyResult<Option<(Py<PyAny>, Py<PyAny>, Py<PyTuple>)>> {
+    let seen = SEEN
+        .get()
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .pop_front();
+    let Some(seen) = seen else {
+        return Ok(None);
+    };
+    let context = seen
+        .context
+        .as_ref()
+        .map(|context| context.clone_ref(py))
+        .into_py_any(py)?;
+    let arguments = arguments(py, &seen)?;
+    Ok(Some((context, seen.callback.clone_ref(py), arguments)))
+}

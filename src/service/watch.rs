@@ -1,0 +1,217 @@
+//! What whoever measures is told: how attempts and holds end, and what was left of a lease
+//! when it was extended. Each is told once, in the process that has taken the hold.
+
+use super::locked;
+use crate::engine::{Deadline, Loss, Moment, Name, Token};
+use crate::error::Error;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How an attempt to acquire ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempted {
+    /// With a new hold, which has this fence.
+    Acquired(Option<i64>),
+    /// The owner has entered its hold once more.
+    Reentered,
+    /// Somebody else has the lock.
+    Refused,
+    /// The owner is told that its hold is lost, or the answer came too late.
+    Lost(Loss),
+    /// Nobody wanted it any more.
+    Cancelled,
+    /// It failed, with this exception.
+    Failed(&'static str),
+}
+
+impl Attempted {
+    /// How an attempt ended that has failed.
+    #[must_use]
+    pub fn with(error: &Error) -> Attempted {
+        match error {
+            Error::NotAcquired(..) => Attempted::Refused,
+            Error::Expired(_, _, reason) => Attempted::Lost(*reason),
+            Error::Interrupted | Error::Forked => Attempted::Cancelled,
+            Error::Unavailable(_) => Attempted::Failed("score.distlock.DatabaseUnavailable"),
+            Error::Sql { .. } => Attempted::Failed("score.distlock.DatabaseError"),
+            Error::Configuration(_) => Attempted::Failed("score.init.ConfigurationError"),
+            Error::NotAToken(..) | Error::TokenRequired(_) | Error::Name(_) => {
+                Attempted::Failed("ValueError")
+            }
+        }
+    }
+}
+
+/// What has happened to a lock. It contains no token.
+#[derive(Debug)]
+pub enum Event {
+    /// An attempt has ended.
+    Attempt {
+        /// How.
+        how: Attempted,
+        /// How long it took.
+        took: Duration,
+    },
+    /// A hold was extended.
+    Extended {
+        /// How much was left of its lease, in seconds.
+        margin: f64,
+    },
+    /// A hold has ended.
+    Ended {
+        /// How long it lasted.
+        held: Duration,
+        /// How much was left of its lease, in seconds.
+        margin: f64,
+        /// Why it was lost, if it was.
+        lost: Option<Loss>,
+    },
+}
+
+/// Hears how one attempt ended.
+pub type Report = Box<dyn FnOnce(&Name, Event) + Send>;
+
+/// Whoever measures the locks of a configuration. Its methods are called on any thread, also
+/// under a mutex: they may not block, nor call back.
+pub trait Observer: Send + Sync {
+    /// Somebody begins to acquire, on the calling thread.
+    fn attempt(&self) -> Report;
+    /// Something has happened to a hold.
+    fn see(&self, name: &Name, event: Event);
+}
+
+/// An attempt that is observed. It is told once.
+pub struct Watch {
+    observer: Arc<dyn Observer>,
+    report: Option<Report>,
+    begun: Moment,
+}
+
+impl Watch {
+    /// It begins now, on the calling thread.
+    #[must_use]
+    pub fn begin(observer: Arc<dyn Observer>) -> Watch {
+        Watch {
+            report: Some(observer.attempt()),
+            observer,
+            begun: Moment::now(),
+        }
+    }
+
+    /// The attempt has ended.
+    pub fn end(&mut self, name: &Name, how: Attempted) {
+        if let Some(report) = self.report.take() {
+            let took = Moment::now().since(self.begun);
+            report(name, Event::Attempt { how, took });
+        }
+    }
+}
+
+struct Hold {
+    name: Name,
+    observer: Arc<dyn Observer>,
+    begun: Moment,
+    deadline: Deadline,
+}
+
+#[derive(Default)]
+struct State {
+    holds: HashMap<Token, Hold>,
+    /// From how many on to forget those that nobody has ended, and whose lease is over.
+    many: usize,
+}
+
+/// The observed holds of a process, by their tokens.
+#[derive(Default)]
+pub struct Watched {
+    state: Mutex<State>,
+    /// How many there are, for a look that costs nothing.
+    count: AtomicUsize,
+}
+
+impl Watched {
+    /// The least of [`State::many`].
+    const MANY: usize = 10_000;
+
+    fn with<T>(&self, work: impl FnOnce(&mut HashMap<Token, Hold>) -> Option<T>) -> Option<T> {
+        if self.count.load(SeqCst) == 0 {
+            return None;
+        }
+        let mut state = locked(&self.state);
+        let result = work(&mut state.holds);
+        self.count.store(state.holds.len(), SeqCst);
+        result
+    }
+
+    /// A hold begins.
+    pub fn add(&self, name: &Name, token: &Token, deadline: Deadline, watch: &Watch) {
+        let hold = Hold {
+            name: name.clone(),
+            observer: watch.observer.clone(),
+            begun: Moment::now(),
+            deadline,
+        };
+        let mut state = locked(&self.state);
+        if state.holds.len() >= state.many.max(Watched::MANY) {
+            let now = Moment::now();
+            state.holds.retain(|_, hold| !hold.deadline.passed(now));
+            state.many = 2 * state.holds.len();
+        }
+        state.holds.insert(token.clone(), hold);
+        self.count.store(state.holds.len(), SeqCst);
+    }
+
+    /// It came to nothing.
+    pub fn remove(&self, token: &Token) {
+        self.with(|holds| holds.remove(token));
+    }
+
+    /// The hold of a token was extended.
+    pub fn extended(&self, token: &Token, deadline: Deadline) {
+        self.with(|holds| {
+            let hold = holds.get_mut(token)?;
+            let margin = hold.deadline.remaining(Moment::now());
+            hold.deadline = hold.deadline.max(deadline);
+            hold.observer.see(&hold.name, Event::Extended { margin });
+            Some(())
+        });
+    }
+
+    /// The hold of a token has another one.
+    pub fn transferred(&self, old: &Token, new: &Token) {
+        self.with(|holds| {
+            let hold = holds.remove(old)?;
+            holds.insert(new.clone(), hold)
+        });
+    }
+
+    /// The hold of a token has ended, or (`lost`) is lost.
+    pub fn ended(&self, token: &Token, lost: Option<Loss>) {
+        let Some(hold) = self.with(|holds| holds.remove(token)) else {
+            return;
+        };
+        let now = Moment::now();
+        let held = now.since(hold.begun);
+        let margin = match lost {
+            None => hold.deadline.remaining(now),
+            Some(_) => 0.0,
+        };
+        let ended = Event::Ended { held, margin, lost };
+        hold.observer.see(&hold.name, ended);
+    }
+
+    /// The names of the holds that an observer knows of and that certainly stand.
+    pub fn names(&self, observer: &Arc<dyn Observer>) -> Vec<Name> {
+        let now = Moment::now();
+        let names = self.with(|holds| {
+            let theirs = holds
+                .values()
+                .filter(|hold| Arc::ptr_eq(&hold.observer, observer) && !hold.deadline.passed(now));
+            Some(theirs.map(|hold| hold.name.clone()).collect())
+        });
+        names.unwrap_or_default()
+    }
+}
