@@ -25,7 +25,7 @@
 use super::hold::{Kind, Level};
 use super::{
     Caller, Condition, Deadline, Entered, Hold, HoldId, Lease, LevelId, LockId, Loss, Moment, Name,
-    Token,
+    Place, Token,
 };
 use std::collections::{HashMap, HashSet};
 
@@ -322,6 +322,20 @@ impl Holds {
             }
         }
         !ids.is_empty()
+    }
+
+    /// The innermost block of the newest hold that was taken at this place, whatever the context
+    /// of whoever asks remembers: `__aexit__` is looked up before its block is entered.
+    #[must_use]
+    pub fn block_at(&self, lock: LockId, place: Place) -> Option<Entered> {
+        self.by_lock.get(&lock)?.iter().rev().find_map(|id| {
+            let hold = self.all.get(id).filter(|hold| hold.place == place)?;
+            let level = hold.levels.iter().rev().find(|level| level.is_block())?;
+            Some(Entered {
+                hold: *id,
+                level: level.id,
+            })
+        })
     }
 
     /// The block that the end of a `with lock` belongs to: the caller's innermost, or else

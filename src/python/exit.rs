@@ -76,6 +76,7 @@ impl Leaving {
             // Entered again, it acquires again.
             let manager = self.manager.bind(ender.py());
             manager.setattr(intern!(ender.py(), "_levels"), ender.py().None())?;
+            manager.setattr(intern!(ender.py(), "_in_block"), false)?;
             return Ok(exit);
         }
         let (current, known) = owner::current_or_stranger(ender.py());
@@ -84,9 +85,8 @@ impl Leaving {
             (opened.lock.get().handle(), opened.blocks.remove(&current))
         } else {
             let lock = ender.cast::<Lock>()?.get().handle();
-            // Who has entered comes first: the coroutine may be closed by anybody.
-            let level = lock.core.block(&self.caller);
-            (lock, level.or_else(|| lock.core.block(&current)))
+            // Whoever has entered comes first: anybody may close the coroutine.
+            (lock, lock.core.block_of(&self.caller, &current))
         };
         let ending = lock.locks().begin_exit(&lock.core, level);
         let endings = vec![(lock.core.clone(), ending)];

@@ -109,6 +109,15 @@ impl Lock {
             .ok_or_else(|| Error::TokenRequired(self.name.clone()))
     }
 
+    /// The same for a block that was entered where `enterer` is, and is left by `current`.
+    #[must_use]
+    pub fn block_of(&self, enterer: &Caller, current: &Caller) -> Option<Entered> {
+        registry(process_id()).with(|holds| {
+            let own = holds.block_at(self.id, enterer.place);
+            own.or_else(|| holds.block(self.id, current))
+        })
+    }
+
     /// The block that is open here, as a `with` on the object itself ends it.
     #[must_use]
     pub fn block(&self, caller: &Caller) -> Option<Entered> {

@@ -53,6 +53,13 @@ def _reading(method: Callable[..., _Result]) -> Callable[..., _Result]:
     return read
 
 
+#: Why a block cannot be entered.
+NOT_HERE = (
+    "nothing is held here: the holds of {} can be entered once, by the process that has acquired"
+    " them; call acquire_all() again"
+)
+
+
 class Tokens(dict[str, str]):
     """Tokens by name, of holds that end with this object until somebody has read one.
 
@@ -119,10 +126,7 @@ class Holds(Tokens):
 
     def __enter__(self) -> Holds:
         if self._in_block or self._locks is None or self._process != os.getpid():
-            raise ValueError(
-                f"nothing is held here: the holds of {', '.join(map(repr, self))} can be entered"
-                " once, by the process that has acquired them; call acquire_all() again"
-            )
+            raise ValueError(NOT_HERE.format(", ".join(map(repr, self))))
         self._in_block = True
         return self
 

@@ -14,6 +14,15 @@ from ._distlock import _Acquisition, _Exit, _Inbox
 Level = tuple[int, int]
 
 
+class _Expected(dict[int, "asyncio.Future[Any] | asyncio.Event"]):
+    """What is waited for, by number. Only the loop owns it, which owns its reader's arguments.
+
+    So it keeps alive who waits, as nothing else may: a loop knows its tasks but weakly, and the
+    task in which it closes an abandoned generator has no other owner. And a loop that is dropped
+    goes, though each future knows it.
+    """
+
+
 class Channel:
     """How answers get to one event loop."""
 
@@ -22,8 +31,7 @@ class Channel:
         self._loop = weakref.ref(loop)
         self.inbox = _Inbox()
         self._numbers = itertools.count(1)
-        # Weakly: a future knows its loop, which would then live for ever, with all its tasks.
-        self._expected: dict[int, weakref.ref[asyncio.Future[Any] | asyncio.Event]] = {}
+        self._expected: weakref.ref[_Expected] | None = None
         self._mail: list[Any] = []
 
     def number(self) -> int:
@@ -32,36 +40,47 @@ class Channel:
 
     def expect(self, number: int, what: asyncio.Future[Any] | asyncio.Event) -> None:
         """Has the loop look into the inbox for as long as something is expected."""
-        if not self._expected:
+        expected = self._expected and self._expected()
+        if expected is None:
+            expected = _Expected()
+            self._expected = weakref.ref(expected)
             loop = self._loop()
             assert loop is not None
-            loop.add_reader(self.inbox.fileno(), self._ready)
-        self._expected[number] = weakref.ref(what)
+            loop.add_reader(self.inbox.fileno(), self._ready, expected)
+        expected[number] = what
 
     def forget(self, number: int) -> None:
         """Nobody waits for it any more."""
-        self._expected.pop(number, None)
+        expected = self._expected and self._expected()
+        if expected is None:
+            return
+        expected.pop(number, None)
         loop = self._loop()
-        if not self._expected and loop is not None and not loop.is_closed():
+        if not expected and loop is not None and not loop.is_closed():
+            self._expected = None
             loop.remove_reader(self.inbox.fileno())
 
-    def _ready(self) -> None:
+    def _ready(self, expected: _Expected) -> None:
         mail = self._mail
         try:
             self.inbox.empty(mail)
             while mail:
-                self._deliver(*mail[0])
+                self._deliver(expected, *mail[0])
                 del mail[0]
         finally:
             loop = self._loop()
             if mail and loop is not None:  # a signal handler has raised
-                loop.call_soon(self._ready)
+                loop.call_soon(self._ready, expected)
 
     def _deliver(
-        self, number: int, answered: bool, error: BaseException | None, value: Any
+        self,
+        expected: _Expected,
+        number: int,
+        answered: bool,
+        error: BaseException | None,
+        value: Any,
     ) -> None:
-        expected = self._expected.get(number)
-        what = expected and expected()
+        what = expected.get(number)
         if isinstance(what, asyncio.Event):
             what.set()
         elif isinstance(what, asyncio.Future) and answered and not what.done():

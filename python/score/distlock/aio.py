@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import os
 import weakref
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from . import _config, _insight
-from ._all import Pace, Tokens, ordered
+from ._all import NOT_HERE, Pace, Tokens, ordered
 from ._cancel import Cancelling
 from ._channel import Acquiring, current, finish
 from ._distlock import Lost, _AsyncExit, _Exit, _Levels, _Opened, _Watch
@@ -465,6 +466,7 @@ class AsyncHolds(Tokens):
         self._autoextend = module.conf._autoextend if autoextend is None else autoextend
         self._ender = module.conf._levels()  # who has not entered leaves nothing
         self._locks: list[AsyncLock] = []
+        self._process = os.getpid()
 
     async def _acquire(self) -> AsyncHolds:
         if self._levels is not None:
@@ -481,6 +483,7 @@ class AsyncHolds(Tokens):
             levels.abandon()
             raise
         self.update(tokens)
+        self._process = os.getpid()
         self._ender = self._levels = levels
         return self
 
@@ -524,7 +527,14 @@ class AsyncHolds(Tokens):
             await finish(exit_)
 
     async def __aenter__(self) -> AsyncHolds:
+        if self._in_block or (self._levels is not None and self._process != os.getpid()):
+            raise ValueError(NOT_HERE.format(", ".join(map(repr, self._names))))
+        # At once: another task may want to enter while this one waits.
         self._in_block = True
-        return await self._acquire()
+        try:
+            return await self._acquire()
+        except BaseException:
+            self._in_block = False
+            raise
 
     __aexit__ = _AsyncExit()

@@ -1,6 +1,5 @@
 //! The table of conditions, row by row, and what else each function promises.
 
-use super::super::Place;
 use super::ending::Ending;
 use super::*;
 use std::sync::Arc;
