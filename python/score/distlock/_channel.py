@@ -40,7 +40,7 @@ class Channel:
 
     def expect(self, number: int, what: asyncio.Future[Any] | asyncio.Event) -> None:
         """Has the loop look into the inbox for as long as something is expected."""
-        expected = self._expected and self._expected()
+        expected = None if self._expected is None else self._expected()
         if expected is None:
             expected = _Expected()
             self._expected = weakref.ref(expected)
@@ -51,7 +51,7 @@ class Channel:
 
     def forget(self, number: int) -> None:
         """Nobody waits for it any more."""
-        expected = self._expected and self._expected()
+        expected = None if self._expected is None else self._expected()
         if expected is None:
             return
         expected.pop(number, None)
