@@ -98,7 +98,10 @@ def violations(data: Data) -> str:
     if not found:
         return "No violation.\n"
     several = sorted(found.values(), key=itemgetter(0), reverse=True)
-    rows: list[list[Cell]] = [[count, f"``{first[:160]}``"] for count, first in several]
+    # On one line; a backslash or a quote at its end would spoil the markup.
+    rows: list[list[Cell]] = [
+        [count, f"``{' '.join(first.split())[:160].rstrip()}…``"] for count, first in several
+    ]
     return table("Violations", ["how many", "the first of them"], rows)
 
 
