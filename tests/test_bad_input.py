@@ -290,7 +290,7 @@ def test_no_token_and_no_password_in_any_text(conf: Conf) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        f"postgresql://u:hush@127.0.0.1:{free_port()}/d",
+        pytest.param(f"postgresql://u:hush@127.0.0.1:{free_port()}/d", id="closed port"),
         "postgresql://u:hush@/d?host=/nowhere/at/all",
         "postgresql://u:hush@name.invalid/d",
     ],

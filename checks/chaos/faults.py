@@ -252,7 +252,6 @@ def restart_pooler(stage: Stage) -> None:
     stage.bouncer.stop()
     time.sleep(stage.rng.uniform(0, 1))
     stage.bouncer.start()
-    stage.bouncer.keep()
 
 
 @only("partition")

@@ -102,12 +102,10 @@ class Stage:
 
     def __exit__(self, *_: object) -> None:
         for worker in self.all_workers:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(worker.process.pid, signal.SIGCONT)
-            worker.process.kill()
-            worker.process.wait()
+            # With what it has forked; also if it has ended itself.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker.process.pid, signal.SIGKILL)
+            worker.process.wait()
         self._stack.close()
 
     def _start(self, stack: contextlib.ExitStack) -> None:
@@ -135,9 +133,8 @@ class Stage:
                 raise Unavailable(f"{pooler.NAME} is not installed")
             # By default it refuses everybody for 15 s after the server was away.
             more = "max_client_conn = 1000\nserver_login_retry = 1"
-            self.bouncer = pooler.Bouncer(self.server, "transaction", 30, more)
+            self.bouncer = pooler.Bouncer(self.server, "transaction", 30, more, kept=True)
             stack.callback(self.bouncer.stop)
-            self.bouncer.keep()
         self._prepare()
 
     def _start_pair(self, stack: contextlib.ExitStack) -> None:

@@ -221,9 +221,7 @@ impl Acquisition {
             return Err(Error::Interrupted);
         }
         let watched = &registry(self.process).watched;
-        let watch = progress.watch.as_ref().filter(|_| !grant.again);
-        let added = watch.is_some();
-        if let Some(watch) = watch {
+        if let Some(watch) = progress.watch.as_ref().filter(|_| !grant.again) {
             // Before the hold can be lost.
             watched.add(&self.name, &grant.token, grant.deadline, watch);
         }
@@ -237,9 +235,6 @@ impl Acquisition {
             progress.state = State::Over;
             return Ok(Some((grant.entered, grant.token)));
         }
-        if added {
-            watched.remove(&grant.token);
-        }
         if grant.again {
             progress.state = State::Over;
             let late = grant.deadline.passed(Moment::now());
@@ -247,6 +242,7 @@ impl Acquisition {
             progress.ended(&self.name, Attempted::Lost(reason));
             return Err(Error::Expired(grant.name, grant.token, reason));
         }
+        watched.remove(&grant.token);
         self.end(&mut progress);
         progress.late = true;
         if self.wait.over() {

@@ -135,13 +135,16 @@ impl Locks {
             }
         };
         owed.resolved(name, token);
+        let ended = |lost| {
+            for token in [token, &current] {
+                registry.watched.ended(token, lost);
+            }
+        };
         if released != Released::Lost {
             if let Some(hold) = hold {
                 registry.report(|holds| holds.released(hold, own));
             }
-            for token in [token, &current] {
-                registry.watched.ended(token, None);
-            }
+            ended(None);
             return Ok(());
         }
         let reason = if known && !held {
@@ -149,9 +152,7 @@ impl Locks {
         } else {
             self.why_lost(name, &current, None, budget)
         };
-        for token in [token, &current] {
-            registry.watched.ended(token, Some(reason));
-        }
+        ended(Some(reason));
         if let Some(hold) = hold.filter(|_| process_id() == budget.process) {
             registry.report(|holds| holds.not_released(hold, reason, own));
         }

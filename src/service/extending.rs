@@ -29,8 +29,7 @@ impl Locks {
         let Some((hold, lease)) = known else {
             let extended = self.store.extend(lock.name(), &token, self.lease, budget)?;
             let Some((fence, deadline)) = extended else {
-                let reason = self.why_lost(lock.name(), &token, None, budget);
-                registry.watched.ended(&token, Some(reason));
+                let reason = self.loss_of(&registry, None, lock.name(), &token, budget);
                 return Err(Error::Expired(lock.name().clone(), token, reason));
             };
             registry.watched.extended(&token, deadline);
@@ -109,6 +108,24 @@ impl Locks {
         (token, reason)
     }
 
+    /// Why the database does not have the hold of a token, which may be none of a Lock object of
+    /// this process.
+    fn loss_of(
+        &self,
+        registry: &Registry,
+        hold: Option<HoldId>,
+        name: &Name,
+        token: &Token,
+        budget: Budget,
+    ) -> Loss {
+        if let Some(hold) = hold {
+            return self.lose(registry, hold, name, token, budget).1;
+        }
+        let reason = self.why_lost(name, token, None, budget);
+        registry.watched.ended(token, Some(reason));
+        reason
+    }
+
     pub(super) fn why_lost(
         &self,
         name: &Name,
@@ -137,14 +154,8 @@ impl Locks {
             let (id, hold) = holds.with_token(token)?;
             (hold.token == *token && hold.pending.is_none()).then_some(id)
         });
-        Ok(Some(match hold {
-            Some(hold) => self.lose(&registry, hold, lock.name(), token, budget).1,
-            None => {
-                let reason = self.why_lost(lock.name(), token, None, budget);
-                registry.watched.ended(token, Some(reason));
-                reason
-            }
-        }))
+        let reason = self.loss_of(&registry, hold, lock.name(), token, budget);
+        Ok(Some(reason))
     }
 
     /// Gives the hold a new token and voids the old one.
@@ -189,14 +200,7 @@ impl Locks {
                 let current = hold.filter(|hold| {
                     registry.with(|holds| holds.get(*hold).is_some_and(|hold| hold.token == old))
                 });
-                let reason = match current {
-                    Some(hold) => self.lose(&registry, hold, lock.name(), &old, budget).1,
-                    None => {
-                        let reason = self.why_lost(lock.name(), &old, None, budget);
-                        registry.watched.ended(&old, Some(reason));
-                        reason
-                    }
-                };
+                let reason = self.loss_of(&registry, current, lock.name(), &old, budget);
                 Err(Error::Expired(lock.name().clone(), old, reason))
             }
             // In a child that was forked meanwhile it is the parent's business.

@@ -89,8 +89,7 @@ impl Renewal {
         let magnitude = (lease.seconds().max(1e-3).log2() / 2.0).floor() as i32;
         let class = locked(&self.0).entry(magnitude).or_default().clone();
         let first = Instant::now() + part(lease, if extended { 3.0 } else { 1.0 });
-        let warning = None;
-        class.add(entered, first, warning).then_some(class)
+        class.add(entered, first, None).then_some(class)
     }
 
     /// A level wants to hear when only `before` seconds are left to its hold; likewise.
@@ -288,9 +287,11 @@ impl Class {
         for level in &due.levels {
             match next {
                 Some(pause) => {
-                    let next = Instant::now() + pause;
-                    let warning = None;
-                    state.entries.insert(*level, Entry { next, warning })
+                    let entry = Entry {
+                        next: Instant::now() + pause,
+                        warning: None,
+                    };
+                    state.entries.insert(*level, entry)
                 }
                 None => state.entries.remove(level),
             };

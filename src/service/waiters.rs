@@ -164,7 +164,7 @@ impl Waiters {
     pub fn found(&self, waiter: &Waiter, queue: Queue) {
         let now = Instant::now();
         self.at_line(waiter, |line| {
-            let busy = !queue.live && queue.ahead == 0;
+            let busy = queue.is_busy();
             let due = if queue.queued {
                 now + Waiters::pause(line, &queue, now)
             } else {

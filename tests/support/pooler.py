@@ -36,7 +36,12 @@ def program() -> str | None:
 class Bouncer:
     """One that runs until :meth:`stop`, and again from :meth:`start`."""
 
-    def __init__(self, server: Server, mode: str, size: int, more: str = "") -> None:
+    def __init__(
+        self, server: Server, mode: str, size: int, more: str = "", *, kept: bool = False
+    ) -> None:
+        """If it is `kept`, it is started again whenever it crashes: 1.18 does so when a server that
+        it has lost is asked to cancel something, which may be a while later."""
+        self._kept = kept
         self.mode = mode
         self.port = free_port()
         self.file = server.folder / "pgbouncer.ini"
@@ -59,6 +64,8 @@ class Bouncer:
         with self._turn:
             self._wanted = True
             self._start()
+        if self._kept:
+            threading.Thread(target=self._attend, daemon=True).start()
 
     def _start(self) -> None:
         found = program()
@@ -71,11 +78,6 @@ class Bouncer:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     break
-
-    def keep(self) -> None:
-        """Starts it again whenever it crashes: 1.18 does so when a server that it has lost is
-        asked to cancel something, which may be a while later."""
-        threading.Thread(target=self._attend, daemon=True).start()
 
     def _attend(self) -> None:
         while True:

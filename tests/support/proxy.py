@@ -191,6 +191,10 @@ class Proxy:
                     server.close()
                     continue
                 self._sockets += [client, server]
+                if self.refusing:  # since then, and cut_all() has not seen it
+                    _close(client)
+                    _close(server)
+                    continue
                 for side, source, target in (
                     ("request", client, server),
                     ("answer", server, client),

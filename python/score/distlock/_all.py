@@ -53,13 +53,6 @@ def _reading(method: Callable[..., _Result]) -> Callable[..., _Result]:
     return read
 
 
-#: Why a block cannot be entered.
-NOT_HERE = (
-    "nothing is held here: the holds of {} can be entered once, by the process that has acquired"
-    " them; call acquire_all() again"
-)
-
-
 class Tokens(dict[str, str]):
     """Tokens by name, of holds that end with this object until somebody has read one.
 
@@ -70,6 +63,15 @@ class Tokens(dict[str, str]):
 
     _levels: _Levels | None = None
     _in_block = False
+
+    def _begin_block(self, here: bool, names: Iterable[str]) -> None:
+        """A block is entered: one at a time, and where the holds are."""
+        if self._in_block or not here:
+            raise ValueError(
+                f"nothing is held here: the holds of {', '.join(map(repr, names))} can be entered"
+                " once, by the process that has acquired them; call acquire_all() again"
+            )
+        self._in_block = True
 
     def _read(self) -> None:
         if self._levels is not None and not self._in_block:
@@ -125,9 +127,7 @@ class Holds(Tokens):
             self._levels.release()
 
     def __enter__(self) -> Holds:
-        if self._in_block or self._locks is None or self._process != os.getpid():
-            raise ValueError(NOT_HERE.format(", ".join(map(repr, self))))
-        self._in_block = True
+        self._begin_block(self._locks is not None and self._process == os.getpid(), self)
         return self
 
     def __exit__(

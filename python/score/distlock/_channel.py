@@ -23,6 +23,10 @@ class _Expected(dict[int, "asyncio.Future[Any] | asyncio.Event"]):
     """
 
 
+def _nothing() -> None:
+    """Nothing is expected."""
+
+
 class Channel:
     """How answers get to one event loop."""
 
@@ -31,7 +35,7 @@ class Channel:
         self._loop = weakref.ref(loop)
         self.inbox = _Inbox()
         self._numbers = itertools.count(1)
-        self._expected: weakref.ref[_Expected] | None = None
+        self._expected: Callable[[], _Expected | None] = _nothing
         self._mail: list[Any] = []
 
     def number(self) -> int:
@@ -40,7 +44,7 @@ class Channel:
 
     def expect(self, number: int, what: asyncio.Future[Any] | asyncio.Event) -> None:
         """Has the loop look into the inbox for as long as something is expected."""
-        expected = None if self._expected is None else self._expected()
+        expected = self._expected()
         if expected is None:
             expected = _Expected()
             self._expected = weakref.ref(expected)
@@ -51,13 +55,13 @@ class Channel:
 
     def forget(self, number: int) -> None:
         """Nobody waits for it any more."""
-        expected = None if self._expected is None else self._expected()
+        expected = self._expected()
         if expected is None:
             return
         expected.pop(number, None)
         loop = self._loop()
         if not expected and loop is not None and not loop.is_closed():
-            self._expected = None
+            self._expected = _nothing
             loop.remove_reader(self.inbox.fileno())
 
     def _ready(self, expected: _Expected) -> None:
@@ -103,6 +107,15 @@ class Channel:
             self.forget(number)
 
 
+async def sleep(woken: asyncio.Event, seconds: float) -> None:
+    """Until it is woken, but not for longer."""
+    timer = asyncio.get_running_loop().call_later(seconds, woken.set)
+    try:
+        await woken.wait()
+    finally:
+        timer.cancel()
+
+
 class Acquiring:
     """A coroutine's attempt to acquire."""
 
@@ -117,7 +130,6 @@ class Acquiring:
         call :meth:`give_up`.
         """
         channel = current()
-        loop = asyncio.get_running_loop()
         woken = asyncio.Event()
         number = channel.number()
         try:
@@ -132,11 +144,7 @@ class Acquiring:
                         channel.forget(number)
                         return accepted
                     continue
-                timer = loop.call_later(pause, woken.set)
-                try:
-                    await woken.wait()
-                finally:
-                    timer.cancel()
+                await sleep(woken, pause)
         except BaseException:
             # Also if the lock was acquired while the task was being cancelled.
             self.give_up()
@@ -164,6 +172,7 @@ _channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Channel] = (
 
 
 def current() -> Channel:
+    """That of the running loop."""
     loop = asyncio.get_running_loop()
     channel = _channels.get(loop)
     if channel is None:

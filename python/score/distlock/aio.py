@@ -17,9 +17,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, final
 
 from . import _config, _insight
-from ._all import NOT_HERE, Pace, Tokens, ordered
+from ._all import Pace, Tokens, ordered
 from ._cancel import Cancelling
-from ._channel import Acquiring, current, finish
+from ._channel import Acquiring, current, finish, sleep
 from ._distlock import Lost, _AsyncExit, _Exit, _Levels, _Opened, _Watch
 from ._errors import CouldNotAcquireLock, LockExpired
 from ._hold import callback, lease, pause, warning
@@ -41,7 +41,7 @@ _callbacks: set[asyncio.Future[Any]] = set()
 
 
 async def _leave(exit_: _Exit, manager: object, _kind: object, raised: object, *_: object) -> None:
-    """The same for a block, whose own cancellation goes no further."""
+    """Waits for the end of a block, whose own cancellation goes no further."""
     scope = manager._scope() if isinstance(manager, AsyncHold) else None
     if scope is None or not await scope.end(raised):
         await finish(exit_)
@@ -395,11 +395,7 @@ class AsyncLost:
                     return False
                 woken.clear()
                 # A hold that is taken meanwhile counts too, a second later at the most.
-                timer = loop.call_later(min(left, self._lock.remaining or 1, 1), woken.set)
-                try:
-                    await woken.wait()
-                finally:
-                    timer.cancel()
+                await sleep(woken, min(left, self._lock.remaining or 1, 1))
             return True
         finally:
             channel.forget(number)
@@ -466,7 +462,6 @@ class AsyncHolds(Tokens):
         self._autoextend = module.conf._autoextend if autoextend is None else autoextend
         self._ender = module.conf._levels()  # who has not entered leaves nothing
         self._locks: list[AsyncLock] = []
-        self._process = os.getpid()
 
     async def _acquire(self) -> AsyncHolds:
         if self._levels is not None:
@@ -527,10 +522,8 @@ class AsyncHolds(Tokens):
             await finish(exit_)
 
     async def __aenter__(self) -> AsyncHolds:
-        if self._in_block or (self._levels is not None and self._process != os.getpid()):
-            raise ValueError(NOT_HERE.format(", ".join(map(repr, self._names))))
         # At once: another task may want to enter while this one waits.
-        self._in_block = True
+        self._begin_block(self._levels is None or self._process == os.getpid(), self._names)
         try:
             return await self._acquire()
         except BaseException:

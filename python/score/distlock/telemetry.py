@@ -13,7 +13,7 @@ import re
 import string
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._distlock import ConfiguredDistlockModule, __version__, _measured, _observe
 from ._events import tell_seen
@@ -36,6 +36,14 @@ _Counts = dict[str | None, int]
 _ACQUIRE = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _HOLD = (0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 600, 1800, 3600)
 _MARGIN = (0.05, 0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 300, 1800)
+#: What the metrics are, for people.
+_ACQUIRE_TEXT = "How long attempts to acquire a lock took."
+_HOLD_TEXT = "How long holds lasted."
+_MARGIN_TEXT = "What was left of the lease when a hold was extended or ended."
+_LOSSES_TEXT = "Holds that were lost."
+_HOLDS_TEXT = "Holds that this process has now."
+_WAITERS_TEXT = "Threads and coroutines of this process that wait for a lock."
+_LISTENER_TEXT = "Whether the connection that wakes waiters works; nothing while nobody waits."
 
 
 def _matching(template: str) -> Callable[[str], bool]:
@@ -74,6 +82,43 @@ def _naming(asked: _NameAttribute) -> _Name:
     return name_of
 
 
+class _Attempt(NamedTuple):
+    """An attempt to acquire has ended, at a time in nanoseconds since 1970."""
+
+    outcome: str
+    took: float
+    fence: int | None
+    error: str | None
+    at: int
+
+
+class _Extended(NamedTuple):
+    """A hold was extended when so much was left of its lease."""
+
+    margin: float
+
+
+class _Ended(NamedTuple):
+    """A hold has ended, when so much was left of its lease; why it was lost, if it was."""
+
+    held: float
+    margin: float
+    lost: str | None
+
+    @property
+    def outcome(self) -> str:
+        """How."""
+        return "released" if self.lost is None else "lost"
+
+
+#: By what the core calls them, which is also the method of a sink.
+_EVENTS: dict[str, type[_Attempt | _Extended | _Ended]] = {
+    "attempt": _Attempt,
+    "extended": _Extended,
+    "ended": _Ended,
+}
+
+
 class _Sink:
     """Whoever measures: one for each provider or registry, for any number of modules."""
 
@@ -84,25 +129,14 @@ class _Sink:
         # What was there once is told as 0 when it is gone.
         self._known: tuple[set[str | None], set[str | None]] = (set(), set())
 
-    def attempt(
-        self,
-        name: str | None,
-        outcome: str,
-        took: float,
-        fence: int | None,
-        error: str | None,
-        at: int,
-    ) -> None:
+    def attempt(self, name: str | None, attempt: _Attempt) -> None:
         """An attempt to acquire has ended."""
 
-    def extended(self, name: str | None, margin: float) -> None:
+    def extended(self, name: str | None, extended: _Extended) -> None:
         """A hold was extended."""
 
-    def ended(self, name: str | None, held: float, margin: float, lost: str | None) -> None:
+    def ended(self, name: str | None, ended: _Ended) -> None:
         """A hold has ended."""
-
-    def forget(self) -> None:
-        """No module is measured any more."""
 
     def measured(self) -> tuple[_Counts, _Counts, list[bool]]:
         """The holds and the waiters by what is told of their names, and the listeners."""
@@ -150,9 +184,10 @@ class _Dispatch:
         self.sinks: dict[_Sink, _Name] = {}
 
     def __call__(self, kind: str, name: str, *arguments: Any) -> None:
+        event = _EVENTS[kind](*arguments)
         for sink, name_of in list(self.sinks.items()):
             try:
-                getattr(sink, kind)(_told(name_of, name), *arguments)
+                getattr(sink, kind)(_told(name_of, name), event)
             except Exception:
                 _failure(f"what measures ({type(sink).__name__.strip('_').lower()})")
 
@@ -203,28 +238,22 @@ class _Spans(_Sink):
         self._failure = Status(StatusCode.ERROR)
         self._tracer = tracers.get_tracer("score.distlock", __version__)
 
-    def attempt(
-        self,
-        name: str | None,
-        outcome: str,
-        took: float,
-        fence: int | None,
-        error: str | None,
-        at: int,
-    ) -> None:
+    def attempt(self, name: str | None, attempt: _Attempt) -> None:
         """A span that has ended."""
         attributes: dict[str, Any] = {
-            **_attributes(name, distlock__acquire__outcome=outcome, error__type=error),
-            "distlock.acquire.duration": took,
+            **_attributes(
+                name, distlock__acquire__outcome=attempt.outcome, error__type=attempt.error
+            ),
+            "distlock.acquire.duration": attempt.took,
         }
-        if fence is not None:
-            attributes["distlock.fence"] = fence
+        if attempt.fence is not None:
+            attributes["distlock.fence"] = attempt.fence
         title = "acquire" if name is None else f"acquire {name}"
-        begun = at - int(took * 1e9)
+        begun = attempt.at - int(attempt.took * 1e9)
         span = self._tracer.start_span(title, attributes=attributes, start_time=begun)
-        if error is not None:
+        if attempt.error is not None:
             span.set_status(self._failure)
-        span.end(at)
+        span.end(attempt.at)
 
 
 class _Meters(_Sink):
@@ -236,40 +265,40 @@ class _Meters(_Sink):
         self._acquire = meter.create_histogram(
             "distlock.acquire.duration",
             "s",
-            "How long attempts to acquire a lock took.",
+            _ACQUIRE_TEXT,
             explicit_bucket_boundaries_advisory=_ACQUIRE,
         )
         self._hold = meter.create_histogram(
             "distlock.hold.duration",
             "s",
-            "How long holds lasted.",
+            _HOLD_TEXT,
             explicit_bucket_boundaries_advisory=_HOLD,
         )
         self._margin = meter.create_histogram(
             "distlock.lease.margin",
             "s",
-            "What was left of the lease when a hold was extended or ended.",
+            _MARGIN_TEXT,
             explicit_bucket_boundaries_advisory=_MARGIN,
         )
-        self._losses = meter.create_counter("distlock.losses", "{hold}", "Holds that were lost.")
+        self._losses = meter.create_counter("distlock.losses", "{hold}", _LOSSES_TEXT)
         create = meter.create_observable_up_down_counter
         create(
             "distlock.holds",
             [lambda _: self._observations(self.measured()[0])],
             "{hold}",
-            "Holds that this process has now.",
+            _HOLDS_TEXT,
         )
         create(
             "distlock.waiters",
             [lambda _: self._observations(self.measured()[1])],
             "{waiter}",
-            "Threads and coroutines of this process that wait for a lock.",
+            _WAITERS_TEXT,
         )
         create(
             "distlock.listener.connected",
             [lambda _: self._listeners()],
             "{listener}",
-            "Whether the connection that wakes waiters works; nothing while nobody waits.",
+            _LISTENER_TEXT,
         )
 
     @staticmethod
@@ -284,30 +313,23 @@ class _Meters(_Sink):
         listeners = self.measured()[2]
         return [Observation(sum(listeners))] if listeners else []
 
-    def attempt(
-        self,
-        name: str | None,
-        outcome: str,
-        took: float,
-        fence: int | None,
-        error: str | None,
-        at: int,
-    ) -> None:
+    def attempt(self, name: str | None, attempt: _Attempt) -> None:
         """Counts it by its outcome."""
-        attributes = _attributes(name, distlock__acquire__outcome=outcome, error__type=error)
-        self._acquire.record(took, attributes)
+        attributes = _attributes(
+            name, distlock__acquire__outcome=attempt.outcome, error__type=attempt.error
+        )
+        self._acquire.record(attempt.took, attributes)
 
-    def extended(self, name: str | None, margin: float) -> None:
+    def extended(self, name: str | None, extended: _Extended) -> None:
         """Records what was left."""
-        self._margin.record(margin, _attributes(name))
+        self._margin.record(extended.margin, _attributes(name))
 
-    def ended(self, name: str | None, held: float, margin: float, lost: str | None) -> None:
+    def ended(self, name: str | None, ended: _Ended) -> None:
         """Records how long it lasted, and the loss."""
-        if lost is not None:
-            self._losses.add(1, _attributes(name, distlock__loss__reason=lost))
-        self._margin.record(margin, _attributes(name))
-        outcome = "released" if lost is None else "lost"
-        self._hold.record(held, _attributes(name, distlock__hold__outcome=outcome))
+        if ended.lost is not None:
+            self._losses.add(1, _attributes(name, distlock__loss__reason=ended.lost))
+        self._margin.record(ended.margin, _attributes(name))
+        self._hold.record(ended.held, _attributes(name, distlock__hold__outcome=ended.outcome))
 
 
 class _Prometheus(_Sink):
@@ -320,28 +342,26 @@ class _Prometheus(_Sink):
         self._registry = registry
         self._acquire = Histogram(
             "distlock_acquire_duration_seconds",
-            "How long attempts to acquire a lock took.",
+            _ACQUIRE_TEXT,
             ("outcome", "lock"),
             registry=None,
             buckets=_ACQUIRE,
         )
         self._hold = Histogram(
             "distlock_hold_duration_seconds",
-            "How long holds lasted.",
+            _HOLD_TEXT,
             ("outcome", "lock"),
             registry=None,
             buckets=_HOLD,
         )
         self._margin = Histogram(
             "distlock_lease_margin_seconds",
-            "What was left of the lease when a hold was extended or ended.",
+            _MARGIN_TEXT,
             ("lock",),
             registry=None,
             buckets=_MARGIN,
         )
-        self._losses = Counter(
-            "distlock_losses", "Holds that were lost.", ("reason", "lock"), registry=None
-        )
+        self._losses = Counter("distlock_losses", _LOSSES_TEXT, ("reason", "lock"), registry=None)
         registry.register(self)
 
     def forget(self) -> None:
@@ -367,10 +387,10 @@ class _Prometheus(_Sink):
         for metric in (self._acquire, self._hold, self._margin, self._losses):
             yield from metric.collect()
         for name, text, counts in (
-            ("distlock_holds", "Holds that this process has now.", holds),
+            ("distlock_holds", _HOLDS_TEXT, holds),
             (
                 "distlock_waiters",
-                "Threads and coroutines of this process that wait for a lock.",
+                _WAITERS_TEXT,
                 waiters,
             ),
         ):
@@ -380,35 +400,26 @@ class _Prometheus(_Sink):
             yield gauge
         gauge = GaugeMetricFamily(
             "distlock_listener_connected",
-            "Whether the connection that wakes waiters works; nothing while nobody waits.",
+            _LISTENER_TEXT,
         )
         if listeners:
             gauge.add_metric([], sum(listeners))
         yield gauge
 
-    def attempt(
-        self,
-        name: str | None,
-        outcome: str,
-        took: float,
-        fence: int | None,
-        error: str | None,
-        at: int,
-    ) -> None:
+    def attempt(self, name: str | None, attempt: _Attempt) -> None:
         """Counts it by its outcome."""
-        self._acquire.labels(outcome, name or "").observe(took)
+        self._acquire.labels(attempt.outcome, name or "").observe(attempt.took)
 
-    def extended(self, name: str | None, margin: float) -> None:
+    def extended(self, name: str | None, extended: _Extended) -> None:
         """Records what was left."""
-        self._margin.labels(name or "").observe(margin)
+        self._margin.labels(name or "").observe(extended.margin)
 
-    def ended(self, name: str | None, held: float, margin: float, lost: str | None) -> None:
+    def ended(self, name: str | None, ended: _Ended) -> None:
         """Records how long it lasted, and the loss."""
-        if lost is not None:
-            self._losses.labels(lost, name or "").inc()
-        self._margin.labels(name or "").observe(margin)
-        outcome = "released" if lost is None else "lost"
-        self._hold.labels(outcome, name or "").observe(held)
+        if ended.lost is not None:
+            self._losses.labels(ended.lost, name or "").inc()
+        self._margin.labels(name or "").observe(ended.margin)
+        self._hold.labels(ended.outcome, name or "").observe(ended.held)
 
 
 #: By their providers; `None` is the global one, whichever that becomes. What a meter has created

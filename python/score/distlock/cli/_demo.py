@@ -19,11 +19,11 @@ _TURNS, _VICTIM = 2, 1
 _WORK = "import sys; from score.distlock.cli._demo import work; work(*sys.argv[1:])"
 
 
-def demonstrate(url: str | None) -> int:
+def demonstrate(url: str) -> int:
     """Starts the processes, tells what they do, and checks it. The exit status."""
     name = f"score-distlock demo {secrets.token_hex(4)}"
     # Not in the arguments, which everybody on the machine can read.
-    environment = dict(os.environ) if url is None else {**os.environ, "DISTLOCK_URL": url}
+    environment = {**os.environ, "DISTLOCK_URL": url}
     # One pipe for all, so that what they say stays in its order.
     reader, writer = os.pipe()
     with connect(url, maxtime=_LEASE) as conf:
@@ -74,7 +74,7 @@ def work(name: str, number: str) -> None:
     def tell(event: str) -> None:
         os.write(1, f"{os.getpid()} {lock.fence} {event}\n".encode())
 
-    with connect(os.environ.get("DISTLOCK_URL"), maxtime=_LEASE) as conf:
+    with connect(os.environ["DISTLOCK_URL"], maxtime=_LEASE) as conf:
         lock = conf.get(name)
         for turn in range(_TURNS):
             with lock.hold(timeout=None):
