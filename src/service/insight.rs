@@ -4,7 +4,7 @@ use super::Locks;
 use super::registry::registry;
 use crate::engine::{Hint, Loss, Name, Token};
 use crate::error::{Error, Result};
-use crate::store::{Budget, Ended, Record};
+use crate::store::{Budget, Ended, Listener, NotListening, Record};
 
 /// After so many tries a hold that is there and does not end is kept by something else than
 /// its holder, who would have to transfer it just then each time.
@@ -23,7 +23,19 @@ impl Locks {
 
     /// What decides about how well locks are kept here: names and values.
     pub fn facts(&self, budget: Budget) -> Result<Vec<(String, Option<String>)>> {
-        self.store().facts(budget)
+        let mut facts = self.store().facts(budget)?;
+        let heard = match Listener::open(self.store(), budget) {
+            Ok(_) => Some("true"),
+            Err(NotListening::Pooler) => Some("false"),
+            Err(NotListening::Unreachable(_)) => None,
+        };
+        facts.push(("notifications".to_owned(), heard.map(str::to_owned)));
+        Ok(facts)
+    }
+
+    /// Pairs of locks: who holds the first waits for the second.
+    pub fn waits(&self, budget: Budget) -> Result<Vec<(String, String)>> {
+        self.store().waits(self.lease(), budget)
     }
 
     /// Ends the hold of a lock, if it has this fence, or whichever it is. What was ended.

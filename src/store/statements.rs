@@ -311,6 +311,11 @@ impl Store {
         self.pool.settings.timeout
     }
 
+    /// What the holds of this process begin with.
+    pub(super) fn process(&self, budget: Budget) -> String {
+        self.holder(budget.process, &About::default())
+    }
+
     /// Who holds, for people: see [`About`].
     fn holder(&self, process: u32, about: &About) -> String {
         let host = self.holder.get_or_init(|| {
