@@ -17,6 +17,7 @@ import psycopg
 import pytest
 
 import score.distlock
+from score.distlock.cli import _demo
 
 from .test_cli_run import cli, ended, foreground, state, until, waiters
 
@@ -285,6 +286,37 @@ def test_ctrl_c_while_it_starts(tmp_path: Path) -> None:
     assert run("postgresql:///d", "list", **more) == (130, "", "")
 
 
+def test_the_demonstration(url: str) -> None:
+    status, said, complained = run(url, "demo")
+    assert (status, complained) == (0, "")
+    *events, _ = said.splitlines()
+    fences = [int(event.split()[-1]) for event in events if "acquires" in event]
+    assert len(fences) == 6
+    assert fences == sorted(set(fences))
+    died = next(number for number, event in enumerate(events) if "first  dies" in event)
+    assert not any("first " in event for event in events[died + 1 :])
+    assert any("second waits" in event for event in events)
+
+
+def test_the_demonstration_without_a_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Chosen(Exception):
+        """Which was tried."""
+
+    def connect(url: str | None) -> None:
+        raise Chosen(url)
+
+    for name in ("PGSERVICE", "PGHOST", "PGHOSTADDR", "PGDATABASE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(_demo, "connect", connect)
+    with pytest.raises(Chosen, match=r"^embedded:$"):
+        _demo.demonstrate(None)
+    with pytest.raises(Chosen, match=r"^postgresql://h/d$"):
+        _demo.demonstrate("postgresql://h/d")
+    monkeypatch.setenv("PGHOST", "somewhere")
+    with pytest.raises(Chosen, match=r"^None$"):
+        _demo.demonstrate(None)
+
+
 def test_the_schema_is_printed_without_a_database() -> None:
     status, said, complained = run("postgresql:///d?host=/nowhere", "schema", "--grant", "app")
     assert (status, complained) == (0, "")
@@ -334,4 +366,5 @@ def test_a_score_application_says_where_the_locks_are(url: str) -> None:
     assert application("acquire", "name")[0] == 0
     assert "name" in application("list")[1]
     assert application("acquire", "other", "--maxtime", "1h")[0] == 2
+    assert application("demo")[0] == 2
     assert application("run", "other", "--", "true") == (0, "", "")

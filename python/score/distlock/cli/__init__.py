@@ -29,6 +29,7 @@ from score.init import ConfigurationError
 from .. import _config
 from .._distlock import _schema
 from .._refuse import bare
+from ._demo import demonstrate
 from ._doctor import examine
 from ._run import (
     LOST,
@@ -124,6 +125,12 @@ class Database:
         """The configured module, for the time of a command."""
         with closing(self.open(maxtime)) as conf:
             yield conf
+
+    def demonstrate(self) -> None:
+        """Shows two processes, which have to find the same database."""
+        if self._url is None and self._application is not None:
+            raise click.UsageError("--url is needed: two processes use the database")
+        demonstrate(self._url)
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -437,6 +444,16 @@ def doctor(database: Database, as_json_: bool) -> None:
         if not findings:
             click.echo(f"nothing is wrong with PostgreSQL {facts['server_version']} and the locks")
     sys.exit(bool(findings))
+
+
+@main.command()
+@click.pass_obj
+def demo(database: Database) -> None:
+    """Shows two processes that contend for a lock; one of them is killed.
+
+    If nothing says where a database is, PostgreSQL is started out of the extra 'embedded'.
+    """
+    database.demonstrate()
 
 
 @main.command()
