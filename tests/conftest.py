@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 PROJECT = Path(__file__).parent.parent
 SUPPORT = Path(__file__).parent / "support"
+
+# What a script starts in the background ignores it, and would hand that on to the tests' programs.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Connect = Callable[[], psycopg.Connection[Any]]
 

@@ -7,8 +7,10 @@ import contextlib
 import copy
 import gc
 import json
+import logging
 import os
 import pickle
+import pprint
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -181,7 +183,6 @@ READERS: dict[str, Callable[[Any], object]] = {
     "|": lambda holds: holds | {},
     "| on the right": lambda holds: {} | holds,
     "==": lambda holds: holds == {},
-    "repr": repr,
     "dict": dict,
     "**": lambda holds: {**holds},
     "pickle": pickle.dumps,
@@ -204,8 +205,70 @@ def test_who_has_read_a_token_has_to_release_it(conf: Conf, other: Conf) -> None
         assert other.try_acquiring(name) is None, name
 
 
+def test_no_text_of_holds_has_a_token(conf: Conf, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> tuple[str, score.distlock.aio.AsyncHolds]:
+        holds = conf.aio.acquire_all(["c"])
+        before = repr(holds)
+        return before, await holds
+
+    with conf.acquire_all(["b", "a"]) as holds:
+        before, others = asyncio.run(main())
+        assert repr(holds) == "<score.distlock.Holds of 'a', 'b'>"
+        assert before == "<score.distlock.aio.AsyncHolds of None>"
+        assert repr(others) == "<score.distlock.aio.AsyncHolds of 'c'>"
+        for each in (holds, others):
+            logging.getLogger("application").warning("these: %s, %r", each, each)
+            texts = [repr(each), str(each), f"{each}", pprint.pformat(each), caplog.text]
+            for token in dict(each).values():
+                assert not any(token[:9] in text for text in texts)
+
+
+@pytest.mark.parametrize("reason", ["expired", "released"])
+def test_what_is_lost_cannot_be_entered(brief: Conf, conf: Conf, reason: str) -> None:
+    """Nor be awaited again; what is not lost is released."""
+    module = brief if reason == "expired" else conf
+
+    def lose(tokens: dict[str, str]) -> None:
+        if reason == "expired":
+            conf.release("b", conf.acquire("b", timeout=None))
+        else:
+            conf.release("b", tokens["b"])
+
+    def is_free() -> None:
+        for name in NAMES:
+            conf.release(name, conf.acquire(name))
+
+    async def main(again: Callable[[Any], Any]) -> None:
+        holds = module.aio.acquire_all(NAMES)
+        lose(await holds)
+        with pytest.raises(LockExpired) as lost:
+            await again(holds)
+        assert (lost.value.args[0], lost.value.reason) in expected
+        is_free()
+
+    async def enter(holds: Any) -> None:
+        async with holds:
+            pytest.fail("the block runs without a lock")
+
+    async def wait(holds: Any) -> None:
+        await holds
+
+    # Of those that expire the first one is named.
+    expected = [("b", "released")] if reason == "released" else [("a", "expired")]
+    with module.acquire_all(NAMES, autoextend=False) as holds:
+        pass
+    holds = module.acquire_all(NAMES)
+    lose(holds)
+    with pytest.raises(LockExpired) as lost, holds:
+        pytest.fail("the block runs without a lock")
+    assert (lost.value.args[0], lost.value.reason) in expected
+    is_free()
+    asyncio.run(main(enter))
+    asyncio.run(main(wait))
+
+
 def test_holds_whose_tokens_nobody_has_read_end_with_their_object(conf: Conf, other: Conf) -> None:
-    for look in (len, list, bool, dict.keys):
+    for look in (len, list, bool, dict.keys, repr, str, "{}".format):
         holds = conf.acquire_all(NAMES)
         look(holds)
         del holds

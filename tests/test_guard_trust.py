@@ -44,7 +44,29 @@ class Refusing2(psycopg2.extensions.cursor):
         raise AssertionError("the caller's own cursor was used")
 
 
+class NothingLoader(psycopg.adapt.Loader):
+    def load(self, data: Any) -> None:
+        """Whatever it is, it is nothing."""
+
+
+class RaisingDumper(psycopg.adapt.Dumper):
+    def dump(self, value: Any) -> None:
+        raise AssertionError("the caller's own dumper was used")
+
+
+class Adapted:
+    """What a connection takes its adapters from."""
+
+    connection = None
+    adapters = psycopg.adapt.AdaptersMap(psycopg.adapters)
+    adapters.register_loader("int8", NothingLoader)
+    adapters.register_dumper(str, RaisingDumper)
+    adapters.register_dumper(float, RaisingDumper)
+
+
 PSYCOPG: dict[str, dict[str, Any]] = {
+    "adapted": {"context": Adapted()},
+    "LATIN1": {"client_encoding": "LATIN1"},
     "dict_row": {"row_factory": rows.dict_row},
     "namedtuple_row": {"row_factory": rows.namedtuple_row},
     "scalar_row": {"row_factory": rows.scalar_row},
@@ -80,6 +102,8 @@ def connect(url: str, kind: str) -> Any:
             made = psycopg2.connect(url, connection_factory=psycopg2.extras.LoggingConnection)
             made.initialize(io.StringIO())
             return made
+        if option == "LATIN1":
+            return psycopg2.connect(url, client_encoding=option)
         return psycopg2.connect(url, cursor_factory=PSYCOPG2[option])
     engine = sqlalchemy.create_engine(
         url.replace("postgresql:", f"postgresql+{option.partition(' ')[0]}:"),
@@ -92,6 +116,7 @@ def connect(url: str, kind: str) -> Any:
 KINDS = [
     *(f"psycopg {option}" for option in PSYCOPG),
     *(f"psycopg2 {option}" for option in PSYCOPG2),
+    "psycopg2 LATIN1",
     "sqlalchemy psycopg",
     "sqlalchemy psycopg2",
     "session psycopg",
@@ -121,11 +146,12 @@ def connected(url: str, kind: str) -> Iterator[Any]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unusual_connection_is_guarded(conf: Conf, url: str, kind: str) -> None:
+    name = "名 'of' \\ many"
     for _ in range(7):  # psycopg prepares what comes often
-        with conf.get("name") as lock, connected(url, kind) as connection:
+        with conf.get(name) as lock, connected(url, kind) as connection:
             with lock.guard(connection):
                 lock.release(lock.token)
-                assert conf.try_acquiring("name") is None, "guarded"
+                assert conf.try_acquiring(name) is None, "guarded"
             connection.commit()
             lock.acquire()
 
@@ -137,15 +163,16 @@ def test_a_lost_hold_is_lost_on_an_unusual_connection(
     db.execute("CREATE TABLE work (done text)")
     lock = conf.get("name")
     token = lock.acquire()
-    db.execute("DELETE FROM _score_distlock")
+    conf.release("name", token)
     with connected(url, kind) as connection:
         execute(connection, "INSERT INTO work VALUES ('late')")
-        with pytest.raises(LockExpired), lock.guard(connection, token=token):
+        with pytest.raises(LockExpired) as lost, lock.guard(connection, token=token):
             pytest.fail("the guard let a late holder in")
+        assert lost.value.reason == "released"
         with contextlib.suppress(Exception):
             connection.commit()
     assert db.execute("SELECT * FROM work").fetchall() == []
-    assert lock.expired
+    assert lock.token is None
 
 
 def test_pipelines(conf: Conf, url: str, db: Db) -> None:
@@ -253,7 +280,7 @@ def test_what_is_not_known_is_not_committed(conf: Conf, url: str, db: Db) -> Non
     """The hold is not seen, and the locks' own connection does not answer."""
     db.execute("CREATE TABLE work (done text)")
 
-    def lost() -> bool:
+    def lost() -> str:
         raise DatabaseUnavailable("gone")
 
     lock = conf.get("name")
@@ -401,7 +428,7 @@ def test_an_error_of_a_coroutines_transaction_arrives(conf: Conf, url: str, admi
 def test_what_a_coroutine_does_not_know_is_not_committed(conf: Conf, url: str, db: Db) -> None:
     db.execute("CREATE TABLE work (done text)")
 
-    def lost() -> bool:
+    def lost() -> str:
         raise DatabaseUnavailable("gone")
 
     async def main() -> None:

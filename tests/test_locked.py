@@ -159,7 +159,7 @@ def test_mistakes(conf: Conf) -> None:
         conf.locked(function)  # type: ignore[arg-type]
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error:coroutine", "error::pytest.PytestUnraisableExceptionWarning")
 def test_coroutine_functions_in_disguise(conf: Conf) -> None:
     """Whatever it looks like, the body runs under the lock."""
 
@@ -270,7 +270,7 @@ UNFINISHED: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error:coroutine", "error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", UNFINISHED)
 def test_unfinished_results_are_refused(conf: Conf, kind: str) -> None:
     """Their work would be done after the lock was released."""
@@ -293,7 +293,7 @@ def test_unfinished_results_are_refused(conf: Conf, kind: str) -> None:
     assert not held(conf, "name")
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error:coroutine", "error::pytest.PytestUnraisableExceptionWarning")
 def test_a_task_is_cancelled_and_a_finished_future_is_a_result(conf: Conf) -> None:
     async def main() -> None:
         tasks = []

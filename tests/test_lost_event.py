@@ -264,21 +264,28 @@ def test_a_signal_ends_the_wait(conf: Conf) -> None:
 
 ENDING = """
 import sys, threading, score.distlock
-conf = score.distlock.ConfiguredDistlockModule(sys.argv[1], '50ms')
+conf = score.distlock.ConfiguredDistlockModule(sys.argv[1], '200ms')
 lock = conf.get(sys.argv[2])
 lock.acquire()
 def wait():
     lock.lost.wait()
-    while True: lock.lost.wait(0)
+    while True:
+        try: WORK
+        except Exception: pass
 for _ in range(5):
     threading.Thread(target=wait, daemon=True).start()
 assert lock.lost.wait()
 """
 
 
-def test_the_interpreter_ends_while_threads_wait(url: str) -> None:
-    for number in range(10):
-        program = [sys.executable, "-X", "faulthandler", "-c", ENDING, url, str(number)]
+@pytest.mark.parametrize(
+    "work", ["lock.lost.wait(0)", "lock.release('0' * 256)", "conf.get('').hold(timeout='1s')"]
+)
+def test_the_interpreter_ends_while_threads_wait(url: str, work: str) -> None:
+    """Daemon threads are in Python code that Rust code has called, and may not be unwound."""
+    for number in range(12):
+        code = ENDING.replace("WORK", work)
+        program = [sys.executable, "-X", "faulthandler", "-c", code, url, str(number)]
         ended = subprocess.run(program, capture_output=True, text=True, check=False)
         assert (ended.stdout, ended.returncode) == ("", 0), ended.stderr
         told = f'the hold of lock "{number}" (fence '

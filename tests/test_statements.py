@@ -84,6 +84,8 @@ class Session:
     def run(self, title: str, *arguments: Any) -> list[Row]:
         """Executes a statement; returns its rows, or an empty one for each that it changed."""
         text, types = STATEMENTS[title]
+        if title == "Guard":
+            arguments = (arguments[0].encode().hex(), *arguments[1:])
         if title in TAKING and len(arguments) < len(types):
             arguments += ("infinity",)  # until when it is wanted
         name = sql.Identifier(title)

@@ -137,7 +137,9 @@ def nothing_is_left(stage: Stage) -> list[str]:
         )
         if stage.way == "pooler":
             stage.bouncer.stop()
-        until = time.monotonic() + 10
+        # Who was killed while the network was away is taken leave of by its kernel, which tries
+        # again after pauses that double.
+        until = time.monotonic() + (60 if stage.way == "partition" else 10)
         while (left := db.execute(query.encode()).fetchall()) and time.monotonic() < until:
             time.sleep(0.05)
         faults += [f"a session is left: {one}" for one in left]

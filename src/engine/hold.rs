@@ -74,11 +74,21 @@ pub struct Hold {
 }
 
 impl Hold {
+    /// Why it is gone, or must be assumed to be gone.
+    #[must_use]
+    pub fn loss(&self, now: Moment) -> Option<Loss> {
+        match self.condition {
+            Condition::Lost { reason, .. } | Condition::Ended(reason) => Some(reason),
+            Condition::Held | Condition::Releasing | Condition::Released => {
+                self.deadline.passed(now).then_some(Loss::Expired)
+            }
+        }
+    }
+
     /// Whether it is known or must be assumed to be gone.
     #[must_use]
     pub fn expired(&self, now: Moment) -> bool {
-        matches!(self.condition, Condition::Lost { .. } | Condition::Ended(_))
-            || self.deadline.passed(now)
+        self.loss(now).is_some()
     }
 
     pub(super) fn has_blocks(&self) -> bool {

@@ -58,6 +58,18 @@ impl Owed {
     }
 }
 
+/// A transfer that its caller does not know to have succeeded.
+#[derive(Clone, Debug)]
+struct Transfer {
+    /// The token that the hold may have.
+    new: Token,
+    /// From then on it does not matter any more.
+    until: Deadline,
+    /// Whoever transfers the old token once more means this one. Until then it is another
+    /// one's, which is under way.
+    failed: bool,
+}
+
 /// What of a name has to be settled.
 #[derive(Debug, PartialEq)]
 pub struct Unsettled {
@@ -75,8 +87,8 @@ pub struct Unresolved {
     releases: HashMap<Name, Vec<Owed>>,
     /// Statements that may be executed late.
     pub late: Watches,
-    /// The token that the hold of another may have.
-    transfers: HashMap<Token, (Token, Deadline)>,
+    /// By the old token.
+    transfers: HashMap<Token, Transfer>,
     /// How many tickets are about to leave the queue of a name.
     leaving: HashMap<Name, u32>,
     /// How many attempts have come to an end.
@@ -231,26 +243,54 @@ impl Unresolved {
             }
             !owed.is_empty()
         });
-        self.transfers.retain(|_, (_, until)| !until.passed(now));
         due
     }
 
-    /// The hold of `old` may have the token `new`.
+    /// The hold of `old` may have the token `new` from now on: a transfer is under way, or has
+    /// succeeded and its caller does not know yet.
     pub fn transferring(&mut self, old: &Token, new: &Token, lease: Lease, now: Moment) {
-        let until = Deadline::new(now, lease.seconds());
-        self.transfers.insert(old.clone(), (new.clone(), until));
+        let transfer = Transfer {
+            new: new.clone(),
+            until: Deadline::new(now, lease.seconds()),
+            failed: self.transfer_of(old, new).is_some_and(|known| known.failed),
+        };
+        self.transfers
+            .retain(|_, transfer| !transfer.until.passed(now));
+        self.transfers.insert(old.clone(), transfer);
+    }
+
+    /// The caller of that transfer is not going to hear that it has succeeded.
+    pub fn transfer_failed(&mut self, old: &Token, new: &Token) {
+        if let Some(transfer) = self.transfer_of(old, new) {
+            transfer.failed = true;
+        }
     }
 
     /// The token that the hold of `old` may have.
     #[must_use]
     pub fn transfer(&self, old: &Token, now: Moment) -> Option<Token> {
-        let (new, until) = self.transfers.get(old)?;
-        (!until.passed(now)).then(|| new.clone())
+        let transfer = self.transfers.get(old)?;
+        (!transfer.until.passed(now)).then(|| transfer.new.clone())
     }
 
-    /// It is known what became of a transfer.
-    pub fn transferred(&mut self, old: &Token) {
-        self.transfers.remove(old);
+    /// The same for whoever transfers it again after a failure.
+    #[must_use]
+    pub fn failed_transfer(&self, old: &Token, now: Moment) -> Option<Token> {
+        self.transfer(old, now)
+            .filter(|_| self.transfers[old].failed)
+    }
+
+    /// The caller of a transfer knows what became of it.
+    pub fn transferred(&mut self, old: &Token, new: &Token) {
+        if self.transfer_of(old, new).is_some() {
+            self.transfers.remove(old);
+        }
+    }
+
+    /// Of two that transfer the same token at the same time each has its own.
+    fn transfer_of(&mut self, old: &Token, new: &Token) -> Option<&mut Transfer> {
+        let transfer = self.transfers.get_mut(old)?;
+        (transfer.new == *new).then_some(transfer)
     }
 
     /// A ticket is about to leave the queue of a name, or has left it.

@@ -1,5 +1,6 @@
 //! Maps errors of the core to exceptions.
 
+use super::finalizing::python_code;
 use crate::error::{Error, Obstacle};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyValueError};
 use pyo3::prelude::*;
@@ -7,6 +8,7 @@ use pyo3::types::PyDict;
 
 /// The exception for an error. The classes live in `_errors.py`.
 pub fn exception(py: Python<'_>, error: Error) -> PyErr {
+    let _running = python_code(py);
     let raised = try_exception(py, error).unwrap_or_else(|failure| failure);
     chain(py, &raised).map_or_else(|failure| failure, |()| raised)
 }

@@ -4,6 +4,7 @@
 //! process, and a destructor may run while an exception is under way. A thread of Python's
 //! own takes the events from here, see `_events.py`; so does each call when it returns.
 
+use super::finalizing::python_code;
 use super::owner::is_main_thread;
 use crate::engine::Entered;
 use crate::process::ProcessLocal;
@@ -152,6 +153,7 @@ pub fn attend(py: Python<'_>) -> PyResult<()> {
     if EVENTS.get().attended.swap(true, SeqCst) {
         return Ok(());
     }
+    let _running = python_code(py);
     let started = py
         .import("score.distlock._events")?
         .call_method0(intern!(py, "start"));
@@ -187,6 +189,7 @@ fn parts(py: Python<'_>, event: Event) -> PyResult<Parts> {
 
 fn deliver(py: Python<'_>, event: Event) -> PyResult<()> {
     let (function, first, second) = parts(py, event)?;
+    let _running = python_code(py);
     py.import(intern!(py, "score.distlock._events"))?
         .call_method1(function, (first, second))
         .map(drop)

@@ -2,6 +2,7 @@
 
 use super::call::call;
 use super::ending::{Endings, Exit, finish_all};
+use super::errors::exception;
 use super::hold::entered;
 use super::lock::Lock;
 use crate::engine::Entered;
@@ -58,6 +59,17 @@ impl Levels {
     /// Adds one that a coroutine has entered.
     fn add(&self, lock: &Bound<'_, Lock>, level: (u64, u64)) {
         self.push(lock.get().handle().core.clone(), entered(level));
+    }
+
+    /// Raises `LockExpired` if one of the holds is lost.
+    fn check(&self, py: Python<'_>) -> PyResult<()> {
+        let checked = {
+            let levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            levels
+                .iter()
+                .try_for_each(|(lock, level)| lock.check(*level))
+        };
+        checked.map_err(|error| exception(py, error))
     }
 
     /// Somebody has seen a token: dropping this leaves nothing any more.

@@ -6,12 +6,14 @@ use super::arguments;
 use super::call::call;
 use super::errors::exception;
 use super::events::Listeners;
+use super::finalizing::python_code;
 use super::handle::{Configured, Handle, Shared};
 use super::hold::Hold;
 use super::lost::Lost;
 use super::options::{Entering, Timeout};
 use super::owner;
-use crate::engine::{Caller, Ending, Lease, Name, Token};
+use super::transfer::Transfer;
+use crate::engine::{Caller, Ending, Lease, Loss, Name, Token};
 use crate::error::Error;
 use crate::service::{self, Locks, Request, Wait};
 use crate::store::Budget;
@@ -90,7 +92,7 @@ impl Lock {
             .token_or(&owner::current(py)?, token)
             .map_err(|error| exception(py, error))?;
         let parameters = (
-            this.name(),
+            hex::encode(this.name()),
             token.as_str(),
             this.locks().lease().seconds(),
             zone::offset(),
@@ -109,8 +111,9 @@ impl Lock {
             let lost = call(arguments.py(), timeout, |budget| {
                 locks.is_lost(&core, &proof, budget)
             })?;
-            PyResult::Ok(lost.is_some())
+            PyResult::Ok(lost.map(Loss::as_str))
         })?;
+        let _running = python_code(py);
         py.import("score.distlock._guard")?.getattr(class)?.call1((
             lock,
             connection,
@@ -316,8 +319,12 @@ impl Lock {
     pub fn transfer(&self, py: Python<'_>, token: Option<&Bound<'_, PyAny>>) -> PyResult<String> {
         let token = self.token_argument(token)?;
         let caller = owner::current(py)?;
+        let transfer = self
+            .locks()
+            .begin_transfer(self.core(), &caller, token)
+            .map_err(|error| exception(py, error))?;
         let confirmed = call(py, self.handle.shared.limit(), |budget| {
-            self.locks().transfer(self.core(), &caller, token, budget)
+            self.locks().transfer(self.core(), transfer, budget)
         })?;
         in_time(py, confirmed)
     }
@@ -392,6 +399,7 @@ impl Lock {
         on_expiring: Option<&Bound<'_, PyAny>>,
         warn_before: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Hold> {
+        let _running = python_code(slf.py());
         let options = slf.py().import("score.distlock._hold")?;
         let lease: Option<f64> = options.call_method1("lease", (maxtime,))?.extract()?;
         options.call_method1("callback", (on_lost,))?;
@@ -491,20 +499,11 @@ impl Lock {
         Ok(())
     }
 
-    /// Transfers for a coroutine.
-    fn _transfer(
-        &self,
-        py: Python<'_>,
-        inbox: &Inbox,
-        number: u64,
-        token: Option<&Bound<'_, PyAny>>,
-    ) -> PyResult<()> {
+    /// Begins to transfer for a coroutine.
+    fn _transfer(&self, py: Python<'_>, token: Option<&Bound<'_, PyAny>>) -> PyResult<Transfer> {
         let token = self.token_argument(token)?;
-        self.submit(py, inbox, number, move |locks, lock, caller, budget| {
-            locks
-                .transfer(lock, caller, token, budget)
-                .map(Value::Confirmed)
-        })
+        let caller = owner::current(py)?;
+        Transfer::begin(&self.handle, &caller, token).map_err(|error| exception(py, error))
     }
 
     fn __enter__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, Self>> {

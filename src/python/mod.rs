@@ -13,6 +13,7 @@ mod ending;
 mod errors;
 mod events;
 mod exit;
+mod finalizing;
 mod handle;
 mod hold;
 mod insight;
@@ -23,6 +24,7 @@ mod module;
 mod options;
 mod owner;
 mod telemetry;
+mod transfer;
 
 use pyo3::pymodule;
 
@@ -62,7 +64,11 @@ mod _distlock {
     #[pymodule_export]
     use super::exit::{AsyncExit, Leaving, Opened};
     #[pymodule_export]
+    use super::finalizing::_finalizing;
+    #[pymodule_export]
     use super::telemetry::{_measured, _next_seen, _observe};
+    #[pymodule_export]
+    use super::transfer::Transfer;
 
     /// All statements, on the table of a schema, for tests and benchmarks: the name, the
     /// text, and the types of its parameters.

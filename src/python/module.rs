@@ -624,6 +624,11 @@ impl ConfiguredDistlockModule {
         call(py, self.timeout(), |budget| self.locks().facts(budget))
     }
 
+    /// Pairs of locks, for `doctor`: who holds the first waits for the second.
+    fn _waits(&self, py: Python<'_>) -> PyResult<Vec<(String, String)>> {
+        call(py, self.timeout(), |budget| self.locks().waits(budget))
+    }
+
     /// Looks at all holds for a coroutine.
     fn _holders(&self, inbox: &Inbox, number: u64) {
         self.locks()

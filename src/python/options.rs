@@ -1,6 +1,7 @@
 //! Options for entering a lock, extracted from Python arguments.
 
 use super::errors::exception;
+use super::finalizing::python_code;
 use crate::engine::Lease;
 use crate::error::Error;
 use pyo3::exceptions::PyValueError;
@@ -40,6 +41,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Timeout {
                 return Ok(Timeout::Configured);
             }
         }
+        let _running = python_code(value.py());
         let timeout: Option<f64> = value
             .py()
             .import("score.distlock._config")?

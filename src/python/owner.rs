@@ -1,6 +1,7 @@
 //! Identifies the caller: the running asyncio or trio task, the current greenlet, and the holds that
 //! the context remembers.
 
+use super::finalizing::python_code;
 use crate::engine::{Caller, Entered, HoldId, Place};
 use crate::service::registry;
 use pyo3::intern;
@@ -26,6 +27,7 @@ fn number(object: &Bound<'_, PyAny>) -> PyResult<u64> {
                 .map(Bound::unbind)
         })?
         .bind(py);
+    let _running = python_code(py);
     // Of two that ask at once for the same object, both get the first answer.
     numbers
         .call_method1(
@@ -68,6 +70,7 @@ fn task(modules: &Bound<'_, PyDict>) -> PyResult<Option<u64>> {
         }
     }
     if let Some(trio) = imported(modules, intern!(py, "trio.lowlevel"))? {
+        let _running = python_code(py);
         // An error says that no trio task runs here.
         if let Ok(current) = trio.call_method0(intern!(py, "current_task")) {
             return number(&current).map(Some);

@@ -5,7 +5,7 @@ use super::locked;
 use super::locks::Locks;
 use super::registry::registry;
 use crate::engine::{
-    Attempt, Caller, Ending, Entered, Hint, HoldId, Late, Lease, Loss, Moment, Name, Token,
+    Attempt, Caller, Ending, Entered, Hint, HoldId, Holds, Late, Lease, Loss, Moment, Name, Token,
 };
 use crate::error::{Error, Result};
 use crate::store::{Budget, Released};
@@ -135,6 +135,11 @@ impl Locks {
             }
         };
         owed.resolved(name, token);
+        // The token may be one that a transfer has replaced without its caller's knowledge.
+        let hold = hold.or_else(|| {
+            let known = |holds: &mut Holds| holds.with_token(&current).map(|(id, _)| id);
+            (current != *token).then(|| registry.with(known)).flatten()
+        });
         let ended = |lost| {
             for token in [token, &current] {
                 registry.watched.ended(token, lost);

@@ -92,11 +92,12 @@ impl Locks {
     ) -> (Token, Loss) {
         let known = registry.with(|holds| {
             let hold = holds.get(hold)?;
-            Some((hold.token.clone(), hold.deadline))
+            Some((hold.token.clone(), hold.loss(Moment::now())))
         });
         let (token, reason) = match known {
-            Some((token, deadline)) => {
-                let reason = self.why_lost(name, &token, Some(deadline), budget);
+            Some((token, Some(reason))) => (token, reason),
+            Some((token, None)) => {
+                let reason = self.store.why_lost(name, &token, budget);
                 (token, reason)
             }
             None => (token.clone(), Loss::Released),
@@ -110,7 +111,7 @@ impl Locks {
 
     /// Why the database does not have the hold of a token, which may be none of a Lock object of
     /// this process.
-    fn loss_of(
+    pub(super) fn loss_of(
         &self,
         registry: &Registry,
         hold: Option<HoldId>,
@@ -156,112 +157,5 @@ impl Locks {
         });
         let reason = self.loss_of(&registry, hold, lock.name(), token, budget);
         Ok(Some(reason))
-    }
-
-    /// Gives the hold a new token and voids the old one.
-    pub fn transfer(
-        &self,
-        lock: &Lock,
-        caller: &Caller,
-        token: Option<Token>,
-        budget: Budget,
-    ) -> Result<Confirmed> {
-        let old = lock.token_or(caller, token)?;
-        let owed = self.owed.of(budget.process);
-        let registry = registry(budget.process);
-        let unknown = owed.with(|unresolved| unresolved.transfer(&old, Moment::now()));
-        let new = unknown.unwrap_or_else(Token::random);
-        // Before the statement is sent: whoever extends the hold meanwhile may meet
-        // either token.
-        let (hold, lease) = registry.with(|holds| {
-            holds.transferring(&old, Some(new.clone()));
-            let known = holds.with_token(&old);
-            known.map_or((None, self.lease), |(id, hold)| (Some(id), hold.lease))
-        });
-        match self
-            .store
-            .transfer(lock.name(), &old, &new, self.lease, budget)
-        {
-            Ok(Some((fence, deadline))) => {
-                owed.with(|unresolved| unresolved.transferred(&old));
-                registry.with(|holds| {
-                    holds.transferred(&old, &new);
-                    holds.present(lock.id(), &new, fence);
-                });
-                registry.watched.transferred(&old, &new);
-                let confirmed = Confirmed::new(lock.name(), new.clone(), deadline);
-                if confirmed.is_in_time() {
-                    self.catch_up(lock, hold, &new, budget)?;
-                }
-                Ok(confirmed)
-            }
-            Ok(None) => {
-                registry.with(|holds| holds.transferring(&old, None));
-                let current = hold.filter(|hold| {
-                    registry.with(|holds| holds.get(*hold).is_some_and(|hold| hold.token == old))
-                });
-                let reason = self.loss_of(&registry, current, lock.name(), &old, budget);
-                Err(Error::Expired(lock.name().clone(), old, reason))
-            }
-            // In a child that was forked meanwhile it is the parent's business.
-            Err(Error::Forked) => Err(Error::Forked),
-            Err(error) => {
-                if error.outcome_unknown() {
-                    owed.with(|unresolved| {
-                        unresolved.transferring(&old, &new, lease, Moment::now());
-                    });
-                } else {
-                    registry.with(|holds| holds.transferring(&old, None));
-                }
-                Err(error)
-            }
-        }
-    }
-
-    /// The token that the hold of `token` has: another one, if a transfer that
-    /// seemed to fail has succeeded.
-    pub(super) fn resolve(&self, name: &Name, token: &Token, budget: Budget) -> Result<Token> {
-        let owed = self.owed.of(budget.process);
-        let Some(new) = owed.with(|unresolved| unresolved.transfer(token, Moment::now())) else {
-            return Ok(token.clone());
-        };
-        let answer = self.store.transfer(name, token, &new, self.lease, budget)?;
-        owed.with(|unresolved| unresolved.transferred(token));
-        let registry = registry(budget.process);
-        if answer.is_none() {
-            registry.with(|holds| holds.transferring(token, None));
-            return Ok(token.clone());
-        }
-        registry.with(|holds| holds.transferred(token, &new));
-        registry.watched.transferred(token, &new);
-        Ok(new)
-    }
-
-    /// Renews a hold that should have been extended automatically by now: one that is
-    /// transferred again and again has another token whenever the extending thread comes.
-    pub(super) fn catch_up(
-        &self,
-        lock: &Lock,
-        hold: Option<HoldId>,
-        token: &Token,
-        budget: Budget,
-    ) -> Result<()> {
-        let registry = registry(budget.process);
-        let overdue = hold
-            .and_then(|id| registry.with(|holds| Some((id, holds.overdue(id, Moment::now())?))));
-        let Some((id, lease)) = overdue else {
-            return Ok(());
-        };
-        match self.store.extend(lock.name(), token, lease, budget) {
-            Ok(Some((fence, deadline))) => {
-                registry.extended(id, fence, deadline);
-            }
-            // The signal's exception; the Lock object has the new token.
-            Err(error @ (Error::Interrupted | Error::Forked)) => return Err(error),
-            // The extending thread finds the same, or tries again.
-            Ok(None) => {}
-            Err(error) => log::debug!("extending lock {} late: {error}", lock.name()),
-        }
-        Ok(())
     }
 }

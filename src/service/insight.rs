@@ -25,15 +25,17 @@ impl Locks {
     pub fn facts(&self, budget: Budget) -> Result<Vec<(String, Option<String>)>> {
         let mut facts = self.store().facts(budget)?;
         let heard = match Listener::open(self.store(), budget) {
-            Ok(_) => Some(true),
-            Err(NotListening::Pooler) => Some(false),
+            Ok(_) => Some("true"),
+            Err(NotListening::Pooler) => Some("false"),
             Err(NotListening::Unreachable(_)) => None,
         };
-        facts.push((
-            "notifications".to_owned(),
-            heard.map(|heard| heard.to_string()),
-        ));
+        facts.push(("notifications".to_owned(), heard.map(str::to_owned)));
         Ok(facts)
+    }
+
+    /// Pairs of locks: who holds the first waits for the second.
+    pub fn waits(&self, budget: Budget) -> Result<Vec<(String, String)>> {
+        self.store().waits(self.lease(), budget)
     }
 
     /// Ends the hold of a lock, if it has this fence, or whichever it is. What was ended.

@@ -105,7 +105,8 @@ impl Block {
                 // When it is extended automatically, too.
                 thread::sleep(Duration::from_secs(1) / 3);
                 let old = Some(token.clone());
-                let confirmed = locks.transfer(&lock, &caller, old, budget()).unwrap();
+                let transfer = locks.begin_transfer(&lock, &caller, old).unwrap();
+                let confirmed = locks.transfer(&lock, transfer, budget()).unwrap();
                 token = confirmed.in_time().unwrap();
                 let current = Some(token.clone());
                 locks.extend(&lock, &caller, current, budget()).unwrap();

@@ -96,6 +96,17 @@ impl Lock {
         registry(budget.process).await_loss(self.id, caller, budget)
     }
 
+    /// An error if the hold of a level is lost.
+    pub fn check(&self, entered: Entered) -> Result<()> {
+        let lost = registry(process_id()).with(|holds| {
+            let hold = holds.get(entered.hold)?;
+            Some((hold.token.clone(), hold.loss(Moment::now())?))
+        });
+        lost.map_or(Ok(()), |(token, reason)| {
+            Err(Error::Expired(self.name.clone(), token, reason))
+        })
+    }
+
     /// Whether this object holds the lock, as far as it knows.
     #[must_use]
     pub fn is_held(&self) -> bool {

@@ -124,9 +124,9 @@ impl Locks {
         self.enders.get().retire(budget)?;
         self.workers.get().retire(budget)?;
         self.owed.get().retire();
-        let waiting = usize::from(!self.waiters.get().retire());
-        let extending = self.renewal.get().retire();
-        self.threads.get().await_end(waiting + extending, budget)?;
+        // Again and again: others may begin to wait, or have something extended, meanwhile.
+        let staying = || usize::from(!self.waiters.get().retire()) + self.renewal.get().retire();
+        self.threads.get().await_end(staying, budget)?;
         self.store.close(budget)
     }
 

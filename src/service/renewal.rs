@@ -113,6 +113,7 @@ impl Class {
         let mut state = locked(&self.state);
         let sooner = state.asleep.is_some_and(|until| next < until);
         state.entries.insert(entered, Entry { next, warning });
+        state.retired = false;
         let start = !std::mem::replace(&mut state.attended, true);
         drop(state);
         if sooner {

@@ -31,11 +31,12 @@ impl Threads {
         Living(self.clone())
     }
 
-    /// Waits until no more than `most` live, or the time is over.
-    pub fn await_end(&self, most: usize, budget: Budget) -> Result<()> {
+    /// Waits until no others live than those that are `staying`, or the time is over.
+    pub fn await_end(&self, staying: impl Fn() -> usize, budget: Budget) -> Result<()> {
         while let Some(slice) = budget.slice() {
+            let staying = staying();
             let living = locked(&self.living);
-            if *living <= most {
+            if *living <= staying {
                 break;
             }
             drop(self.ended.wait_timeout(living, slice));

@@ -77,10 +77,11 @@ impl Listener {
                 return Err(NotListening::Pooler);
             }
         }
-        let answer = {
-            let statements = store.statements(budget).map_err(Failure::Stopped)?;
-            connection.query_unprepared(&statements[Sql::ListenKey], &[&number], budget)?
-        };
+        let statements = store.statements(budget).map_err(Failure::Stopped)?;
+        let process = store.process(budget);
+        connection.query_unprepared(&statements[Sql::Process], &[&process], budget)?;
+        let answer =
+            connection.query_unprepared(&statements[Sql::ListenKey], &[&number], budget)?;
         let alone = answer.rows.first().map(|row| row.get("alone")).transpose();
         if alone.map_err(Failure::Stopped)? != Some(true) {
             let reason = "another listener has the same number".to_owned();

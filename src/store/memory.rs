@@ -102,6 +102,10 @@ impl Store {
         self.execute(budget, |_| Vec::new())
     }
 
+    pub fn waits(&self, _: Lease, budget: Budget) -> Result<Vec<(String, String)>> {
+        self.execute(budget, |_| Vec::new())
+    }
+
     pub fn busy(&self, budget: Budget) -> Result<Vec<i64>> {
         self.execute(budget, |_| Vec::new())
     }

@@ -115,6 +115,11 @@ const FRAGMENTS: &[(&str, &str)] = &[
         "pg_catalog.hashtextextended(\
            ({argument} {>>} 24)::pg_catalog.text, 0 {-} {oid}::pg_catalog.int8)",
     ),
+    // The one that shows which process a listening connection is of.
+    (
+        "process",
+        "pg_catalog.hashtextextended({argument}, 0 {-} {oid}::pg_catalog.int8)",
+    ),
     // The queue: may one of them be about to take its turn? How many processes come
     // before? Is a ticket's process gone? The tickets of the others; what calls the
     // first two; what 0.2.5 sees of a row left to them; no queue instead of an empty one.
@@ -227,6 +232,7 @@ impl Sql {
                 | Sql::Held
                 | Sql::Released
                 | Sql::Holders
+                | Sql::Waits
                 | Sql::Info
                 | Sql::Revocable
         )
@@ -284,6 +290,7 @@ statements! {
         [TEXT, TEXT, FLOAT8, FLOAT8, TEXT, INT8, BOOL, FLOAT8];
     Leave = "leave.sql" (lease 3, zone 4) [TEXT, INT8, FLOAT8, FLOAT8];
     ListenKey = "listen.sql" (lease 0, zone 0) [INT8];
+    Process = "process.sql" (lease 0, zone 0) [TEXT];
     Prove = "prove.sql" (lease 0, zone 0) [INT8, TEXT];
     Guard = "guard.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8];
     Vacuum = "vacuum.sql" (lease 1, zone 2) [FLOAT8, FLOAT8];
@@ -297,6 +304,7 @@ statements! {
     Busy = "busy.sql" (lease 0, zone 0) [];
     Role = "role.sql" (lease 0, zone 0) [];
     Facts = "facts.sql" (lease 0, zone 0) [];
+    Waits = "waits.sql" (lease 1, zone 2) [FLOAT8, FLOAT8];
     Whose = "whose.sql" (lease 0, zone 0) [INT4];
 }
 

@@ -17,6 +17,8 @@ def main() -> None:
         if error.name not in ("click", "rich"):
             raise
         sys.exit(_without_cli())
+    except KeyboardInterrupt:
+        sys.exit(130)
     commands(prog_name="score-distlock")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from ._errors import LockExpired
+from ._errors import DatabaseError, LockExpired
 
 if TYPE_CHECKING:
     from . import Lock
@@ -64,6 +65,10 @@ class Tokens(dict[str, str]):
     _levels: _Levels | None = None
     _in_block = False
 
+    def __repr__(self) -> str:
+        # It goes into logs, and whoever has a token can end the hold.
+        return f"<{self.__module__}.{type(self).__name__} of {', '.join(map(repr, self)) or None}>"
+
     def _begin_block(self, here: bool, names: Iterable[str]) -> None:
         """A block is entered: one at a time, and where the holds are."""
         if self._in_block or not here:
@@ -72,6 +77,11 @@ class Tokens(dict[str, str]):
                 " once, by the process that has acquired them; call acquire_all() again"
             )
         self._in_block = True
+
+    def _check(self) -> None:
+        """Raises :class:`LockExpired` if one of the holds is lost."""
+        if self._levels is not None:
+            self._levels.check()
 
     def _read(self) -> None:
         if self._levels is not None and not self._in_block:
@@ -88,7 +98,6 @@ class Tokens(dict[str, str]):
     __or__ = _reading(dict.__or__)  # type: ignore[assignment]
     __ror__ = _reading(dict.__ror__)  # type: ignore[assignment]
     __eq__ = _reading(dict.__eq__)
-    __repr__ = _reading(dict.__repr__)
     __hash__ = None
 
     def __iter__(self) -> Iterator[str]:
@@ -111,9 +120,7 @@ class Holds(Tokens):
         # While somebody keeps them `conf.get` returns them, so the owner may enter again.
         self._locks: list[tuple[Lock, str]] | None = locks
         self._process = os.getpid()
-        for lock, token in locks:
-            if lock.expired:
-                raise LockExpired(lock.name, token, reason="expired")
+        levels.check()
         if not autoextend:
             levels.stop_extending()
             for lock, _ in locks:
@@ -128,6 +135,12 @@ class Holds(Tokens):
 
     def __enter__(self) -> Holds:
         self._begin_block(self._locks is not None and self._process == os.getpid(), self)
+        try:
+            self._check()
+        except LockExpired:
+            with contextlib.suppress(DatabaseError, LockExpired):
+                self.release()
+            raise
         return self
 
     def __exit__(

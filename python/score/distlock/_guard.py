@@ -39,7 +39,7 @@ _AUTOCOMMIT = (
     "guard needs an open transaction, but this connection commits every statement by itself "
     "(autocommit): begin a transaction first"
 )
-_IN_TRANSACTION = "SELECT pg_catalog.txid_current_if_assigned()"
+_IN_TRANSACTION = "SELECT 1 WHERE pg_catalog.txid_current_if_assigned() IS NOT NULL"
 
 _UNSEEN = (
     "the hold of lock {!r} is alive, but this connection does not see it: it is a connection to "
@@ -65,6 +65,17 @@ def _first(row: Any) -> Any:
     return (next(iter(row.values())) if isinstance(row, dict) else row[0],)
 
 
+def _plainly_adapted(cursor: Any) -> Any:
+    """A cursor of psycopg 3 that converts what the guard sends and reads as psycopg does."""
+    from psycopg.types.numeric import FloatDumper, IntLoader
+    from psycopg.types.string import StrDumper
+
+    cursor.adapters.register_dumper(str, StrDumper)
+    cursor.adapters.register_dumper(float, FloatDumper)
+    cursor.adapters.register_loader("int8", IntLoader)
+    return cursor
+
+
 @contextlib.contextmanager
 def _cursor(connection: Any) -> Iterator[Any]:
     """A cursor of the plain kind."""
@@ -75,9 +86,8 @@ def _cursor(connection: Any) -> Iterator[Any]:
             if connection.pgconn.pipeline_status != psycopg.pq.PipelineStatus.OFF:
                 # Nested, it synchronizes on entering and on leaving.
                 stack.enter_context(connection.pipeline())
-            yield stack.enter_context(
-                psycopg.Cursor(connection, row_factory=psycopg.rows.tuple_row)
-            )
+            cursor = psycopg.Cursor(connection, row_factory=psycopg.rows.tuple_row)
+            yield stack.enter_context(_plainly_adapted(cursor))
     elif _is_a(connection, "psycopg2.extensions", "connection"):
         import psycopg2.extensions
 
@@ -95,9 +105,8 @@ async def _async_cursor(connection: Any) -> AsyncIterator[Any]:
     async with contextlib.AsyncExitStack() as stack:
         if connection.pgconn.pipeline_status != psycopg.pq.PipelineStatus.OFF:
             await stack.enter_async_context(connection.pipeline())
-        yield await stack.enter_async_context(
-            psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row)
-        )
+        cursor = psycopg.AsyncCursor(connection, row_factory=psycopg.rows.tuple_row)
+        yield await stack.enter_async_context(_plainly_adapted(cursor))
 
 
 def _execute(connection: Any, sql: str, parameters: tuple[object, ...] = ()) -> Any:
@@ -144,7 +153,7 @@ class _Guarding:
         sql: str,
         parameters: tuple[object, ...],
         seen: Callable[[str, int | None], None],
-        lost: Callable[[], bool],
+        lost: Callable[[], str | None],
     ) -> None:
         if not self._takes(connection):
             raise TypeError(
@@ -159,13 +168,13 @@ class _Guarding:
         self._seen = seen
         self._lost = lost
 
-    def _refused(self, lost: bool) -> Exception:
-        if lost:
-            return LockExpired(self._lock.name, self._token)
+    def _refused(self, lost: str | None) -> Exception:
+        if lost is not None:
+            return LockExpired(self._lock.name, self._token, reason=lost)
         return RuntimeError(_UNSEEN.format(self._lock.name))
 
     def _confirmed(self, found: Any, number: Any) -> None:
-        if number[0] is None:
+        if number is None:
             raise RuntimeError(_AUTOCOMMIT)
         self._seen(self._token, None if found[0] is None else int(found[0]))
 
@@ -197,11 +206,11 @@ class Guard(_Guarding):
                 raise RuntimeError(NO_TABLE) from error
             raise
         if found is None:
-            lost = True  # or not known: then nothing may be committed either
+            lost: str | None = "unknown"  # then nothing may be committed either
             try:
                 lost = self._lost()
             finally:
-                if lost:
+                if lost is not None:
                     self._abort()
             raise self._refused(lost)
         self._confirmed(found, _execute(self._connection, _IN_TRANSACTION))
@@ -241,12 +250,12 @@ class AsyncGuard(_Guarding, Generic[_L]):
                 raise RuntimeError(NO_TABLE) from error
             raise
         if found is None:
-            lost = True  # or not known: then nothing may be committed either
+            lost: str | None = "unknown"  # then nothing may be committed either
             try:
                 # It waits for the database, which the event loop must not.
                 lost = await asyncio.get_running_loop().run_in_executor(None, self._lost)
             finally:
-                if lost:
+                if lost is not None:
                     await self._abort()
             raise self._refused(lost)
         self._confirmed(found, await _execute_async(self._connection, _IN_TRANSACTION))

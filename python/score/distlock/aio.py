@@ -21,7 +21,7 @@ from ._all import Pace, Tokens, ordered
 from ._cancel import Cancelling
 from ._channel import Acquiring, current, finish, sleep
 from ._distlock import Lost, _AsyncExit, _Exit, _Levels, _Opened, _Watch
-from ._errors import CouldNotAcquireLock, LockExpired
+from ._errors import CouldNotAcquireLock, DatabaseError, LockExpired
 from ._hold import callback, lease, pause, warning
 from ._hold import note as checked
 from ._insight import HoldInfo
@@ -296,8 +296,13 @@ class AsyncLock:
 
         See :meth:`~score.distlock.Lock.transfer`.
         """
-        lock = self._lock
-        confirmed = await current().ask(lambda inbox, number: lock._transfer(inbox, number, token))
+        transfer = self._lock._transfer(token)
+        try:
+            confirmed = await current().ask(transfer.start)
+        except BaseException:
+            # The caller knows the old token only, which may be void by now, or soon.
+            transfer.failed()
+            raise
         return str(confirmed.in_time())
 
     def hold(
@@ -465,6 +470,12 @@ class AsyncHolds(Tokens):
 
     async def _acquire(self) -> AsyncHolds:
         if self._levels is not None:
+            try:
+                self._check()
+            except LockExpired:
+                with contextlib.suppress(DatabaseError, LockExpired):
+                    await self.release()
+                raise
             return self
         levels = self._module.conf._levels()
         try:
@@ -501,9 +512,7 @@ class AsyncHolds(Tokens):
                 raise
             tokens[name] = token
             locks.append(lock)
-        for lock in locks:
-            if lock.expired:
-                raise LockExpired(lock.name, tokens[lock.name], reason="expired")
+        levels.check()
         if not self._autoextend:
             levels.stop_extending()
             for lock in locks:

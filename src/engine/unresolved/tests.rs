@@ -307,15 +307,31 @@ fn the_token_that_a_hold_may_have_is_known_for_a_lease() {
     let (second, later) = (lease(1.0), test.start + (SECOND - MILLISECOND));
     test.all.transferring(&test.token, &new, second, test.start);
     assert_eq!(test.all.transfer(&new, test.start), None);
+    assert_eq!(test.all.failed_transfer(&test.token, later), None);
+    test.all.transfer_failed(&test.token, &new);
+    let again = test.all.failed_transfer(&test.token, later);
+    assert_eq!(again.as_ref(), Some(&new));
     let known = test.all.transfer(&test.token, later);
     assert_eq!(known, Some(new.clone()));
     assert_eq!(test.all.transfer(&test.token, test.start + SECOND), None);
-    test.due(SECOND - MILLISECOND);
+    test.all.transferring(&test.token, &new, second, later);
+    let again = test.all.failed_transfer(&test.token, later);
+    assert_eq!(again.as_ref(), Some(&new), "it stays one that has failed");
+    // Others are forgotten when they do not matter any more.
+    let end = later + SECOND;
+    test.all
+        .transferring(&new, &test.token, second, later + (SECOND - MILLISECOND));
+    assert_eq!(test.all.transfers.len(), 2);
+    test.all.transferring(&new, &test.token, second, end);
     assert_eq!(test.all.transfers.len(), 1);
-    test.due(SECOND);
-    assert_eq!(test.all.transfers.len(), 0);
     test.all.transferring(&test.token, &new, second, test.start);
-    test.all.transferred(&test.token);
+    test.all.transferred(&test.token, &Token::random());
+    assert_eq!(
+        test.all.transfer(&test.token, test.start),
+        Some(new.clone()),
+        "of another one"
+    );
+    test.all.transferred(&test.token, &new);
     assert_eq!(test.all.transfer(&test.token, test.start), None);
 }
 

@@ -25,7 +25,8 @@ fn calls(locks: &Arc<Locks>, lock: &Lock, budget: Budget) -> Result<()> {
     };
     clear();
     let changed = locks
-        .transfer(lock, &caller, Some(token), budget)
+        .begin_transfer(lock, &caller, Some(token))
+        .and_then(|transfer| locks.transfer(lock, transfer, budget))
         .and_then(Confirmed::in_time)
         .and_then(|token| locks.is_lost(lock, &token, budget))
         .and_then(|_| locks.extend(lock, &caller, None, budget))

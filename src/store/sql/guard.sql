@@ -1,7 +1,7 @@
 -- Confirms the hold of $1 with token $2 inside the caller's own transaction,
 -- and keeps everybody from taking it over until that transaction ends.
 --
--- $1 name, $2 token, $3 lease in seconds for a hold that score.distlock 0.2.5
+-- $1 name (UTF-8 in hexadecimal digits, as the connection may have any encoding), $2 token, $3 lease in seconds for a hold that score.distlock 0.2.5
 -- extended, $4 the host's offset from UTC in seconds.
 --
 -- Guarantees:
@@ -9,7 +9,7 @@
 --   lock stands the hold cannot pass on, even past its lease.
 -- * Extending and releasing change no key column and go on undisturbed.
 SELECT fence FROM {table}
- WHERE name {=} $1
+ WHERE name {=} pg_catalog.convert_from(pg_catalog.decode($1, 'hex'), 'UTF8')
    AND token {=} $2
    AND {live}
    FOR KEY SHARE

@@ -160,6 +160,11 @@ impl Store {
         most.clamp(1, 256)
     }
 
+    /// What the holds of this process begin with.
+    pub(in crate::store) fn process(&self, budget: Budget) -> String {
+        self.holder(budget.process, &About::default())
+    }
+
     /// Who holds, for people: see [`About`].
     pub(super) fn holder(&self, process: u32, about: &About) -> String {
         let host = self.holder.get_or_init(|| {

@@ -124,6 +124,16 @@ impl Store {
             .collect()
     }
 
+    /// Pairs of locks: who holds the first waits for the second.
+    pub fn waits(&self, lease: Lease, budget: Budget) -> Result<Vec<(String, String)>> {
+        let parameters: [Parameter; 2] = [&lease.seconds(), &zone::offset()];
+        let answer = self.execute(Sql::Waits, &parameters, budget)?;
+        let waits = answer.rows.iter();
+        waits
+            .map(|row| Ok((row.get("held")?, row.get("awaited")?)))
+            .collect()
+    }
+
     fn look_at(&self, sql: Sql, name: &Name, lease: Lease, budget: Budget) -> Result<Option<Row>> {
         let parameters: [Parameter; 3] = [&name.as_str(), &lease.seconds(), &zone::offset()];
         let answer = self

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import logging
 import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -28,7 +31,18 @@ from .._distlock import _schema
 from .._refuse import bare
 from ._demo import demonstrate
 from ._doctor import examine
-from ._run import LOST, NO_DATABASE, NOT_ACQUIRED, Run, holder, refusal, say
+from ._run import (
+    LOST,
+    NO_DATABASE,
+    NOT_ACQUIRED,
+    Interrupted,
+    Run,
+    Signals,
+    closing,
+    holder,
+    refusal,
+    say,
+)
 from ._shown import as_json, console, is_terminal, printable, record, table
 
 
@@ -48,23 +62,39 @@ def waiting(ctx: click.Context, parameter: click.Parameter, value: str) -> float
 class Commands(click.Group):
     """Tells by the exit status, and on one line, what went wrong."""
 
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        with told():  # --help and --version are executed here
+            return super().make_context(*args, **more)
+
     def invoke(self, ctx: click.Context) -> Any:
-        try:
+        with told():
             return super().invoke(ctx)
-        except ConfigurationError as error:
-            raise click.UsageError(bare(error)) from None
-        except ValueError as error:  # of a name or a note that the library refuses
-            raise click.UsageError(str(error)) from None
-        except LockExpired as error:
-            failed(str(error), LOST)
-        except DatabaseError as error:
-            failed(str(error), NO_DATABASE)
-        except BrokenPipeError:  # whoever reads has seen enough
-            raise
-        except OSError as error:
-            failed(f"cannot write: {error.strerror}", 1)
-        except KeyboardInterrupt:
-            sys.exit(130)
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Tells what went wrong, and ends with the exit status that says it."""
+    try:
+        yield
+    except ConfigurationError as error:
+        # For the command line the key of the configuration is an option.
+        raise click.UsageError(bare(error).replace("sqlalchemy.url", "--url")) from None
+    except ImportError as error:  # the extra 'embedded'
+        raise click.UsageError(str(error).replace("sqlalchemy.url = ", "--url ")) from None
+    except ValueError as error:  # of a name or a note that the library refuses
+        raise click.UsageError(str(error)) from None
+    except LockExpired as error:
+        failed(str(error), LOST)
+    except DatabaseError as error:
+        failed(str(error), NO_DATABASE)
+    except BrokenPipeError:  # whoever reads has seen enough
+        raise
+    except OSError as error:
+        failed(f"cannot write: {error.strerror}", 1)
+    except Interrupted as interrupted:
+        sys.exit(128 + interrupted.number)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def failed(message: str, status: int) -> None:
@@ -81,12 +111,20 @@ class Database:
 
     def open(self, maxtime: float | None = None) -> ConfiguredDistlockModule:
         """The configured module."""
+        if maxtime == 0:
+            raise click.UsageError("--maxtime: a hold of 0 s holds nothing")
         if self.url is None and self._application is not None:
             found: ConfiguredDistlockModule = self._application.load("distlock")
             if maxtime is not None and maxtime != found.maxtime:
                 raise click.UsageError("--maxtime: the application's configuration says that")
             return found
         return connect(self.url) if maxtime is None else connect(self.url, maxtime=maxtime)
+
+    @contextlib.contextmanager
+    def opened(self, maxtime: float | None = None) -> Iterator[ConfiguredDistlockModule]:
+        """The configured module, for the time of a command."""
+        with closing(self.open(maxtime)) as conf:
+            yield conf
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -103,10 +141,20 @@ def main(ctx: click.Context, url: str | None) -> None:
 
     Exit status: 0, or 2 wrong usage, 69 no database, 75 not acquired, 76 lost; 1 anything else.
     """
+    prepare_streams()
     # What the library logs, the commands tell in their own words.
     logging.getLogger("score.distlock").addHandler(logging.NullHandler())
     application = ctx.find_object(dict)
     ctx.obj = Database(url, application and application.get("conf"))
+
+
+def prepare_streams() -> None:
+    """A standard stream may be closed, or be able to write a few letters only."""
+    while (free := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass  # so that no connection is what others take for a standard stream
+    os.close(free)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 wait_option = click.option(
@@ -128,17 +176,25 @@ json_option = click.option("--json", "as_json_", is_flag=True, help="Print JSON.
 
 
 class AfterDashes(click.Command):
-    """Everything after ``--`` is the command, and none of it is looked at."""
+    """Everything after ``--`` is the command, and none of it is looked at.
+
+    A name that begins with a dash has a ``--`` of its own: ``run -- -name -- command``.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--" in args:
             place = args.index("--")
+            if args[place + 2 : place + 3] == ["--"] and not self._has_name(ctx, args[:place]):
+                place += 2
             ctx.params["command"] = tuple(args[place + 1 :])
             args = args[:place]
         rest = super().parse_args(ctx, args)
         if not ctx.params.get("command") and not ctx.resilient_parsing:
             raise click.UsageError("the command is missing: NAME [OPTIONS] -- COMMAND…", ctx)
         return rest
+
+    def _has_name(self, ctx: click.Context, args: list[str]) -> bool:
+        return isinstance(self.make_parser(ctx).parse_args(list(args))[0].get("name"), str)
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return [*super().collect_usage_pieces(ctx), "-- COMMAND…"]
@@ -212,7 +268,7 @@ def run(
         raise click.UsageError(
             f"--kill-after: {kill_after:g} s are more than a third of --maxtime, {lease:g} s"
         )
-    with conf:
+    with closing(conf):
         status = Run(
             name,
             command,
@@ -233,7 +289,9 @@ def run(
 @click.pass_obj
 def list_(database: Database, as_json_: bool, watch: bool) -> None:
     """Shows who holds what."""
-    with database.open() as conf:
+    if as_json_ and watch:
+        raise click.UsageError("--json and --watch exclude each other")
+    with database.opened() as conf:
         if as_json_:
             click.echo(as_json([record(info) for info in conf.holders()]))
         elif watch:
@@ -247,7 +305,7 @@ def list_(database: Database, as_json_: bool, watch: bool) -> None:
 @click.pass_obj
 def top(database: Database, interval: float) -> None:
     """Shows who holds what, refreshed until Ctrl-C."""
-    with database.open() as conf:
+    with database.opened() as conf:
         follow(conf, interval)
 
 
@@ -268,7 +326,7 @@ def follow(conf: ConfiguredDistlockModule, interval: float) -> None:
 @click.pass_obj
 def show(database: Database, name: str, as_json_: bool) -> None:
     """Shows who holds NAME; exit status 1 if it is free."""
-    with database.open() as conf:
+    with database.opened() as conf:
         info = conf.info(name)
     if as_json_:
         click.echo(as_json(info and record(info)))
@@ -295,27 +353,31 @@ def acquire(database: Database, name: str, wait: float | None, maxtime: float | 
     """Acquires NAME and prints its token, with which it is extended and released."""
     if sys.stdout is None:
         raise click.UsageError("the token would be lost, as standard output is closed")
-    with database.open(maxtime) as conf:
+    with database.opened(maxtime) as conf:
+        lock = conf.get(name)
         try:
-            token = conf.acquire(name, timeout=wait)
+            with Signals():
+                print(lock.acquire(timeout=wait), flush=True)
         except CouldNotAcquireLock as error:
             failed(refusal(conf, error), NOT_ACQUIRED)
-        try:
-            print(token, flush=True)
-        except OSError:
-            conf.release(name, token)  # nobody knows it
+        except BaseException:
+            if lock.token is not None:
+                lock.release()  # nobody knows it
             raise
 
 
 def given_token() -> str:
     """A token is a secret, and no argument: everybody can see those."""
     token = os.environ.get("DISTLOCK_TOKEN")
-    if token is None:
+    if token is None and sys.stdin is not None:
         if sys.stdin.isatty():
             token = click.prompt("Token", hide_input=True, err=True)
         else:
             token = sys.stdin.readline()
-    return str(token).strip()
+    token = str(token or "").strip()
+    if not token:
+        raise click.UsageError("no token is in DISTLOCK_TOKEN or on standard input")
+    return token
 
 
 @main.command()
@@ -326,7 +388,7 @@ def given_token() -> str:
 @click.pass_obj
 def extend(database: Database, name: str, maxtime: float | None) -> None:
     """Extends the hold of NAME. Its token comes from DISTLOCK_TOKEN or standard input."""
-    with database.open(maxtime) as conf:
+    with database.opened(maxtime) as conf:
         conf.extend(name, given_token())
 
 
@@ -335,7 +397,7 @@ def extend(database: Database, name: str, maxtime: float | None) -> None:
 @click.pass_obj
 def release(database: Database, name: str) -> None:
     """Releases the hold of NAME. Its token comes from DISTLOCK_TOKEN or standard input."""
-    with database.open() as conf:
+    with database.opened() as conf:
         conf.release(name, given_token())
 
 
@@ -346,12 +408,14 @@ def release(database: Database, name: str) -> None:
 @click.pass_obj
 def revoke(database: Database, name: str, fence: int | None, yes: bool) -> None:
     """Ends the hold of NAME by force and wakes the next waiter. The holder is not stopped."""
-    with database.open() as conf:
+    with database.opened() as conf:
         info = conf.info(name)
         if info is None or fence not in (None, info.fence):
             failed(f"{name!r} is not held" + ("" if fence is None else f" with fence {fence}"), 1)
             return
         if not yes:
+            if sys.stdin is None:
+                raise click.UsageError("nobody can be asked; --yes ends it without a question")
             click.confirm(f"End the hold of {name!r} by {holder(info)}?", abort=True, err=True)
         ended: HoldInfo | None = conf.revoke(name, info.fence)
         if ended is None:
@@ -363,7 +427,7 @@ def revoke(database: Database, name: str, fence: int | None, yes: bool) -> None:
 @click.pass_obj
 def doctor(database: Database, as_json_: bool) -> None:
     """Checks the database and says what to fix; exit status 1 if there is anything."""
-    with database.open() as conf:
+    with database.opened() as conf:
         facts, findings = examine(conf)
     if as_json_:
         found = [dataclasses.asdict(finding) for finding in findings]
@@ -393,7 +457,7 @@ def demo(database: Database) -> None:
 @click.pass_obj
 def vacuum(database: Database) -> None:
     """Deletes the rows of holds that have ended."""
-    with database.open() as conf:
+    with database.opened() as conf:
         conf.vacuum()
 
 

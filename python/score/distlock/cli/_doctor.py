@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Literal
 
-from score.distlock import ConfiguredDistlockModule
+from score.distlock import ConfiguredDistlockModule, DatabaseError, HoldInfo
 
 from ._shown import duration, printable
 
 #: In seconds.
-_LONG_HOLD, _OLD_SNAPSHOT, _CLOCK = 3600.0, 600.0, 1.0
+_LONG_HOLD, _OLD_SNAPSHOT, _CLOCK, _LONG_WAIT = 3600.0, 600.0, 1.0, 10.0
 _TOKENS = "a token in a log or a backup is a key to its lock"
 
 
@@ -43,7 +44,11 @@ def examine(conf: ConfiguredDistlockModule) -> tuple[dict[str, str | None], list
                 " score.distlock 0.2.5 and cron do not",
             )
         )
-    findings += _of_the_holds(conf)
+    with contextlib.ExitStack() as stack:
+        if facts["table_rights"] != "true":  # so it may not even read, which has been found
+            stack.enter_context(contextlib.suppress(DatabaseError))
+        holds = conf.holders()
+        findings += [*_of_the_holds(holds), *_of_the_waits(holds, conf._waits())]
     return facts, sorted(findings, key=lambda finding: finding.level)
 
 
@@ -126,9 +131,12 @@ def _of_the_table(facts: dict[str, str | None]) -> Iterator[Finding]:
         )
 
 
-def _of_the_holds(conf: ConfiguredDistlockModule) -> Iterator[Finding]:
+def _who(info: HoldInfo) -> str:
+    return f"{printable(info.host)}, process {info.pid}" if info.host else "somebody"
+
+
+def _of_the_holds(holds: Sequence[HoldInfo]) -> Iterator[Finding]:
     now = datetime.now(timezone.utc)
-    holds = conf.holders()
     old = [info for info in holds if info.fence is None]
     if old:
         yield Finding(
@@ -140,9 +148,50 @@ def _of_the_holds(conf: ConfiguredDistlockModule) -> Iterator[Finding]:
     for info in holds:
         age = (now - info.acquired).total_seconds()
         if age > _LONG_HOLD:
-            where = f"{printable(info.host)}, process {info.pid}" if info.host else "somebody"
             yield Finding(
                 "warning",
-                f"{printable(info.name)!r} is held since {duration(age)} by {where}",
+                f"{printable(info.name)!r} is held since {duration(age)} by {_who(info)}",
                 "see whether that process still works; if not, score-distlock revoke",
             )
+
+
+def _of_the_waits(holds: Sequence[HoldInfo], waits: Sequence[tuple[str, str]]) -> Iterator[Finding]:
+    """Circles in which each waits for the next; `waits` are pairs of a held and an awaited lock."""
+    now = datetime.now(timezone.utc)
+    # What changes hands all the time is no standstill.
+    old = {info.name: info for info in holds if (now - info.acquired).total_seconds() > _LONG_WAIT}
+    awaited: dict[str, list[str]] = {}
+    for held, other in sorted(waits):
+        if held in old and other in old:
+            awaited.setdefault(held, []).append(other)
+    seen: set[str] = set()
+    for start in sorted(awaited):
+        if start in seen:
+            continue
+        circle = _way_back(awaited, start)
+        seen.update(circle)
+        if circle:
+            links = [
+                f"{_who(old[name])} holds {printable(name)!r} and waits for {printable(other)!r}"
+                for name, other in zip(circle, [*circle[1:], start], strict=True)
+            ]
+            yield Finding(
+                "warning",
+                "holders wait for each other: " + "; ".join(links),
+                "if one thread does both, take the locks in one order everywhere, or with"
+                " acquire_all(); score-distlock revoke ends it",
+            )
+
+
+def _way_back(awaited: dict[str, list[str]], start: str) -> list[str]:
+    """The shortest way from a lock back to itself."""
+    ways = [[start]]
+    reached: set[str] = set()
+    for way in ways:  # which grows meanwhile
+        for other in awaited.get(way[-1], []):
+            if other == start:
+                return way
+            if other not in reached:
+                reached.add(other)
+                ways.append([*way, other])
+    return []

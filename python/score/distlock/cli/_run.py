@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -28,13 +28,15 @@ from ._shown import duration, printable
 
 #: Exit statuses, as in sysexits.h where that has one. 128 and more: the signal that ended it.
 NO_DATABASE, NOT_ACQUIRED, LOST, NOT_EXECUTABLE, NOT_FOUND = 69, 75, 76, 126, 127
-#: What ends, or tells, a process; those who run us mean the command.
-_FORWARDED = (
-    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM),
-    *(signal.SIGUSR1, signal.SIGUSR2),
-)
-#: In seconds: how often it is asked whether the hold is lost.
-_LOOK = 0.5
+#: What ends a process, and what else it may be told; those who run us mean the command.
+_ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+_FORWARDED = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
+#: What ends nothing, whatever is going on. With Ctrl-Z the command would go on while nobody
+#: extends the hold.
+_HARMLESS = (signal.SIGTSTP, signal.SIGCHLD, signal.SIGCONT)
+#: In seconds: how often it is asked whether the hold is lost; how long it may take to give back
+#: what is still ours.
+_LOOK, _FAREWELL = 0.5, 3.0
 
 
 def say(message: str) -> None:
@@ -53,7 +55,8 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """Signals that wait to be forwarded; a context manager.
+    """Signals that wait to be forwarded; a context manager. :attr:`ending` tells if one came
+    that ends a process.
 
     Until :attr:`forwarding` they end whatever is going on. What the caller ignores, such as
     SIGHUP under nohup, stays ignored.
@@ -61,6 +64,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.forwarding = False
+        self.ending = False
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Signals:
@@ -73,10 +77,8 @@ class Signals:
         for number in _FORWARDED:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._handle(number)
-        # With Ctrl-Z the command would go on while nobody extends the hold.
-        self._handle(signal.SIGTSTP)
-        self._handle(signal.SIGCHLD)
-        self._handle(signal.SIGALRM)
+        for number in (*_HARMLESS, signal.SIGALRM):
+            self._handle(number)
         self._stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
         return self
 
@@ -87,7 +89,7 @@ class Signals:
         self._stack.callback(signal.signal, number, signal.signal(number, self._arrived))
 
     def _arrived(self, number: int, _frame: FrameType | None) -> None:
-        if number in (*_FORWARDED, signal.SIGALRM) and not self.forwarding:
+        if number not in _HARMLESS and not self.forwarding:
             raise Interrupted(number)
 
     def end_after(self, seconds: float) -> None:
@@ -99,8 +101,24 @@ class Signals:
         """Waits until a signal comes, but no longer; returns those to be forwarded."""
         select.select([self._reader], [], [], max(seconds, 0))
         with contextlib.suppress(BlockingIOError):
-            return [number for number in os.read(self._reader, 4096) if number in _FORWARDED]
+            arrived = [number for number in os.read(self._reader, 4096) if number in _FORWARDED]
+            self.ending |= any(number in _ENDING for number in arrived)
+            return arrived
         return []
+
+
+@contextlib.contextmanager
+def closing(conf: ConfiguredDistlockModule) -> Iterator[ConfiguredDistlockModule]:
+    """Closes the module; what it still has to give back may take a moment, and no longer.
+
+    Without a database it would take as long as that is waited for.
+    """
+    try:
+        yield conf
+    finally:
+        with contextlib.suppress(Interrupted, DatabaseError), Signals() as signals:
+            signals.end_after(_FAREWELL)
+            conf.close()
 
 
 class Child:
@@ -161,7 +179,7 @@ class Run:
             timeout=self.wait,
             autoextend=True,
             maxtime=self.maxtime,
-            note=self.note or Path(self.command[0]).name[:200],
+            note=self.note or printable(Path(self.command[0]).name)[:200],
         )
         try:
             with self.signals, hold as lock:
@@ -202,10 +220,10 @@ class Run:
         finally:
             if child.status() is None:
                 child.end()
+        # Who was told to end need not wait, and who has lost it waits for nothing.
         until = began + self.at_least
-        # Whoever wants us to end now, need not wait.
-        while time.monotonic() < until and not self.signals.wait(until - time.monotonic()):
-            pass
+        while not self.signals.ending and not lock.expired and time.monotonic() < until:
+            self.signals.wait(min(until - time.monotonic(), _LOOK))
         return status
 
     def _attend(self, lock: Lock, child: Child) -> int:
@@ -216,6 +234,8 @@ class Run:
         while True:
             for number in self.signals.wait(pause):
                 child.send(number)
+                if number in (signal.SIGHUP, signal.SIGTERM):
+                    child.send(signal.SIGCONT)  # one that is stopped would not notice
             status = child.status()
             if status is not None:
                 if kill_at is None:
