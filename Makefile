@@ -119,6 +119,8 @@ stubs: $(BUILD)/installed
 	@echo "== stubtest"
 	cd $(BUILD) && env/bin/python -m mypy.stubtest score.distlock --mypy-config-file ../pyproject.toml
 
+# Most tests wait more than they work. Each file stays on one of the three.
+PYTEST ?= -n 3 --dist loadfile
 pytest: $(BUILD)/installed $(BUILD)/original.done
 	@echo "== pytest"
 	$(BIN)/python -m pytest $(PYTEST)

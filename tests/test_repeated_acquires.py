@@ -168,10 +168,21 @@ def test_a_ticket_that_enters_the_queue_late_leaves_it(
     proxy.freeze_request(is_second, cut=True)
     asyncio.run(give_up())
     until(lambda: own_db.execute(query).fetchone() == (None,))
+    # It may have left before somebody looks.
+    own_db.execute("CREATE TABLE entered ()")
+    own_db.execute(
+        "CREATE FUNCTION enter() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN INSERT INTO entered DEFAULT VALUES; RETURN NEW; END'"
+    )
+    own_db.execute(
+        "CREATE TRIGGER enter AFTER UPDATE ON _score_distlock FOR EACH ROW"
+        " WHEN (NEW.waiters IS NOT NULL) EXECUTE FUNCTION enter()"
+    )
     proxy.thaw()
-    until(lambda: own_db.execute(query).fetchone() == (1,))
+    until(lambda: own_db.execute("SELECT count(*) FROM entered").fetchone() == (1,))
     until(lambda: own_db.execute(query).fetchone() == (None,))
     other.release("late", token)
+    own_db.execute("DROP FUNCTION enter() CASCADE; DROP TABLE entered")
 
 
 def test_what_many_have_given_up_costs_a_refusal_one_statement(

@@ -37,7 +37,7 @@ def await_attempts(db: Db, number: int) -> None:
             last, number = found, number - 1
 
 
-@pytest.mark.parametrize("setting", ["lock_timeout=1ms", "statement_timeout=20ms"])
+@pytest.mark.parametrize("setting", ["lock_timeout=1ms", "statement_timeout=100ms"])
 @pytest.mark.parametrize("call", ["release", "extend", "transfer", "guarded elsewhere"])
 def test_a_limit_of_the_role_does_not_end_a_call(
     url: str, conf: Conf, db: Db, setting: str, call: str

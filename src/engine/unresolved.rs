@@ -58,6 +58,17 @@ impl Owed {
     }
 }
 
+/// How far a transfer is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Progress {
+    /// Its statement is under way, or about to be.
+    UnderWay,
+    /// It has succeeded, and its caller does not know yet.
+    Unread,
+    /// Its caller does not know the new token, and may try again.
+    Failed,
+}
+
 /// A transfer that its caller does not know to have succeeded.
 #[derive(Clone, Debug)]
 struct Transfer {
@@ -65,9 +76,7 @@ struct Transfer {
     new: Token,
     /// From then on it does not matter any more.
     until: Deadline,
-    /// Whoever transfers the old token once more means this one. Until then it is another
-    /// one's, which is under way.
-    failed: bool,
+    progress: Progress,
 }
 
 /// What of a name has to be settled.
@@ -246,23 +255,61 @@ impl Unresolved {
         due
     }
 
-    /// The hold of `old` may have the token `new` from now on: a transfer is under way, or has
-    /// succeeded and its caller does not know yet.
-    pub fn transferring(&mut self, old: &Token, new: &Token, lease: Lease, now: Moment) {
-        let transfer = Transfer {
-            new: new.clone(),
-            until: Deadline::new(now, lease.seconds()),
-            failed: self.transfer_of(old, new).is_some_and(|known| known.failed),
-        };
+    /// A transfer begins: the hold of `old` may have a new token from now on, which is that of an
+    /// attempt before that has failed, if there was one. `None` while another one is under way.
+    pub fn begin_transfer(&mut self, old: &Token, lease: Lease, now: Moment) -> Option<Token> {
         self.transfers
             .retain(|_, transfer| !transfer.until.passed(now));
-        self.transfers.insert(old.clone(), transfer);
+        let (until, progress) = (Deadline::new(now, lease.seconds()), Progress::UnderWay);
+        let Some(known) = self.transfers.get_mut(old) else {
+            let new = Token::random();
+            let transfer = Transfer {
+                new: new.clone(),
+                until,
+                progress,
+            };
+            self.transfers.insert(old.clone(), transfer);
+            return Some(new);
+        };
+        match known.progress {
+            Progress::UnderWay => None,
+            // That one's caller is about to have it. This one comes too late.
+            Progress::Unread => Some(Token::random()),
+            Progress::Failed => {
+                known.progress = progress;
+                Some(known.new.clone())
+            }
+        }
     }
 
-    /// The caller of that transfer is not going to hear that it has succeeded.
+    /// Whether another transfer of this token is under way.
+    #[must_use]
+    pub fn is_transferring(&self, old: &Token, now: Moment) -> bool {
+        self.transfers.get(old).is_some_and(|transfer| {
+            transfer.progress == Progress::UnderWay && !transfer.until.passed(now)
+        })
+    }
+
+    /// The database has made a transfer; its caller is about to hear of it.
+    pub fn transfer_made(&mut self, old: &Token, new: &Token) {
+        if let Some(transfer) = self.transfer_of(old, new) {
+            if transfer.progress == Progress::UnderWay {
+                transfer.progress = Progress::Unread;
+            }
+        }
+    }
+
+    /// The caller of a transfer is not going to hear that it has succeeded.
     pub fn transfer_failed(&mut self, old: &Token, new: &Token) {
         if let Some(transfer) = self.transfer_of(old, new) {
-            transfer.failed = true;
+            transfer.progress = Progress::Failed;
+        }
+    }
+
+    /// The hold of a transfer stands: the old token means the new one for another lease.
+    pub fn transfer_stands(&mut self, old: &Token, new: &Token, lease: Lease, now: Moment) {
+        if let Some(transfer) = self.transfer_of(old, new) {
+            transfer.until = Deadline::new(now, lease.seconds());
         }
     }
 
@@ -273,21 +320,13 @@ impl Unresolved {
         (!transfer.until.passed(now)).then(|| transfer.new.clone())
     }
 
-    /// The same for whoever transfers it again after a failure.
-    #[must_use]
-    pub fn failed_transfer(&self, old: &Token, now: Moment) -> Option<Token> {
-        self.transfer(old, now)
-            .filter(|_| self.transfers[old].failed)
-    }
-
-    /// The caller of a transfer knows what became of it.
-    pub fn transferred(&mut self, old: &Token, new: &Token) {
+    /// The caller of a transfer knows what became of it: the old token means nothing any more.
+    pub fn transfer_known(&mut self, old: &Token, new: &Token) {
         if self.transfer_of(old, new).is_some() {
             self.transfers.remove(old);
         }
     }
 
-    /// Of two that transfer the same token at the same time each has its own.
     fn transfer_of(&mut self, old: &Token, new: &Token) -> Option<&mut Transfer> {
         let transfer = self.transfers.get_mut(old)?;
         (transfer.new == *new).then_some(transfer)

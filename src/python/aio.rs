@@ -11,7 +11,7 @@ use crate::service::{self, Callbacks, Locks, Request, Step, Wait, Wakeup};
 use crate::store::{Budget, Record};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyList, PyString};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -137,9 +137,15 @@ impl Inbox {
 }
 
 /// The token of what was confirmed, if it is in time for Python code that goes on now.
-pub fn in_time(py: Python<'_>, confirmed: service::Confirmed) -> PyResult<String> {
-    let token = confirmed.in_time().map_err(|error| exception(py, error))?;
-    Ok(token.as_str().to_owned())
+pub fn in_time(py: Python<'_>, confirmed: service::Confirmed) -> PyResult<Bound<'_, PyString>> {
+    let token = match confirmed.in_time() {
+        Ok(token) => PyString::new(py, token.as_str()),
+        Err(error) => return Err(exception(py, error)),
+    };
+    // What interrupts the caller comes before it has read a token, or hardly ever.
+    py.check_signals()?;
+    confirmed.read();
+    Ok(token)
 }
 
 /// What the database has confirmed, for a coroutine that may go on much later.
@@ -149,7 +155,7 @@ pub struct Confirmation(Mutex<Option<service::Confirmed>>);
 #[pymethods]
 impl Confirmation {
     /// The token, once.
-    fn in_time(&self, py: Python<'_>) -> PyResult<Option<String>> {
+    fn in_time<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyString>>> {
         let mut confirmed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         confirmed
             .take()

@@ -7,37 +7,45 @@
 //!
 //! So the end waits, for a moment, until no other thread is in such code, and lets none begin.
 
+use crate::process::ProcessLocal;
 use pyo3::prelude::*;
-use std::sync::OnceLock;
+use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 /// How many threads run Python code beneath a Rust frame.
-static RUNNING: AtomicUsize = AtomicUsize::new(0);
+static RUNNING: LazyLock<ProcessLocal<AtomicUsize>> = LazyLock::new(ProcessLocal::default);
 /// The thread that ends the interpreter.
 static ENDER: OnceLock<ThreadId> = OnceLock::new();
+
+thread_local! {
+    /// Whether this thread was here before the end began, and has not waited for it yet.
+    static WAITS: Cell<bool> = const { Cell::new(false) };
+}
 
 /// How long the end waits: that code calls back into an application now and then, which may wait
 /// for whatever it likes.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long a thread waits for the process to be over. A handler of the end that comes after ours
-/// may wait for it in vain, but not for ever.
+/// How long a thread waits for the process to be over, once: a handler that comes after ours may
+/// wait for it in vain, but not for ever.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A thread that runs Python code beneath a Rust frame, until this is dropped.
-pub struct Running(());
+pub struct Running(Arc<AtomicUsize>);
 
 impl Running {
     fn begin() -> Running {
-        RUNNING.fetch_add(1, SeqCst);
-        Running(())
+        let running = RUNNING.get();
+        running.fetch_add(1, SeqCst);
+        Running(running)
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        RUNNING.fetch_sub(1, SeqCst);
+        self.0.fetch_sub(1, SeqCst);
     }
 }
 
@@ -45,21 +53,25 @@ impl Drop for Running {
 #[must_use]
 pub fn python_code(py: Python<'_>) -> Running {
     let running = Running::begin();
-    if ENDER.get().is_none_or(|id| *id == thread::current().id()) {
-        return running;
+    match ENDER.get() {
+        None => WAITS.set(true),
+        Some(id) if *id != thread::current().id() && WAITS.replace(false) => {
+            drop(running);
+            py.detach(|| thread::sleep(FAREWELL));
+            return Running::begin();
+        }
+        Some(_) => {}
     }
-    drop(running);
-    py.detach(|| thread::sleep(FAREWELL));
-    Running::begin()
+    running
 }
 
 /// The interpreter is about to end, on this thread.
 #[pyfunction]
 pub fn _finalizing(py: Python<'_>) {
     let _ = ENDER.set(thread::current().id());
-    let started = Instant::now();
+    let (running, started) = (RUNNING.get(), Instant::now());
     py.detach(|| {
-        while RUNNING.load(SeqCst) > 0 && started.elapsed() < PATIENCE {
+        while running.load(SeqCst) > 0 && started.elapsed() < PATIENCE {
             thread::sleep(Duration::from_millis(1));
         }
     });

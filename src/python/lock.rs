@@ -19,7 +19,7 @@ use crate::service::{self, Locks, Request, Wait};
 use crate::store::Budget;
 use crate::zone;
 use pyo3::prelude::*;
-use pyo3::types::PyCFunction;
+use pyo3::types::{PyCFunction, PyString};
 use std::sync::Arc;
 
 /// A named mutex. :meth:`ConfiguredDistlockModule.get` gives you one.
@@ -77,6 +77,23 @@ impl Lock {
 }
 
 impl Lock {
+    /// Gives the hold a new token.
+    pub fn transferred(
+        &self,
+        py: Python<'_>,
+        token: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<service::Confirmed> {
+        let token = self.token_argument(token)?;
+        let caller = owner::current(py)?;
+        let transfer = self
+            .locks()
+            .begin_transfer(self.core(), &caller, token)
+            .map_err(|error| exception(py, error))?;
+        call(py, self.handle.shared.limit(), |budget| {
+            self.locks().transfer(self.core(), transfer, budget)
+        })
+    }
+
     fn make_guard<'py>(
         slf: &Bound<'py, Self>,
         class: &str,
@@ -316,17 +333,12 @@ impl Lock {
     /// :raises LockExpired: if the old token is wrong, was released or has expired.
     /// :raises ValueError: if there is no token.
     #[pyo3(signature = (token=None))]
-    pub fn transfer(&self, py: Python<'_>, token: Option<&Bound<'_, PyAny>>) -> PyResult<String> {
-        let token = self.token_argument(token)?;
-        let caller = owner::current(py)?;
-        let transfer = self
-            .locks()
-            .begin_transfer(self.core(), &caller, token)
-            .map_err(|error| exception(py, error))?;
-        let confirmed = call(py, self.handle.shared.limit(), |budget| {
-            self.locks().transfer(self.core(), transfer, budget)
-        })?;
-        in_time(py, confirmed)
+    fn transfer<'py>(
+        &self,
+        py: Python<'py>,
+        token: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Bound<'py, PyString>> {
+        in_time(py, self.transferred(py, token)?)
     }
 
     /// Guards a transaction of the caller's own on the same database.

@@ -1,7 +1,7 @@
 //! `ConfiguredDistlockModule` and `init`.
 
 use super::acquire::{acquire, enter};
-use super::aio::{Acquisition, Inbox, Value, job};
+use super::aio::{Acquisition, Inbox, Value, in_time, job};
 use super::arguments;
 use super::call::call;
 use super::database::Database;
@@ -20,7 +20,7 @@ use crate::zone;
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyTuple, PyWeakrefReference};
+use pyo3::types::{PyBytes, PyDict, PyString, PyTuple, PyWeakrefReference};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -567,10 +567,11 @@ impl ConfiguredDistlockModule {
         slf: &Bound<'py, Self>,
         name: &Bound<'py, PyAny>,
         token: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<String> {
-        ConfiguredDistlockModule::get(slf, name)?
+    ) -> PyResult<Bound<'py, PyString>> {
+        let confirmed = ConfiguredDistlockModule::get(slf, name)?
             .get()
-            .transfer(slf.py(), token)
+            .transferred(slf.py(), token)?;
+        in_time(slf.py(), confirmed)
     }
 
     /// All holds in the table.

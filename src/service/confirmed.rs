@@ -55,14 +55,18 @@ impl Confirmed {
 
     /// The token. To be asked by whoever goes on because of it, at that moment: an answer that
     /// comes after the deadline is no good news any more.
-    pub fn in_time(self) -> Result<Token> {
-        if let Some(Replaced { owed, old, new }) = &self.replaced {
-            owed.with(|unresolved| unresolved.transferred(old, new));
-        }
+    pub fn in_time(&self) -> Result<&Token> {
         if self.is_in_time() {
-            Ok(self.token)
-        } else {
-            Err(Error::Expired(self.name, self.token, Loss::Expired))
+            return Ok(&self.token);
+        }
+        let (name, token) = (self.name.clone(), self.token.clone());
+        Err(Error::Expired(name, token, Loss::Expired))
+    }
+
+    /// The token has been read.
+    pub fn read(self) {
+        if let Some(Replaced { owed, old, new }) = &self.replaced {
+            owed.with(|unresolved| unresolved.transfer_known(old, new));
         }
     }
 }

@@ -107,7 +107,8 @@ impl Block {
                 let old = Some(token.clone());
                 let transfer = locks.begin_transfer(&lock, &caller, old).unwrap();
                 let confirmed = locks.transfer(&lock, transfer, budget()).unwrap();
-                token = confirmed.in_time().unwrap();
+                token = confirmed.in_time().unwrap().clone();
+                confirmed.read();
                 let current = Some(token.clone());
                 locks.extend(&lock, &caller, current, budget()).unwrap();
             }

@@ -124,8 +124,11 @@ impl Locks {
         self.enders.get().retire(budget)?;
         self.workers.get().retire(budget)?;
         self.owed.get().retire();
-        // Again and again: others may begin to wait, or have something extended, meanwhile.
-        let staying = || usize::from(!self.waiters.get().retire()) + self.renewal.get().retire();
+        // Again and again: others may begin to wait, be cancelled, or have something extended, meanwhile.
+        let staying = || {
+            let others = [self.owed.get().stays(), !self.waiters.get().retire()];
+            others.map(usize::from).iter().sum::<usize>() + self.renewal.get().retire()
+        };
         self.threads.get().await_end(staying, budget)?;
         self.store.close(budget)
     }

@@ -42,7 +42,7 @@ impl Owed {
     }
 
     /// The same, and wakes those who wait for a change: nearly always nobody.
-    fn change(&self, work: impl FnOnce(&mut Unresolved)) {
+    pub fn change(&self, work: impl FnOnce(&mut Unresolved)) {
         let mut state = locked(&self.state);
         work(&mut state.unresolved);
         let waiting = state.waiting > 0;
@@ -80,6 +80,7 @@ impl Owed {
     fn attended(&self, work: impl FnOnce(&mut Unresolved)) -> bool {
         let mut state = locked(&self.state);
         work(&mut state.unresolved);
+        state.retired = false;
         let start = !std::mem::replace(&mut state.attended, true);
         drop(state);
         self.changed.notify_all();
@@ -89,6 +90,12 @@ impl Owed {
     /// No thread could be started: the next acquire of the name does it.
     pub fn unattended(&self) {
         locked(&self.state).attended = false;
+    }
+
+    /// Whether there is a thread that stays, as something has come since [`Owed::retire`].
+    pub fn stays(&self) -> bool {
+        let state = locked(&self.state);
+        state.attended && !state.retired
     }
 
     /// Ends the thread as soon as nothing is owed, after one more look for what was done late.
@@ -151,6 +158,28 @@ impl Owed {
             self.with(|unresolved| unresolved.failed(name, Moment::now()));
         }
         undone.map(|()| any)
+    }
+
+    /// Waits for a change, while `busy` says so. Whether there is time left.
+    pub fn wait_while(
+        &self,
+        busy: impl Fn(&mut Unresolved) -> bool,
+        budget: Budget,
+    ) -> Result<bool> {
+        loop {
+            let mut state = locked(&self.state);
+            // Looked at under the mutex: an end that comes now is not missed.
+            if !busy(&mut state.unresolved) {
+                return Ok(true);
+            }
+            let Some(slice) = budget.slice() else {
+                return Ok(false);
+            };
+            state.waiting += 1;
+            let waited = self.changed.wait_timeout(state, slice);
+            waited.unwrap_or_else(PoisonError::into_inner).0.waiting -= 1;
+            budget.check()?;
+        }
     }
 
     /// Executes a release that is owed.

@@ -4,15 +4,20 @@ use super::confirmed::Confirmed;
 use super::lock::Lock;
 use super::locks::Locks;
 use super::registry::registry;
-use crate::engine::{Caller, HoldId, Lease, Moment, Name, Token};
+use crate::engine::{Caller, HoldId, Lease, Moment, Name, Token, Unresolved};
 use crate::error::{Error, Result};
 use crate::store::Budget;
 use crate::sync::process_id;
 
-/// A transfer that has begun.
+/// A transfer that has begun, or waits for another one of the same token.
 #[derive(Clone, Debug)]
 pub struct Transfer {
     old: Token,
+    begun: Option<Begun>,
+}
+
+#[derive(Clone, Debug)]
+struct Begun {
     new: Token,
     hold: Option<HoldId>,
     lease: Lease,
@@ -28,52 +33,76 @@ impl Locks {
         token: Option<Token>,
     ) -> Result<Transfer> {
         let old = lock.token_or(caller, token)?;
-        let process = process_id();
-        let owed = self.owed.of(process);
-        let failed = owed.with(|unresolved| unresolved.failed_transfer(&old, Moment::now()));
-        let new = failed.unwrap_or_else(Token::random);
-        // Before the statement is sent: whoever extends the hold meanwhile may meet
-        // either token.
-        let (hold, lease) = registry(process).with(|holds| {
-            holds.transferring(&old, Some(new.clone()));
-            let known = holds.with_token(&old);
+        let begun = self.claim(&old, process_id());
+        Ok(Transfer { old, begun })
+    }
+
+    fn claim(&self, old: &Token, process: u32) -> Option<Begun> {
+        let (owed, registry) = (self.owed.of(process), registry(process));
+        let (hold, lease) = registry.with(|holds| {
+            let known = holds.with_token(old);
             known.map_or((None, self.lease), |(id, hold)| (Some(id), hold.lease))
         });
-        owed.with(|unresolved| unresolved.transferring(&old, &new, lease, Moment::now()));
-        Ok(Transfer {
-            old,
-            new,
-            hold,
-            lease,
-        })
+        let new = owed.with(|unresolved| unresolved.begin_transfer(old, lease, Moment::now()))?;
+        // Before the statement is sent: whoever extends the hold meanwhile may meet
+        // either token.
+        registry.with(|holds| holds.transferring(old, &new));
+        Some(Begun { new, hold, lease })
     }
 
     /// Its caller has been cancelled, and is not going to read the new token.
-    pub fn transfer_failed(&self, transfer: &Transfer) {
-        let Transfer { old, new, .. } = transfer;
-        let owed = self.owed.get();
-        owed.with(|unresolved| unresolved.transfer_failed(old, new));
+    pub fn transfer_failed(&self, Transfer { old, begun }: &Transfer) {
+        if let Some(Begun { new, .. }) = begun {
+            let owed = self.owed.get();
+            owed.change(|unresolved| unresolved.transfer_failed(old, new));
+        }
+    }
+
+    /// What has begun, after another transfer of the same token if there is one: a hold has one
+    /// token, or may have one of two, but not of three.
+    fn begun(
+        &self,
+        lock: &Lock,
+        old: &Token,
+        mut begun: Option<Begun>,
+        budget: Budget,
+    ) -> Result<Begun> {
+        let owed = self.owed.of(budget.process);
+        loop {
+            if let Some(begun) = begun {
+                return Ok(begun);
+            }
+            let busy = |unresolved: &mut Unresolved| unresolved.is_transferring(old, Moment::now());
+            if !owed.wait_while(busy, budget)? {
+                let message = format!("lock {} is being transferred by another call", lock.name());
+                return Err(Error::Unavailable(message));
+            }
+            begun = self.claim(old, budget.process);
+        }
     }
 
     /// Gives the hold its new token and voids the old one.
-    pub fn transfer(&self, lock: &Lock, transfer: Transfer, budget: Budget) -> Result<Confirmed> {
-        let Transfer {
-            old,
-            new,
-            hold,
-            lease,
-        } = transfer;
+    pub fn transfer(
+        &self,
+        lock: &Lock,
+        Transfer { old, begun }: Transfer,
+        budget: Budget,
+    ) -> Result<Confirmed> {
         let owed = self.owed.of(budget.process);
         let registry = registry(budget.process);
+        let Begun { new, hold, lease } = self.begun(lock, &old, begun, budget)?;
         match self
             .store
             .transfer(lock.name(), &old, &new, self.lease, budget)
         {
             Ok(Some((fence, deadline))) => {
-                owed.with(|unresolved| unresolved.transferring(&old, &new, lease, Moment::now()));
                 registry.with(|holds| {
                     holds.transferred(&old, &new);
                     holds.present(lock.id(), &new, fence);
+                });
+                owed.change(|unresolved| {
+                    unresolved.transfer_stands(&old, &new, lease, Moment::now());
+                    unresolved.transfer_made(&old, &new);
                 });
                 registry.watched.transferred(&old, &new);
                 let confirmed =
@@ -84,8 +113,8 @@ impl Locks {
                 Ok(confirmed)
             }
             Ok(None) => {
-                owed.with(|unresolved| unresolved.transferred(&old, &new));
-                registry.with(|holds| holds.transferring(&old, None));
+                registry.with(|holds| holds.not_transferred(&old, &new));
+                owed.change(|unresolved| unresolved.transfer_known(&old, &new));
                 let current = hold.filter(|hold| {
                     registry.with(|holds| holds.get(*hold).is_some_and(|hold| hold.token == old))
                 });
@@ -96,13 +125,13 @@ impl Locks {
             Err(Error::Forked) => Err(Error::Forked),
             Err(error) => {
                 if error.outcome_unknown() {
-                    owed.with(|unresolved| {
-                        unresolved.transferring(&old, &new, lease, Moment::now());
+                    owed.change(|unresolved| {
+                        unresolved.transfer_stands(&old, &new, lease, Moment::now());
                         unresolved.transfer_failed(&old, &new);
                     });
                 } else {
-                    owed.with(|unresolved| unresolved.transferred(&old, &new));
-                    registry.with(|holds| holds.transferring(&old, None));
+                    registry.with(|holds| holds.not_transferred(&old, &new));
+                    owed.change(|unresolved| unresolved.transfer_known(&old, &new));
                 }
                 Err(error)
             }
@@ -119,12 +148,14 @@ impl Locks {
         let answer = self.store.transfer(name, token, &new, self.lease, budget)?;
         let registry = registry(budget.process);
         if answer.is_none() {
-            owed.with(|unresolved| unresolved.transferred(token, &new));
-            registry.with(|holds| holds.transferring(token, None));
+            owed.with(|unresolved| unresolved.transfer_known(token, &new));
+            registry.with(|holds| holds.not_transferred(token, &new));
             return Ok(token.clone());
         }
         // Its caller may know the old one only, also next time.
-        owed.with(|unresolved| unresolved.transferring(token, &new, self.lease, Moment::now()));
+        owed.with(|unresolved| {
+            unresolved.transfer_stands(token, &new, self.lease, Moment::now());
+        });
         registry.with(|holds| holds.transferred(token, &new));
         registry.watched.transferred(token, &new);
         Ok(new)

@@ -6,9 +6,20 @@
 ...     do_more_things()
 """
 
+import atexit
+import sys
+
 from . import _fork, notebook
 from ._connect import connect, from_django
-from ._distlock import ConfiguredDistlockModule, Hold, Lock, Lost, __version__, init
+from ._distlock import (
+    ConfiguredDistlockModule,
+    Hold,
+    Lock,
+    Lost,
+    __version__,
+    _finalizing,
+    init,
+)
 from ._errors import (
     CouldNotAcquireLock,
     DatabaseError,
@@ -19,6 +30,9 @@ from ._errors import (
 from ._insight import HoldInfo
 from ._late import locked
 
+if sys.version_info < (3, 14):
+    # Handlers that are registered later run before.
+    atexit.register(_finalizing)
 _fork.attend()
 notebook.attend()
 

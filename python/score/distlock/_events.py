@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ._distlock import _deliver_all, _finalizing, _next_event, _next_seen
+from ._distlock import _deliver_all, _next_event, _next_seen
 
 _logger = logging.getLogger("score.distlock")
 
@@ -90,7 +90,6 @@ def start() -> None:
     _start("distlock-events", _attend)
 
 
-atexit.register(_finalizing)  # the last one
 atexit.register(_deliver_all)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)

@@ -48,6 +48,13 @@ _UNSEEN = (
 )
 
 
+class _Secret(str):
+    """A token that shows itself to the database only, whatever logs its parameters."""
+
+    def __repr__(self) -> str:
+        return "'…'"
+
+
 def _with_percent(sql: str, parameters: tuple[object, ...]) -> tuple[str, tuple[object, ...]]:
     """For drivers that count by position: what to execute with."""
     text, numbers = parameterized(sql, lambda number: "%s", lambda text: text.replace("%", "%%"))
@@ -93,7 +100,7 @@ def _cursor(connection: Any) -> Iterator[Any]:
 
         with connection.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
             yield cursor
-    else:  # Django, or one that behaves alike
+    else:  # one that behaves alike
         with connection.cursor() as cursor:
             yield cursor
 
@@ -111,7 +118,12 @@ async def _async_cursor(connection: Any) -> AsyncIterator[Any]:
 
 def _execute(connection: Any, sql: str, parameters: tuple[object, ...] = ()) -> Any:
     """Executes a statement with ``$n`` parameters; returns the first column in a tuple."""
-    if hasattr(connection, "cursor"):  # psycopg 2 and 3, Django
+    if hasattr(connection, "cursor"):  # Django, psycopg 2 and 3
+        if hasattr(connection, "ensure_connection"):
+            # Django's own cursor may log each statement, and keep it.
+            connection.ensure_connection()
+            with connection.wrap_database_errors:
+                return _execute(connection.connection, sql, parameters)
         with _cursor(connection) as cursor:
             cursor.execute(*_with_percent(sql, parameters))
             return _first(cursor.fetchone())
@@ -164,7 +176,8 @@ class _Guarding:
         self._connection = connection
         self._token = token
         self._sql = sql
-        self._parameters = parameters
+        name, proof, *rest = parameters
+        self._parameters = (name, _Secret(proof), *rest)
         self._seen = seen
         self._lost = lost
 

@@ -10,19 +10,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import os
 import weakref
 from collections.abc import Callable, Iterable
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, final
+from typing import TYPE_CHECKING, Any, final
 
 from . import _config, _insight
-from ._all import Pace, Tokens, ordered
+from ._all import ordered
+from ._async_all import AsyncHolds
+from ._async_lost import AsyncLost
 from ._cancel import Cancelling
-from ._channel import Acquiring, current, finish, sleep
-from ._distlock import Lost, _AsyncExit, _Exit, _Levels, _Opened, _Watch
-from ._errors import CouldNotAcquireLock, DatabaseError, LockExpired
-from ._hold import callback, lease, pause, warning
+from ._channel import Acquiring, current, finish
+from ._distlock import _AsyncExit, _Exit, _Opened
+from ._errors import CouldNotAcquireLock, LockExpired
+from ._hold import callback, lease, warning
 from ._hold import note as checked
 from ._insight import HoldInfo
 
@@ -154,7 +155,7 @@ class AsyncModule:
         """
         if timeout != "default":
             timeout = _config.timeout(timeout)
-        return AsyncHolds(self, ordered(names), timeout, autoextend)
+        return AsyncHolds(self.conf, self.get, ordered(names), timeout, autoextend)
 
 
 @final
@@ -362,51 +363,6 @@ class AsyncLock:
 
 
 @final
-class AsyncLost:
-    """Whether the hold of a lock is lost, for coroutines; see :class:`~score.distlock.Lost`."""
-
-    __module__ = "score.distlock.aio"
-
-    def __init__(self, lock: Lock) -> None:
-        self._lock = lock
-        self._lost: Lost = lock.lost
-
-    def __repr__(self) -> str:
-        return repr(self._lost).replace(".Lost ", ".aio.AsyncLost ", 1)
-
-    def __bool__(self) -> NoReturn:
-        bool(self._lost)
-        raise AssertionError
-
-    def is_set(self) -> bool:
-        """Whether the hold is lost."""
-        return self._lost.is_set()
-
-    async def wait(self, timeout: _Time = None) -> bool:
-        """Sleeps until the hold is lost.
-
-        :param timeout: for how long at most; see :meth:`~score.distlock.Lost.wait`.
-        :returns: whether the hold is lost.
-        """
-        loop, channel, woken = asyncio.get_running_loop(), current(), asyncio.Event()
-        end = loop.time() + pause(timeout)
-        number = channel.number()
-        try:
-            channel.expect(number, woken)
-            watch = _Watch(channel.inbox, number)  # noqa: F841 (kept until it returns)
-            while not self.is_set():
-                left = end - loop.time()
-                if left <= 0:
-                    return False
-                woken.clear()
-                # A hold that is taken meanwhile counts too, a second later at the most.
-                await sleep(woken, min(left, self._lock.remaining or 1, 1))
-            return True
-        finally:
-            channel.forget(number)
-
-
-@final
 class AsyncHold:
     """What :meth:`~score.distlock.aio.AsyncLock.hold` returns: an asynchronous context manager.
 
@@ -447,96 +403,5 @@ class AsyncHold:
             return None
         self._scopes.remove(own[-1])
         return own[-1]
-
-    __aexit__ = _AsyncExit()
-
-
-@final
-class AsyncHolds(Tokens):
-    """The tokens of several holds, by name, once it was awaited or entered."""
-
-    __module__ = "score.distlock.aio"
-
-    def __init__(
-        self, module: AsyncModule, names: list[str], timeout: _Time, autoextend: bool | None
-    ) -> None:
-        super().__init__()
-        self._module = module
-        self._names = names
-        self._timeout = timeout
-        self._autoextend = module.conf._autoextend if autoextend is None else autoextend
-        self._ender = module.conf._levels()  # who has not entered leaves nothing
-        self._locks: list[AsyncLock] = []
-
-    async def _acquire(self) -> AsyncHolds:
-        if self._levels is not None:
-            try:
-                self._check()
-            except LockExpired:
-                with contextlib.suppress(DatabaseError, LockExpired):
-                    await self.release()
-                raise
-            return self
-        levels = self._module.conf._levels()
-        try:
-            tokens = await self._enter_all(levels)
-        except Exception:
-            # What fails here is owed.
-            with contextlib.suppress(Exception):
-                await finish(levels.begin_exit())
-            raise
-        except BaseException:
-            levels.abandon()
-            raise
-        self.update(tokens)
-        self._process = os.getpid()
-        self._ender = self._levels = levels
-        return self
-
-    async def _enter_all(self, levels: _Levels) -> dict[str, str]:
-        # Anything but 'default' is seconds by now.
-        pace = None if isinstance(self._timeout, str) else Pace(self._timeout)  # type: ignore[arg-type]
-        tokens = {}
-        # While somebody keeps them `conf.aio.get` returns them, so the task may enter again.
-        locks = self._locks = []
-        for name in self._names:
-            lock = self._module.get(name)
-            # What is held already stays alive while the others are waited for.
-            timeout = self._timeout if pace is None else pace.left()
-            acquiring = lock._acquiring(timeout, True, True)
-            try:
-                token, level = await acquiring.run()
-                levels.add(lock._lock, level)
-            except BaseException:
-                acquiring.give_up()
-                raise
-            tokens[name] = token
-            locks.append(lock)
-        levels.check()
-        if not self._autoextend:
-            levels.stop_extending()
-            for lock in locks:
-                if lock.remaining < 0.9 * lock.conf.maxtime:
-                    await lock.extend()
-        return tokens
-
-    def __await__(self) -> Any:
-        return self._acquire().__await__()
-
-    async def release(self) -> None:
-        """Releases all of them, also if the release of one fails; raises what failed first."""
-        if self._levels is not None:
-            exit_ = self._levels.begin_exit()
-            self._levels = None
-            await finish(exit_)
-
-    async def __aenter__(self) -> AsyncHolds:
-        # At once: another task may want to enter while this one waits.
-        self._begin_block(self._levels is None or self._process == os.getpid(), self._names)
-        try:
-            return await self._acquire()
-        except BaseException:
-            self._in_block = False
-            raise
 
     __aexit__ = _AsyncExit()

@@ -52,19 +52,27 @@ impl Holds {
         Some(hold.deadline)
     }
 
-    /// The hold of `old` is about to have another token, or (`None`) is not.
-    pub fn transferring(&mut self, old: &Token, new: Option<Token>) {
+    /// The hold of `old` is about to have another token.
+    pub fn transferring(&mut self, old: &Token, new: &Token) {
         let Some(id) = self.by_token.get(old).copied() else {
             return;
         };
         let Some(hold) = self.all.get_mut(&id) else {
             return;
         };
-        if let Some(before) = std::mem::replace(&mut hold.pending, new.clone()) {
+        if let Some(before) = hold.pending.replace(new.clone()) {
             self.by_token.remove(&before);
         }
-        if let Some(new) = new {
-            self.by_token.insert(new, id);
+        self.by_token.insert(new.clone(), id);
+    }
+
+    /// It is not going to have that one.
+    pub fn not_transferred(&mut self, old: &Token, new: &Token) {
+        let id = self.by_token.get(old).copied();
+        let hold = id.and_then(|id| self.all.get_mut(&id));
+        if let Some(hold) = hold.filter(|hold| hold.pending.as_ref() == Some(new)) {
+            hold.pending = None;
+            self.by_token.remove(new);
         }
     }
 

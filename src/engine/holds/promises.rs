@@ -640,8 +640,8 @@ fn a_transfer_is_known_by_both_tokens_until_it_is_done() {
     let id = scene.enter(&mut owner, CALL).hold;
     let (old, new, other) = (scene.token(id), Token::random(), Token::random());
     let knows = |scene: &Scene, token: &Token| scene.holds.with_token(token).is_some();
-    scene.holds.transferring(&old, Some(other.clone()));
-    scene.holds.transferring(&old, Some(new.clone()));
+    scene.holds.transferring(&old, &other);
+    scene.holds.transferring(&old, &new);
     assert!(knows(&scene, &old) && knows(&scene, &new) && !knows(&scene, &other));
     let release = |scene: &mut Scene, token: &Token| match scene.holds.release(
         scene.lock,
@@ -654,14 +654,16 @@ fn a_transfer_is_known_by_both_tokens_until_it_is_done() {
     };
     assert_eq!(release(&mut scene, &old), Some(new.clone()));
     assert_eq!(release(&mut scene, &new), None, "it is that one");
-    scene.holds.transferring(&old, None);
+    scene.holds.not_transferred(&old, &other);
+    assert!(knows(&scene, &new));
+    scene.holds.not_transferred(&old, &new);
     assert!(knows(&scene, &old) && !knows(&scene, &new));
-    scene.holds.transferring(&old, Some(other.clone()));
+    scene.holds.transferring(&old, &other);
     scene.holds.transferred(&old, &new);
     assert!(!knows(&scene, &old) && knows(&scene, &new) && !knows(&scene, &other));
     assert_eq!(scene.token(id), new);
     // What is gone is known by neither.
-    scene.holds.transferring(&new, Some(other.clone()));
+    scene.holds.transferring(&new, &other);
     scene.holds.released(id, true);
     assert!(scene.holds.by_token.is_empty());
 }

@@ -244,7 +244,7 @@ proptest! {
                     let old = models[owner].hold.and_then(|id| Some(holds.get(id)?.token.clone()));
                     let Some(old) = old else { continue };
                     let new = Token::random();
-                    holds.transferring(&old, Some(new.clone()));
+                    holds.transferring(&old, &new);
                     prop_assert!(holds.with_token(&new).is_some());
                     holds.transferred(&old, &new);
                     prop_assert!(holds.with_token(&old).is_none());

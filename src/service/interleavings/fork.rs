@@ -27,7 +27,11 @@ fn calls(locks: &Arc<Locks>, lock: &Lock, budget: Budget) -> Result<()> {
     let changed = locks
         .begin_transfer(lock, &caller, Some(token))
         .and_then(|transfer| locks.transfer(lock, transfer, budget))
-        .and_then(Confirmed::in_time)
+        .and_then(|confirmed| {
+            let token = confirmed.in_time()?.clone();
+            confirmed.read();
+            Ok(token)
+        })
         .and_then(|token| locks.is_lost(lock, &token, budget))
         .and_then(|_| locks.extend(lock, &caller, None, budget))
         .map(drop);
