@@ -288,7 +288,7 @@ def test_what_is_not_known_is_not_committed(conf: Conf, url: str, db: Db) -> Non
     with psycopg.connect(url) as connection:
         connection.execute("INSERT INTO work VALUES ('perhaps late')")
         guard = _guard.Guard(
-            lock, connection, "0", "SELECT 1 WHERE $1 = 'other'", ("name",), print, lost
+            lock, connection, "0", "SELECT 1 WHERE $1 = $2", ("name", "other"), print, lost
         )
         with pytest.raises(DatabaseUnavailable), guard:
             pytest.fail("the guard saw what is not there")
@@ -435,7 +435,13 @@ def test_what_a_coroutine_does_not_know_is_not_committed(conf: Conf, url: str, d
         async with await psycopg.AsyncConnection.connect(url) as connection:
             await connection.execute("INSERT INTO work VALUES ('perhaps late')")
             guard: _guard.AsyncGuard[Any] = _guard.AsyncGuard(
-                conf.aio.get("name"), connection, "0", "SELECT 1 WHERE false", (), print, lost
+                conf.aio.get("name"),
+                connection,
+                "0",
+                "SELECT 1 WHERE $1 = $2",
+                ("name", "other"),
+                print,
+                lost,
             )
             with pytest.raises(DatabaseUnavailable):
                 async with guard:

@@ -23,7 +23,13 @@ from opentelemetry.trace import StatusCode
 from prometheus_client import CollectorRegistry, generate_latest
 
 import score.distlock
-from score.distlock import CouldNotAcquireLock, DatabaseUnavailable, LockExpired, telemetry
+from score.distlock import (
+    CouldNotAcquireLock,
+    DatabaseUnavailable,
+    LockExpired,
+    _measuring,
+    telemetry,
+)
 
 from .conftest import PROJECT, python
 from .support.line import outlive, until, wait_until_waiting
@@ -523,7 +529,7 @@ def _fail(*_: Any, **__: Any) -> None:
 def test_an_observer_that_raises_breaks_nothing(
     conf: Conf, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(telemetry, "_failed", set())
+    monkeypatch.setattr(_measuring, "_failed", set())
     registry = CollectorRegistry()
     telemetry.instrument(conf, meter_provider=Broken([]))
     telemetry.prometheus(conf, registry)

@@ -1,6 +1,7 @@
 //! Turns an Engine, a URL or a DSN object into the core's `Url`.
 
 use super::errors::exception;
+use super::finalizing::ours;
 use crate::store::{self, Request, Url};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
@@ -21,9 +22,7 @@ impl Database {
         given: &Bound<'_, PyAny>,
         arguments: &Bound<'_, PyAny>,
     ) -> PyResult<Self> {
-        let source = py
-            .import("score.distlock._engine")?
-            .call_method1("source", (given, arguments))?;
+        let source = ours(py, "_engine", "source", (given, arguments))?;
         let text: String = source.getattr("text")?.extract()?;
         let label: String = source.getattr("label")?.extract()?;
         let options: Vec<(String, String)> = source.getattr("arguments")?.extract()?;

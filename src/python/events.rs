@@ -4,7 +4,7 @@
 //! process, and a destructor may run while an exception is under way. A thread of Python's
 //! own takes the events from here, see `_events.py`; so does each call when it returns.
 
-use super::finalizing::python_code;
+use super::finalizing::ours;
 use super::owner::is_main_thread;
 use crate::engine::Entered;
 use crate::process::ProcessLocal;
@@ -12,7 +12,6 @@ use crate::service::Callbacks;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyException;
-use pyo3::intern;
 use pyo3::prelude::*;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
@@ -153,10 +152,7 @@ pub fn attend(py: Python<'_>) -> PyResult<()> {
     if EVENTS.get().attended.swap(true, SeqCst) {
         return Ok(());
     }
-    let _running = python_code(py);
-    let started = py
-        .import("score.distlock._events")?
-        .call_method0(intern!(py, "start"));
+    let started = ours(py, "_events", "start", ());
     if started.is_err() {
         EVENTS.get().attended.store(false, SeqCst);
     }
@@ -189,10 +185,7 @@ fn parts(py: Python<'_>, event: Event) -> PyResult<Parts> {
 
 fn deliver(py: Python<'_>, event: Event) -> PyResult<()> {
     let (function, first, second) = parts(py, event)?;
-    let _running = python_code(py);
-    py.import(intern!(py, "score.distlock._events"))?
-        .call_method1(function, (first, second))
-        .map(drop)
+    ours(py, "_events", function, (first, second)).map(drop)
 }
 
 /// Delivers what has arrived, on the main thread. An error of a handler is nobody's here; what

@@ -1,6 +1,7 @@
 //! `__aexit__`, which ends the blocks of coroutines.
 
 use super::ending::Exit;
+use super::finalizing::ours;
 use super::hold::{Blocks, entered};
 use super::levels::Levels;
 use super::lock::Lock;
@@ -102,17 +103,11 @@ impl Leaving {
         py: Python<'py>,
         exception: &Bound<'py, PyTuple>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let aio = py.import(intern!(py, "score.distlock.aio"))?;
-        let leave = aio.getattr(intern!(py, "_leave"))?;
         let manager = self.manager.bind(py);
         let exit = self.begin(&manager.getattr(intern!(py, "_ender"))?)?;
         let arguments = (exit, manager).into_pyobject(py)?;
         // Python itself makes the body's exception the context of ours.
-        leave.call1(
-            arguments
-                .as_sequence()
-                .concat(exception.as_sequence())?
-                .to_tuple()?,
-        )
+        let arguments = arguments.as_sequence().concat(exception.as_sequence())?;
+        ours(py, "aio", "_leave", arguments.to_tuple()?)
     }
 }

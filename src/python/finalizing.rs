@@ -8,6 +8,7 @@
 //! So the end waits, for a moment, until no other thread is in such code, and lets none begin.
 
 use crate::process::ProcessLocal;
+use pyo3::call::PyCallArgs;
 use pyo3::prelude::*;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -63,6 +64,19 @@ pub fn python_code(py: Python<'_>) -> Running {
         Some(_) => {}
     }
     running
+}
+
+/// Calls a function of one of the package's Python modules.
+pub fn ours<'py>(
+    py: Python<'py>,
+    module: &str,
+    function: &str,
+    arguments: impl PyCallArgs<'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let _running = python_code(py);
+    py.import(format!("score.distlock.{module}"))?
+        .getattr(function)?
+        .call1(arguments)
 }
 
 /// The interpreter is about to end, on this thread.

@@ -1,6 +1,6 @@
 //! Records of holds as plain tuples, from which `_insight.py` makes objects.
 
-use super::finalizing::python_code;
+use super::finalizing::ours;
 use crate::store::Record;
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::{PyTypeError, PyValueError};
@@ -36,9 +36,7 @@ pub fn objects<'py>(
     function: &str,
     records: Vec<Record>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let _running = python_code(py);
-    py.import("score.distlock._insight")?
-        .call_method1(function, (all_fields(py, records)?,))
+    ours(py, "_insight", function, (all_fields(py, records)?,))
 }
 
 /// A fencing number that is an argument.

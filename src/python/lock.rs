@@ -6,7 +6,7 @@ use super::arguments;
 use super::call::call;
 use super::errors::exception;
 use super::events::Listeners;
-use super::finalizing::python_code;
+use super::finalizing::ours;
 use super::handle::{Configured, Handle, Shared};
 use super::hold::Hold;
 use super::lost::Lost;
@@ -130,8 +130,7 @@ impl Lock {
             })?;
             PyResult::Ok(lost.map(Loss::as_str))
         })?;
-        let _running = python_code(py);
-        py.import("score.distlock._guard")?.getattr(class)?.call1((
+        let arguments = (
             lock,
             connection,
             token.as_str(),
@@ -139,7 +138,8 @@ impl Lock {
             parameters,
             seen,
             lost,
-        ))
+        );
+        ours(py, "_guard", class, arguments)
     }
 
     /// Has an ending, which has begun, finished for a coroutine.
@@ -411,11 +411,10 @@ impl Lock {
         on_expiring: Option<&Bound<'_, PyAny>>,
         warn_before: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Hold> {
-        let _running = python_code(slf.py());
-        let options = slf.py().import("score.distlock._hold")?;
-        let lease: Option<f64> = options.call_method1("lease", (maxtime,))?.extract()?;
-        options.call_method1("callback", (on_lost,))?;
-        let note: Option<String> = options.call_method1("note", (note,))?.extract()?;
+        let py = slf.py();
+        let lease: Option<f64> = ours(py, "_hold", "lease", (maxtime,))?.extract()?;
+        ours(py, "_hold", "callback", (on_lost,))?;
+        let note: Option<String> = ours(py, "_hold", "note", (note,))?.extract()?;
         let defaults = &slf.get().handle.shared;
         let entering = Entering {
             timeout: timeout.or(defaults.timeout),
@@ -429,7 +428,7 @@ impl Lock {
         let listeners = Listeners {
             lock: slf.clone().into_any().unbind(),
             lost: on_lost.map(|on_lost| on_lost.clone().unbind()),
-            expiring: options.call_method1("warning", warning)?.extract()?,
+            expiring: ours(py, "_hold", "warning", warning)?.extract()?,
         };
         let handle = slf.get().handle.clone();
         let lock = slf.clone().into_any().unbind();

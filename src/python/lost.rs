@@ -2,7 +2,7 @@
 
 use super::aio::Inbox;
 use super::call::call_patiently;
-use super::finalizing::python_code;
+use super::finalizing::ours;
 use super::owner;
 use crate::service::{Lock, Wakeup, registry};
 use pyo3::exceptions::PyTypeError;
@@ -38,11 +38,7 @@ impl Lost {
     /// :returns: whether the hold is lost.
     #[pyo3(signature = (timeout=None))]
     fn wait(&self, py: Python<'_>, timeout: Option<&Bound<'_, PyAny>>) -> PyResult<bool> {
-        let seconds = {
-            let _running = python_code(py);
-            let options = py.import("score.distlock._hold")?;
-            options.call_method1("pause", (timeout,))?.extract()?
-        };
+        let seconds = ours(py, "_hold", "pause", (timeout,))?.extract()?;
         let limit = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         let caller = owner::current(py)?;
         let lock = &self.0;

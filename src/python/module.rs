@@ -6,6 +6,7 @@ use super::arguments;
 use super::call::call;
 use super::database::Database;
 use super::errors::exception;
+use super::finalizing::ours;
 use super::handle::{Configured, Shared};
 use super::insight;
 use super::levels::Levels;
@@ -106,9 +107,7 @@ impl ConfiguredDistlockModule {
         let request = Request::default();
         let acquired = acquire(py, self.locks(), &name, &request, None, Callbacks::default)?;
         let (_, token) = acquired.map_err(|error| exception(py, error))?;
-        let seen = py
-            .import("score.distlock._engine")?
-            .call_method1("verify", (self.engine(py)?, bound));
+        let seen = ours(py, "_engine", "verify", (self.engine(py)?, bound));
         let (lock, caller) = (service::Lock::new(name.clone()), owner::current(py)?);
         let ending = self.locks().begin_release(&lock, &caller, Some(&token));
         call(py, self.timeout(), |budget| {
@@ -177,10 +176,7 @@ impl ConfiguredDistlockModule {
         connect_args: Option<Bound<'_, PyAny>>,
         table_owner: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let config = py.import("score.distlock._config")?;
-        let maxtime: f64 = config
-            .call_method1("interval", (maxtime, "maxtime"))?
-            .extract()?;
+        let maxtime: f64 = ours(py, "_config", "interval", (maxtime, "maxtime"))?.extract()?;
         let options = PyDict::new(py);
         for (key, value) in [
             ("pool_size", pool_size),
@@ -194,7 +190,7 @@ impl ConfiguredDistlockModule {
         ] {
             options.set_item(key, value)?;
         }
-        let checked = config.call_method1("constructor", (options,))?;
+        let checked = ours(py, "_config", "constructor", (options,))?;
         let (pool, engine_options, table_owner): (_, Py<PyDict>, Option<String>) =
             checked.extract()?;
         let (size, overflow, limit, recycle, pre_ping): (usize, i64, f64, Option<f64>, bool) = pool;
@@ -261,9 +257,12 @@ impl ConfiguredDistlockModule {
             .iter()
             .map(|(name, value)| (*name, PyBytes::new(py, value)));
         let explicit: Vec<_> = explicit.collect();
-        let made = py
-            .import("score.distlock._engine")?
-            .call_method1("create", (driver, explicit, &self.engine_options))?;
+        let made = ours(
+            py,
+            "_engine",
+            "create",
+            (driver, explicit, &self.engine_options),
+        )?;
         let mut slot = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(slot.get_or_insert_with(|| made.unbind()).bind(py).clone())
     }
@@ -367,8 +366,7 @@ impl ConfiguredDistlockModule {
         autoextend: Option<bool>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = slf.py();
-        let all = py.import("score.distlock._all")?;
-        let names: Vec<Bound<'py, PyAny>> = all.getattr("ordered")?.call1((names,))?.extract()?;
+        let names: Vec<Bound<'py, PyAny>> = ours(py, "_all", "ordered", (names,))?.extract()?;
         let this = slf.get();
         let autoextend = autoextend.unwrap_or(this.shared.autoextend);
         let until = timeout
@@ -398,7 +396,7 @@ impl ConfiguredDistlockModule {
             locks.push((lock, token.as_str().to_owned()));
         }
         let levels = Bound::new(py, levels)?;
-        let holds = all.getattr("Holds")?.call1((&levels, locks, autoextend));
+        let holds = ours(py, "_all", "Holds", (&levels, locks, autoextend));
         holds.inspect_err(|error| {
             // The exception itself keeps them, with its traceback.
             if error.is_instance_of::<PyException>(py) {
@@ -445,7 +443,7 @@ impl ConfiguredDistlockModule {
             Timeout::Configured => "default".into_py_any(py)?,
             Timeout::Given(timeout) => timeout.map(|time| time.as_secs_f64()).into_py_any(py)?,
         };
-        py.import("score.distlock._locked")?.getattr("of")?.call1((
+        let arguments = (
             slf,
             name,
             timeout,
@@ -454,7 +452,8 @@ impl ConfiguredDistlockModule {
             on_lost,
             on_expiring,
             warn_before,
-        ))
+        );
+        ours(py, "_locked", "of", arguments)
     }
 
     /// The same locks for coroutines: an :class:`~score.distlock.aio.AsyncModule`.
@@ -470,10 +469,7 @@ impl ConfiguredDistlockModule {
             return Ok(aio);
         }
         // Not under the mutex, as importing runs Python.
-        let made = py
-            .import("score.distlock.aio")?
-            .getattr("AsyncModule")?
-            .call1((slf,))?;
+        let made = ours(py, "aio", "AsyncModule", (slf,))?;
         let mut slot = this.aio.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(slot.get_or_insert_with(|| made.unbind()).bind(py).clone())
     }
@@ -677,9 +673,8 @@ impl ConfiguredDistlockModule {
         match session {
             Some(session) => {
                 let sql = call(py, self.timeout(), |budget| self.locks().vacuum_sql(budget))?;
-                py.import("score.distlock._sqlalchemy")?
-                    .call_method1("vacuum", (session, sql, self.maxtime, zone::offset()))?;
-                Ok(())
+                let arguments = (session, sql, self.maxtime, zone::offset());
+                ours(py, "_sqlalchemy", "vacuum", arguments).map(drop)
             }
             None => call(py, self.timeout(), |budget| self.locks().vacuum(budget)),
         }
@@ -748,17 +743,13 @@ impl ConfiguredDistlockModule {
 pub fn init<'py>(confdict: &Bound<'py, PyAny>) -> PyResult<Bound<'py, ConfiguredDistlockModule>> {
     let py = confdict.py();
     try_init(confdict).inspect_err(|error| {
-        let config = py.import("score.distlock._config");
         // What was wrong is told in any case.
-        let _ = config.and_then(|it| it.call_method1("of_file", (error.value(py), confdict)));
+        let _ = ours(py, "_config", "of_file", (error.value(py), confdict));
     })
 }
 
 fn try_init<'py>(confdict: &Bound<'py, PyAny>) -> PyResult<Bound<'py, ConfiguredDistlockModule>> {
-    let options = confdict
-        .py()
-        .import("score.distlock._config")?
-        .call_method1("read", (confdict,))?;
+    let options = ours(confdict.py(), "_config", "read", (confdict,))?;
     open(options.cast::<PyDict>()?)
 }
 

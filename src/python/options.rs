@@ -1,7 +1,7 @@
 //! Options for entering a lock, extracted from Python arguments.
 
 use super::errors::exception;
-use super::finalizing::python_code;
+use super::finalizing::ours;
 use crate::engine::Lease;
 use crate::error::Error;
 use pyo3::exceptions::PyValueError;
@@ -41,12 +41,7 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Timeout {
                 return Ok(Timeout::Configured);
             }
         }
-        let _running = python_code(value.py());
-        let timeout: Option<f64> = value
-            .py()
-            .import("score.distlock._config")?
-            .call_method1("timeout", (value,))?
-            .extract()?;
+        let timeout: Option<f64> = ours(value.py(), "_config", "timeout", (value,))?.extract()?;
         // `_config.py` lets nothing through that is no time.
         let duration = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         Ok(Timeout::Given(timeout.map(duration)))

@@ -61,10 +61,10 @@ def naming(asked: NameAttribute) -> Name:
             f"or None, not {type(asked).__name__}"
         )
     templates = [asked] if isinstance(asked, str) else list(asked)
-    matching = [(template, matching(template)) for template in templates]
+    known = [(template, matching(template)) for template in templates]
 
     def name_of(name: str) -> str | None:
-        return next((template for template, matches in matching if matches(name)), None)
+        return next((template for template, matches in known if matches(name)), None)
 
     return name_of
 
