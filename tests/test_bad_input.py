@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import secrets
 import traceback
 from datetime import timedelta
@@ -48,6 +49,12 @@ LONG = 10**5000
         ({"sqlalchemy.url": "embedded:/"}, ["root folder"]),
         ({"sqlalchemy.url": URL, "maxtim": "1m"}, ["'maxtim'", "did you mean 'maxtime'"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.poolsize": "1"}, ["did you mean", "pool_size"]),
+        ({"url": URL}, ["'url' is not a key", "did you mean 'sqlalchemy.url'"]),
+        ({"DSN": URL}, ["did you mean 'sqlalchemy.url'"]),
+        ({"database_url": URL}, ["did you mean 'sqlalchemy.url'"]),
+        ({"sqlalchemy.url": URL, "pool_size": 1}, ["did you mean 'sqlalchemy.pool_size'"]),
+        ({"sqlalchemy.url": URL, "maxtime": "1 fortnight"}, ["'1 fortnight'", "ms, s, m, h, d, w"]),
+        ({"sqlalchemy.url": URL, "timeout": "forever"}, ["'forever'", "none waits without limit"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.poolclass": "x"}, ["sqlalchemy.poolclass"]),
         ({"sqlalchemy.url": URL, 7: "x"}, ["7 is not a key"]),
         ({"sqlalchemy.url": URL, LONG: "x"}, ["a very long int is not a key"]),
@@ -358,3 +365,71 @@ def test_a_name_that_the_databases_encoding_cannot_store(admin_url: str) -> None
         for call in (conf.acquire, conf.try_acquiring, lambda name: conf.extend(name, "ab" * 128)):
             with pytest.raises(ValueError, match="database's encoding cannot store"):
                 call("ключ")
+
+
+@pytest.mark.parametrize("value", ["maybe", "", 1, 0.0, [], object()])
+def test_what_is_true_or_false_is_a_bool(value: Any) -> None:
+    conf = ConfiguredDistlockModule(URL, 1)  # never connects
+    lock, words = conf.get("name"), {"autoextend": value}
+    for call in (
+        lambda: lock.hold(**words),
+        lambda: conf.aio.get("name").hold(**words),
+        lambda: conf.acquire_all(["name"], **words),
+        lambda: conf.aio.acquire_all(["name"], **words),
+        lambda: conf.locked("name", **words),
+        lambda: score.distlock.locked("name", conf=lambda: conf, **words),
+    ):
+        with pytest.raises(TypeError, match=r"^autoextend must be True or False, not .*; None is"):
+            call()
+    for name in ("autoextend", "reentrant"):
+        with pytest.raises(TypeError, match=f"^{name} must be True or False, not "):
+            ConfiguredDistlockModule(URL, 1, **{name: value})
+        with pytest.raises(TypeError, match=f"^{name} must be True or False, not "):
+            score.distlock.connect(URL, **{name: value})
+    with pytest.raises(TypeError, match=r"^cancel_on_loss must be True or False, not "):
+        conf.aio.get("name").hold(cancel_on_loss=value)
+
+
+def test_a_token_that_is_taken_for_something_else_is_not_told() -> None:
+    conf = ConfiguredDistlockModule(URL, 1)
+    token = "0123abcd" * 32
+    for call in (
+        lambda: conf.get("name").hold(0, token),  # type: ignore[arg-type]
+        lambda: conf.acquire("name", token),  # type: ignore[call-arg]
+        lambda: conf.get("name").acquire(token),  # type: ignore[call-arg]
+    ):
+        with pytest.raises(TypeError) as caught:
+            call()
+        assert token[:8] not in str(caught.value)
+
+
+def test_a_timeout_by_position_is_told_its_name() -> None:
+    conf: Any = ConfiguredDistlockModule(URL, 1)
+    calls: list[tuple[Any, str]] = [
+        (lambda: conf.acquire("name", 10), "acquire(name, timeout=…)"),
+        (lambda: conf.get("name").acquire(10), "acquire(timeout=…)"),
+        (lambda: conf.acquire_all(["name"], 10), "acquire_all(names, timeout=…)"),
+    ]
+    for call, shown in calls:
+        with pytest.raises(TypeError, match="timeout is given by its name") as caught:
+            call()
+        assert shown in str(caught.value)
+    signature = str(inspect.signature(score.distlock.Lock.acquire))
+    assert signature == "(self, /, *, timeout='default')"
+    signature = str(inspect.signature(ConfiguredDistlockModule.acquire))
+    assert signature == "(self, /, name, *, timeout='default')"
+
+
+def test_a_timeout_without_an_end_is_none() -> None:
+    conf = ConfiguredDistlockModule(URL, 1)
+    for call in (
+        lambda: conf.acquire("name", timeout="forever"),
+        lambda: conf.get("name").hold(timeout="forever"),
+        lambda: conf.aio.get("name").hold(timeout="forever"),
+        lambda: conf.locked("name", timeout="forever"),
+    ):
+        with pytest.raises(ValueError, match=r"'forever'.*; None waits without limit"):
+            call()
+    with pytest.raises(ValueError, match="fortnight") as caught:
+        conf.get("name").hold(maxtime="1 fortnight")
+    assert "without limit" not in str(caught.value)

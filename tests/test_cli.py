@@ -19,6 +19,7 @@ import pytest
 import score.distlock
 from score.distlock.cli import _demo
 
+from .server_free import free_port
 from .test_cli_run import cli, ended, foreground, state, until, waiters
 
 Db = psycopg.Connection[Any]
@@ -364,3 +365,25 @@ def test_a_demonstration_that_fails_is_told(events: list[tuple[str, int]]) -> No
     more = [pair for fence in range(3, 7) for pair in (("holds", fence), ("releases", fence))]
     assert _demo._follow([("holds", 1), ("releases", 1), ("holds", 2), ("releases", 2), *more])
     assert not _demo._follow([*events, *more])
+
+
+def test_without_a_token_the_command_is_shown(url: str) -> None:
+    for command in ("extend", "release"):
+        complained = run(url, command, "two words")[2]
+        assert f"write: DISTLOCK_TOKEN=… score-distlock {command} 'two words'\n" in complained
+
+
+def test_without_a_url_the_error_says_where_one_is_given() -> None:
+    place = {"PGHOST": "127.0.0.1", "PGPORT": str(free_port())}
+    status, said, complained = run("", "list", env=place)
+    assert (status, said) == (69, "")
+    for part in ("no URL was given", "PGHOST, PGPORT", "--url or DISTLOCK_URL"):
+        assert part in complained
+    assert complained.count("\n") == 1
+
+
+def test_a_wait_without_an_end_is_none(url: str) -> None:
+    status, _, complained = run(url, "acquire", "name", "--wait", "forever")
+    assert status == 2
+    assert "'forever'" in complained
+    assert "'none' waits without limit" in complained

@@ -512,3 +512,43 @@ def test_only_one_runs_at_a_time(url: str, tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert results == [(0, "", "")] * 6
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        (["name", "echo"], "name -- echo"),
+        (["name", "mysqldump", "-psecret", "--all"], "name -- mysqldump …"),
+        (["name", "--wait", "1s", "echo", "-n"], "name --wait 1s -- echo …"),
+        (["--quiet", "two words", "echo"], "--quiet 'two words' -- echo"),
+        (["name"], "name -- ./import.py --all"),
+        (["name", "--"], "name -- ./import.py --all"),
+    ],
+)
+def test_forgotten_dashes_are_shown_in_their_place(words: list[str], right: str) -> None:
+    status, said, complained = ended(cli("run", *words, url="postgresql://u@127.0.0.1:1/d"))
+    assert (status, said) == (2, "")
+    assert complained.endswith(f"score-distlock run {right}\n")
+    assert "secret" not in complained
+
+
+def test_wrong_options_before_a_forgotten_dash_come_first() -> None:
+    process = cli("run", "name", "--odd", "echo", url="postgresql://u@127.0.0.1:1/d")
+    assert "--odd" in ended(process)[2]
+
+
+def test_a_refusal_is_quiet_if_asked_to(run: Callable[..., Process], conf: Conf) -> None:
+    token = conf.acquire("name")
+    assert ended(run("--quiet")) == (75, "", "")
+    assert ended(run("--quiet", "--wait", "10ms", "--exit-code", "3")) == (3, "", "")
+    conf.release("name", token)
+    code = "import sys; print('said'); print('complained', file=sys.stderr)"
+    assert ended(run("--quiet", code=code)) == (0, "said\n", "complained\n")
+
+
+def test_anything_else_is_told_though_quiet(run: Callable[..., Process], url: str) -> None:
+    status, _, complained = ended(run("--quiet", at="postgresql://u@/nowhere?host=/nowhere"))
+    assert status == 69
+    assert "cannot reach the database" in complained
+    wrong = cli("run", "other", "--quiet", "--", "/not/there", url=url)
+    assert "cannot be executed" in ended(wrong)[2]

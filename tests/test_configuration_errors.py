@@ -106,6 +106,10 @@ def test_the_files_section_is_named(tmp_path: Path) -> None:
     file.write_text("[score.init]\nmodules = score.distlock\n")
     with pytest.raises(ConfigurationError, match=r"in the section \[distlock\]"):
         score.init.init_from_file(str(file))
+    # It may be there for others.
+    file.write_text("[score.init]\nmodules = score.distlock\n[DEFAULT]\nurl = a\n[distlock]\n")
+    with pytest.raises(ConfigurationError, match=r"url is missing .*'url' is no key of this"):
+        score.init.init_from_file(str(file))
 
 
 #: What decides how a URL is split, between what would be recognised.

@@ -14,9 +14,11 @@ from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
 import score.distlock
+from score.distlock import DatabaseError, DatabaseUnavailable, _connect
 from score.init import ConfigurationError
 
 from .conftest import python
+from .server_free import free_port
 from .test_neighbours import roles
 
 __all__ = ("roles",)
@@ -83,11 +85,60 @@ def test_what_cannot_be_used_is_refused(url: str, options: Any, message: str) ->
 
 
 def test_what_is_no_url() -> None:
-    with pytest.raises(TypeError, match="Engine or a URL"):
+    with pytest.raises(TypeError, match=r"^url must be .* Engine or a URL .*'postgresql://user@"):
         score.distlock.connect(17)
     with pytest.raises(ConfigurationError) as raised:
         score.distlock.connect(f"mysql://u:{SECRET}@h/d")
     assert SECRET not in repr(raised.value)
+
+
+def test_an_empty_url_is_told_what_to_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PGSERVICE", "PGHOST", "PGHOSTADDR", "PGDATABASE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigurationError, match=r"\] url is empty.*connect\('postgresql://"):
+        score.distlock.connect("")
+
+
+def test_without_a_url_the_error_says_what_was_used_instead(
+    monkeypatch: pytest.MonkeyPatch, tcp_url: str
+) -> None:
+    for name in _connect._PLACE:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PGPORT", str(free_port()))
+    monkeypatch.setenv("PGPASSWORD", SECRET)
+    said = r"cannot reach .* \(no URL was given, .*: PGPORT; pass one: connect\('postgresql://"
+    with pytest.raises(DatabaseUnavailable, match=said):
+        score.distlock.connect(pool_timeout=1)
+    monkeypatch.setenv("PGHOST", "127.0.0.1")
+    with pytest.raises(DatabaseUnavailable, match=r": PGHOST, PGPORT; pass one"):
+        score.distlock.connect(None, pool_timeout=1)
+    with pytest.raises(DatabaseUnavailable) as caught:
+        score.distlock.connect("postgresql://", pool_timeout=1)
+    assert "no URL" not in str(caught.value)
+    # The server itself refuses.
+    server = conninfo_to_dict(tcp_url)
+    for key in ("host", "port", "user"):
+        monkeypatch.setenv("PG" + key.upper(), str(server[key]))
+    monkeypatch.setenv("PGDATABASE", "nowhere")
+    with pytest.raises(DatabaseError, match=r"no URL was given, .*PGUSER; pass one") as refused:
+        score.distlock.connect(pool_timeout=5)
+    assert refused.value.sqlstate == "28P01"
+    assert SECRET not in str(refused.value)
+
+
+def test_without_a_url_and_a_variable_the_defaults_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in _connect._PLACE:
+        monkeypatch.delenv(name, raising=False)
+
+    def refuse(options: object) -> None:
+        raise DatabaseUnavailable("gone")
+
+    # A server may be where the defaults lead.
+    monkeypatch.setattr(_connect, "_open", refuse)
+    with pytest.raises(DatabaseUnavailable, match=r"^gone \(no URL .*none of PGSERVICE, .* is"):
+        score.distlock.connect()
 
 
 #: With these settings.DATABASES: what happens.
@@ -140,10 +191,21 @@ def test_another_alias(url: str) -> None:
     }
     assert "acquired" in django(databases, "locks")
     refused = django(databases)
-    for part in ("ConfigurationError", "DATABASES['default']", "sqlite3", "from_django('alias')"):
+    for part in (
+        "ConfigurationError",
+        "DATABASES['default']",
+        "sqlite3",
+        "set ENGINE",
+        "from_django('alias')",
+    ):
         assert part in refused
     missing = django(databases, "lokcs")
-    for part in ("ConfigurationError", "DATABASES['lokcs'] is missing", "'default', 'locks'"):
+    for part in (
+        "ConfigurationError",
+        "DATABASES['lokcs'] is missing",
+        "'default', 'locks'",
+        "add",
+    ):
         assert part in missing
 
 
@@ -200,7 +262,7 @@ def test_a_service(url: str, tmp_path: Path) -> None:
         ({"OPTIONS": {"sslmod": "require"}}, ["sslmod"]),
         ({"OPTIONS": {"sslrootcert": [SECRET]}}, ["sslrootcert", "list"]),
         ({"PORT": "55x"}, ["port"]),
-        ({"NAME": ""}, ["NAME"]),
+        ({"NAME": ""}, ["its NAME is empty; set NAME to", "service"]),
         ({"NAME": "x" * 100}, ["NAME"]),
     ],
 )

@@ -11,11 +11,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
+from unittest import mock
 
 import psycopg
 import psycopg2
 import pytest
 import sqlalchemy
+from django.db.backends.utils import CursorWrapper
 from sqlalchemy.orm import Session
 
 import score.distlock
@@ -409,3 +411,23 @@ conf = score.distlock.init({'sqlalchemy.url': sys.argv[1], 'maxtime': '0'})
 conf.vacuum()
 print('vacuumed')
 """
+
+
+def test_whoever_passes_a_cursor_is_told_to_pass_its_connection(conf: Conf, url: str) -> None:
+    lock = conf.get("name")
+    lock.acquire()
+    hint = r"this is a \S+; pass its connection: cursor\.connection$"
+    for driver in (psycopg, psycopg2):
+        with contextlib.closing(driver.connect(url)) as connection:
+            cursor = connection.cursor()
+            with pytest.raises(TypeError, match=hint):
+                lock.guard(cursor)
+            with lock.guard(cursor.connection):
+                pass
+    with pytest.raises(TypeError, match=hint):
+        lock.guard(CursorWrapper(cursor, mock.MagicMock()))
+    asynchronous = psycopg.AsyncConnection(psycopg.connect(url).pgconn)
+    alock = conf.aio.get("name")
+    with pytest.raises(TypeError, match=hint):
+        alock.guard(asynchronous.cursor(), token=lock.token)
+    lock.release()

@@ -850,3 +850,44 @@ def test_the_embedded_server(pytester: pytest.Pytester, tmp_path_factory: Any) -
                 wait_for_the_end(data)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_without_sqlalchemy_the_fixtures_say_what_to_install(
+    run: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = pytester.mkdir("without")
+    (folder / "sqlalchemy.py").write_text("raise ModuleNotFoundError('not there')")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    result = run("def test(distlock): pass")
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        ["*the fixtures need SQLAlchemy: pip install 'score.distlock?sqlalchemy?'"]
+    )
+
+
+def test_what_is_no_lock_and_no_name(run: Run) -> None:
+    result = run(
+        """
+        import pytest
+
+        @pytest.mark.parametrize('wrong', [5, None, b'name', []])
+        def test_wrong(distlock_expire, distlock_lose, distlock_held_elsewhere, wrong):
+            kind = type(wrong).__name__
+            for fixture in (distlock_expire, distlock_lose):
+                with pytest.raises(TypeError, match=f'pass the Lock, or the name .* not a {kind}'):
+                    fixture(wrong)
+            with pytest.raises(TypeError, match=f'pass the name of the lock .* not a {kind}'):
+                distlock_held_elsewhere(wrong)
+
+        def test_token(distlock, distlock_expire):
+            token = distlock.acquire('name')
+            with pytest.raises(ValueError, match='^this is a token: pass the Lock, or the name'):
+                distlock_expire(token)
+
+        def test_name_like_a_token(distlock, distlock_expire):
+            distlock.acquire('ab' * 128)
+            distlock_expire('ab' * 128)
+            assert distlock.acquire('ab' * 128)
+        """
+    )
+    result.assert_outcomes(passed=6)

@@ -153,6 +153,10 @@ def test_without_the_right_the_error_holds_the_sql(url: str, db: Db, before: str
         with pytest.raises(DatabaseError, match="An administrator must run:") as caught:
             score.distlock.init({"sqlalchemy.url": limited})
         assert caught.value.sqlstate == "42501"
+        last = caught.value.message.splitlines()[-1]  # a comment in the SQL
+        assert last.startswith("-- Run it in this database, postgresql://")
+        assert db.info.dbname in last
+        assert "`python -m score.distlock schema --grant ROLE`" in last
         db.execute(caught.value.message.partition("must run:")[2].encode())
         conf = score.distlock.init({"sqlalchemy.url": limited})
         token = conf.acquire("granted")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import re
 import secrets
 import subprocess
 import sys
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 #: How long a wait for somebody in the other process may take, unless the test says so.
 _PATIENCE = 5.0
+
+#: What is no name of a lock, and to be shown to nobody.
+_TOKEN = re.compile("[0-9a-f]{256}")
 
 #: How long a test that is marked "contended" waits for its locks, unless its options say so.
 _CONTENDED_TIMEOUT = "30s"
@@ -220,10 +224,14 @@ class _Place:
 
     def expire(self, lock: _Any) -> tuple[str, str]:
         """Ends the lease of a hold; its name and token."""
+        if not isinstance(lock, str) and not (hasattr(lock, "name") and hasattr(lock, "token")):
+            raise TypeError(f"pass the Lock, or the name of the lock, not a {type(lock).__name__}")
         name, token = (lock, None) if isinstance(lock, str) else (lock.name, lock.token)
         if not isinstance(lock, str) and token is None:
             raise ValueError(f"the lock {name!r} is not held through this object")
         expired = self.ask("expire", name, token)
+        if expired is None and _TOKEN.fullmatch(name):
+            raise ValueError("this is a token: pass the Lock, or the name of the lock")
         if expired is None:
             raise ValueError(
                 f"nobody holds the lock {name!r} any more"
@@ -395,6 +403,8 @@ def distlock_held_elsewhere(_distlock_place: _Place) -> Callable[..., Elsewhere]
     place = _distlock_place
 
     def distlock_held_elsewhere(name: str, timeout: float = _PATIENCE) -> Elsewhere:
+        if not isinstance(name, str):
+            raise TypeError(f"pass the name of the lock as a str, not a {type(name).__name__}")
         held = Elsewhere(place.pipe, place.ask("hold", name, timeout), name)
         held._wait()
         return held

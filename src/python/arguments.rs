@@ -1,11 +1,42 @@
 //! Names and tokens as Python passes them.
 
 use super::errors::exception;
+use super::finalizing::ours;
 use crate::engine::{Name, Token};
 use crate::error::Error;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyString};
+use pyo3::types::{PyBool, PyBytes, PyString, PyTuple};
+
+/// A bool, or `None`: as it is configured. Nothing else counts as one.
+pub fn choice(value: Option<&Bound<'_, PyAny>>, key: &str) -> PyResult<Option<bool>> {
+    value.map_or(Ok(None), |value| flag(value, "choice", key))
+}
+
+/// A bool that has a default.
+pub fn flag_or(default: bool, value: Option<&Bound<'_, PyAny>>, key: &str) -> PyResult<bool> {
+    value.map_or(Ok(default), |value| {
+        flag(value, "flag", key).map(|flag| flag.unwrap_or(default))
+    })
+}
+
+fn flag(value: &Bound<'_, PyAny>, parser: &str, key: &str) -> PyResult<Option<bool>> {
+    if let Ok(flag) = value.cast::<PyBool>() {
+        return Ok(Some(flag.is_true()));
+    }
+    ours(value.py(), "_config", parser, (value, key))?.extract()
+}
+
+/// Refuses what was given by position where only `key` is left, which has to be named.
+pub fn named(given: &Bound<'_, PyTuple>, call: &str, key: &str) -> PyResult<()> {
+    if given.is_empty() {
+        return Ok(());
+    }
+    // What was given may be a token, and is not shown.
+    Err(PyTypeError::new_err(format!(
+        "{key} is given by its name: write {call}{key}=…)"
+    )))
+}
 
 fn type_name(value: &Bound<'_, PyAny>) -> String {
     value

@@ -19,7 +19,7 @@ use crate::service::{self, Locks, Request, Wait};
 use crate::store::Budget;
 use crate::zone;
 use pyo3::prelude::*;
-use pyo3::types::{PyCFunction, PyString};
+use pyo3::types::{PyCFunction, PyString, PyTuple};
 use std::sync::Arc;
 
 /// A named mutex. :meth:`ConfiguredDistlockModule.get` gives you one.
@@ -251,8 +251,14 @@ impl Lock {
     /// :raises CouldNotAcquireLock: if the lock is still held elsewhere after `timeout`.
     /// :raises LockExpired: if the caller held the lock and has lost it.
     /// :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``.
-    #[pyo3(signature = (*, timeout=Timeout::Configured), text_signature = "($self, *, timeout='default')")]
-    pub fn acquire(&self, py: Python<'_>, timeout: Timeout) -> PyResult<String> {
+    #[pyo3(signature = (*rest, timeout=Timeout::Configured), text_signature = "($self, *, timeout='default')")]
+    pub fn acquire(
+        &self,
+        py: Python<'_>,
+        rest: &Bound<'_, PyTuple>,
+        timeout: Timeout,
+    ) -> PyResult<String> {
+        arguments::named(rest, "acquire(", "timeout")?;
         match enter(py, &self.handle, self.entering(timeout), None)? {
             Ok((_, token)) => Ok(token.as_str().to_owned()),
             Err(error) => Err(exception(py, error)),
@@ -404,13 +410,14 @@ impl Lock {
     fn hold(
         slf: &Bound<'_, Self>,
         timeout: Timeout,
-        autoextend: Option<bool>,
+        autoextend: Option<&Bound<'_, PyAny>>,
         maxtime: Option<&Bound<'_, PyAny>>,
         on_lost: Option<&Bound<'_, PyAny>>,
         note: Option<&Bound<'_, PyAny>>,
         on_expiring: Option<&Bound<'_, PyAny>>,
         warn_before: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Hold> {
+        let autoextend = arguments::choice(autoextend, "autoextend")?;
         let py = slf.py();
         let lease: Option<f64> = ours(py, "_hold", "lease", (maxtime,))?.extract()?;
         ours(py, "_hold", "callback", (on_lost,))?;

@@ -154,7 +154,7 @@ impl ConfiguredDistlockModule {
 
     #[new]
     #[pyo3(signature = (
-        engine, maxtime, *, reentrant=true, timeout=ConfiguredTimeout(Timeout::ZERO), autoextend=false, pool_size=None,
+        engine, maxtime, *, reentrant=None, timeout=ConfiguredTimeout(Timeout::ZERO), autoextend=None, pool_size=None,
         max_overflow=None, pool_timeout=None, pool_recycle=None, pool_pre_ping=None, echo=None,
         isolation_level=None, connect_args=None, table_owner=None
     ), text_signature = "(engine, maxtime, *, reentrant=True, timeout=0, autoextend=False, pool_size=None, max_overflow=None, pool_timeout=None, pool_recycle=None, pool_pre_ping=None, echo=None, isolation_level=None, connect_args=None, table_owner=None)")]
@@ -163,9 +163,9 @@ impl ConfiguredDistlockModule {
         py: Python<'_>,
         engine: &Bound<'_, PyAny>,
         maxtime: &Bound<'_, PyAny>,
-        reentrant: bool,
+        reentrant: Option<&Bound<'_, PyAny>>,
         timeout: ConfiguredTimeout,
-        autoextend: bool,
+        autoextend: Option<&Bound<'_, PyAny>>,
         pool_size: Option<Bound<'_, PyAny>>,
         max_overflow: Option<Bound<'_, PyAny>>,
         pool_timeout: Option<Bound<'_, PyAny>>,
@@ -177,6 +177,8 @@ impl ConfiguredDistlockModule {
         table_owner: Option<Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         let maxtime: f64 = ours(py, "_config", "interval", (maxtime, "maxtime"))?.extract()?;
+        let reentrant = arguments::flag_or(true, reentrant, "reentrant")?;
+        let autoextend = arguments::flag_or(false, autoextend, "autoextend")?;
         let options = PyDict::new(py);
         for (key, value) in [
             ("pool_size", pool_size),
@@ -202,10 +204,7 @@ impl ConfiguredDistlockModule {
             pre_ping,
         };
         let database = Database::read(py, engine, &connect_args.into_pyobject(py)?)?;
-        let lease = Lease::from_seconds(maxtime).ok_or_else(|| {
-            let message = format!("maxtime: {maxtime} is out of range");
-            exception(py, Error::Configuration(message))
-        })?;
+        let lease = lease(maxtime).map_err(|error| exception(py, error))?;
         let made = ConfiguredDistlockModule {
             shared: Arc::new(Shared {
                 locks: Arc::new(Locks::new(
@@ -331,13 +330,15 @@ impl ConfiguredDistlockModule {
     /// :returns: the token of the hold, 256 hexadecimal digits.
     /// :raises CouldNotAcquireLock: if the lock is still held after `timeout`.
     /// :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``.
-    #[pyo3(signature = (name, *, timeout=Timeout::Configured), text_signature = "($self, name, *, timeout='default')")]
+    #[pyo3(signature = (name, *rest, timeout=Timeout::Configured), text_signature = "($self, name, *, timeout='default')")]
     fn acquire(
         &self,
         py: Python<'_>,
         name: &Bound<'_, PyAny>,
+        rest: &Bound<'_, PyTuple>,
         timeout: Timeout,
     ) -> PyResult<String> {
+        arguments::named(rest, "acquire(name, ", "timeout")?;
         self.token(py, name, timeout)?
             .map_err(|error| exception(py, error))
     }
@@ -358,14 +359,17 @@ impl ConfiguredDistlockModule {
     /// :returns: a :class:`dict` from name to token. As a context manager it releases all of
     ///     them at the end of the block; otherwise its ``release()`` does.
     /// :raises CouldNotAcquireLock: if one of them is still held after `timeout`.
-    #[pyo3(signature = (names, *, timeout=Timeout::Configured, autoextend=None), text_signature = "($self, names, *, timeout='default', autoextend=None)")]
+    #[pyo3(signature = (names, *rest, timeout=Timeout::Configured, autoextend=None), text_signature = "($self, names, *, timeout='default', autoextend=None)")]
     fn acquire_all<'py>(
         slf: &Bound<'py, Self>,
         names: &Bound<'py, PyAny>,
+        rest: &Bound<'py, PyTuple>,
         timeout: Timeout,
-        autoextend: Option<bool>,
+        autoextend: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
+        arguments::named(rest, "acquire_all(names, ", "timeout")?;
         let py = slf.py();
+        let autoextend = arguments::choice(autoextend, "autoextend")?;
         let names: Vec<Bound<'py, PyAny>> = ours(py, "_all", "ordered", (names,))?.extract()?;
         let this = slf.get();
         let autoextend = autoextend.unwrap_or(this.shared.autoextend);
@@ -432,7 +436,7 @@ impl ConfiguredDistlockModule {
         slf: &Bound<'py, Self>,
         name: &Bound<'py, PyAny>,
         timeout: Timeout,
-        autoextend: Option<bool>,
+        autoextend: Option<Bound<'py, PyAny>>,
         maxtime: Option<Bound<'py, PyAny>>,
         on_lost: Option<Bound<'py, PyAny>>,
         on_expiring: Option<Bound<'py, PyAny>>,
@@ -764,7 +768,32 @@ pub fn open<'py>(options: &Bound<'py, PyDict>) -> PyResult<Bound<'py, Configured
         .cast_into::<ConfiguredDistlockModule>()?;
     let module = conf.get();
     call(py, module.timeout(), |budget| {
-        module.locks().store().ensure_schema(budget)
+        let store = module.locks().store();
+        store
+            .ensure_schema(budget)
+            .map_err(|error| for_an_administrator(error, &store.url().to_string()))
     })?;
     Ok(conf)
+}
+
+fn lease(maxtime: f64) -> Result<Lease, Error> {
+    Lease::from_seconds(maxtime)
+        .ok_or_else(|| Error::Configuration(format!("maxtime: {maxtime} is out of range")))
+}
+
+/// Where to run the SQL that the error has, if it has any, and what prints it once more: in a
+/// comment, so that all of it can be copied.
+fn for_an_administrator(mut error: Error, place: &str) -> Error {
+    match &mut error {
+        Error::Sql { message, .. } if message.contains("An administrator must run:") => {
+            let place = place.replace(['\n', '\r'], " ");
+            *message = format!(
+                "{message}\n-- Run it in this database, {place}, with psql for instance, as a \
+                 role that may create tables there. `python -m score.distlock schema --grant \
+                 ROLE` prints it too."
+            );
+        }
+        _ => {}
+    }
+    error
 }

@@ -17,6 +17,9 @@ from ._url import text_of
 #: A century; the core has the same limit.
 MAX_SECONDS = 100 * 366 * 86400.0
 
+#: How many characters of an argument of the wrong type a message shows.
+_SHORT = 40
+
 
 #: A number and its unit; several of them are added. There is one way only to read a number, so
 #: that a long text takes no longer than its length.
@@ -38,9 +41,15 @@ def _parsed(text: str) -> float:
     return seconds
 
 
-def interval(value: object, key: str) -> float:
-    """A time interval in seconds, from a score interval (``'500ms'``), a number or a timedelta."""
-    allowed = "allowed are a score interval such as '1m', '500ms' or '2 hours', or seconds"
+def interval(value: object, key: str, endless: str = "") -> float:
+    """A time interval in seconds, from a score interval (``'500ms'``), a number or a timedelta.
+
+    `endless` is what the caller takes instead for a time without an end.
+    """
+    allowed = (
+        "allowed are a score interval such as '1m', '500ms' or '2 hours' (units: ms, s, m, h, d, "
+        f"w), or seconds{endless}"
+    )
     if isinstance(value, timedelta):
         seconds = value.total_seconds()
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
@@ -65,9 +74,9 @@ def interval(value: object, key: str) -> float:
     return seconds
 
 
-def _seconds(value: object, key: str) -> float:
+def _seconds(value: object, key: str, endless: str = "") -> float:
     try:
-        return interval(value, key)
+        return interval(value, key, endless)
     except TypeError as error:
         refuse(str(error))
 
@@ -77,16 +86,38 @@ def timeout(value: object, key: str = "timeout") -> float | None:
     if value is None:
         return None
     try:
-        return interval(value, key)
+        return interval(value, key, "; None waits without limit" if key == "timeout" else "")
     except ConfigurationError as error:
         # An argument, not a configuration.
         raise ValueError(bare(error)) from None
 
 
+def flag(value: object, key: str) -> bool:
+    """An argument that is a bool, and nothing that would count as one."""
+    if isinstance(value, bool):
+        return value
+    kind, text = type(value).__name__, shown(value)
+    # A longer one may be a token.
+    raise TypeError(
+        f"{key} must be True or False, not "
+        + (f"{text} ({kind})" if len(text) <= _SHORT else f"a {kind}")
+    )
+
+
+def choice(value: object, key: str) -> bool | None:
+    """The same, or ``None``: as it is configured."""
+    if value is None:
+        return None
+    try:
+        return flag(value, key)
+    except TypeError as error:
+        raise TypeError(f"{error}; None is as configured") from None
+
+
 def _wait(value: object, key: str) -> float | None:
     if value is None or (isinstance(value, str) and value.strip().lower() == "none"):
         return None
-    return _seconds(value, key)
+    return _seconds(value, key, "; none waits without limit")
 
 
 def _timeout(value: object, key: str) -> float:
@@ -190,10 +221,26 @@ _KEYS: dict[str, tuple[str, Callable[[object, str], Any]]] = {
 }
 
 
+#: What others call the database's URL.
+_URLS = ("url", "uri", "dsn", "database", "engine")
+
+
+def _meant(text: str) -> str | None:
+    """The key that somebody may have meant by another one."""
+    if close := difflib.get_close_matches(text, list(_KEYS), 1):
+        return close[0]
+    plain = text.lower().replace("-", "_").replace(".", "_")
+    # As the constructor calls it, or the URL as another library does.
+    last = {key.rpartition(".")[2]: key for key in _KEYS}
+    if close := difflib.get_close_matches(plain, list(last), 1, 0.8):
+        return last[close[0]]
+    return "sqlalchemy.url" if plain.endswith(_URLS) else None
+
+
 def _refuse_unknown(key: object, confdict: Mapping[Any, Any]) -> None:
     """Refuses a key that is not ours, unless it may be everybody's."""
-    text = key if isinstance(key, str) else ""
-    close = difflib.get_close_matches(text[:100], _KEYS, 1)
+    text = key[:100] if isinstance(key, str) else ""
+    close = difflib.get_close_matches(text, _KEYS, 1)
     if "here" in confdict and "cwd" in confdict:
         # This comes from a file. score.init has copied the two, and all that is
         # in the file's [DEFAULT], into every section: into [distlock], and with
@@ -202,7 +249,8 @@ def _refuse_unknown(key: object, confdict: Mapping[Any, Any]) -> None:
         copied = last in confdict and confdict[last] == confdict[key]
         if copied if prefix else not close:
             return
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    meant = _meant(text)
+    hint = f"did you mean {meant!r}? " if meant else ""
     refuse(f"{shown(key)} is not a key of this module: {hint}allowed are {', '.join(_KEYS)}")
 
 
@@ -218,10 +266,13 @@ def read(confdict: object) -> dict[str, Any]:
         else:
             _refuse_unknown(key, confdict)
     if "engine" not in found:
+        # In a file such a key may have been everybody's.
+        instead = [key for key in confdict if isinstance(key, str) and key.lower().endswith(_URLS)]
+        hint = f" ({shown(instead[0])} is no key of this module)" if instead else ""
         refuse(
             "sqlalchemy.url is missing (in a file: in the section [distlock]): set it to the URL "
             "of a PostgreSQL database, such as postgresql://user@host/database, or to embedded: "
-            "for development"
+            f"for development{hint}"
         )
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from score.init import ConfigurationError
 
 from ._distlock import _open
+from ._errors import DatabaseError, DatabaseUnavailable
 from ._refuse import bare, refuse, shown
 
 if TYPE_CHECKING:
@@ -20,6 +22,12 @@ _OPTIONS = (
     *("pool_timeout", "pool_recycle", "pool_pre_ping", "echo", "isolation_level"),
     *("connect_args", "table_owner"),
 )
+
+#: What says where the database is, and who asks, if no URL does.
+_PLACE = ("PGSERVICE", "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER")
+
+#: Of a server that let nobody in: invalid_authorization, invalid_catalog_name.
+_NOT_THERE = ("28", "3D")
 
 
 def connect(
@@ -45,17 +53,50 @@ def connect(
     :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``.
     :raises DatabaseError: if the table cannot be created or upgraded.
     """
+    _known(options, "connect")
+    pass_one = "pass one: connect('postgresql://user@host/database')"
+    try:
+        return opened(url, pass_one, maxtime=maxtime, connect_args=connect_args, **options)
+    except ConfigurationError as error:
+        if bare(error).startswith("sqlalchemy.url is empty"):
+            # It has another name in a configuration only.
+            refuse(f"{bare(error).replace('sqlalchemy.url', 'url', 1)}; {pass_one}")
+        raise
+    except TypeError as error:
+        if str(error).startswith("engine must be "):
+            raise TypeError(
+                "url must be a SQLAlchemy Engine or a URL as str, such as "
+                f"'postgresql://user@host/database', not {type(url).__name__}"
+            ) from None
+        raise
+
+
+def _known(options: Mapping[str, object], function: str) -> None:
     for name in options:
         if name not in _OPTIONS:
-            refuse(f"{shown(name)} is no option of connect(); allowed are {', '.join(_OPTIONS)}")
-    return _open(
-        {
-            "engine": "postgresql://" if url is None else url,
-            "maxtime": maxtime,
-            "connect_args": connect_args,
-            **options,
-        }
-    )
+            refuse(f"{shown(name)} is no option of {function}(); allowed are {', '.join(_OPTIONS)}")
+
+
+def opened(url: Any, pass_one: str, **options: Any) -> ConfiguredDistlockModule:
+    """The module for a URL; for that of libpq's environment if there is none.
+
+    :param pass_one: what to do about that, if the database cannot be reached then.
+    """
+    try:
+        return _open({"engine": "postgresql://" if url is None else url, **options})
+    except DatabaseError as error:
+        state = error.sqlstate or ""
+        if url is None and (isinstance(error, DatabaseUnavailable) or state[:2] in _NOT_THERE):
+            error.args = (f"{error.message} ({_unsaid()}; {pass_one})", error.sqlstate)
+        raise
+
+
+def _unsaid() -> str:
+    """What was taken instead of a URL; values may be secrets."""
+    used = [name for name in _PLACE if os.environ.get(name)]
+    if not used:
+        return f"no URL was given, and none of {', '.join(_PLACE)} is set"
+    return f"no URL was given, so the environment says where it is: {', '.join(used)}"
 
 
 def from_django(alias: str = "default", **options: Any) -> ConfiguredDistlockModule:
@@ -80,8 +121,10 @@ def from_django(alias: str = "default", **options: Any) -> ConfiguredDistlockMod
         raise TypeError(f"alias must be a str, not {type(alias).__name__}")
     where = f"settings.DATABASES[{shown(alias)}]"
     arguments = _parameters(alias, where)
+    _known(options, "from_django")
     try:
-        return connect(connect_args=arguments, **options)
+        # What Django's settings leave out is not connect()'s to explain.
+        return opened("postgresql://", "", **{"maxtime": "1m", **options}, connect_args=arguments)
     except ConfigurationError as error:
         # What has come from there is named so; the options name themselves.
         for label in ("connect_args", "sqlalchemy.connect_args", "sqlalchemy.url"):
@@ -89,6 +132,10 @@ def from_django(alias: str = "default", **options: Any) -> ConfiguredDistlockMod
             if message.startswith(f"{label}: "):
                 error.args = (f"[score.distlock] {where}{message.removeprefix(label)}",)
         raise
+
+
+def _has_service(connection: Any) -> bool:
+    return bool((connection.settings_dict.get("OPTIONS") or {}).get("service"))
 
 
 def _parameters(alias: str, where: str) -> dict[str, object]:
@@ -102,15 +149,24 @@ def _parameters(alias: str, where: str) -> dict[str, object]:
     try:
         connection = connections[alias]
     except ConnectionDoesNotExist:
-        refuse(f"{where} is missing; allowed are {', '.join(map(repr, connections))}")
+        refuse(
+            f"{where} is missing; allowed are {', '.join(map(repr, connections))}: name one of "
+            "them, from_django('alias'), or add this one to DATABASES in Django's settings"
+        )
     except ImproperlyConfigured as error:
         refuse(f"Django's settings cannot be used: {error}")
     if connection.vendor != "postgresql":
         engine = connection.settings_dict.get("ENGINE")
         refuse(
             f"{where}: its ENGINE is {shown(engine)}; allowed are those for PostgreSQL, such as "
-            "django.db.backends.postgresql, as the locks are rows of a table there; name another "
-            "database: from_django('alias')"
+            "django.db.backends.postgresql, as the locks are rows of a table there: set ENGINE to "
+            "one, or name another database: from_django('alias')"
+        )
+    if connection.settings_dict.get("NAME") == "" and not _has_service(connection):
+        # Django's own words do not say which database.
+        refuse(
+            f"{where}: its NAME is empty; set NAME to the name of the database, or "
+            "OPTIONS['service'] to a service of pg_service.conf that says it"
         )
     try:
         parameters = dict(connection.get_connection_params())

@@ -151,6 +151,11 @@ def _is_async(connection: Any) -> bool:
     )
 
 
+def _is_cursor(connection: Any) -> bool:
+    """Whether it is a driver's cursor, or one of Django's, instead of a connection."""
+    return all(hasattr(connection, name) for name in ("fetchone", "execute", "connection"))
+
+
 class _Guarding:
     """What both guards know, and what they conclude from the answers."""
 
@@ -167,10 +172,11 @@ class _Guarding:
         seen: Callable[[str, int | None], None],
         lost: Callable[[], str | None],
     ) -> None:
-        if not self._takes(connection):
+        if _is_cursor(connection) or not self._takes(connection):
+            kind = f"{type(connection).__module__}.{type(connection).__name__}"
+            hint = "; pass its connection: cursor.connection" if _is_cursor(connection) else ""
             raise TypeError(
-                f"connection must be one of {self._CONNECTIONS}; this is a "
-                f"{type(connection).__module__}.{type(connection).__name__}"
+                f"connection must be one of {self._CONNECTIONS}; this is a {kind}{hint}"
             )
         self._lock = lock
         self._connection = connection

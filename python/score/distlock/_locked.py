@@ -13,6 +13,7 @@ import string
 from collections.abc import Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any
 
+from ._config import choice
 from ._hold import callback, lease, warning
 from ._refuse import shown
 
@@ -205,6 +206,7 @@ def locked(
         )
     fields = _fields(name)
     seconds = lease(maxtime)
+    autoextend = choice(autoextend, "autoextend")
     options: dict[str, Any] = {
         "timeout": timeout,
         "autoextend": autoextend,

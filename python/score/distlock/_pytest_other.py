@@ -37,7 +37,12 @@ class _Admin:
 
     def __init__(self, url: str) -> None:
         self._conf = ConfiguredDistlockModule(url, 60)
-        from sqlalchemy import text
+        try:
+            from sqlalchemy import text
+        except ImportError as error:
+            raise ImportError(
+                "the fixtures need SQLAlchemy: pip install 'score.distlock[sqlalchemy]'"
+            ) from error
 
         self._text = text
         # The connection keeps what shows to others that this session lives.

@@ -155,7 +155,8 @@ class AsyncModule:
         """
         if timeout != "default":
             timeout = _config.timeout(timeout)
-        return AsyncHolds(self.conf, self.get, ordered(names), timeout, autoextend)
+        extended = _config.choice(autoextend, "autoextend")
+        return AsyncHolds(self.conf, self.get, ordered(names), timeout, extended)
 
 
 @final
@@ -331,6 +332,7 @@ class AsyncLock:
         if timeout != "default":
             timeout = _config.timeout(timeout)
         seconds = lease(maxtime)
+        autoextend = _config.choice(autoextend, "autoextend")
         extended = self.conf._autoextend if autoextend is None else autoextend
         length = self.conf.maxtime if seconds is None else seconds
         expiring = warning(on_expiring, warn_before, length, extended)
@@ -343,7 +345,7 @@ class AsyncLock:
             "expiring": expiring,
             "note": checked(note),
         }
-        return AsyncHold(self, options, cancel_on_loss)
+        return AsyncHold(self, options, _config.flag(cancel_on_loss, "cancel_on_loss"))
 
     def guard(self, connection: Any, *, token: str | bytes | None = None) -> AsyncGuard[AsyncLock]:
         """Guards a transaction of the caller's own on the same database.

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -22,11 +23,11 @@ from score.distlock import (
     HoldInfo,
     LockExpired,
     __version__,
-    connect,
 )
 from score.init import ConfigurationError
 
 from .. import _config
+from .._connect import opened
 from .._distlock import _schema
 from .._refuse import bare
 from ._demo import demonstrate
@@ -46,17 +47,20 @@ from ._run import (
 from ._shown import as_json, console, is_terminal, printable, record, table
 
 
-def duration(_: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+def duration(
+    _: click.Context, parameter: click.Parameter, value: str | None, endless: str = ""
+) -> float | None:
     """An interval, such as ``90s``, ``1h 30m`` or a number of seconds."""
     try:
-        return None if value is None else _config.interval(value, parameter.opts[-1])
+        return None if value is None else _config.interval(value, parameter.opts[-1], endless)
     except ConfigurationError as error:
         raise click.UsageError(bare(error)) from None
 
 
 def waiting(ctx: click.Context, parameter: click.Parameter, value: str) -> float | None:
     """The same, or ``none``."""
-    return None if value == "none" else duration(ctx, parameter, value)
+    endless = "; 'none' waits without limit"
+    return None if value == "none" else duration(ctx, parameter, value, endless)
 
 
 class Commands(click.Group):
@@ -118,7 +122,8 @@ class Database:
             if maxtime is not None and maxtime != found.maxtime:
                 raise click.UsageError("--maxtime: the application's configuration says that")
             return found
-        return connect(self.url) if maxtime is None else connect(self.url, maxtime=maxtime)
+        pass_one = "pass one: --url or DISTLOCK_URL"
+        return opened(self.url, pass_one, maxtime="1m" if maxtime is None else maxtime)
 
     @contextlib.contextmanager
     def opened(self, maxtime: float | None = None) -> Iterator[ConfiguredDistlockModule]:
@@ -188,10 +193,37 @@ class AfterDashes(click.Command):
                 place += 2
             ctx.params["command"] = tuple(args[place + 1 :])
             args = args[:place]
+        elif not ctx.resilient_parsing and (command := self._undashed(ctx, args)):
+            before = shlex.join(args[: len(args) - len(command)])
+            # Its arguments may be secrets.
+            shown = shlex.quote(command[0]) + (" …" if command[1:] else "")
+            raise click.UsageError(
+                f"-- is missing before the command; write: {ctx.command_path} {before} -- {shown}",
+                ctx,
+            )
         rest = super().parse_args(ctx, args)
         if not ctx.params.get("command") and not ctx.resilient_parsing:
-            raise click.UsageError("the command is missing: NAME [OPTIONS] -- COMMAND…", ctx)
+            name = shlex.quote(ctx.params["name"])
+            raise click.UsageError(
+                "the command is missing: NAME [OPTIONS] -- COMMAND…, for instance "
+                f"{ctx.command_path} {name} -- ./import.py --all",
+                ctx,
+            )
         return rest
+
+    def _undashed(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The command of one who has forgotten the ``--``: what follows NAME and our options."""
+        parser = self.make_parser(ctx)
+        parser.allow_interspersed_args = False
+        word = None
+        try:
+            rest = list(args)
+            for _ in ("NAME", "COMMAND"):
+                found, rest, _ = parser.parse_args(rest)
+                word = found.get("name")
+        except click.UsageError:  # of an option; it is told in its own words
+            return []
+        return [word, *rest] if isinstance(word, str) else []
 
     def _has_name(self, ctx: click.Context, args: list[str]) -> bool:
         return isinstance(self.make_parser(ctx).parse_args(list(args))[0].get("name"), str)
@@ -236,6 +268,7 @@ class AfterDashes(click.Command):
     show_default=True,
     help="The exit status if the lock is not acquired.",
 )
+@click.option("--quiet", is_flag=True, help="Say nothing if the lock is not acquired.")
 @click.option("--note", help="A note shown with the holder; by default the command's name.")
 @click.pass_obj
 def run(
@@ -248,6 +281,7 @@ def run(
     on_lost: str,
     kill_after: float | None,
     exit_code: int,
+    quiet: bool,
     note: str | None,
 ) -> None:
     """Runs COMMAND under the lock NAME, and extends the hold while it runs.
@@ -278,6 +312,7 @@ def run(
             at_least,
             on_lost == "terminate",
             exit_code,
+            quiet,
             note,
         )(conf)
     sys.exit(status)
@@ -366,7 +401,7 @@ def acquire(database: Database, name: str, wait: float | None, maxtime: float | 
             raise
 
 
-def given_token() -> str:
+def given_token(ctx: click.Context) -> str:
     """A token is a secret, and no argument: everybody can see those."""
     token = os.environ.get("DISTLOCK_TOKEN")
     if token is None and sys.stdin is not None:
@@ -376,7 +411,11 @@ def given_token() -> str:
             token = sys.stdin.readline()
     token = str(token or "").strip()
     if not token:
-        raise click.UsageError("no token is in DISTLOCK_TOKEN or on standard input")
+        name = shlex.quote(ctx.params["name"])
+        raise click.UsageError(
+            "no token is in DISTLOCK_TOKEN or on standard input; with the one that acquire printed,"
+            f" write: DISTLOCK_TOKEN=… {ctx.command_path} {name}"
+        )
     return token
 
 
@@ -385,20 +424,20 @@ def given_token() -> str:
 @click.option(
     "--maxtime", metavar="DURATION", callback=duration, help="How long the hold lasts from now on."
 )
-@click.pass_obj
-def extend(database: Database, name: str, maxtime: float | None) -> None:
+@click.pass_context
+def extend(ctx: click.Context, name: str, maxtime: float | None) -> None:
     """Extends the hold of NAME. Its token comes from DISTLOCK_TOKEN or standard input."""
-    with database.opened(maxtime) as conf:
-        conf.extend(name, given_token())
+    with ctx.obj.opened(maxtime) as conf:
+        conf.extend(name, given_token(ctx))
 
 
 @main.command()
 @click.argument("name")
-@click.pass_obj
-def release(database: Database, name: str) -> None:
+@click.pass_context
+def release(ctx: click.Context, name: str) -> None:
     """Releases the hold of NAME. Its token comes from DISTLOCK_TOKEN or standard input."""
-    with database.opened() as conf:
-        conf.release(name, given_token())
+    with ctx.obj.opened() as conf:
+        conf.release(name, given_token(ctx))
 
 
 @main.command()

@@ -164,6 +164,7 @@ class Run:
     at_least: float = 0
     terminate: bool = True
     refused: int = NOT_ACQUIRED
+    quiet: bool = False
     note: str | None = None
     signals: Signals = field(default_factory=Signals)
 
@@ -192,7 +193,8 @@ class Run:
                 return 128 + interrupted.number
             say(f"the lock {self.name!r} could not be released, and ends with its lease")
         except CouldNotAcquireLock as error:
-            say(refusal(conf, error))
+            if not self.quiet:
+                say(refusal(conf, error))
             return self.refused
         except LockExpired as error:
             if status is None:
