@@ -239,3 +239,161 @@ def test_no_session_outlives_its_process_in_a_child(url: str, db: Db, kind: str)
 def test_children_make_pools_where_their_parent_had_some(url: str) -> None:
     """A table of waiting threads, as parking_lot has one, would have entries of the parent's."""
     assert run(sys.executable, "forking.py", url, "40") == "good\n"
+
+
+def test_what_a_child_sees_of_its_parents_hold(url: str) -> None:
+    """The table in docs/explanation/forks.rst: holds, tokens, Lock objects, threads, extension."""
+    code = START + (
+        "conf = score.distlock.init({'sqlalchemy.url': sys.argv[1], 'maxtime': '2s'})\n"
+        "def threads():\n"
+        "    tasks = os.listdir('/proc/self/task')\n"
+        "    names = (open(f'/proc/self/task/{task}/comm').read() for task in tasks)\n"
+        "    return {name.strip() for name in names if name.startswith('distlock')}\n"
+        "def refused(call, *arguments):\n"
+        "    try: call(*arguments)\n"
+        "    except (ValueError, score.distlock.CouldNotAcquireLock) as error:\n"
+        "        return type(error).__name__\n"
+        "with conf.get('name').hold(autoextend=True) as lock:\n"
+        "    token = lock.token\n"
+        "    while 'distlock-extend' not in threads(): pass\n"
+        "    def work():\n"
+        "        assert threads() == set()\n"
+        "        assert (lock.token, lock.fence, lock.remaining) == (None, None, 0)\n"
+        "        assert not lock.expired and not lock.lost.wait(0.1)\n"
+        "        assert refused(lock.extend) == refused(lock.release) == 'ValueError'\n"
+        "        assert refused(lock.acquire) == 'CouldNotAcquireLock'\n"
+        "        conf.extend('name', token)\n"
+        "        assert conf.info('name').pid == os.getppid()\n"
+        "        with conf.get('own').hold(autoextend=True):\n"
+        "            while 'distlock-extend' not in threads(): pass\n"
+        "        conf.acquire('left by a child')\n"
+        "    assert in_child(work) == 0\n"
+        "    fence = lock.fence\n"
+        "    import time; time.sleep(2.5)\n"
+        "    assert lock.fence == fence and lock.remaining > 0\n"
+        "    assert conf.try_acquiring('left by a child')\n"
+        "    def end(): conf.release('name', token)\n"
+        "    assert in_child(end) == 0\n"
+        "    assert refused(lock.extend) is None\n"
+    )
+    code += "print('not reached')\n"
+    program = [sys.executable, "-c", code, url]
+    ended = subprocess.run(program, capture_output=True, text=True, check=False)
+    # The child has the token, so the hold ends for the parent too.
+    assert "LockExpired" in ended.stderr and ended.stdout == "", ended.stderr
+
+
+@pytest.mark.parametrize(
+    "block",
+    ["conf.get('name')", "conf.get('name').hold(autoextend=True)", "conf.acquire_all(['a', 'b'])"],
+)
+def test_a_child_that_runs_out_of_a_block(url: str, block: str) -> None:
+    """It gets a ValueError, which hides its exit status; within `os._exit` it does not."""
+    code = START + (
+        "def inside(leave):\n"
+        f"    with {block}:\n"
+        "        child = os.fork()\n"
+        "        if child == 0: leave(3)\n"
+        "        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)\n"
+        "inside(os._exit)\n"
+        "sys.stderr = open(os.devnull, 'w')\n"
+        "inside(sys.exit)\n"
+    )
+    assert python(code, url) == "3\n1\n"
+
+
+def test_waiters_stay_with_the_parent(url: str) -> None:
+    code = START + (
+        "token = conf.acquire('name')\n"
+        "got = []\n"
+        "waiter = threading.Thread(target=lambda: got.append(conf.acquire('name', timeout=None)))\n"
+        "waiter.start()\n"
+        "waiting = score.distlock._distlock._waiting\n"
+        "while not waiting('name')[1]: pass\n"
+        "def work():\n"
+        "    assert waiting('name') == (0, 0) and conf.info('name').waiters == 1\n"
+        "    try: conf.acquire('name', timeout=0.3)\n"
+        "    except score.distlock.CouldNotAcquireLock: pass\n"
+        "    else: raise AssertionError('acquired')\n"
+        "assert in_child(work) == 0\n"
+        "conf.release('name', token)\n"
+        "waiter.join()\n"
+        "print(len(got))\n"
+    )
+    assert python(code, url) == "1\n"
+
+
+def test_a_fork_from_an_event_loop(url: str) -> None:
+    """The child starts a loop of its own; the parent's cannot go on there."""
+    code = START + (
+        "import asyncio\n"
+        "async def parent():\n"
+        "    lock = conf.aio.get('name')\n"
+        "    async with lock:\n"
+        "        waiter = asyncio.create_task(conf.aio.get('name').acquire(timeout=30))\n"
+        "        while not conf.info('name').waiters: await asyncio.sleep(0.01)\n"
+        "        def work():\n"
+        "            async def child():\n"
+        "                async with conf.aio.get('own'): pass\n"
+        "                assert lock.token is None\n"
+        "                try: await lock.acquire()\n"
+        "                except score.distlock.CouldNotAcquireLock: pass\n"
+        "                else: raise AssertionError('acquired')\n"
+        "            asyncio.run(child())\n"
+        "        assert in_child(work) == 0\n"
+        "        await lock.extend()\n"
+        "    assert await waiter\n"
+        "asyncio.run(parent())\n"
+        "print('good')\n"
+    )
+    assert python(code, url) == "good\n"
+
+
+METHODS = """
+import multiprocessing, os, score.distlock, sys
+made = []
+def conf():
+    if not made:
+        made.append(score.distlock.connect(os.environ["LOCKS"]))
+    return made[0]
+def work(number):
+    assert conf().try_acquiring("held") is None
+    with conf().get(f"name {number}") as lock:
+        return lock.fence > 0
+def take(*arguments):
+    pass
+if __name__ == "__main__":
+    conf().acquire("held")
+    for method in ("fork", "spawn", "forkserver"):
+        context = multiprocessing.get_context(method)
+        with context.Pool(2) as pool:
+            assert all(pool.map(work, range(4)))
+        for argument in (conf(), conf().get("name")):
+            try:
+                process = context.Process(target=take, args=(argument,))
+                process.start()
+                process.join()
+                print(method, process.exitcode)
+            except TypeError as error:
+                print(method, error)
+"""
+
+
+def test_the_methods_of_multiprocessing(url: str, tmp_path: Path) -> None:
+    (tmp_path / "methods.py").write_text(METHODS)
+    ended = subprocess.run(
+        [sys.executable, tmp_path / "methods.py"],
+        env={**os.environ, "LOCKS": url},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    refused = [
+        "cannot pickle 'score.distlock.ConfiguredDistlockModule' object",
+        "cannot pickle 'score.distlock.Lock' object",
+    ]
+    assert ended.stdout.splitlines() == [
+        "fork 0",
+        "fork 0",
+        *(f"{method} {text}" for method in ("spawn", "forkserver") for text in refused),
+    ]

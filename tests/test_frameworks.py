@@ -21,6 +21,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import sql
 
 import score.distlock
 
@@ -450,6 +451,18 @@ def test_djangos_command(project: Processes, conf: Conf, db: Db) -> None:
 def test_djangos_own_tests(project: Processes) -> None:
     """Django can drop the test's database though the locks have sessions in it."""
     manage(project, "test", "--noinput", "shop")
+
+
+def test_djangos_own_tests_without_the_runner(project: Processes, db: Db) -> None:
+    """What docs/how-to/django.rst says that happens if nobody closes the locks."""
+    plain = "--testrunner=django.test.runner.DiscoverRunner"
+    name = f"test_{db.info.dbname}"
+    try:
+        output = manage(project, "test", "--noinput", plain, "shop", status=1)
+        assert f'database "{name}" is being accessed by other users' in output
+    finally:
+        drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
+        db.execute(drop.format(sql.Identifier(name)))
 
 
 def test_a_connection_of_django_breaks(project: Processes, url: str, db: Db) -> None:

@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import psycopg
+import pytest
 
 import score.distlock
 
@@ -62,3 +63,107 @@ def test_the_interpreter_ends_calmly(url: str, conf: Conf, db: Db) -> None:
             assert (output, other, ended.returncode) == ("", [], 0)
     # Those that ended while they waited are dead, and delay nobody.
     assert tickets(db, "awaited") <= 40
+
+
+DAEMON = """
+import sys, threading, time, score.distlock
+conf = score.distlock.ConfiguredDistlockModule(sys.argv[1], '1s')
+inside = threading.Event()
+def work():
+    with conf.get('name').hold(autoextend=True):
+        inside.set()
+        try:
+            while True: time.sleep(0.01)
+        finally:
+            print('not reached')
+threading.Thread(target=work, daemon=True).start()
+inside.wait(30)
+"""
+
+
+def test_a_hold_of_a_daemon_thread_ends_with_its_lease(url: str, conf: Conf) -> None:
+    """As docs/explanation/exit.rst says: its block never ends, so nothing is released."""
+    ended = subprocess.run(
+        [sys.executable, "-c", DAEMON, url], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("", "", 0)
+    hold = conf.info("name")
+    assert hold is not None, "released"
+    assert conf.acquire("name", timeout=10)
+
+
+ENDS = """
+import os, signal, sys, score.distlock
+conf = score.distlock.init({'sqlalchemy.url': sys.argv[1]})
+def bare(): conf.acquire('name')
+def block(leave):
+    with conf.get('name'): leave()
+def term():
+    os.kill(os.getpid(), signal.SIGTERM)
+def handled():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    block(term)
+{'bare': bare, 'sys.exit': lambda: block(lambda: sys.exit(5)),
+ 'os._exit': lambda: block(lambda: os._exit(5)), 'term': lambda: block(term),
+ 'handled': handled}[sys.argv[2]]()
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "released"),
+    [
+        ("bare", 0, False),
+        ("sys.exit", 5, True),
+        ("os._exit", 5, False),
+        ("term", -15, False),
+        ("handled", 143, True),
+    ],
+)
+def test_how_a_process_ends(url: str, conf: Conf, how: str, status: int, released: bool) -> None:
+    program = [sys.executable, "-c", ENDS, url, how]
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == status, ended.stderr
+    assert (conf.try_acquiring("name") is not None) is released
+
+
+BENEATH = """
+import atexit, datetime, sys, threading, time
+started = []
+atexit.register(lambda: print(time.monotonic() - started[0] > 0.9))  # the last one
+import score.distlock
+conf = score.distlock.init({'sqlalchemy.url': sys.argv[1]})
+if sys.argv[2] == 'extended':
+    with conf.get('other').hold(autoextend=True): pass
+inside = threading.Event()
+class Slow(datetime.timedelta):
+    def total_seconds(self):
+        inside.set()
+        time.sleep(60)
+threading.Thread(target=lambda: conf.get('name').acquire(timeout=Slow()), daemon=True).start()
+inside.wait()
+started.append(time.monotonic())
+sys.stdout.flush()
+"""
+
+
+@pytest.mark.parametrize(
+    "process",
+    [
+        "extended",
+        pytest.param(
+            "plain",
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="_events.py, which has the handler, is imported with the first event only",
+            ),
+        ),
+    ],
+)
+def test_the_end_waits_a_second_for_python_code_beneath_rust(
+    url: str, conf: Conf, process: str
+) -> None:
+    """docs/explanation/exit.rst has a warning that goes when the second case passes."""
+    conf.acquire("the table is there, so nothing is logged about it")
+    program = [sys.executable, "-c", BENEATH, url, process]
+    ended = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert (ended.stdout, ended.returncode) == ("True\n", 0), ended.stderr

@@ -38,6 +38,61 @@ def test_another_thread_may_release_what_it_finds_in_the_object(conf: Conf) -> N
     assert score.distlock.Lock(conf, "name").try_acquiring() is not None
 
 
+def test_a_release_after_a_refusal_ends_the_hold_of_another_thread(conf: Conf) -> None:
+    """The wrong pattern of docs/how-to/tokens.rst, as with 0.2.5, and the right ones."""
+    lock = conf.get("name")
+
+    def wrong() -> None:
+        try:
+            lock.acquire()
+        finally:
+            lock.release()
+
+    def right() -> None:
+        with lock:
+            pass
+
+    with ThreadPoolExecutor(1) as other:
+        token = lock.acquire()
+        with pytest.raises(CouldNotAcquireLock):
+            other.submit(right).result()
+        assert lock.token == token
+        other.submit(lock.extend).result()
+        lock.extend()
+        with pytest.raises(CouldNotAcquireLock):
+            other.submit(wrong).result()
+        assert lock.token is None
+        assert conf.info("name") is None
+        with pytest.raises(LockExpired):
+            conf.extend("name", token)
+
+
+def test_a_release_after_a_refusal_ends_the_hold_of_another_task(conf: Conf) -> None:
+    async def main() -> None:
+        lock = conf.aio.get("name")
+
+        async def wrong() -> None:
+            try:
+                await lock.acquire()
+            finally:
+                await lock.release()
+
+        async def right() -> None:
+            async with lock:
+                pass
+
+        token = await lock.acquire()
+        with pytest.raises(CouldNotAcquireLock):
+            await asyncio.create_task(right())
+        assert lock.token == token
+        with pytest.raises(CouldNotAcquireLock):
+            await asyncio.create_task(wrong())
+        assert lock.token is None
+        assert await conf.aio.info("name") is None
+
+    asyncio.run(main())
+
+
 def test_one_object_shared_by_threads_that_outlive_their_leases(brief: Conf, db: Db) -> None:
     """The first thread's end must not release what the second holds by then."""
     lock = brief.get("name")

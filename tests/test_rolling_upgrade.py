@@ -263,3 +263,70 @@ def test_the_fence_goes_on_when_the_original_deletes_the_row(
     run(original, "fleet_token.py", url, "name", token, TZ=ZONE)
     with lock:
         assert lock.fence > before
+
+
+def test_forward_and_back_on_one_table(original: str, url: str, db: Db) -> None:
+    """A hold crosses each step, and nothing has to be undone (upgrade-from-0.2.5.rst)."""
+
+    def refused(by: str, name: str) -> bool:
+        return run(by, "fleet_last.py", url, name, TZ=ZONE) == "None\n"
+
+    def acquired(by: str, name: str) -> str:
+        return run(by, "original_hold.py", url, name, TZ=ZONE).strip()
+
+    def kept(by: str, name: str, token: str) -> bool:
+        return run(by, "fleet_token.py", url, name, token, "keep", TZ=ZONE) == "extended\n"
+
+    def released(by: str, name: str, token: str) -> bool:
+        done = run(by, "fleet_token.py", url, name, token, TZ=ZONE)
+        return done == "extended, released\n"
+
+    new = sys.executable
+    first = acquired(original, "first")
+    through = acquired(original, "through")
+    # Forward: what 0.2.5 holds is held, and its tokens work.
+    assert refused(new, "first") and refused(new, "through")
+    assert kept(new, "through", through)
+    assert released(new, "first", first)
+    second = acquired(new, "second")
+    # The free row of "first" is there, and so are columns that 0.2.5 does not know.
+    rows = "SELECT name FROM _score_distlock ORDER BY name"
+    assert db.execute(rows).fetchall() == [("first",), ("second",), ("through",)]
+    # Back: what this version holds or has extended is held, and its tokens work.
+    assert refused(original, "second") and refused(original, "through")
+    # A refusal rolls its cleaning back; an attempt that succeeds cleans up.
+    assert ("first",) in db.execute(rows).fetchall()
+    assert acquired(original, "third")
+    assert db.execute(rows).fetchall() == [("second",), ("third",), ("through",)]
+    assert kept(original, "through", through)
+    assert released(original, "second", second)
+    assert acquired(original, "first")
+    # And forward once more.
+    assert refused(new, "first") and refused(new, "through")
+    assert released(new, "through", through)
+    assert acquired(new, "second")
+
+
+def test_before_the_last_one_goes_back(original: str, url: str, db: Db) -> None:
+    """`vacuum` removes what is left behind, and 0.2.5 ignores the keys that it does not know."""
+    conf = score.distlock.init({"sqlalchemy.url": url})
+    conf.release("name", conf.acquire("name"))
+    conf.vacuum()
+    assert db.execute("SELECT count(*) FROM _score_distlock").fetchone() == (0,)
+    code = (
+        "import sys, score.distlock\n"
+        "conf = score.distlock.init({'sqlalchemy.url': sys.argv[1], 'timeout': '10s',\n"
+        "    'autoextend': 'true', 'reentrant': 'false', 'table_owner': 'nobody'})\n"
+        "conf.acquire('name'); print(conf.try_acquiring('name'))\n"
+    )
+    program = [original, "-W", "ignore", "-c", code, url]
+    ended = subprocess.run(program, capture_output=True, text=True, check=True)
+    assert ended.stdout == "None\n"
+
+
+def test_0_2_5_judges_holds_by_its_own_maxtime(original: str, url: str, db: Db) -> None:
+    """So all servers need one `maxtime`, on the way there and on the way back."""
+    run(sys.executable, "original_hold.py", url, "name", TZ=ZONE)  # its lease is a minute
+    assert run(original, "fleet_last.py", url, "name", "1h", TZ=ZONE) == "None\n"
+    db.execute("SELECT pg_sleep(1.1)")
+    assert run(original, "fleet_last.py", url, "name", "1s", TZ=ZONE) != "None\n"
