@@ -259,6 +259,40 @@ def test_a_signal_ends_the_waiting(
     conf.release("name", token)
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_what_is_meant_for_the_command_ends_no_waiting(
+    run: Callable[..., Process], conf: Conf, number: signal.Signals
+) -> None:
+    token = conf.acquire("name")
+    process = run("--wait", "none", code="print('done')")
+    until(lambda: waiters(conf), process)
+    process.send_signal(number)
+    conf.release("name", token)
+    assert ended(process) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize(("number", "complaint"), [(signal.SIGUSR1, False), (signal.SIGTERM, True)])
+def test_a_signal_while_the_lock_is_released(
+    run: Callable[..., Process], conf: Conf, db: Db, number: signal.Signals, complaint: bool
+) -> None:
+    process = run(code="print('ready', flush=True); input(); raise SystemExit(5)", stdin=-1)
+    assert first_line(process) == "ready"
+    blocked = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+    db.execute("BEGIN")
+    db.execute("SELECT FROM _score_distlock FOR UPDATE")
+    assert process.stdin
+    process.stdin.write("\n")
+    process.stdin.flush()
+    until(lambda: db.execute(blocked).fetchone(), process)
+    process.send_signal(number)
+    if complaint:
+        assert process.stderr
+        assert "before SIGTERM" in process.stderr.readline()
+    db.execute("ROLLBACK")
+    assert ended(process) == (5, "", "")
+    assert conf.info("name") is None
+
+
 @pytest.mark.parametrize("number", [1, 2, 3, 15])
 def test_signals_go_to_the_commands_group(
     run: Callable[..., Process], conf: Conf, number: int

@@ -146,23 +146,10 @@ sys.stdout.flush()
 """
 
 
-@pytest.mark.parametrize(
-    "process",
-    [
-        "extended",
-        pytest.param(
-            "plain",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="_events.py, which has the handler, is imported with the first event only",
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("process", ["extended", "plain"])
 def test_the_end_waits_a_second_for_python_code_beneath_rust(
     url: str, conf: Conf, process: str
 ) -> None:
-    """docs/explanation/exit.rst has a warning that goes when the second case passes."""
     conf.acquire("the table is there, so nothing is logged about it")
     program = [sys.executable, "-c", BENEATH, url, process]
     ended = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)

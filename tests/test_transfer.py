@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import signal
 import threading
+from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
 
 import score.distlock
 from score.distlock import LockExpired
 
-from .support.line import Background
+from .support.line import Background, until
+from .support.proxy import Proxy
+from .test_lost_answers import own_url, proxy, through
+
+__all__ = ("own_url", "proxy", "through")
+
 
 Conf = score.distlock.ConfiguredDistlockModule
 
@@ -57,32 +63,60 @@ def test_of_two_that_transfer_the_same_token_one_succeeds(conf: Conf) -> None:
         conf.release("name", new)
 
 
-def test_an_interrupted_transfer_leaves_the_old_token_valid(conf: Conf) -> None:
-    """Whether the new one is in the database or not."""
+class Interrupt(Exception):
+    pass
 
-    class Interrupt(Exception):
-        pass
+
+@pytest.fixture
+def interrupting() -> Iterator[None]:
+    """SIGALRM raises."""
 
     def interrupt(*_: object) -> None:
         raise Interrupt
 
     before = signal.signal(signal.SIGALRM, interrupt)
-    dice, interrupted = random.Random(1), 0
-    try:
-        while interrupted < 100:
-            token = conf.acquire("name")
-            try:
-                signal.setitimer(signal.ITIMER_REAL, dice.uniform(1e-5, 1e-3))
-                token = conf.transfer("name", token)
-            except Interrupt:
-                interrupted += 1
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            use = dice.choice(["extend", "transfer", "nothing"])
-            if use == "extend":
-                conf.extend("name", token)
-            if use == "transfer":
-                token = conf.transfer("name", token)
-            conf.release("name", token)
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    yield
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("executed", [False, True])
+@pytest.mark.parametrize("use", ["extend", "transfer", "release"])
+def test_an_interrupted_transfer_leaves_the_old_token_valid(
+    through: Callable[..., Conf],
+    proxy: Proxy,
+    own_url: str,
+    interrupting: None,
+    executed: bool,
+    use: str,
+) -> None:
+    """Whether the new one is in the database or not."""
+    conf, cut_off = score.distlock.init({"sqlalchemy.url": own_url}), through()
+    name = f"interrupted {executed} {use}"
+    token = cut_off.acquire(name)
+    if executed:
+        proxy.freeze_answers()
+    else:
+        proxy.freeze_request(lambda request: True)
+
+    def is_stored() -> bool:
+        with psycopg.connect(own_url) as db:
+            stored = db.execute("SELECT token FROM _score_distlock WHERE name = %s", (name,))
+            return stored.fetchone() != (token,)
+
+    def interrupt() -> None:
+        until(is_stored if executed else proxy.frozen.is_set)
+        signal.pthread_kill(main, signal.SIGALRM)
+
+    main = threading.get_ident()
+
+    thread = Background(interrupt)
+    with pytest.raises(Interrupt):
+        cut_off.transfer(name, token)
+    thread.result()
+    proxy.thaw()
+    if use == "transfer":
+        token = cut_off.transfer(name, token)
+    if use == "extend":
+        cut_off.extend(name, token)
+    cut_off.release(name, token)
+    assert conf.try_acquiring(name)

@@ -11,9 +11,9 @@ use super::url::Url;
 use r2d2::{ManageConnection, NopErrorHandler, PooledConnection};
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 /// How long sessions beyond `pool_size` stay open after one of them was needed. To open
@@ -31,6 +31,23 @@ pub struct Place {
     pub used: Option<Instant>,
     /// Whether its session stays open for the next caller.
     stays: bool,
+    /// Who has it, or had it last.
+    user: User,
+}
+
+/// Who has a place in use.
+#[derive(Clone, Copy, PartialEq)]
+enum User {
+    /// A call, on this thread.
+    Caller(ThreadId),
+    /// A thread that cancels what a call has given up.
+    Cancelling,
+}
+
+impl User {
+    fn caller() -> User {
+        User::Caller(thread::current().id())
+    }
 }
 
 /// A place that is in use.
@@ -53,6 +70,7 @@ impl ManageConnection for Places {
             session: None,
             used: None,
             stays: self.stay,
+            user: User::caller(),
         })
     }
 
@@ -121,7 +139,8 @@ pub struct Sessions {
     /// One place more for what must not wait until others are done. Its session is closed after
     /// each use.
     reserve: Room,
-    in_use: AtomicUsize,
+    /// Who uses the places that are in use.
+    users: Mutex<Vec<User>>,
     /// How many stay open.
     keep: usize,
     made: Instant,
@@ -145,7 +164,7 @@ impl Sessions {
             url: url.clone(),
             room: Room::new(settings.limit(), true, &thread),
             reserve: Room::new(1, false, &thread),
-            in_use: AtomicUsize::new(0),
+            users: Mutex::default(),
             keep: settings.keep(),
             made: Instant::now(),
             exceeded: AtomicU64::new(0),
@@ -153,28 +172,52 @@ impl Sessions {
         }
     }
 
+    fn users(&self) -> MutexGuard<'_, Vec<User>> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// How many are in use.
     pub fn in_use(&self) -> usize {
-        self.in_use.load(Relaxed)
+        self.users().len()
+    }
+
+    /// How many other threads use. What this thread has in use belongs to a call that a signal
+    /// handler has interrupted, and does not come back before the handler has returned.
+    pub fn in_use_elsewhere(&self) -> usize {
+        let this = User::caller();
+        self.users().iter().filter(|user| **user != this).count()
+    }
+
+    fn end_use(&self, user: User) {
+        let mut users = self.users();
+        if let Some(index) = users.iter().position(|other| *other == user) {
+            users.swap_remove(index);
+        }
     }
 
     /// A place, if one becomes free in time. It is in use until [`Sessions::give_back`].
     pub fn take(&self, budget: Budget) -> Result<Option<Taken>, Failure> {
-        let place = match self.room.places.try_get() {
+        let mut place = match self.room.places.try_get() {
             None if budget.urgent => self.reserve.take(budget)?,
             None => self.room.take(budget)?,
             place => place,
         };
-        if place.is_some() {
-            self.note_use();
+        if let Some(place) = &mut place {
+            place.user = User::caller();
+            self.note_use(place.user);
         }
         Ok(place)
     }
 
     /// Notes that a place is in use. The first caller who finds that those beyond `keep` have
     /// not been needed for a while closes them.
-    fn note_use(&self) {
-        if self.in_use.fetch_add(1, Relaxed) >= self.keep {
+    fn note_use(&self, user: User) {
+        let before = {
+            let mut users = self.users();
+            users.push(user);
+            users.len() - 1
+        };
+        if before >= self.keep {
             return self.exceeded.store(self.now(), Relaxed);
         }
         let exceeded = self.exceeded.load(Relaxed);
@@ -236,7 +279,7 @@ impl Sessions {
             session => {
                 place.session = session.filter(|session| place.stays && !session.is_broken());
                 place.used = Some(Instant::now());
-                sessions.in_use.fetch_sub(1, Relaxed);
+                sessions.end_use(place.user);
             }
         }
     }
@@ -245,6 +288,8 @@ impl Sessions {
     /// of its own. Until that is done the place is in use, so there are never more sessions on
     /// the server than places.
     fn cancel(sessions: Arc<Sessions>, place: Taken, mut session: Box<Session>) {
+        sessions.users().push(User::Cancelling);
+        sessions.end_use(place.user);
         let shared = sessions.clone();
         let work = move || {
             let budget = Budget::new(CANCELLING, &|| Ok(()));
@@ -254,12 +299,35 @@ impl Sessions {
             }
             drop(session);
             drop(place);
-            sessions.in_use.fetch_sub(1, Relaxed);
+            sessions.end_use(User::Cancelling);
         };
         let thread = thread::Builder::new().name("distlock-cancel".to_owned());
         if let Err(error) = thread.spawn(work) {
             log::debug!("no thread to cancel a statement: {error}");
-            shared.in_use.fetch_sub(1, Relaxed);
+            shared.end_use(User::Cancelling);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::url::Request;
+    use super::*;
+
+    #[test]
+    fn a_handler_waits_for_others_and_not_for_the_call_that_it_interrupts() {
+        let url = Url::parse(&Request::new("postgresql://u@h/d")).unwrap();
+        let sessions = Arc::new(Sessions::new(&url, &Settings::default()));
+        let budget = Budget::new(Duration::from_secs(60), &|| Ok(()));
+        let place = sessions.take(budget).unwrap().unwrap();
+        assert_eq!((sessions.in_use(), sessions.in_use_elsewhere()), (1, 0));
+        thread::scope(|scope| {
+            scope.spawn(|| assert_eq!(sessions.in_use_elsewhere(), 1));
+        });
+        // Whoever took it, and wherever it comes back.
+        thread::scope(|scope| {
+            scope.spawn(|| Sessions::give_back(&sessions, place));
+        });
+        assert_eq!(sessions.in_use(), 0);
     }
 }

@@ -216,7 +216,7 @@ impl Pool {
             return Ok(());
         };
         let pause = budget.at_most(CANCELLING);
-        while sessions.in_use() > 0 && !pause.over() {
+        while sessions.in_use_elsewhere() > 0 && !pause.over() {
             pause.pause(Duration::from_millis(5))?;
         }
         Ok(())

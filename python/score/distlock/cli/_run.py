@@ -31,9 +31,9 @@ NO_DATABASE, NOT_ACQUIRED, LOST, NOT_EXECUTABLE, NOT_FOUND = 69, 75, 76, 126, 12
 #: What ends a process, and what else it may be told; those who run us mean the command.
 _ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _FORWARDED = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
-#: What ends nothing, whatever is going on. With Ctrl-Z the command would go on while nobody
-#: extends the hold.
-_HARMLESS = (signal.SIGTSTP, signal.SIGCHLD, signal.SIGCONT)
+#: What ends nothing, whatever is going on: these mean the command, or say something of it. With
+#: Ctrl-Z the command would go on while nobody extends the hold.
+_HARMLESS = (signal.SIGTSTP, signal.SIGCHLD, signal.SIGCONT, signal.SIGUSR1, signal.SIGUSR2)
 #: In seconds: how often it is asked whether the hold is lost; how long it may take to give back
 #: what is still ours.
 _LOOK, _FAREWELL = 0.5, 3.0
@@ -91,6 +91,11 @@ class Signals:
     def _arrived(self, number: int, _frame: FrameType | None) -> None:
         if number not in _HARMLESS and not self.forwarding:
             raise Interrupted(number)
+
+    def forward(self) -> None:
+        """From now on signals wait; what came before was not for the command."""
+        self.wait(0)
+        self.forwarding = True
 
     def end_after(self, seconds: float) -> None:
         """Ends what is going on after that time, as a signal would."""
@@ -184,14 +189,16 @@ class Run:
         )
         try:
             with self.signals, hold as lock:
-                self.signals.forwarding = True
+                self.signals.forward()
                 status = self._started(lock)
                 # Without a database the lease ends as soon as a release could.
                 self.signals.end_after(lock.remaining)
         except Interrupted as interrupted:
             if status is None:
                 return 128 + interrupted.number
-            say(f"the lock {self.name!r} could not be released, and ends with its lease")
+            name = signal.Signals(interrupted.number).name
+            why = "" if name == "SIGALRM" else f" before {name}"
+            say(f"the lock {self.name!r} could not be released{why}; its lease ends it")
         except CouldNotAcquireLock as error:
             if not self.quiet:
                 say(refusal(conf, error))
@@ -206,7 +213,7 @@ class Run:
         except DatabaseError as error:
             if status is None:
                 raise
-            say(f"the lock {self.name!r} could not be released, and ends with its lease: {error}")
+            say(f"the lock {self.name!r} could not be released; its lease ends it: {error}")
         return status if status is not None else LOST
 
     def _started(self, lock: Lock) -> int:
