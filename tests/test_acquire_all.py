@@ -14,13 +14,13 @@ import pprint
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 import pytest
 
 import score.distlock
-from score.distlock import CouldNotAcquireLock, LockExpired
+from score.distlock import CouldNotAcquireLock, LockExpired, _all, _async_all
 
 from .support.line import Background, wait_until_waiting, waiting
 
@@ -37,6 +37,29 @@ class Caseless(str):
 
     def __hash__(self) -> int:
         return hash(self.lower())
+
+
+Take = Callable[..., Any]
+
+
+def in_a_loop(conf: Conf, names: Any, **options: Any) -> Any:
+    async def main() -> Any:
+        return await conf.aio.acquire_all(names, **options)
+
+    return asyncio.run(main())
+
+
+@pytest.fixture(params=[Conf.acquire_all, in_a_loop], ids=["thread", "loop"])
+def take(request: pytest.FixtureRequest) -> Take:
+    """Acquires several locks of a module, in either way."""
+    return cast("Take", request.param)
+
+
+def release(holds: Any) -> None:
+    """However they were acquired."""
+    released = holds.release()
+    if released is not None:
+        asyncio.run(released)
 
 
 @pytest.fixture
@@ -104,22 +127,22 @@ def test_the_owner_may_enter_what_it_holds_with_others(conf: Conf, other: Conf) 
     assert other.try_acquiring("a")
 
 
-def test_none_if_one_is_held(conf: Conf, other: Conf) -> None:
+def test_none_if_one_is_held(take: Take, conf: Conf, other: Conf) -> None:
     token = other.acquire("b")
     for timeout in (0, 0.05):
         with pytest.raises(CouldNotAcquireLock) as raised:
-            conf.acquire_all(NAMES, timeout=timeout)
+            take(conf, NAMES, timeout=timeout)
         assert raised.value.args == ("b",)
         for name in "ac":
             other.release(name, other.acquire(name))
     other.release("b", token)
-    conf.acquire_all(NAMES).release()
+    release(take(conf, NAMES))
 
 
-def test_it_waits_for_all_of_them(brief: Conf, conf: Conf, db: Db) -> None:
+def test_it_waits_for_all_of_them(take: Take, brief: Conf, conf: Conf, db: Db) -> None:
     """What is held first is kept alive meanwhile."""
     token = conf.acquire("c")
-    waiter = Background(brief.acquire_all, NAMES, timeout=30)
+    waiter = Background(take, brief, NAMES, timeout=30)
     wait_until_waiting(db, 1, "c")
     db.execute("SELECT pg_sleep(0.7)")
     assert conf.try_acquiring("a") is None
@@ -133,9 +156,11 @@ def test_it_waits_for_all_of_them(brief: Conf, conf: Conf, db: Db) -> None:
 
 
 @pytest.mark.parametrize("autoextend", [False, True])
-def test_none_if_one_is_lost_meanwhile(brief: Conf, conf: Conf, db: Db, autoextend: bool) -> None:
+def test_none_if_one_is_lost_meanwhile(
+    take: Take, brief: Conf, conf: Conf, db: Db, autoextend: bool
+) -> None:
     token = conf.acquire("c")
-    waiter = Background(brief.acquire_all, NAMES, timeout=30, autoextend=autoextend)
+    waiter = Background(take, brief, NAMES, timeout=30, autoextend=autoextend)
     wait_until_waiting(db, 1, "c")
     db.execute("UPDATE _score_distlock SET token = 'stolen' WHERE name = 'a'")
     while not brief.get("a").expired:
@@ -289,10 +314,12 @@ def test_a_block_that_is_given_up_ends_its_holds(conf: Conf, other: Conf) -> Non
         other.release(name, other.acquire(name, timeout=None))
 
 
-def test_the_lease_of_each_begins_when_all_are_there(url: str, conf: Conf, db: Db) -> None:
+def test_the_lease_of_each_begins_when_all_are_there(
+    take: Take, url: str, conf: Conf, db: Db
+) -> None:
     late = score.distlock.init({"sqlalchemy.url": url, "maxtime": "3s"})
     token = conf.acquire("c")
-    waiter = Background(late.acquire_all, NAMES, timeout=None)
+    waiter = Background(take, late, NAMES, timeout=None)
     wait_until_waiting(db, 1, "c")
     # A renewal may have come in between, but not from before.
     row = db.execute("""
@@ -303,13 +330,15 @@ def test_the_lease_of_each_begins_when_all_are_there(url: str, conf: Conf, db: D
     holds = waiter.result()
     begun = "SELECT every(expires - make_interval(secs => lease) > %s) FROM _score_distlock"
     assert db.execute(begun, row).fetchone() == (True,)
-    holds.release()
+    release(holds)
 
 
-def test_what_was_free_is_not_extended(conf: Conf, db: Db) -> None:
-    with conf.acquire_all(NAMES):
-        fresh = "SELECT every(updated = acquired) FROM _score_distlock"
-        assert db.execute(fresh).fetchone() == (True,)
+def test_what_was_free_is_not_extended(take: Take, conf: Conf, db: Db) -> None:
+    holds = take(conf, NAMES)
+    fresh = "SELECT every(updated = acquired) FROM _score_distlock"
+    assert db.execute(fresh).fetchone() == (True,)
+    release(holds)
+    release(holds)  # nothing is left to do
 
 
 def test_coroutines_wait_as_long_for_all_of_them(conf: Conf) -> None:
@@ -357,3 +386,41 @@ def test_a_name_is_its_text_whatever_it_is_equal_to(conf: Conf) -> None:
     first, second = conf.aio.get(upper), conf.aio.get(lower)
     assert (first.name, second.name) == ("NAME", "name")
     assert conf.aio.get("NAME") is first
+
+
+def test_a_cancelled_task_leaves_nothing(conf: Conf, db: Db) -> None:
+    """Neither what it has, nor what it waits for; its exception is still referenced."""
+
+    async def main() -> None:
+        token = conf.acquire("b")
+        task = asyncio.create_task(take_all())
+        await asyncio.to_thread(wait_until_waiting, db, 1, "b")
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as cancelled:
+            await task
+        await asyncio.to_thread(wait_until_waiting, db, 0, "b")
+        for name in "ac":
+            assert await conf.aio.acquire(name, timeout=None)
+        conf.release("b", token)
+        assert conf.acquire("b", timeout=None)
+        assert cancelled.value.__traceback__
+
+    async def take_all() -> None:
+        await conf.aio.acquire_all(NAMES, timeout=None)
+
+    asyncio.run(main())
+
+
+def test_coroutines_have_one_time_for_all_of_them(
+    conf: Conf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it is over, what is held is refused at once."""
+
+    class Over(_all.Pace):
+        def left(self) -> float:
+            return 0
+
+    monkeypatch.setattr(_async_all, "Pace", Over)
+    conf.acquire("b")
+    with pytest.raises(CouldNotAcquireLock):
+        in_a_loop(conf, NAMES, timeout=None)

@@ -6,10 +6,12 @@
 
 mod acquire;
 mod aio;
+mod all;
 mod arguments;
 mod call;
 mod database;
 mod ending;
+mod engine;
 mod errors;
 mod events;
 mod exit;
@@ -21,6 +23,8 @@ mod levels;
 mod lock;
 mod lost;
 mod module;
+mod objects;
+mod opening;
 mod options;
 mod owner;
 mod telemetry;
@@ -43,7 +47,9 @@ mod _distlock {
     #[pymodule_export]
     use super::lost::{Lost, Watch};
     #[pymodule_export]
-    use super::module::{ConfiguredDistlockModule, init, open};
+    use super::module::ConfiguredDistlockModule;
+    #[pymodule_export]
+    use super::opening::{init, open};
 
     /// The SQL that creates or upgrades the table; see ``python -m score.distlock``.
     #[pyfunction]

@@ -1,31 +1,31 @@
 //! `ConfiguredDistlockModule` and `init`.
 
-use super::acquire::{acquire, enter};
+use super::acquire::acquire;
 use super::aio::{Acquisition, Inbox, Value, in_time, job};
+use super::all;
 use super::arguments;
 use super::call::call;
 use super::database::Database;
+use super::engine::Engine;
 use super::errors::exception;
 use super::finalizing::ours;
 use super::handle::{Configured, Shared};
 use super::insight;
 use super::levels::Levels;
 use super::lock::Lock;
-use super::options::{ConfiguredTimeout, Entering, Timeout};
+use super::objects::LockObjects;
+use super::options::{ConfiguredTimeout, Timeout};
 use super::owner;
-use crate::engine::{Lease, Name};
+use crate::engine::Lease;
 use crate::error::Error;
 use crate::service::{self, Callbacks, Locks, Request, Wait};
 use crate::store::{Settings, Store};
 use crate::zone;
 use pyo3::IntoPyObjectExt;
-use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyString, PyTuple, PyWeakrefReference};
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use pyo3::types::{PyDict, PyString, PyTuple};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 /// The configured module: the locks of one database.
 ///
@@ -55,19 +55,17 @@ use std::time::{Duration, Instant};
 pub struct ConfiguredDistlockModule {
     shared: Arc<Shared>,
     maxtime: f64,
-    /// The Engine that was given, or else the one that was made when it was asked for.
-    given: Option<Py<PyAny>>,
-    engine: Mutex<Option<Py<PyAny>>>,
-    engine_options: Py<PyDict>,
+    engine: Engine,
     aio: Mutex<Option<Py<PyAny>>>,
-    /// The living Lock objects. Only touched with the GIL held, so no fork can
-    /// find it locked.
-    alive: Mutex<HashMap<Name, Py<PyWeakrefReference>>>,
-    /// From how many entries on to look for the dead.
-    many: AtomicUsize,
+    objects: LockObjects,
 }
 
 impl ConfiguredDistlockModule {
+    /// What its Lock objects share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// The core.
     fn locks(&self) -> &Arc<Locks> {
         &self.shared.locks
@@ -76,27 +74,6 @@ impl ConfiguredDistlockModule {
     /// How long one call may take.
     fn timeout(&self) -> Duration {
         self.shared.limit()
-    }
-
-    fn alive(&self) -> MutexGuard<'_, HashMap<Name, Py<PyWeakrefReference>>> {
-        self.alive.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes out the entries of Lock objects that are gone, whenever there are twice as many
-    /// entries as were left the last time.
-    fn forget_the_dead(&self, py: Python<'_>) {
-        let mut alive = self.alive();
-        if alive.len() < self.many.load(Relaxed) {
-            return;
-        }
-        let is_dead = |reference: &Py<PyWeakrefReference>| reference.bind(py).upgrade().is_none();
-        let gone = alive.iter().filter(|(_, reference)| is_dead(reference));
-        let gone: Vec<Name> = gone.map(|(name, _)| name.clone()).collect();
-        let dead: Vec<_> = gone.iter().filter_map(|name| alive.remove(name)).collect();
-        self.many.store((2 * alive.len()).max(1000), Relaxed);
-        drop(alive);
-        // Not under the mutex.
-        drop(dead);
     }
 
     /// Makes sure that the Engine's connections see the table of the locks: they must see a hold.
@@ -216,12 +193,9 @@ impl ConfiguredDistlockModule {
                 autoextend,
             }),
             maxtime,
-            given: database.engine,
-            engine: Mutex::new(None),
-            engine_options,
+            engine: Engine::new(database.engine, engine_options),
             aio: Mutex::new(None),
-            alive: Mutex::default(),
-            many: AtomicUsize::new(1000),
+            objects: LockObjects::default(),
         };
         if database.verify {
             made.verify(py)?;
@@ -240,30 +214,7 @@ impl ConfiguredDistlockModule {
     /// :raises ImportError: if SQLAlchemy is not there; it comes with the extra ``sqlalchemy``.
     #[getter]
     fn engine<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        let known = |slot: &Mutex<Option<Py<PyAny>>>| {
-            let slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-            slot.as_ref().map(|engine| engine.bind(py).clone())
-        };
-        if let Some(given) = &self.given {
-            return Ok(given.bind(py).clone());
-        }
-        if let Some(engine) = known(&self.engine) {
-            return Ok(engine);
-        }
-        // Not under the mutex: creating an engine runs Python, which may switch threads.
-        let (driver, explicit) = self.locks().store().url().explicit();
-        let explicit = explicit
-            .iter()
-            .map(|(name, value)| (*name, PyBytes::new(py, value)));
-        let explicit: Vec<_> = explicit.collect();
-        let made = ours(
-            py,
-            "_engine",
-            "create",
-            (driver, explicit, &self.engine_options),
-        )?;
-        let mut slot = self.engine.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(slot.get_or_insert_with(|| made.unbind()).bind(py).clone())
+        self.engine.get(py, self.locks().store().url())
     }
 
     /// The logger of this module.
@@ -287,40 +238,11 @@ impl ConfiguredDistlockModule {
     /// :raises TypeError: if it is something else.
     /// :raises ValueError: if it contains NUL.
     fn get<'py>(slf: &Bound<'py, Self>, name: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Lock>> {
-        let py = slf.py();
-        let name = arguments::name(name)?;
-        let known = slf
-            .get()
-            .alive()
-            .get(&name)
-            .and_then(|reference| reference.bind(py).upgrade());
-        if let Some(lock) = known {
-            return Ok(lock.cast_into()?);
-        }
-        slf.get().forget_the_dead(py);
-        // Making the object may run the garbage collector and with it other
-        // code of Python; hence not under the mutex, and look again.
-        let made = Bound::new(
-            py,
-            Lock::create(
-                slf.clone().into_any().unbind(),
-                slf.get().shared.clone(),
-                name.clone(),
-            ),
-        )?;
-        let reference = PyWeakrefReference::new(&made)?.unbind();
-        let mut alive = slf.get().alive();
-        let other = alive
-            .get(&name)
-            .and_then(|reference| reference.bind(py).upgrade());
-        if let Some(other) = other {
-            drop(alive);
-            return Ok(other.cast_into()?);
-        }
-        let dead = alive.insert(name, reference);
-        drop(alive);
-        drop(dead);
-        Ok(made)
+        let (name, this) = (arguments::name(name)?, slf.get());
+        this.objects.get(slf.py(), name, |name| {
+            let conf = slf.clone().into_any().unbind();
+            Lock::create(conf, this.shared.clone(), name)
+        })
     }
 
     /// Acquires the lock and returns the token, which outlives this process.
@@ -368,47 +290,9 @@ impl ConfiguredDistlockModule {
         autoextend: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         arguments::named(rest, "acquire_all(names, ", "timeout")?;
-        let py = slf.py();
         let autoextend = arguments::choice(autoextend, "autoextend")?;
-        let names: Vec<Bound<'py, PyAny>> = ours(py, "_all", "ordered", (names,))?.extract()?;
-        let this = slf.get();
-        let autoextend = autoextend.unwrap_or(this.shared.autoextend);
-        let until = timeout
-            .or(this.shared.timeout)
-            .map(|timeout| (Instant::now(), timeout));
-        let levels = Levels::new(this.locks().clone());
-        let mut locks = Vec::new();
-        for name in names {
-            let lock = ConfiguredDistlockModule::get(slf, &name)?;
-            let entering = Entering {
-                timeout: until.map(|(begun, timeout)| timeout.saturating_sub(begun.elapsed())),
-                // What is held already stays alive while the others are waited for.
-                extended: true,
-                block: true,
-                lease: None,
-                note: None,
-            };
-            let entered = enter(py, lock.get().handle(), entering, None)
-                .and_then(|entered| entered.map_err(|error| exception(py, error)));
-            let (level, token) = entered.inspect_err(|error| {
-                // Who is interrupted does not wait for that; what fails here is owed.
-                if error.is_instance_of::<PyException>(py) {
-                    let _ = levels.release(py);
-                }
-            })?;
-            levels.push(lock.get().handle().core.clone(), level);
-            locks.push((lock, token.as_str().to_owned()));
-        }
-        let levels = Bound::new(py, levels)?;
-        let holds = ours(py, "_all", "Holds", (&levels, locks, autoextend));
-        holds.inspect_err(|error| {
-            // The exception itself keeps them, with its traceback.
-            if error.is_instance_of::<PyException>(py) {
-                let _ = levels.get().release(py);
-            } else {
-                levels.get().abandon();
-            }
-        })
+        let get = |name: &Bound<'py, PyAny>| ConfiguredDistlockModule::get(slf, name);
+        all::acquire(slf.py(), &slf.get().shared, names, timeout, autoextend, get)
     }
 
     /// Decorates a function, method or coroutine function so that it runs under a lock.
@@ -693,14 +577,7 @@ impl ConfiguredDistlockModule {
     ///
     /// ``with conf:`` and ``async with conf.aio:`` do so at the end.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let engine = self
-            .engine
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(engine) = engine {
-            engine.bind(py).call_method0("dispose")?;
-        }
+        self.engine.dispose(py)?;
         call(py, self.timeout(), |budget| self.locks().close(budget))
     }
 
@@ -722,78 +599,7 @@ impl ConfiguredDistlockModule {
     }
 }
 
-/// Initializes the module from a score configuration, and its table in the database.
-///
-/// :param confdict: the section of the configuration:
-///
-///     ``sqlalchemy.url``
-///         ``postgresql://user:password@host/database``, or ``embedded:`` for development.
-///     ``maxtime``
-///         How long a hold lasts unless it is extended, a score interval; ``'1m'`` by default.
-///     ``sqlalchemy.pool_size``, ``sqlalchemy.max_overflow``, ``sqlalchemy.pool_timeout``, …
-///         The pool of connections, as SQLAlchemy means it.
-///     ``timeout``
-///         How long ``with`` waits for a lock that is held elsewhere, a score interval or
-///         ``none`` for ever; 0 by default.
-///     ``autoextend``
-///         Whether ``with`` extends its hold in the background; false by default.
-///     ``reentrant``
-///         Whether the owner of a Lock may acquire it again; true by default.
-///
-/// :raises score.init.ConfigurationError: if a key is missing, unknown, or has a bad value.
-/// :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``.
-/// :raises DatabaseError: if the table cannot be created or upgraded.
-#[pyfunction]
-pub fn init<'py>(confdict: &Bound<'py, PyAny>) -> PyResult<Bound<'py, ConfiguredDistlockModule>> {
-    let py = confdict.py();
-    try_init(confdict).inspect_err(|error| {
-        // What was wrong is told in any case.
-        let _ = ours(py, "_config", "of_file", (error.value(py), confdict));
-    })
-}
-
-fn try_init<'py>(confdict: &Bound<'py, PyAny>) -> PyResult<Bound<'py, ConfiguredDistlockModule>> {
-    let options = ours(confdict.py(), "_config", "read", (confdict,))?;
-    open(options.cast::<PyDict>()?)
-}
-
-/// The module that the constructor makes of these options, with its table in the database.
-#[pyfunction]
-#[pyo3(name = "_open")]
-pub fn open<'py>(options: &Bound<'py, PyDict>) -> PyResult<Bound<'py, ConfiguredDistlockModule>> {
-    let py = options.py();
-    let conf = py
-        .get_type::<ConfiguredDistlockModule>()
-        .call((), Some(options))?
-        .cast_into::<ConfiguredDistlockModule>()?;
-    let module = conf.get();
-    call(py, module.timeout(), |budget| {
-        let store = module.locks().store();
-        store
-            .ensure_schema(budget)
-            .map_err(|error| for_an_administrator(error, &store.url().to_string()))
-    })?;
-    Ok(conf)
-}
-
 fn lease(maxtime: f64) -> Result<Lease, Error> {
     Lease::from_seconds(maxtime)
         .ok_or_else(|| Error::Configuration(format!("maxtime: {maxtime} is out of range")))
-}
-
-/// Where to run the SQL that the error has, if it has any, and what prints it once more: in a
-/// comment, so that all of it can be copied.
-fn for_an_administrator(mut error: Error, place: &str) -> Error {
-    match &mut error {
-        Error::Sql { message, .. } if message.contains("An administrator must run:") => {
-            let place = place.replace(['\n', '\r'], " ");
-            *message = format!(
-                "{message}\n-- Run it in this database, {place}, with psql for instance, as a \
-                 role that may create tables there. `python -m score.distlock schema --grant \
-                 ROLE` prints it too."
-            );
-        }
-        _ => {}
-    }
-    error
 }

@@ -1,6 +1,7 @@
 //! PostgreSQL: statements, connections, the pool and the table. No Python, no policy
 //! about locks.
 
+mod answer;
 mod auth;
 mod budget;
 mod cancel;

@@ -1,94 +1,32 @@
 //! One session with the server: `tokio-postgres`, driven on the calling thread.
 
+use super::answer::{Answer, Outcome, Parameter, all, execute};
 use super::budget::Budget;
 use super::connector::{Connector, TlsStream};
 use super::failure::{Failure, reason};
 use super::spin::Spin;
 use super::sql::{SLOTS, Schema, Sql, Statement, Statements};
 use super::stream::{Channel, Stream};
-use crate::error::{self, Error};
-use futures_util::{TryStreamExt, future::join};
+use crate::error::Error;
+use futures_util::future::join;
 use socket2::SockAddr;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
-use tokio_postgres::types::{FromSql, ToSql};
-use tokio_postgres::{AsyncMessage, Client, Config, RowStream};
-
-/// A parameter of a statement.
-pub type Parameter<'a> = &'a (dyn ToSql + Sync);
+use tokio_postgres::{AsyncMessage, Client, Config};
 
 /// Why `CockroachDB` will not do.
 const NO_ADVISORY_LOCKS: &str = "sqlalchemy.url names a CockroachDB, whose advisory locks do \
     nothing and which has no notifications: processes that wait for a lock would not find out about \
     each other. Use a PostgreSQL";
 
-/// What the library returns.
-type Outcome<T> = Result<T, tokio_postgres::Error>;
-
 /// The half of a connection that moves bytes.
 type Wire = tokio_postgres::Connection<Stream, TlsStream>;
 
 /// The statements of a session that are prepared.
 type Prepared = [Option<tokio_postgres::Statement>; SLOTS];
-
-/// One row.
-pub struct Row(tokio_postgres::Row);
-
-impl Row {
-    /// The value in the column of this name.
-    pub fn get<'a, T: FromSql<'a>>(&'a self, name: &str) -> error::Result<T> {
-        self.0.try_get(name).map_err(|error| Error::Sql {
-            // data_exception
-            sqlstate: "22000".to_owned(),
-            // The statement was executed.
-            unknown: true,
-            message: format!(
-                "the server's answer is not understood: column {name}: {}",
-                reason(&error)
-            ),
-        })
-    }
-}
-
-/// What a statement brought.
-#[derive(Default)]
-pub struct Answer {
-    /// Its rows.
-    pub rows: Vec<Row>,
-    /// How many rows it returned or changed.
-    pub affected: u64,
-    /// What the database's clock said, if it was asked.
-    pub instant: Option<f64>,
-}
-
-/// Collects an answer to its end.
-async fn all(stream: RowStream) -> Outcome<Answer> {
-    let mut stream = pin!(stream);
-    let mut rows = Vec::new();
-    while let Some(row) = stream.try_next().await? {
-        rows.push(Row(row));
-    }
-    let affected = stream.rows_affected().unwrap_or_default();
-    Ok(Answer {
-        rows,
-        affected,
-        instant: None,
-    })
-}
-
-/// Executes a statement that is not prepared: one round trip.
-async fn execute(
-    client: &Client,
-    statement: &Statement,
-    parameters: &[Parameter<'_>],
-) -> Outcome<Answer> {
-    let types = statement.types.iter().cloned();
-    let typed = parameters.iter().copied().zip(types);
-    all(client.query_typed_raw(&statement.text, typed).await?).await
-}
 
 /// Runs `future` on the calling thread until it is done, the time is over or the caller
 /// does not want it any more. Whenever nothing moves, it waits for the socket.

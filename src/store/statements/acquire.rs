@@ -1,8 +1,8 @@
 //! Statements that take a lock, or find out what is in the way.
 
+use super::super::answer::{Parameter, Row};
 use super::super::budget::Budget;
 use super::super::holder::About;
-use super::super::session::{Parameter, Row};
 use super::super::sql::Sql;
 use super::execute::{Outcome, Store, only, unless_locked};
 use crate::engine::{Deadline, Lease, Moment, Name, Token};

@@ -3,6 +3,7 @@
 //! Every statement is safe to repeat, so a connection that breaks is replaced
 //! within the call. A repetition is recognized by its token.
 
+use super::super::answer::{Parameter, Row};
 use super::super::budget::Budget;
 use super::super::clock::Clock;
 use super::super::failure::{Failure, ServerError};
@@ -10,7 +11,7 @@ use super::super::holder::About;
 use super::super::pace::Pace;
 use super::super::pool::{Pool, result};
 use super::super::schema;
-use super::super::session::{Parameter, Row, Session};
+use super::super::session::Session;
 use super::super::settings::Settings;
 use super::super::sql::{Sql, Statements};
 use super::super::url::Url;

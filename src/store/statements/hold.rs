@@ -1,8 +1,8 @@
 //! Statements about an existing hold: extend, renew, transfer, release, look up.
 
+use super::super::answer::Parameter;
 use super::super::budget::Budget;
 use super::super::holder::About;
-use super::super::session::Parameter;
 use super::super::sql::Sql;
 use super::execute::Store;
 use crate::engine::{Deadline, Lease, Loss, Name, Token};

@@ -1,8 +1,8 @@
 //! Statements that report holds, and that end one by force.
 
+use super::super::answer::{Parameter, Row};
 use super::super::budget::Budget;
 use super::super::holder::Holder;
-use super::super::session::{Parameter, Row};
 use super::super::sql::Sql;
 use super::execute::Store;
 use crate::engine::{Lease, Name};

@@ -1,7 +1,7 @@
 //! Removes unused rows.
 
+use super::super::answer::Parameter;
 use super::super::budget::Budget;
-use super::super::session::Parameter;
 use super::super::sql::Sql;
 use super::execute::{Store, only};
 use crate::engine::Lease;

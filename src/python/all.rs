@@ -1,0 +1,63 @@
+//! Acquiring several locks: all of them, or none.
+
+use super::acquire::enter;
+use super::errors::exception;
+use super::finalizing::ours;
+use super::handle::Shared;
+use super::levels::Levels;
+use super::lock::Lock;
+use super::options::{Entering, Timeout};
+use pyo3::exceptions::PyException;
+use pyo3::prelude::*;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Enters a level of each lock, in an order that does not depend on the caller's, and returns the
+/// `Holds`.
+pub fn acquire<'py>(
+    py: Python<'py>,
+    shared: &Arc<Shared>,
+    names: &Bound<'py, PyAny>,
+    timeout: Timeout,
+    autoextend: Option<bool>,
+    get: impl Fn(&Bound<'py, PyAny>) -> PyResult<Bound<'py, Lock>>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let names: Vec<Bound<'py, PyAny>> = ours(py, "_all", "ordered", (names,))?.extract()?;
+    let autoextend = autoextend.unwrap_or(shared.autoextend);
+    let until = timeout
+        .or(shared.timeout)
+        .map(|timeout| (Instant::now(), timeout));
+    let levels = Levels::new(shared.locks.clone());
+    let mut locks = Vec::new();
+    for name in names {
+        let lock = get(&name)?;
+        let entering = Entering {
+            timeout: until.map(|(begun, timeout)| timeout.saturating_sub(begun.elapsed())),
+            // What is held already stays alive while the others are waited for.
+            extended: true,
+            block: true,
+            lease: None,
+            note: None,
+        };
+        let entered = enter(py, lock.get().handle(), entering, None)
+            .and_then(|entered| entered.map_err(|error| exception(py, error)));
+        let (level, token) = entered.inspect_err(|error| {
+            // Who is interrupted does not wait for that; what fails here is owed.
+            if error.is_instance_of::<PyException>(py) {
+                let _ = levels.release(py);
+            }
+        })?;
+        levels.push(lock.get().handle().core.clone(), level);
+        locks.push((lock, token.as_str().to_owned()));
+    }
+    let levels = Bound::new(py, levels)?;
+    let holds = ours(py, "_all", "Holds", (&levels, locks, autoextend));
+    holds.inspect_err(|error| {
+        // The exception itself keeps them, with its traceback.
+        if error.is_instance_of::<PyException>(py) {
+            let _ = levels.get().release(py);
+        } else {
+            levels.get().abandon();
+        }
+    })
+}

@@ -1,0 +1,58 @@
+//! The SQLAlchemy Engine of a configured module.
+
+use super::finalizing::{ours, python_code};
+use crate::store::Url;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+use std::sync::{Mutex, PoisonError};
+
+/// The Engine that was given, or one that is made when it is asked for.
+pub enum Engine {
+    Given(Py<PyAny>),
+    Ours {
+        options: Py<PyDict>,
+        made: Mutex<Option<Py<PyAny>>>,
+    },
+}
+
+impl Engine {
+    /// `options` are for the one that is made.
+    pub fn new(given: Option<Py<PyAny>>, options: Py<PyDict>) -> Engine {
+        let made = Mutex::default();
+        given.map_or(Engine::Ours { options, made }, Engine::Given)
+    }
+
+    /// The Engine, which leads where `url` does.
+    pub fn get<'py>(&self, py: Python<'py>, url: &Url) -> PyResult<Bound<'py, PyAny>> {
+        let (options, slot) = match self {
+            Engine::Given(engine) => return Ok(engine.bind(py).clone()),
+            Engine::Ours { options, made } => (options, made),
+        };
+        let lock = || slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock().as_ref().map(|engine| engine.bind(py).clone());
+        if let Some(engine) = known {
+            return Ok(engine);
+        }
+        // Not under the mutex: creating an engine runs Python, which may switch threads.
+        let (driver, explicit) = url.explicit();
+        let explicit = explicit
+            .iter()
+            .map(|(name, value)| (*name, PyBytes::new(py, value)));
+        let explicit: Vec<_> = explicit.collect();
+        let made = ours(py, "_engine", "create", (driver, explicit, options))?;
+        Ok(lock().get_or_insert_with(|| made.unbind()).bind(py).clone())
+    }
+
+    /// Disposes of the one that was made; the next call makes another.
+    pub fn dispose(&self, py: Python<'_>) -> PyResult<()> {
+        let Engine::Ours { made, .. } = self else {
+            return Ok(());
+        };
+        let engine = made.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(engine) = engine {
+            let _running = python_code(py);
+            engine.bind(py).call_method0("dispose")?;
+        }
+        Ok(())
+    }
+}
