@@ -10,8 +10,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import click
 from rich.live import Live
@@ -45,6 +45,8 @@ from ._run import (
     say,
 )
 from ._shown import as_json, console, is_terminal, printable, record, table
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def duration(
@@ -180,7 +182,7 @@ wait_option = click.option(
 )
 
 
-def maxtime_option(meaning: str) -> Any:
+def maxtime_option(meaning: str) -> Callable[[_Command], _Command]:
     """The length of the lease."""
     help_ = f"{meaning}; by default 1m, or as the application's configuration says."
     return click.option("--maxtime", metavar="DURATION", callback=duration, help=help_)
