@@ -108,7 +108,7 @@ class Stubs:
         "Mapping": "collections.abc.Mapping",
         "timedelta": "datetime.timedelta",
         "_Function": "collections.abc.Callable",
-        "_NameAttribute": "str | collections.abc.Iterable | collections.abc.Callable | None",
+        "NameAttribute": "str | collections.abc.Iterable | collections.abc.Callable | None",
         "_Time": "float | str | datetime.timedelta | None",
     }
 

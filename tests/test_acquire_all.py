@@ -239,7 +239,8 @@ def test_no_text_of_holds_has_a_token(conf: Conf, caplog: pytest.LogCaptureFixtu
     with conf.acquire_all(["b", "a"]) as holds:
         before, others = asyncio.run(main())
         assert repr(holds) == "<score.distlock.Holds of 'a', 'b'>"
-        assert before == "<score.distlock.aio.AsyncHolds of None>"
+        assert repr(conf.acquire_all([])) == "<score.distlock.Holds of no lock>"
+        assert before == "<score.distlock.aio.AsyncHolds of no lock>"
         assert repr(others) == "<score.distlock.aio.AsyncHolds of 'c'>"
         for each in (holds, others):
             logging.getLogger("application").warning("these: %s, %r", each, each)

@@ -129,6 +129,16 @@ def test_the_list_is_as_wide_as_it_has_to_be(url: str, conf: Conf) -> None:
     conf.release(name, token)
 
 
+def test_a_very_long_name_is_cut_off_in_the_table(url: str, conf: Conf) -> None:
+    name = "n" * 2600
+    token = conf.acquire(name)
+    said = run(url, "list")[1]
+    assert f"{'n' * 199}… " in said
+    assert max(map(len, said.splitlines())) < 400
+    assert [one["name"] for one in json.loads(run(url, "list", "--json")[1])] == [name]
+    conf.release(name, token)
+
+
 def test_one_is_shown(url: str, conf: Conf) -> None:
     assert run(url, "show", "name") == (1, "name: held by nobody\n", "")
     assert run(url, "show", "name", "--json") == (1, "null\n", "")
@@ -380,6 +390,27 @@ def test_without_a_url_the_error_says_where_one_is_given() -> None:
     for part in ("no URL was given", "PGHOST, PGPORT", "--url or DISTLOCK_URL"):
         assert part in complained
     assert complained.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["doctor", "--url", "postgresql://h/d"],
+        ["list", "--json", "--url=postgresql://h/d"],
+        ["run", "name", "--url", "postgresql://h/d", "--", "true"],
+    ],
+)
+def test_a_url_behind_the_command_is_told_where_it_belongs(url: str, words: list[str]) -> None:
+    status, said, complained = run(url, *words)
+    assert (status, said) == (2, "")
+    expected = "--url comes before the command; write: score-distlock --url URL"
+    assert f"{expected} {words[0]} …\n" in complained
+
+
+def test_the_help_has_the_default_of_maxtime(url: str) -> None:
+    for command in ("run", "acquire", "extend"):
+        said = " ".join(run(url, command, "--help")[1].split())
+        assert "by default 1m" in said, command
 
 
 def test_a_wait_without_an_end_is_none(url: str) -> None:

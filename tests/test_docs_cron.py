@@ -65,6 +65,27 @@ def test_the_line_with_a_url(shop: Path, url: str, conf: Conf) -> None:
     assert len(ended.stderr.splitlines()) == 1
 
 
+def test_the_line_for_the_journal_keeps_the_exit_status(shop: Path, url: str, conf: Conf) -> None:
+    (job,) = (
+        text for text in (EXAMPLES / "crontab").read_text().splitlines() if text.startswith("0 ")
+    )
+    *_, user, command = job.split(maxsplit=6)
+    assert user == "app"
+    # As systemd's: it becomes the command.
+    journal = shop / "systemd-cat"
+    journal.write_text('#!/bin/sh\nshift 2\nexec "$@"\n')
+    journal.chmod(0o755)
+    conf.acquire("nightly-import")
+    ended = subprocess.run(
+        ["/bin/sh", "-c", here(command, shop)],
+        env={"HOME": str(shop), "PATH": f"{shop}:/usr/bin:/bin", "DISTLOCK_URL": url},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 75
+
+
 def test_the_script_that_silences_a_refusal(shop: Path, url: str, conf: Conf) -> None:
     ended = cron("hourly-export", shop, url)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "did []\n", "")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import psycopg
 import pytest
 
 import score.distlock
@@ -238,3 +239,15 @@ def test_the_engine_is_one_and_reaches_the_same_database(
     assert again.engine is conf.engine
     assert again.try_acquiring("seen") is None
     assert sys.modules["sqlalchemy"]
+
+
+def test_the_engines_url_leads_another_driver_to_the_socket(
+    conf: score.distlock.ConfiguredDistlockModule,
+) -> None:
+    made = conf.engine.url
+    assert made.query["host"].startswith("/")
+    assert made.query["port"].isdigit()
+    conf.acquire("seen")
+    dsn = made.set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(dsn) as connection:
+        assert connection.execute("SELECT name FROM _score_distlock").fetchall() == [("seen",)]

@@ -73,6 +73,13 @@ pub struct Renewal(Mutex<HashMap<i32, Arc<Class>>>);
 /// want to hear most when that does not answer.
 const WARNED: i32 = i32::MAX;
 
+/// A hold is renewed after this part of its lease: a third.
+const REGULARLY: f64 = 3.0;
+
+/// The step of what is small beside a lease: holds that are due within it are renewed together,
+/// and after a failure the next attempt comes after it.
+const SOON: f64 = 15.0;
+
 /// How long a thread stays when there is nothing to extend.
 const QUIET: Duration = Duration::from_secs(10);
 
@@ -88,7 +95,7 @@ impl Renewal {
         #[allow(clippy::cast_possible_truncation)] // the logarithm of a lease is small
         let magnitude = (lease.seconds().max(1e-3).log2() / 2.0).floor() as i32;
         let class = locked(&self.0).entry(magnitude).or_default().clone();
-        let first = Instant::now() + part(lease, if extended { 3.0 } else { 1.0 });
+        let first = Instant::now() + part(lease, if extended { REGULARLY } else { 1.0 });
         class.add(entered, first, None).then_some(class)
     }
 
@@ -203,7 +210,7 @@ impl Class {
                     }
                     return !left.is_zero();
                 }
-                if entry.next <= now + part(hold.lease, 15.0) {
+                if entry.next <= now + part(hold.lease, SOON) {
                     let due = due.entry(entered.hold).or_insert_with(|| Due {
                         hold: entered.hold,
                         levels: Vec::new(),
@@ -262,7 +269,7 @@ impl Class {
                         .extended(due.hold, fence, deadline)
                         .is_some() =>
                 {
-                    Some(part(due.lease, 3.0))
+                    Some(part(due.lease, REGULARLY))
                 }
                 (Ok(_), Some(Renewed::Locked)) => {
                     let error = "its row is locked by another transaction";
@@ -314,7 +321,7 @@ impl Class {
                 .report(|holds| holds.expire(due.hold, Loss::Unreachable, Moment::now()));
             return None;
         }
-        let pause = part(due.lease, 15.0).clamp(Duration::from_millis(20), Duration::from_secs(1));
+        let pause = part(due.lease, SOON).clamp(Duration::from_millis(20), Duration::from_secs(1));
         Some(pause.min(Duration::from_secs_f64(left)))
     }
 

@@ -67,7 +67,8 @@ class Tokens(dict[str, str]):
 
     def __repr__(self) -> str:
         # It goes into logs, and whoever has a token can end the hold.
-        return f"<{self.__module__}.{type(self).__name__} of {', '.join(map(repr, self)) or None}>"
+        names = ", ".join(map(repr, self)) or "no lock"
+        return f"<{self.__module__}.{type(self).__name__} of {names}>"
 
     def _begin_block(self, here: bool, names: Iterable[str]) -> None:
         """A block is entered: one at a time, and where the holds are."""

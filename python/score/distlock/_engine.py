@@ -240,7 +240,11 @@ def create(
         ) from error
     arguments = {name: value.decode(errors="surrogateescape") for name, value in explicit}
     host, port = arguments.get("host", ""), arguments.get("port", "")
-    one = host and "," not in host and not host.startswith(("/", "@"))
+    one = host and "," not in host
+    # The place of a host in a URL has no room for the folder of a socket; its options have.
+    socket = one and host.startswith(("/", "@"))
+    place = {"host": host, **({"port": port} if port else {})} if socket else {}
+    one = one and not socket
     make: Any = getattr(URL, "create", URL)  # 1.3 has no such method
     url = make(
         f"postgresql+{_driver(driver, sqlalchemy.__version__)}",
@@ -249,5 +253,6 @@ def create(
         host=host if one else None,
         port=int(port) if one and port.isdigit() else None,
         database=arguments.get("dbname"),
+        query=place,
     )
     return sqlalchemy.create_engine(url, connect_args=arguments, **options)

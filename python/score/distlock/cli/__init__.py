@@ -10,8 +10,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import click
 from rich.live import Live
@@ -45,6 +45,8 @@ from ._run import (
     say,
 )
 from ._shown import as_json, console, is_terminal, printable, record, table
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def duration(
@@ -80,6 +82,14 @@ def told() -> Iterator[None]:
     """Tells what went wrong, and ends with the exit status that says it."""
     try:
         yield
+    except click.NoSuchOption as error:
+        ctx = error.ctx
+        if ctx is None or ctx.parent is None or error.option_name != "--url":
+            raise
+        program = ctx.parent.command_path
+        raise click.UsageError(
+            f"--url comes before the command; write: {program} --url URL {ctx.info_name} …", ctx
+        ) from None
     except ConfigurationError as error:
         # For the command line the key of the configuration is an option.
         raise click.UsageError(bare(error).replace("sqlalchemy.url", "--url")) from None
@@ -172,9 +182,10 @@ wait_option = click.option(
 )
 
 
-def maxtime_option(meaning: str) -> Any:
-    """How long a hold lasts unless it is extended."""
-    return click.option("--maxtime", metavar="DURATION", callback=duration, help=meaning)
+def maxtime_option(meaning: str) -> Callable[[_Command], _Command]:
+    """The length of the lease."""
+    help_ = f"{meaning}; by default 1m, or as the application's configuration says."
+    return click.option("--maxtime", metavar="DURATION", callback=duration, help=help_)
 
 
 json_option = click.option("--json", "as_json_", is_flag=True, help="Print JSON.")
@@ -235,12 +246,7 @@ class AfterDashes(click.Command):
 @main.command(cls=AfterDashes)
 @click.argument("name")
 @wait_option
-@click.option(
-    "--maxtime",
-    metavar="DURATION",
-    callback=duration,
-    help="How long the hold outlives this process.",
-)
+@maxtime_option("How long the hold outlives this process")
 @click.option(
     "--at-least",
     metavar="DURATION",
@@ -377,12 +383,7 @@ def show(database: Database, name: str, as_json_: bool) -> None:
 @main.command()
 @click.argument("name")
 @wait_option
-@click.option(
-    "--maxtime",
-    metavar="DURATION",
-    callback=duration,
-    help="How long the hold lasts unless it is extended.",
-)
+@maxtime_option("How long the hold lasts unless it is extended")
 @click.pass_obj
 def acquire(database: Database, name: str, wait: float | None, maxtime: float | None) -> None:
     """Acquires NAME and prints its token, with which it is extended and released."""
@@ -421,9 +422,7 @@ def given_token(ctx: click.Context) -> str:
 
 @main.command()
 @click.argument("name")
-@click.option(
-    "--maxtime", metavar="DURATION", callback=duration, help="How long the hold lasts from now on."
-)
+@maxtime_option("How long the hold lasts from now on")
 @click.pass_context
 def extend(ctx: click.Context, name: str, maxtime: float | None) -> None:
     """Extends the hold of NAME. Its token comes from DISTLOCK_TOKEN or standard input."""

@@ -266,9 +266,9 @@ class Run:
     def _danger(self, lock: Lock) -> str | None:
         """Why the command cannot go on."""
         if lock.expired:
-            return "is lost: " + (
-                "ending the command" if self.terminate else "the command goes on without it"
-            )
+            if self.terminate:
+                return "is lost: ending the command"
+            return "is lost: the command goes on without it"
         left = lock.remaining
         if self.terminate and left <= self.reserve:
             return f"could not be extended, and ends in {left:.1f} s: ending the command"

@@ -16,6 +16,8 @@ from rich.text import Text
 from score.distlock import HoldInfo
 
 _COLUMNS = ("NAME", "HOLDER", "HELD FOR", "LEFT", "WAITING", "FENCE", "NOTE")
+#: How wide a column of the table may be. JSON has all of it.
+_LONGEST = 200
 _RIGHT = ("HELD FOR", "LEFT", "WAITING", "FENCE")
 
 
@@ -25,6 +27,12 @@ def printable(text: str) -> str:
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text
     )
+
+
+def shortened(text: str) -> str:
+    """Printable, and no longer than a person reads: a name may have thousands of letters."""
+    text = printable(text)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def duration(seconds: float) -> str:
@@ -55,13 +63,13 @@ def cells(info: HoldInfo) -> Sequence[str]:
     now = datetime.now(timezone.utc)
     where = (info.host, info.pid, info.thread)
     return (
-        printable(info.name),
-        printable("/".join(str(part) for part in where if part is not None)) or "?",
+        shortened(info.name),
+        shortened("/".join(str(part) for part in where if part is not None)) or "?",
         duration((now - info.acquired).total_seconds()),
         duration((info.expires - now).total_seconds()),
         str(info.waiters or ""),
         "" if info.fence is None else str(info.fence),
-        printable(info.note or ""),
+        shortened(info.note or ""),
     )
 
 
