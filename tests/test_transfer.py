@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -120,3 +123,64 @@ def test_an_interrupted_transfer_leaves_the_old_token_valid(
         cut_off.extend(name, token)
     cut_off.release(name, token)
     assert conf.try_acquiring(name)
+
+
+def test_a_release_and_a_transfer_of_one_token_exclude_each_other(conf: Conf) -> None:
+    async def attempt(call: Coroutine[Any, Any, str | None]) -> str | None:
+        """What it returns, a text; `None` if it is refused."""
+        try:
+            return await call or "released"
+        except LockExpired:
+            return None
+
+    async def main() -> None:
+        for number in range(200):
+            name = f"name {number}"
+            old = await conf.aio.acquire(name)
+            calls = [conf.aio.transfer(name, old), conf.aio.release(name, old)]
+            if number % 2:
+                calls.reverse()
+            results = await asyncio.gather(*map(attempt, calls))
+            if number % 2:
+                results.reverse()
+            new, released = results
+            assert (new is None) == (released is not None)
+            if new is not None:
+                await conf.aio.release(name, new)
+
+    asyncio.run(main())
+
+
+def test_a_release_that_is_on_its_way_is_not_overtaken(
+    through: Callable[..., Conf], proxy: Proxy, own_url: str
+) -> None:
+    """By a transfer whose caller has not looked at its result before the release began."""
+    observer, conf = score.distlock.init({"sqlalchemy.url": own_url}), through()
+    name = "on its way"
+    old = conf.acquire(name)
+
+    def is_new(request: bytes) -> bool:
+        tokens = re.findall(rb"[0-9a-f]{256}", request)
+        return request[:1] == b"B" and tokens != [] and old.encode() not in tokens
+
+    async def main() -> None:
+        transfer = asyncio.create_task(conf.aio.transfer(name, old))
+        await asyncio.sleep(0)
+        # The loop has no time to hear of it.
+        until(lambda: observer.info(name) and not held_by(old))
+        proxy.freeze_request(is_new)
+        release = Background(conf.release, name, old)
+        proxy.frozen.wait()
+        with pytest.raises(LockExpired) as lost:
+            await transfer
+        assert lost.value.reason == "released"
+        proxy.thaw()
+        release.result()
+
+    def held_by(token: str) -> bool:
+        with psycopg.connect(own_url) as db:
+            query = "SELECT token = %s FROM _score_distlock WHERE name = %s"
+            return db.execute(query, (token, name)).fetchone() == (True,)
+
+    asyncio.run(main())
+    assert observer.try_acquiring(name)

@@ -3,9 +3,12 @@
 //! An acquire that nobody waits for any more, and a release that its caller cannot
 //! repeat, come to the same: the token must not hold the lock. That release is *owed*.
 
+mod transfers;
+
 use super::{Deadline, Due, Late, Lease, Moment, Name, Token, VALID, Watches};
 use std::collections::HashMap;
 use std::time::Duration;
+pub use transfers::Transfers;
 
 /// A release that is owed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,27 +61,6 @@ impl Owed {
     }
 }
 
-/// How far a transfer is.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Progress {
-    /// Its statement is under way, or about to be.
-    UnderWay,
-    /// It has succeeded, and its caller does not know yet.
-    Unread,
-    /// Its caller does not know the new token, and may try again.
-    Failed,
-}
-
-/// A transfer that its caller does not know to have succeeded.
-#[derive(Clone, Debug)]
-struct Transfer {
-    /// The token that the hold may have.
-    new: Token,
-    /// From then on it does not matter any more.
-    until: Deadline,
-    progress: Progress,
-}
-
 /// What of a name has to be settled.
 #[derive(Debug, PartialEq)]
 pub struct Unsettled {
@@ -96,8 +78,8 @@ pub struct Unresolved {
     releases: HashMap<Name, Vec<Owed>>,
     /// Statements that may be executed late.
     pub late: Watches,
-    /// By the old token.
-    transfers: HashMap<Token, Transfer>,
+    /// Transfers that may have succeeded.
+    pub transfers: Transfers,
     /// How many tickets are about to leave the queue of a name.
     leaving: HashMap<Name, u32>,
     /// How many attempts have come to an end.
@@ -253,83 +235,6 @@ impl Unresolved {
             !owed.is_empty()
         });
         due
-    }
-
-    /// A transfer begins: the hold of `old` may have a new token from now on, which is that of an
-    /// attempt before that has failed, if there was one. `None` while another one is under way.
-    pub fn begin_transfer(&mut self, old: &Token, lease: Lease, now: Moment) -> Option<Token> {
-        self.transfers
-            .retain(|_, transfer| !transfer.until.passed(now));
-        let (until, progress) = (Deadline::new(now, lease.seconds()), Progress::UnderWay);
-        let Some(known) = self.transfers.get_mut(old) else {
-            let new = Token::random();
-            let transfer = Transfer {
-                new: new.clone(),
-                until,
-                progress,
-            };
-            self.transfers.insert(old.clone(), transfer);
-            return Some(new);
-        };
-        match known.progress {
-            Progress::UnderWay => None,
-            // That one's caller is about to have it. This one comes too late.
-            Progress::Unread => Some(Token::random()),
-            Progress::Failed => {
-                known.progress = progress;
-                Some(known.new.clone())
-            }
-        }
-    }
-
-    /// Whether another transfer of this token is under way.
-    #[must_use]
-    pub fn is_transferring(&self, old: &Token, now: Moment) -> bool {
-        self.transfers.get(old).is_some_and(|transfer| {
-            transfer.progress == Progress::UnderWay && !transfer.until.passed(now)
-        })
-    }
-
-    /// The database has made a transfer; its caller is about to hear of it.
-    pub fn transfer_made(&mut self, old: &Token, new: &Token) {
-        if let Some(transfer) = self.transfer_of(old, new) {
-            if transfer.progress == Progress::UnderWay {
-                transfer.progress = Progress::Unread;
-            }
-        }
-    }
-
-    /// The caller of a transfer is not going to hear that it has succeeded.
-    pub fn transfer_failed(&mut self, old: &Token, new: &Token) {
-        if let Some(transfer) = self.transfer_of(old, new) {
-            transfer.progress = Progress::Failed;
-        }
-    }
-
-    /// The hold of a transfer stands: the old token means the new one for another lease.
-    pub fn transfer_stands(&mut self, old: &Token, new: &Token, lease: Lease, now: Moment) {
-        if let Some(transfer) = self.transfer_of(old, new) {
-            transfer.until = Deadline::new(now, lease.seconds());
-        }
-    }
-
-    /// The token that the hold of `old` may have.
-    #[must_use]
-    pub fn transfer(&self, old: &Token, now: Moment) -> Option<Token> {
-        let transfer = self.transfers.get(old)?;
-        (!transfer.until.passed(now)).then(|| transfer.new.clone())
-    }
-
-    /// The caller of a transfer knows what became of it: the old token means nothing any more.
-    pub fn transfer_known(&mut self, old: &Token, new: &Token) {
-        if self.transfer_of(old, new).is_some() {
-            self.transfers.remove(old);
-        }
-    }
-
-    fn transfer_of(&mut self, old: &Token, new: &Token) -> Option<&mut Transfer> {
-        let transfer = self.transfers.get_mut(old)?;
-        (transfer.new == *new).then_some(transfer)
     }
 
     /// A ticket is about to leave the queue of a name, or has left it.

@@ -144,8 +144,8 @@ pub fn in_time(py: Python<'_>, confirmed: service::Confirmed) -> PyResult<Bound<
     };
     // What interrupts the caller comes before it has read a token, or hardly ever.
     py.check_signals()?;
-    confirmed.read();
-    Ok(token)
+    let read = confirmed.read();
+    read.map(|()| token).map_err(|error| exception(py, error))
 }
 
 /// What the database has confirmed, for a coroutine that may go on much later.

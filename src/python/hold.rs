@@ -10,6 +10,7 @@ use super::owner;
 use crate::engine::{Caller, Entered, HoldId, LevelId};
 use crate::service::Locks;
 use pyo3::prelude::*;
+use pyo3::{PyTraverseError, PyVisit};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A level from its two numbers.
@@ -87,6 +88,12 @@ impl Hold {
 
 #[pymethods]
 impl Hold {
+    /// An object that keeps this and is called by it is garbage together with it.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.lock)?;
+        self.listeners.traverse(&visit)
+    }
+
     fn __enter__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let listeners = Some(&self.listeners);
         let (level, _) = enter(py, &self.handle, self.entering.clone(), listeners)?

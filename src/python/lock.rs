@@ -20,6 +20,7 @@ use crate::store::Budget;
 use crate::zone;
 use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyString, PyTuple};
+use pyo3::{PyTraverseError, PyVisit};
 use std::sync::Arc;
 
 /// A named mutex. :meth:`ConfiguredDistlockModule.get` gives you one.
@@ -173,6 +174,11 @@ impl Lock {
 
 #[pymethods]
 impl Lock {
+    /// A configured module that keeps its locks is garbage together with them.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.conf)
+    }
+
     #[new]
     fn new(conf: &Bound<'_, PyAny>, name: &Bound<'_, PyAny>) -> PyResult<Lock> {
         let shared = Configured::of(conf)?;

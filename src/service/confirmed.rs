@@ -3,6 +3,7 @@
 use super::owed::Owed;
 use crate::engine::{Deadline, Loss, Moment, Name, Token};
 use crate::error::{Error, Result};
+use crate::sync::process_id;
 use std::sync::Arc;
 
 /// The hold of a lock by a token, until a deadline.
@@ -18,15 +19,19 @@ pub struct Confirmed {
 /// may be cancelled before, and knows no other.
 struct Replaced {
     owed: Arc<Owed>,
+    process: u32,
     old: Token,
     new: Token,
 }
 
 impl Drop for Replaced {
     fn drop(&mut self) {
-        // Of no effect if it was read.
-        self.owed
-            .with(|unresolved| unresolved.transfer_failed(&self.old, &self.new));
+        // In a child that was forked meanwhile it may be locked for ever.
+        if process_id() == self.process {
+            // Of no effect if it was read.
+            self.owed
+                .with(|unresolved| unresolved.transfers.failed(&self.old, &self.new));
+        }
     }
 }
 
@@ -41,10 +46,18 @@ impl Confirmed {
     }
 
     /// The same after a transfer from another token.
-    pub(super) fn replacing(self, owed: Arc<Owed>, old: Token) -> Confirmed {
+    pub(super) fn replacing(self, owed: Arc<Owed>, old: Token, process: u32) -> Confirmed {
         let new = self.token.clone();
-        let replaced = Some(Replaced { owed, old, new });
-        Confirmed { replaced, ..self }
+        let replaced = Replaced {
+            owed,
+            process,
+            old,
+            new,
+        };
+        Confirmed {
+            replaced: Some(replaced),
+            ..self
+        }
     }
 
     /// Whether the deadline has not passed by now.
@@ -54,7 +67,7 @@ impl Confirmed {
     }
 
     /// The token. To be asked by whoever goes on because of it, at that moment: an answer that
-    /// comes after the deadline is no good news any more.
+    /// comes after the deadline is no good news any more. [`Confirmed::read`] comes after it.
     pub fn in_time(&self) -> Result<&Token> {
         if self.is_in_time() {
             return Ok(&self.token);
@@ -63,10 +76,20 @@ impl Confirmed {
         Err(Error::Expired(name, token, Loss::Expired))
     }
 
-    /// The token has been read.
-    pub fn read(self) {
-        if let Some(Replaced { owed, old, new }) = &self.replaced {
-            owed.with(|unresolved| unresolved.transfer_known(old, new));
+    /// The token is about to be read, which is the last moment to refuse it: somebody may have
+    /// released the hold under the old one.
+    pub fn read(self) -> Result<()> {
+        let Some(replaced) = &self.replaced else {
+            return Ok(());
+        };
+        if process_id() != replaced.process {
+            return Err(Error::Forked);
         }
+        let Replaced { owed, old, new, .. } = replaced;
+        if owed.with(|unresolved| unresolved.transfers.read(old, new)) {
+            return Ok(());
+        }
+        let (name, token) = (self.name.clone(), self.token.clone());
+        Err(Error::Expired(name, token, Loss::Released))
     }
 }

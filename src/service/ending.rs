@@ -4,6 +4,7 @@ use super::lock::Lock;
 use super::locked;
 use super::locks::Locks;
 use super::registry::registry;
+use super::releasing::Releasing;
 use crate::engine::{
     Attempt, Caller, Ending, Entered, Hint, HoldId, Holds, Late, Lease, Loss, Moment, Name, Token,
 };
@@ -106,35 +107,38 @@ impl Locks {
         (lease, held, own): (Option<Lease>, bool, bool),
         budget: Budget,
     ) -> Result<()> {
-        let registry = registry(budget.process);
-        let known = lease.is_some();
+        let (registry, known) = (registry(budget.process), lease.is_some());
         let lease = lease.unwrap_or(self.lease);
-        let owed = self.owed.of(budget.process);
-        let before = owed.with(|unresolved| unresolved.may_be_released(name, token));
+        let mut releasing = Releasing::begin(self.owed.of(budget.process), token, pending, budget);
+        let before = releasing.before(name);
         if before == Some(true) {
             // In the background, for a caller that was told of a failure.
-            owed.resolved(name, token);
+            releasing.resolved(name);
             if let Some(hold) = hold {
                 registry.report(|holds| holds.released(hold, own));
             }
             registry.watched.ended(token, None);
             return Ok(());
         }
-        let again = before.is_some();
-        let attempt = self.try_to_release(name, (token, pending), lease, (held, again), budget);
+        let how = (held, before.is_some());
+        let attempt = self.try_to_release(name, &releasing, lease, how, budget);
         let (current, released) = match attempt {
             Ok(released) => released,
             Err(error) => {
                 // In a child that was forked meanwhile it is the parent's business.
                 if !matches!(error, Error::Forked) && (known || error.outcome_unknown()) {
-                    for token in [Some(token), pending].into_iter().flatten() {
+                    for token in releasing.goes_on() {
                         self.owe(name, token, Attempt::Release, lease);
                     }
                 }
                 return Err(error);
             }
         };
-        owed.resolved(name, token);
+        if released == Released::Lost {
+            releasing.found_nothing(name);
+        } else {
+            releasing.resolved(name);
+        }
         // The token may be one that a transfer has replaced without its caller's knowledge.
         let hold = hold.or_else(|| {
             let known = |holds: &mut Holds| holds.with_token(&current).map(|(id, _)| id);
@@ -169,18 +173,21 @@ impl Locks {
     fn try_to_release(
         &self,
         name: &Name,
-        (token, pending): (&Token, Option<&Token>),
+        releasing: &Releasing,
         lease: Lease,
         (held, again): (bool, bool),
         budget: Budget,
     ) -> Result<(Token, Released)> {
         let awaited = locked(&self.hints.of(budget.process)).of(name) == Some(Hint::Awaited);
         let how = (held, again, awaited);
-        let mut token = self.resolve(name, token, budget)?;
+        let mut token = releasing.token().clone();
+        if releasing.meets_transfer() {
+            token = self.resolve(name, &token, budget)?;
+        }
         let mut released = self.store.release(name, &token, lease, how, budget)?;
         // While a transfer is under way, the hold has the one token or the other: what
         // is released under the old one is not transferred any more.
-        if let (Released::Lost, Some(pending)) = (released, pending) {
+        if let (Released::Lost, Some(pending)) = (released, releasing.pending()) {
             token = pending.clone();
             released = self.store.release(name, &token, lease, how, budget)?;
         }

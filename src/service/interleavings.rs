@@ -108,7 +108,7 @@ impl Block {
                 let transfer = locks.begin_transfer(&lock, &caller, old).unwrap();
                 let confirmed = locks.transfer(&lock, transfer, budget()).unwrap();
                 token = confirmed.in_time().unwrap().clone();
-                confirmed.read();
+                confirmed.read().unwrap();
                 let current = Some(token.clone());
                 locks.extend(&lock, &caller, current, budget()).unwrap();
             }

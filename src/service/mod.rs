@@ -12,6 +12,7 @@ mod lock;
 mod locks;
 mod owed;
 mod registry;
+mod releasing;
 mod renewal;
 mod threads;
 mod transferring;

@@ -43,7 +43,7 @@ impl Locks {
             let known = holds.with_token(old);
             known.map_or((None, self.lease), |(id, hold)| (Some(id), hold.lease))
         });
-        let new = owed.with(|unresolved| unresolved.begin_transfer(old, lease, Moment::now()))?;
+        let new = owed.with(|unresolved| unresolved.transfers.begin(old, lease, Moment::now()))?;
         // Before the statement is sent: whoever extends the hold meanwhile may meet
         // either token.
         registry.with(|holds| holds.transferring(old, &new));
@@ -54,7 +54,7 @@ impl Locks {
     pub fn transfer_failed(&self, Transfer { old, begun }: &Transfer) {
         if let Some(Begun { new, .. }) = begun {
             let owed = self.owed.get();
-            owed.change(|unresolved| unresolved.transfer_failed(old, new));
+            owed.change(|unresolved| unresolved.transfers.failed(old, new));
         }
     }
 
@@ -72,9 +72,13 @@ impl Locks {
             if let Some(begun) = begun {
                 return Ok(begun);
             }
-            let busy = |unresolved: &mut Unresolved| unresolved.is_transferring(old, Moment::now());
+            let busy =
+                |unresolved: &mut Unresolved| unresolved.transfers.is_busy(old, Moment::now());
             if !owed.wait_while(busy, budget)? {
-                let message = format!("lock {} is being transferred by another call", lock.name());
+                let message = format!(
+                    "lock {} is being transferred or released by another call",
+                    lock.name()
+                );
                 return Err(Error::Unavailable(message));
             }
             begun = self.claim(old, budget.process);
@@ -101,12 +105,17 @@ impl Locks {
                     holds.present(lock.id(), &new, fence);
                 });
                 owed.change(|unresolved| {
-                    unresolved.transfer_stands(&old, &new, lease, Moment::now());
-                    unresolved.transfer_made(&old, &new);
+                    unresolved
+                        .transfers
+                        .stands(&old, &new, lease, Moment::now());
+                    unresolved.transfers.made(&old, &new);
                 });
                 registry.watched.transferred(&old, &new);
-                let confirmed =
-                    Confirmed::new(lock.name(), new.clone(), deadline).replacing(owed, old);
+                let confirmed = Confirmed::new(lock.name(), new.clone(), deadline).replacing(
+                    owed,
+                    old,
+                    budget.process,
+                );
                 if confirmed.is_in_time() {
                     self.catch_up(lock, hold, &new, budget)?;
                 }
@@ -114,7 +123,7 @@ impl Locks {
             }
             Ok(None) => {
                 registry.with(|holds| holds.not_transferred(&old, &new));
-                owed.change(|unresolved| unresolved.transfer_known(&old, &new));
+                owed.change(|unresolved| unresolved.transfers.over(&old, &new));
                 let current = hold.filter(|hold| {
                     registry.with(|holds| holds.get(*hold).is_some_and(|hold| hold.token == old))
                 });
@@ -126,12 +135,14 @@ impl Locks {
             Err(error) => {
                 if error.outcome_unknown() {
                     owed.change(|unresolved| {
-                        unresolved.transfer_stands(&old, &new, lease, Moment::now());
-                        unresolved.transfer_failed(&old, &new);
+                        unresolved
+                            .transfers
+                            .stands(&old, &new, lease, Moment::now());
+                        unresolved.transfers.failed(&old, &new);
                     });
                 } else {
                     registry.with(|holds| holds.not_transferred(&old, &new));
-                    owed.change(|unresolved| unresolved.transfer_known(&old, &new));
+                    owed.change(|unresolved| unresolved.transfers.over(&old, &new));
                 }
                 Err(error)
             }
@@ -142,19 +153,22 @@ impl Locks {
     /// seemed to fail has succeeded.
     pub(super) fn resolve(&self, name: &Name, token: &Token, budget: Budget) -> Result<Token> {
         let owed = self.owed.of(budget.process);
-        let Some(new) = owed.with(|unresolved| unresolved.transfer(token, Moment::now())) else {
+        let Some(new) = owed.with(|unresolved| unresolved.transfers.meant(token, Moment::now()))
+        else {
             return Ok(token.clone());
         };
         let answer = self.store.transfer(name, token, &new, self.lease, budget)?;
         let registry = registry(budget.process);
         if answer.is_none() {
-            owed.with(|unresolved| unresolved.transfer_known(token, &new));
+            owed.with(|unresolved| unresolved.transfers.over(token, &new));
             registry.with(|holds| holds.not_transferred(token, &new));
             return Ok(token.clone());
         }
         // Its caller may know the old one only, also next time.
         owed.with(|unresolved| {
-            unresolved.transfer_stands(token, &new, self.lease, Moment::now());
+            unresolved
+                .transfers
+                .stands(token, &new, self.lease, Moment::now());
         });
         registry.with(|holds| holds.transferred(token, &new));
         registry.watched.transferred(token, &new);

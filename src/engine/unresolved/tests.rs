@@ -301,64 +301,6 @@ fn an_attempt_is_forgotten_and_no_other_one() {
 }
 
 #[test]
-fn the_token_that_a_hold_may_have_is_known_for_a_lease() {
-    let mut test = Test::new();
-    let (second, old) = (lease(1.0), test.token.clone());
-    let (start, later) = (test.start, test.start + (SECOND - MILLISECOND));
-    let new = test.all.begin_transfer(&old, second, start).unwrap();
-    assert_eq!(test.all.transfer(&new, start), None);
-    assert_eq!(test.all.transfer(&old, later), Some(new.clone()));
-    assert_eq!(test.all.transfer(&old, start + SECOND), None);
-    test.all.transfer_stands(&old, &new, second, later);
-    assert_eq!(test.all.transfer(&old, start + SECOND), Some(new.clone()));
-    test.all
-        .transfer_stands(&old, &Token::random(), second, later + SECOND);
-    assert_eq!(test.all.transfer(&old, later + SECOND), None);
-    // Others are forgotten when they do not matter any more.
-    test.all.begin_transfer(&new, second, later + SECOND);
-    assert_eq!(test.all.transfers.len(), 1);
-}
-
-#[test]
-fn of_two_transfers_of_a_token_one_is_under_way() {
-    let mut test = Test::new();
-    let (second, old, now) = (lease(1.0), test.token.clone(), test.start);
-    assert!(!test.all.is_transferring(&old, now));
-    let new = test.all.begin_transfer(&old, second, now).unwrap();
-    assert!(test.all.is_transferring(&old, now));
-    assert!(!test.all.is_transferring(&old, now + SECOND));
-    assert_eq!(test.all.begin_transfer(&old, second, now), None);
-    // A failure is repeated with the same token, as the database may have it.
-    test.all.transfer_failed(&old, &new);
-    assert!(!test.all.is_transferring(&old, now));
-    assert_eq!(
-        test.all.begin_transfer(&old, second, now),
-        Some(new.clone())
-    );
-    assert_eq!(test.all.begin_transfer(&old, second, now), None);
-    // Who comes before the first one's caller knows gets a token of its own, in vain.
-    test.all.transfer_made(&old, &new);
-    let other = test.all.begin_transfer(&old, second, now).unwrap();
-    assert_ne!(other, new);
-    test.all.transfer_known(&old, &other);
-    test.all.transfer_failed(&old, &other);
-    assert_eq!(test.all.transfer(&old, now), Some(new.clone()));
-    // Who was cancelled stays so, whatever the database says afterwards.
-    test.all.transfer_failed(&old, &new);
-    test.all.transfer_made(&old, &new);
-    assert_eq!(
-        test.all.begin_transfer(&old, second, now),
-        Some(new.clone())
-    );
-    // Nothing brings back what is known.
-    test.all.transfer_known(&old, &new);
-    test.all.transfer_stands(&old, &new, second, now);
-    test.all.transfer_made(&old, &new);
-    assert_eq!(test.all.transfer(&old, now), None);
-    assert_ne!(test.all.begin_transfer(&old, second, now), Some(new));
-}
-
-#[test]
 fn tickets_that_leave_are_counted() {
     let mut test = Test::new();
     test.all.leaving(&test.name, true);

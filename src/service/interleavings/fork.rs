@@ -29,7 +29,7 @@ fn calls(locks: &Arc<Locks>, lock: &Lock, budget: Budget) -> Result<()> {
         .and_then(|transfer| locks.transfer(lock, transfer, budget))
         .and_then(|confirmed| {
             let token = confirmed.in_time()?.clone();
-            confirmed.read();
+            confirmed.read().unwrap();
             Ok(token)
         })
         .and_then(|token| locks.is_lost(lock, &token, budget))

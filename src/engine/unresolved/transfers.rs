@@ -1,0 +1,286 @@
+//! Transfers whose caller does not know yet that they have succeeded, by their old token.
+//!
+//! Until then the old token stands for the new one. A transfer and a release under the old token
+//! may meet: then one of them has the hold, and the other one is refused.
+
+use crate::engine::{Deadline, Lease, Moment, Token};
+use std::collections::HashMap;
+
+/// How far a transfer is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Progress {
+    /// Its statement is under way, or about to be.
+    UnderWay,
+    /// It has succeeded, and its caller does not know yet.
+    Unread,
+    /// Its caller does not know the new token, and may try again.
+    Failed,
+}
+
+/// What those do who release under the old token. The new token is given to nobody meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Releases {
+    /// So many are under way.
+    UnderWay(u32),
+    /// One has ended the hold, or is going to.
+    Done,
+}
+
+impl Releases {
+    const NONE: Releases = Releases::UnderWay(0);
+}
+
+/// A transfer that its caller does not know to have succeeded.
+#[derive(Clone, Debug)]
+struct Transfer {
+    /// The token that the hold may have.
+    new: Token,
+    /// From then on it does not matter any more.
+    until: Deadline,
+    progress: Progress,
+    releases: Releases,
+}
+
+/// The transfers of one process.
+#[derive(Debug, Default)]
+pub struct Transfers(HashMap<Token, Transfer>);
+
+impl Transfers {
+    /// A transfer begins: the hold of `old` may have a new token from now on, which is that of an
+    /// attempt before that has failed, if there was one. `None` while another one is under way,
+    /// or a release is.
+    pub fn begin(&mut self, old: &Token, lease: Lease, now: Moment) -> Option<Token> {
+        self.0.retain(|_, transfer| !transfer.until.passed(now));
+        let (until, progress) = (Deadline::new(now, lease.seconds()), Progress::UnderWay);
+        let Some(known) = self.0.get_mut(old) else {
+            let new = Token::random();
+            let transfer = Transfer {
+                new: new.clone(),
+                until,
+                progress,
+                releases: Releases::NONE,
+            };
+            self.0.insert(old.clone(), transfer);
+            return Some(new);
+        };
+        match (known.releases, known.progress) {
+            (Releases::NONE, Progress::Failed) => {
+                known.progress = progress;
+                Some(known.new.clone())
+            }
+            // That one's caller is about to have it, or it has ended. This one comes too late.
+            (Releases::NONE, Progress::Unread) | (Releases::Done, _) => Some(Token::random()),
+            (Releases::UnderWay(_), _) => None,
+        }
+    }
+
+    /// Whether a transfer of this token has to wait for another one, or for a release.
+    #[must_use]
+    pub fn is_busy(&self, old: &Token, now: Moment) -> bool {
+        self.0.get(old).is_some_and(|transfer| {
+            let busy = match transfer.releases {
+                Releases::NONE => transfer.progress == Progress::UnderWay,
+                Releases::UnderWay(_) => true,
+                Releases::Done => false,
+            };
+            busy && !transfer.until.passed(now)
+        })
+    }
+
+    /// The database has made a transfer; its caller is about to hear of it.
+    pub fn made(&mut self, old: &Token, new: &Token) {
+        if let Some(transfer) = self.find(old, new) {
+            if transfer.progress == Progress::UnderWay {
+                transfer.progress = Progress::Unread;
+            }
+        }
+    }
+
+    /// The caller of a transfer is not going to hear that it has succeeded.
+    pub fn failed(&mut self, old: &Token, new: &Token) {
+        if let Some(transfer) = self.find(old, new) {
+            transfer.progress = Progress::Failed;
+        }
+    }
+
+    /// The hold of a transfer stands: the old token means the new one for another lease.
+    pub fn stands(&mut self, old: &Token, new: &Token, lease: Lease, now: Moment) {
+        if let Some(transfer) = self.find(old, new) {
+            transfer.until = Deadline::new(now, lease.seconds());
+        }
+    }
+
+    /// The token that the hold of `old` may have.
+    #[must_use]
+    pub fn meant(&self, old: &Token, now: Moment) -> Option<Token> {
+        let transfer = self.0.get(old)?;
+        (!transfer.until.passed(now)).then(|| transfer.new.clone())
+    }
+
+    /// The caller of a transfer gets the new token, and the old one means nothing any more.
+    /// `false` if it must not: a release under the old token was faster.
+    pub fn read(&mut self, old: &Token, new: &Token) -> bool {
+        let free = |transfer: &mut Transfer| transfer.releases == Releases::NONE;
+        let allowed = self.find(old, new).is_none_or(free);
+        self.over(old, new);
+        allowed
+    }
+
+    /// The hold has neither token any more, or never had the new one.
+    pub fn over(&mut self, old: &Token, new: &Token) {
+        if self
+            .find(old, new)
+            .is_some_and(|transfer| transfer.releases == Releases::NONE)
+        {
+            self.0.remove(old);
+        }
+    }
+
+    /// A release under the old token begins. Returns the token that the hold may have.
+    pub fn begin_release(&mut self, old: &Token, now: Moment) -> Option<Token> {
+        let transfer = self.0.get_mut(old)?;
+        if transfer.until.passed(now) {
+            return None;
+        }
+        if let Releases::UnderWay(count) = &mut transfer.releases {
+            *count += 1;
+        }
+        Some(transfer.new.clone())
+    }
+
+    /// A release has ended the hold, or is done in the background (`done`), or it has failed.
+    pub fn end_release(&mut self, old: &Token, new: &Token, done: bool) {
+        let Some(transfer) = self.find(old, new) else {
+            return;
+        };
+        transfer.releases = match transfer.releases {
+            Releases::UnderWay(count) if !done => Releases::UnderWay(count.saturating_sub(1)),
+            _ => Releases::Done,
+        };
+    }
+
+    fn find(&mut self, old: &Token, new: &Token) -> Option<&mut Transfer> {
+        let transfer = self.0.get_mut(old)?;
+        (transfer.new == *new).then_some(transfer)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unchecked_time_subtraction)] // of constants
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn start() -> (Transfers, Token, Lease, Moment) {
+        let lease = Lease::from_seconds(1.0).unwrap();
+        (Transfers::default(), Token::random(), lease, Moment::now())
+    }
+
+    #[test]
+    fn the_token_that_a_hold_may_have_is_known_for_a_lease() {
+        let (mut all, old, second, now) = start();
+        let later = now + (SECOND - Duration::from_millis(1));
+        let new = all.begin(&old, second, now).unwrap();
+        assert_eq!(all.meant(&new, now), None);
+        assert_eq!(all.meant(&old, later), Some(new.clone()));
+        assert_eq!(all.meant(&old, now + SECOND), None);
+        assert_eq!(all.begin_release(&old, now + SECOND), None);
+        all.stands(&old, &new, second, later);
+        assert_eq!(all.meant(&old, now + SECOND), Some(new.clone()));
+        all.stands(&old, &Token::random(), second, later + SECOND);
+        assert_eq!(all.meant(&old, later + SECOND), None);
+        // Others are forgotten when they do not matter any more.
+        all.begin(&new, second, later + SECOND);
+        assert_eq!(all.0.len(), 1);
+    }
+
+    #[test]
+    fn of_two_transfers_of_a_token_one_is_under_way() {
+        let (mut all, old, second, now) = start();
+        assert!(!all.is_busy(&old, now));
+        let new = all.begin(&old, second, now).unwrap();
+        assert!(all.is_busy(&old, now));
+        assert!(!all.is_busy(&old, now + SECOND));
+        assert_eq!(all.begin(&old, second, now), None);
+        // A failure is repeated with the same token, as the database may have it.
+        all.failed(&old, &new);
+        assert!(!all.is_busy(&old, now));
+        assert_eq!(all.begin(&old, second, now), Some(new.clone()));
+        assert_eq!(all.begin(&old, second, now), None);
+        // Who comes before the first one's caller knows gets a token of its own, in vain.
+        all.made(&old, &new);
+        let other = all.begin(&old, second, now).unwrap();
+        assert_ne!(other, new);
+        all.over(&old, &other);
+        all.failed(&old, &other);
+        assert_eq!(all.meant(&old, now), Some(new.clone()));
+        // Who was cancelled stays so, whatever the database says afterwards.
+        all.failed(&old, &new);
+        all.made(&old, &new);
+        assert_eq!(all.begin(&old, second, now), Some(new.clone()));
+        // Nothing brings back what is known.
+        assert!(all.read(&old, &new));
+        all.stands(&old, &new, second, now);
+        all.made(&old, &new);
+        assert_eq!(all.meant(&old, now), None);
+        assert_ne!(all.begin(&old, second, now), Some(new));
+    }
+
+    #[test]
+    fn a_release_or_a_transfer_has_the_hold() {
+        for progress in [Progress::UnderWay, Progress::Unread, Progress::Failed] {
+            let (mut all, old, second, now) = start();
+            let new = all.begin(&old, second, now).unwrap();
+            match progress {
+                Progress::UnderWay => {}
+                Progress::Unread => all.made(&old, &new),
+                Progress::Failed => all.failed(&old, &new),
+            }
+            // Two releases under way: nobody is given the token, and transfers wait.
+            for _ in 0..2 {
+                assert_eq!(all.begin_release(&old, now), Some(new.clone()));
+            }
+            all.made(&old, &new);
+            assert_eq!(all.begin(&old, second, now), None);
+            assert!(all.is_busy(&old, now));
+            assert!(!all.read(&old, &new));
+            all.over(&old, &new);
+            all.end_release(&old, &new, false);
+            assert!(all.is_busy(&old, now));
+            assert!(!all.read(&old, &new));
+            // Both have failed: as before.
+            all.end_release(&old, &new, false);
+            assert_eq!(all.begin_release(&old, now), Some(new.clone()));
+            all.end_release(&old, &new, false);
+            all.failed(&old, &new);
+            assert_eq!(all.begin(&old, second, now), Some(new.clone()));
+            all.made(&old, &new);
+            // One has succeeded, whatever the others say, and nothing brings the hold back.
+            for _ in 0..2 {
+                assert_eq!(all.begin_release(&old, now), Some(new.clone()));
+            }
+            all.end_release(&old, &new, true);
+            all.end_release(&old, &new, false);
+            assert!(!all.read(&old, &new));
+            all.failed(&old, &new);
+            all.over(&old, &new);
+            assert_eq!(all.begin_release(&old, now), Some(new.clone()));
+            assert!(!all.is_busy(&old, now));
+            assert!(!all.read(&old, &new));
+            assert_ne!(all.begin(&old, second, now).unwrap(), new);
+        }
+    }
+
+    #[test]
+    fn after_it_was_read_a_release_finds_nothing() {
+        let (mut all, old, second, now) = start();
+        let new = all.begin(&old, second, now).unwrap();
+        all.made(&old, &new);
+        assert!(all.read(&old, &new));
+        assert_eq!(all.begin_release(&old, now), None);
+        all.end_release(&old, &new, true);
+        assert_eq!(all.meant(&old, now), None);
+    }
+}

@@ -1,0 +1,112 @@
+//! A release that is under way, under a token that a transfer may be replacing.
+
+use super::owed::Owed;
+use crate::engine::{Moment, Name, Token, Unresolved};
+use crate::store::Budget;
+use crate::sync::process_id;
+use std::sync::Arc;
+
+/// Nobody is given the new token of a transfer until this is dropped; nor afterwards if the
+/// hold has ended, or is going to.
+pub struct Releasing {
+    owed: Arc<Owed>,
+    process: u32,
+    /// The one that the caller knows.
+    token: Token,
+    /// The new one of a transfer that its caller does not know.
+    new: Option<Token>,
+    /// The new one of a transfer that the hold is known to be in.
+    pending: Option<Token>,
+    done: bool,
+}
+
+impl Releasing {
+    /// A release by `token` begins; the hold may be known to be given the `pending` one.
+    pub fn begin(
+        owed: Arc<Owed>,
+        token: &Token,
+        pending: Option<&Token>,
+        budget: Budget,
+    ) -> Releasing {
+        let begin = |unresolved: &mut Unresolved| {
+            let now = Moment::now();
+            unresolved.transfers.begin_release(token, now)
+        };
+        let new = owed.with(begin);
+        Releasing {
+            owed,
+            process: budget.process,
+            token: token.clone(),
+            new,
+            pending: pending.cloned(),
+            done: false,
+        }
+    }
+
+    /// The token that the caller knows.
+    pub fn token(&self) -> &Token {
+        &self.token
+    }
+
+    /// Whether the hold may have another token already. A transfer that begins later does not
+    /// count: it is refused, or this is.
+    pub fn meets_transfer(&self) -> bool {
+        self.new.is_some()
+    }
+
+    /// The token that the hold was known to be given when the release began.
+    pub fn pending(&self) -> Option<&Token> {
+        self.pending.as_ref()
+    }
+
+    /// All that the hold may have.
+    fn tokens(&self) -> impl Iterator<Item = &Token> {
+        let pending = self.pending.as_ref();
+        let other = pending.filter(|pending| Some(*pending) != self.new.as_ref());
+        [Some(&self.token), self.new.as_ref(), other]
+            .into_iter()
+            .flatten()
+    }
+
+    /// Whether the hold may have been released before, or has been.
+    pub fn before(&self, name: &Name) -> Option<bool> {
+        self.owed.with(|unresolved| {
+            self.tokens()
+                .filter_map(|token| unresolved.may_be_released(name, token))
+                .reduce(|all, one| all && one)
+        })
+    }
+
+    /// The hold has ended.
+    pub fn resolved(&mut self, name: &Name) {
+        self.done = true;
+        self.found_nothing(name);
+    }
+
+    /// The outcome is known, and nothing is owed.
+    pub fn found_nothing(&self, name: &Name) {
+        for token in self.tokens() {
+            self.owed.resolved(name, token);
+        }
+    }
+
+    /// The hold is going to be ended in the background, whichever of these tokens it has.
+    pub fn goes_on(&mut self) -> impl Iterator<Item = &Token> {
+        self.done = true;
+        self.tokens()
+    }
+}
+
+impl Drop for Releasing {
+    fn drop(&mut self) {
+        let Some(new) = &self.new else {
+            return;
+        };
+        // In a child that was forked meanwhile it may be locked for ever.
+        if process_id() == self.process {
+            let (token, done) = (&self.token, self.done);
+            self.owed
+                .change(|unresolved| unresolved.transfers.end_release(token, new, done));
+        }
+    }
+}
