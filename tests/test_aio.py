@@ -455,12 +455,13 @@ def test_a_loop_that_goes_on_after_the_lease(brief: Conf, url: str, run: Run, wh
     other.release("name", taken[0])
 
 
-def test_a_signal_handler_raises_between_two_answers(conf: Conf) -> None:
-    """What has been taken out of the inbox by then is delivered afterwards."""
+@pytest.mark.parametrize("delivered", [False, True])
+def test_a_signal_handler_raises_while_answers_are_delivered(conf: Conf, delivered: bool) -> None:
+    """They are delivered once more."""
     complaints: list[Any] = []
 
     class Interrupted:
-        """An inbox after which a signal handler runs."""
+        """An inbox; a signal handler raises where it delivers the first answer."""
 
         def __init__(self, channel: Any) -> None:
             self.channel, self.inbox = channel, channel.inbox
@@ -469,10 +470,14 @@ def test_a_signal_handler_raises_between_two_answers(conf: Conf) -> None:
         def fileno(self) -> int:
             return int(self.inbox.fileno())
 
-        def empty(self, into: list[Any]) -> None:
-            self.inbox.empty(into)
+        def deliver(self, deliver: Callable[..., None], expected: object) -> None:
+            def interrupted(*answer: object) -> None:
+                if delivered:
+                    deliver(*answer)
+                raise RuntimeError("a signal")
+
             self.channel.inbox = self.inbox
-            raise RuntimeError("a signal")
+            self.inbox.deliver(interrupted, expected)
 
     async def main() -> None:
         loop = asyncio.get_running_loop()

@@ -29,4 +29,4 @@ pub use owner::{Caller, Place};
 pub use plan::{Ask, Outcome, Plan, Seen};
 pub use queue::{Line, TICKET_BITS};
 pub use token::Token;
-pub use unresolved::{Attempt, Unresolved, Unsettled};
+pub use unresolved::{Attempt, Claim, Unresolved, Unsettled};

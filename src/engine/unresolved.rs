@@ -8,7 +8,7 @@ mod transfers;
 use super::{Deadline, Due, Late, Lease, Moment, Name, Token, VALID, Watches};
 use std::collections::HashMap;
 use std::time::Duration;
-pub use transfers::Transfers;
+pub use transfers::{Claim, Transfers};
 
 /// A release that is owed.
 #[derive(Clone, Copy, Debug, PartialEq)]

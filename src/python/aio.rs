@@ -3,19 +3,21 @@
 
 use super::errors::exception;
 use super::events::{self, Listeners};
+use super::finalizing::python_code;
 use super::insight;
 use super::owner;
 use crate::engine::{Entered, Name};
 use crate::error::{Error, Result};
 use crate::service::{self, Callbacks, Locks, Request, Step, Wait, Wakeup};
 use crate::store::{Budget, Record};
-use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
-use pyo3::types::{PyList, PyString};
+use pyo3::types::{PyString, PyTuple};
+use pyo3::{IntoPyObjectExt, PyTraverseError, PyVisit};
+use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// An answer.
@@ -44,13 +46,22 @@ struct Core {
 }
 
 impl Core {
+    fn mail(&self) -> MutexGuard<'_, Vec<Mail>> {
+        self.mail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn put(&self, mail: Mail) {
-        let mut box_ = self.mail.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut box_ = self.mail();
         box_.push(mail);
         if box_.len() == 1 {
-            // If there is no room, the loop has not read what came before.
-            let _ = (&self.waker).write(&[0]);
+            self.ring();
         }
+    }
+
+    /// Makes the file descriptor readable.
+    fn ring(&self) {
+        // If there is no room, the loop has not read what came before.
+        let _ = (&self.waker).write(&[0]);
     }
 }
 
@@ -60,6 +71,7 @@ impl Core {
 pub struct Inbox {
     core: Arc<Core>,
     end: UnixStream,
+    opened: Mutex<VecDeque<Py<PyTuple>>>,
 }
 
 impl Inbox {
@@ -87,6 +99,7 @@ impl Inbox {
         Ok(Inbox {
             core: Arc::new(Core { mail, waker }),
             end,
+            opened: Mutex::default(),
         })
     }
 
@@ -94,20 +107,47 @@ impl Inbox {
         self.end.as_raw_fd()
     }
 
-    /// Adds what has arrived to a list, so that nothing can come between: numbers, and for an
-    /// answer the exception or the value.
-    fn empty(&self, py: Python<'_>, into: &Bound<'_, PyList>) -> PyResult<()> {
-        let mail = {
-            let mut waiting = self
-                .core
-                .mail
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+    /// Calls `deliver` for each thing that has arrived, with `expected`, the number, whether it is
+    /// an answer, and the exception or the value of that. When it raises, as a signal handler may
+    /// in it, the same comes once more: the file descriptor stays readable.
+    fn deliver(
+        &self,
+        py: Python<'_>,
+        deliver: &Bound<'_, PyAny>,
+        expected: &Bound<'_, PyAny>,
+    ) -> PyResult<()> {
+        let _running = python_code(py);
+        self.fetch(py)?;
+        let first = || self.opened().front().map(|mail| mail.clone_ref(py));
+        while let Some(mail) = first() {
+            let mut arguments = vec![expected.clone()];
+            arguments.extend(mail.bind(py));
+            let delivered = deliver.call1(PyTuple::new(py, arguments)?);
+            if let Err(error) = delivered {
+                self.core.ring();
+                return Err(error);
+            }
+            self.opened().pop_front();
+        }
+        Ok(())
+    }
+}
+
+impl Inbox {
+    /// What Python has not been told yet; touched with the GIL only.
+    fn opened(&self) -> MutexGuard<'_, VecDeque<Py<PyTuple>>> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Opens what has arrived.
+    fn fetch(&self, py: Python<'_>) -> PyResult<()> {
+        let arrived = {
+            let mut mail = self.core.mail();
             // Under the mutex: whoever puts something in afterwards rings again.
             let _ = (&self.end).read(&mut [0; 64]);
-            std::mem::take(&mut *waiting)
+            std::mem::take(&mut *mail)
         };
-        for mail in mail {
+        for mail in arrived {
             let none = || py.None();
             let entry = match mail {
                 Mail::Rang(number) => (number, false, none(), none()),
@@ -115,24 +155,26 @@ impl Inbox {
                     let raised = exception(py, error).into_value(py).into_any();
                     (number, true, raised, none())
                 }
-                Mail::Answer(number, Ok(value)) => {
-                    let value = match value {
-                        Value::None => none(),
-                        Value::Confirmed(confirmed) => {
-                            Confirmation(Mutex::new(Some(confirmed))).into_py_any(py)?
-                        }
-                        Value::Later(seconds) => seconds.into_py_any(py)?,
-                        Value::Granted => true.into_py_any(py)?,
-                        Value::Records(records) => {
-                            insight::all_fields(py, records)?.into_any().unbind()
-                        }
-                    };
-                    (number, true, none(), value)
-                }
+                Mail::Answer(number, Ok(value)) => (number, true, none(), value.open(py)?),
             };
-            into.append(entry)?;
+            let entry = entry.into_pyobject(py)?.unbind();
+            self.opened().push_back(entry);
         }
         Ok(())
+    }
+}
+
+impl Value {
+    fn open(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        match self {
+            Value::None => Ok(py.None()),
+            Value::Confirmed(confirmed) => {
+                Confirmation(Mutex::new(Some(confirmed))).into_py_any(py)
+            }
+            Value::Later(seconds) => seconds.into_py_any(py),
+            Value::Granted => true.into_py_any(py),
+            Value::Records(records) => Ok(insight::all_fields(py, records)?.into_any().unbind()),
+        }
     }
 }
 
@@ -218,6 +260,12 @@ impl Acquisition {
 
 #[pymethods]
 impl Acquisition {
+    /// Whoever waits may keep it.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
+        let listeners = self.listeners.as_ref();
+        listeners.map_or(Ok(()), |listeners| listeners.traverse(&visit))
+    }
+
     /// Goes on. For how many seconds to sleep, if that is known at once; otherwise the answer
     /// says so, or is `True` if the lock was granted.
     fn step(&self, inbox: &Inbox, number: u64) -> Option<f64> {

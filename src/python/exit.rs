@@ -2,6 +2,7 @@
 
 use super::ending::Exit;
 use super::finalizing::ours;
+use super::handle::Handle;
 use super::hold::{Blocks, entered};
 use super::levels::Levels;
 use super::lock::Lock;
@@ -10,23 +11,22 @@ use crate::engine::Caller;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
+use pyo3::{PyTraverseError, PyVisit};
 
 /// The blocks that one `aio.AsyncHold` has open.
 #[pyclass(name = "_Opened", module = "score.distlock", frozen)]
 pub struct Opened {
-    lock: Py<Lock>,
+    handle: Handle,
     blocks: Blocks,
 }
 
 #[pymethods]
 impl Opened {
     #[new]
-    fn new(lock: Bound<'_, Lock>) -> Opened {
-        let blocks = Blocks::new(lock.get().handle().locks().clone());
-        Opened {
-            lock: lock.unbind(),
-            blocks,
-        }
+    fn new(lock: &Bound<'_, Lock>) -> Opened {
+        let handle = lock.get().handle().clone();
+        let blocks = Blocks::new(handle.locks().clone());
+        Opened { handle, blocks }
     }
 
     /// One more was entered.
@@ -83,7 +83,7 @@ impl Leaving {
         let (current, known) = owner::current_or_stranger(ender.py());
         let (lock, level) = if let Ok(opened) = ender.cast::<Opened>() {
             let opened = opened.get();
-            (opened.lock.get().handle(), opened.blocks.remove(&current))
+            (&opened.handle, opened.blocks.remove(&current))
         } else {
             let lock = ender.cast::<Lock>()?.get().handle();
             // Whoever has entered comes first: anybody may close the coroutine.
@@ -97,6 +97,11 @@ impl Leaving {
 
 #[pymethods]
 impl Leaving {
+    /// A stack of exits may be kept by what it is to leave.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.manager)
+    }
+
     #[pyo3(signature = (*exception))]
     fn __call__<'py>(
         &self,

@@ -14,6 +14,13 @@ pub struct Transfer {
     begun: service::Transfer,
 }
 
+impl Drop for Transfer {
+    /// Whoever is interrupted may not come to say so. Of no effect once the new token was read.
+    fn drop(&mut self) {
+        self.failed();
+    }
+}
+
 impl Transfer {
     pub fn begin(handle: &Handle, caller: &Caller, token: Option<Token>) -> Result<Transfer> {
         let locks = &handle.shared.locks;

@@ -1,7 +1,7 @@
 //! What the database has confirmed about a hold.
 
 use super::owed::Owed;
-use crate::engine::{Deadline, Loss, Moment, Name, Token};
+use crate::engine::{Claim, Deadline, Loss, Moment, Name, Token};
 use crate::error::{Error, Result};
 use crate::sync::process_id;
 use std::sync::Arc;
@@ -20,8 +20,7 @@ pub struct Confirmed {
 struct Replaced {
     owed: Arc<Owed>,
     process: u32,
-    old: Token,
-    new: Token,
+    claim: Claim,
 }
 
 impl Drop for Replaced {
@@ -30,7 +29,7 @@ impl Drop for Replaced {
         if process_id() == self.process {
             // Of no effect if it was read.
             self.owed
-                .with(|unresolved| unresolved.transfers.failed(&self.old, &self.new));
+                .with(|unresolved| unresolved.transfers.failed(&self.claim));
         }
     }
 }
@@ -46,13 +45,11 @@ impl Confirmed {
     }
 
     /// The same after a transfer from another token.
-    pub(super) fn replacing(self, owed: Arc<Owed>, old: Token, process: u32) -> Confirmed {
-        let new = self.token.clone();
+    pub(super) fn replacing(self, owed: Arc<Owed>, claim: Claim, process: u32) -> Confirmed {
         let replaced = Replaced {
             owed,
             process,
-            old,
-            new,
+            claim,
         };
         Confirmed {
             replaced: Some(replaced),
@@ -85,8 +82,8 @@ impl Confirmed {
         if process_id() != replaced.process {
             return Err(Error::Forked);
         }
-        let Replaced { owed, old, new, .. } = replaced;
-        if owed.with(|unresolved| unresolved.transfers.read(old, new)) {
+        let Replaced { owed, claim, .. } = replaced;
+        if owed.with(|unresolved| unresolved.transfers.read(claim)) {
             return Ok(());
         }
         let (name, token) = (self.name.clone(), self.token.clone());

@@ -4,7 +4,7 @@ use super::confirmed::Confirmed;
 use super::lock::Lock;
 use super::locks::Locks;
 use super::registry::registry;
-use crate::engine::{Caller, HoldId, Lease, Moment, Name, Token, Unresolved};
+use crate::engine::{Caller, Claim, HoldId, Lease, Moment, Name, Token, Unresolved};
 use crate::error::{Error, Result};
 use crate::store::Budget;
 use crate::sync::process_id;
@@ -18,7 +18,7 @@ pub struct Transfer {
 
 #[derive(Clone, Debug)]
 struct Begun {
-    new: Token,
+    claim: Claim,
     hold: Option<HoldId>,
     lease: Lease,
 }
@@ -43,18 +43,19 @@ impl Locks {
             let known = holds.with_token(old);
             known.map_or((None, self.lease), |(id, hold)| (Some(id), hold.lease))
         });
-        let new = owed.with(|unresolved| unresolved.transfers.begin(old, lease, Moment::now()))?;
+        let claim =
+            owed.with(|unresolved| unresolved.transfers.begin(old, lease, Moment::now()))?;
         // Before the statement is sent: whoever extends the hold meanwhile may meet
         // either token.
-        registry.with(|holds| holds.transferring(old, &new));
-        Some(Begun { new, hold, lease })
+        registry.with(|holds| holds.transferring(old, &claim.new));
+        Some(Begun { claim, hold, lease })
     }
 
     /// Its caller has been cancelled, and is not going to read the new token.
-    pub fn transfer_failed(&self, Transfer { old, begun }: &Transfer) {
-        if let Some(Begun { new, .. }) = begun {
+    pub fn transfer_failed(&self, transfer: &Transfer) {
+        if let Some(Begun { claim, .. }) = &transfer.begun {
             let owed = self.owed.get();
-            owed.change(|unresolved| unresolved.transfers.failed(old, new));
+            owed.change(|unresolved| unresolved.transfers.failed(claim));
         }
     }
 
@@ -94,7 +95,8 @@ impl Locks {
     ) -> Result<Confirmed> {
         let owed = self.owed.of(budget.process);
         let registry = registry(budget.process);
-        let Begun { new, hold, lease } = self.begun(lock, &old, begun, budget)?;
+        let Begun { claim, hold, lease } = self.begun(lock, &old, begun, budget)?;
+        let new = claim.new.clone();
         match self
             .store
             .transfer(lock.name(), &old, &new, self.lease, budget)
@@ -108,12 +110,12 @@ impl Locks {
                     unresolved
                         .transfers
                         .stands(&old, &new, lease, Moment::now());
-                    unresolved.transfers.made(&old, &new);
+                    unresolved.transfers.made(&claim);
                 });
                 registry.watched.transferred(&old, &new);
                 let confirmed = Confirmed::new(lock.name(), new.clone(), deadline).replacing(
                     owed,
-                    old,
+                    claim,
                     budget.process,
                 );
                 if confirmed.is_in_time() {
@@ -138,7 +140,7 @@ impl Locks {
                         unresolved
                             .transfers
                             .stands(&old, &new, lease, Moment::now());
-                        unresolved.transfers.failed(&old, &new);
+                        unresolved.transfers.failed(&claim);
                     });
                 } else {
                     registry.with(|holds| holds.not_transferred(&old, &new));

@@ -52,19 +52,19 @@ class AsyncHolds(Tokens):
             return self
         levels = self._conf._levels()
         try:
-            tokens = await self._enter_all(levels)
-        except Exception:
+            self.update(await self._enter_all(levels))
+            self._process = os.getpid()
+            self._ender = self._levels = levels
+            return self
+        except BaseException as error:
+            self._levels = None
+            if not isinstance(error, Exception):
+                levels.abandon()
+                raise
             # What fails here is owed.
             with contextlib.suppress(Exception):
                 await finish(levels.begin_exit())
             raise
-        except BaseException:
-            levels.abandon()
-            raise
-        self.update(tokens)
-        self._process = os.getpid()
-        self._ender = self._levels = levels
-        return self
 
     async def _enter_all(self, levels: _Levels) -> dict[str, str]:
         # Anything but 'default' is seconds by now.
@@ -106,10 +106,15 @@ class AsyncHolds(Tokens):
     async def __aenter__(self) -> AsyncHolds:
         # At once: another task may want to enter while this one waits.
         self._begin_block(self._levels is None or self._process == os.getpid(), self._names)
+        before = self._levels
         try:
             return await self._acquire()
         except BaseException:
             self._in_block = False
+            if before is None and self._levels is not None:
+                # Interrupted after the last step: there is no block that would release them.
+                self._levels.abandon()
+                self._levels = None
             raise
 
     __aexit__ = _AsyncExit()

@@ -27,6 +27,20 @@ def _nothing() -> None:
     """Nothing is expected."""
 
 
+def _deliver(
+    expected: _Expected, number: int, answered: bool, error: BaseException | None, value: Any
+) -> None:
+    """Tells who waits for it, perhaps once more."""
+    what = expected.get(number)
+    if isinstance(what, asyncio.Event):
+        what.set()
+    elif isinstance(what, asyncio.Future) and answered and not what.done():
+        if error is None:
+            what.set_result(value)
+        else:
+            what.set_exception(error)
+
+
 class Channel:
     """How answers get to one event loop."""
 
@@ -36,7 +50,6 @@ class Channel:
         self.inbox = _Inbox()
         self._numbers = itertools.count(1)
         self._expected: Callable[[], _Expected | None] = _nothing
-        self._mail: list[Any] = []
 
     def number(self) -> int:
         """One under which something may be expected."""
@@ -65,33 +78,7 @@ class Channel:
             loop.remove_reader(self.inbox.fileno())
 
     def _ready(self, expected: _Expected) -> None:
-        mail = self._mail
-        try:
-            self.inbox.empty(mail)
-            while mail:
-                self._deliver(expected, *mail[0])
-                del mail[0]
-        finally:
-            loop = self._loop()
-            if mail and loop is not None:  # a signal handler has raised
-                loop.call_soon(self._ready, expected)
-
-    def _deliver(
-        self,
-        expected: _Expected,
-        number: int,
-        answered: bool,
-        error: BaseException | None,
-        value: Any,
-    ) -> None:
-        what = expected.get(number)
-        if isinstance(what, asyncio.Event):
-            what.set()
-        elif isinstance(what, asyncio.Future) and answered and not what.done():
-            if error is None:
-                what.set_result(value)
-            else:
-                what.set_exception(error)
+        self.inbox.deliver(_deliver, expected)
 
     async def ask(self, start: Callable[[_Inbox, int], Any]) -> Any:
         """Starts something and waits for its answer, unless that is there at once."""

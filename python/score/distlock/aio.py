@@ -301,11 +301,12 @@ class AsyncLock:
         transfer = self._lock._transfer(token)
         try:
             confirmed = await current().ask(transfer.start)
+            # From this call on the old token is void.
+            return confirmed.in_time()  # type: ignore[no-any-return]
         except BaseException:
             # The caller knows the old token only, which may be void by now, or soon.
             transfer.failed()
             raise
-        return str(confirmed.in_time())
 
     def hold(
         self,

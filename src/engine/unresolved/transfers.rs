@@ -39,45 +39,64 @@ struct Transfer {
     until: Deadline,
     progress: Progress,
     releases: Releases,
+    /// The latest attempt.
+    attempt: u64,
+}
+
+/// An attempt to transfer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claim {
+    /// The token that is to be replaced.
+    pub old: Token,
+    /// The token that the hold may have from now on.
+    pub new: Token,
+    attempt: u64,
 }
 
 /// The transfers of one process.
 #[derive(Debug, Default)]
-pub struct Transfers(HashMap<Token, Transfer>);
+pub struct Transfers {
+    transfers: HashMap<Token, Transfer>,
+    attempts: u64,
+}
 
 impl Transfers {
     /// A transfer begins: the hold of `old` may have a new token from now on, which is that of an
     /// attempt before that has failed, if there was one. `None` while another one is under way,
     /// or a release is.
-    pub fn begin(&mut self, old: &Token, lease: Lease, now: Moment) -> Option<Token> {
-        self.0.retain(|_, transfer| !transfer.until.passed(now));
+    pub fn begin(&mut self, old: &Token, lease: Lease, now: Moment) -> Option<Claim> {
+        self.transfers
+            .retain(|_, transfer| !transfer.until.passed(now));
+        self.attempts += 1;
+        let attempt = self.attempts;
         let (until, progress) = (Deadline::new(now, lease.seconds()), Progress::UnderWay);
-        let Some(known) = self.0.get_mut(old) else {
-            let new = Token::random();
-            let transfer = Transfer {
-                new: new.clone(),
+        let transfer = self
+            .transfers
+            .entry(old.clone())
+            .or_insert_with(|| Transfer {
+                new: Token::random(),
                 until,
-                progress,
+                progress: Progress::Failed,
                 releases: Releases::NONE,
-            };
-            self.0.insert(old.clone(), transfer);
-            return Some(new);
-        };
-        match (known.releases, known.progress) {
+                attempt,
+            });
+        let new = match (transfer.releases, transfer.progress) {
             (Releases::NONE, Progress::Failed) => {
-                known.progress = progress;
-                Some(known.new.clone())
+                (transfer.progress, transfer.attempt) = (progress, attempt);
+                transfer.new.clone()
             }
             // That one's caller is about to have it, or it has ended. This one comes too late.
-            (Releases::NONE, Progress::Unread) | (Releases::Done, _) => Some(Token::random()),
-            (Releases::UnderWay(_), _) => None,
-        }
+            (Releases::NONE, Progress::Unread) | (Releases::Done, _) => Token::random(),
+            (Releases::UnderWay(_), _) => return None,
+        };
+        let old = old.clone();
+        Some(Claim { old, new, attempt })
     }
 
     /// Whether a transfer of this token has to wait for another one, or for a release.
     #[must_use]
     pub fn is_busy(&self, old: &Token, now: Moment) -> bool {
-        self.0.get(old).is_some_and(|transfer| {
+        self.transfers.get(old).is_some_and(|transfer| {
             let busy = match transfer.releases {
                 Releases::NONE => transfer.progress == Progress::UnderWay,
                 Releases::UnderWay(_) => true,
@@ -88,8 +107,8 @@ impl Transfers {
     }
 
     /// The database has made a transfer; its caller is about to hear of it.
-    pub fn made(&mut self, old: &Token, new: &Token) {
-        if let Some(transfer) = self.find(old, new) {
+    pub fn made(&mut self, claim: &Claim) {
+        if let Some(transfer) = self.claimed(claim) {
             if transfer.progress == Progress::UnderWay {
                 transfer.progress = Progress::Unread;
             }
@@ -97,8 +116,8 @@ impl Transfers {
     }
 
     /// The caller of a transfer is not going to hear that it has succeeded.
-    pub fn failed(&mut self, old: &Token, new: &Token) {
-        if let Some(transfer) = self.find(old, new) {
+    pub fn failed(&mut self, claim: &Claim) {
+        if let Some(transfer) = self.claimed(claim) {
             transfer.progress = Progress::Failed;
         }
     }
@@ -113,17 +132,22 @@ impl Transfers {
     /// The token that the hold of `old` may have.
     #[must_use]
     pub fn meant(&self, old: &Token, now: Moment) -> Option<Token> {
-        let transfer = self.0.get(old)?;
+        let transfer = self.transfers.get(old)?;
         (!transfer.until.passed(now)).then(|| transfer.new.clone())
     }
 
     /// The caller of a transfer gets the new token, and the old one means nothing any more.
-    /// `false` if it must not: a release under the old token was faster.
-    pub fn read(&mut self, old: &Token, new: &Token) -> bool {
-        let free = |transfer: &mut Transfer| transfer.releases == Releases::NONE;
-        let allowed = self.find(old, new).is_none_or(free);
-        self.over(old, new);
-        allowed
+    /// `false` if it must not: a release under the old token was faster, or somebody else tries
+    /// again.
+    pub fn read(&mut self, claim: &Claim) -> bool {
+        let Some(transfer) = self.find(&claim.old, &claim.new) else {
+            return true; // a lease has passed since
+        };
+        if transfer.releases != Releases::NONE || transfer.attempt != claim.attempt {
+            return false;
+        }
+        self.transfers.remove(&claim.old);
+        true
     }
 
     /// The hold has neither token any more, or never had the new one.
@@ -132,13 +156,13 @@ impl Transfers {
             .find(old, new)
             .is_some_and(|transfer| transfer.releases == Releases::NONE)
         {
-            self.0.remove(old);
+            self.transfers.remove(old);
         }
     }
 
     /// A release under the old token begins. Returns the token that the hold may have.
     pub fn begin_release(&mut self, old: &Token, now: Moment) -> Option<Token> {
-        let transfer = self.0.get_mut(old)?;
+        let transfer = self.transfers.get_mut(old)?;
         if transfer.until.passed(now) {
             return None;
         }
@@ -159,8 +183,13 @@ impl Transfers {
         };
     }
 
+    fn claimed(&mut self, claim: &Claim) -> Option<&mut Transfer> {
+        let transfer = self.find(&claim.old, &claim.new)?;
+        (transfer.attempt == claim.attempt).then_some(transfer)
+    }
+
     fn find(&mut self, old: &Token, new: &Token) -> Option<&mut Transfer> {
-        let transfer = self.0.get_mut(old)?;
+        let transfer = self.transfers.get_mut(old)?;
         (transfer.new == *new).then_some(transfer)
     }
 }
@@ -182,7 +211,8 @@ mod tests {
     fn the_token_that_a_hold_may_have_is_known_for_a_lease() {
         let (mut all, old, second, now) = start();
         let later = now + (SECOND - Duration::from_millis(1));
-        let new = all.begin(&old, second, now).unwrap();
+        let claim = all.begin(&old, second, now).unwrap();
+        let new = claim.new.clone();
         assert_eq!(all.meant(&new, now), None);
         assert_eq!(all.meant(&old, later), Some(new.clone()));
         assert_eq!(all.meant(&old, now + SECOND), None);
@@ -193,92 +223,103 @@ mod tests {
         assert_eq!(all.meant(&old, later + SECOND), None);
         // Others are forgotten when they do not matter any more.
         all.begin(&new, second, later + SECOND);
-        assert_eq!(all.0.len(), 1);
+        assert_eq!(all.transfers.len(), 1);
     }
 
     #[test]
     fn of_two_transfers_of_a_token_one_is_under_way() {
         let (mut all, old, second, now) = start();
         assert!(!all.is_busy(&old, now));
-        let new = all.begin(&old, second, now).unwrap();
+        let first = all.begin(&old, second, now).unwrap();
         assert!(all.is_busy(&old, now));
         assert!(!all.is_busy(&old, now + SECOND));
         assert_eq!(all.begin(&old, second, now), None);
         // A failure is repeated with the same token, as the database may have it.
-        all.failed(&old, &new);
+        all.failed(&first);
         assert!(!all.is_busy(&old, now));
-        assert_eq!(all.begin(&old, second, now), Some(new.clone()));
+        let claim = all.begin(&old, second, now).unwrap();
+        assert_eq!(claim.new, first.new);
         assert_eq!(all.begin(&old, second, now), None);
-        // Who comes before the first one's caller knows gets a token of its own, in vain.
-        all.made(&old, &new);
+        // What becomes of the first attempt means nothing any more.
+        all.failed(&first);
+        assert!(all.is_busy(&old, now));
+        all.made(&first);
+        assert!(all.is_busy(&old, now));
+        assert!(!all.read(&first));
+        // Who comes before the caller knows gets a token of its own, in vain.
+        all.made(&claim);
         let other = all.begin(&old, second, now).unwrap();
-        assert_ne!(other, new);
-        all.over(&old, &other);
-        all.failed(&old, &other);
-        assert_eq!(all.meant(&old, now), Some(new.clone()));
+        assert_ne!(other.new, claim.new);
+        all.over(&old, &other.new);
+        all.failed(&other);
+        assert_eq!(all.meant(&old, now), Some(claim.new.clone()));
         // Who was cancelled stays so, whatever the database says afterwards.
-        all.failed(&old, &new);
-        all.made(&old, &new);
-        assert_eq!(all.begin(&old, second, now), Some(new.clone()));
+        all.failed(&claim);
+        all.made(&claim);
+        let claim = all.begin(&old, second, now).unwrap();
+        assert_eq!(claim.new, first.new);
         // Nothing brings back what is known.
-        assert!(all.read(&old, &new));
-        all.stands(&old, &new, second, now);
-        all.made(&old, &new);
+        assert!(all.read(&claim));
+        all.stands(&old, &claim.new, second, now);
+        all.made(&claim);
         assert_eq!(all.meant(&old, now), None);
-        assert_ne!(all.begin(&old, second, now), Some(new));
+        assert_ne!(all.begin(&old, second, now).unwrap().new, claim.new);
     }
 
     #[test]
     fn a_release_or_a_transfer_has_the_hold() {
         for progress in [Progress::UnderWay, Progress::Unread, Progress::Failed] {
             let (mut all, old, second, now) = start();
-            let new = all.begin(&old, second, now).unwrap();
+            let claim = all.begin(&old, second, now).unwrap();
+            let new = claim.new.clone();
             match progress {
                 Progress::UnderWay => {}
-                Progress::Unread => all.made(&old, &new),
-                Progress::Failed => all.failed(&old, &new),
+                Progress::Unread => all.made(&claim),
+                Progress::Failed => all.failed(&claim),
             }
             // Two releases under way: nobody is given the token, and transfers wait.
             for _ in 0..2 {
                 assert_eq!(all.begin_release(&old, now), Some(new.clone()));
             }
-            all.made(&old, &new);
+            all.made(&claim);
             assert_eq!(all.begin(&old, second, now), None);
             assert!(all.is_busy(&old, now));
-            assert!(!all.read(&old, &new));
+            assert!(!all.read(&claim));
             all.over(&old, &new);
             all.end_release(&old, &new, false);
             assert!(all.is_busy(&old, now));
-            assert!(!all.read(&old, &new));
+            assert!(!all.read(&claim));
             // Both have failed: as before.
             all.end_release(&old, &new, false);
             assert_eq!(all.begin_release(&old, now), Some(new.clone()));
             all.end_release(&old, &new, false);
-            all.failed(&old, &new);
-            assert_eq!(all.begin(&old, second, now), Some(new.clone()));
-            all.made(&old, &new);
+            all.failed(&claim);
+            let claim = all.begin(&old, second, now).unwrap();
+            assert_eq!(claim.new, new);
+            all.made(&claim);
             // One has succeeded, whatever the others say, and nothing brings the hold back.
             for _ in 0..2 {
                 assert_eq!(all.begin_release(&old, now), Some(new.clone()));
             }
             all.end_release(&old, &new, true);
             all.end_release(&old, &new, false);
-            assert!(!all.read(&old, &new));
-            all.failed(&old, &new);
+            assert!(!all.read(&claim));
+            all.failed(&claim);
             all.over(&old, &new);
             assert_eq!(all.begin_release(&old, now), Some(new.clone()));
             assert!(!all.is_busy(&old, now));
-            assert!(!all.read(&old, &new));
-            assert_ne!(all.begin(&old, second, now).unwrap(), new);
+            assert!(!all.read(&claim));
+            assert_ne!(all.begin(&old, second, now).unwrap().new, new);
         }
     }
 
     #[test]
     fn after_it_was_read_a_release_finds_nothing() {
         let (mut all, old, second, now) = start();
-        let new = all.begin(&old, second, now).unwrap();
-        all.made(&old, &new);
-        assert!(all.read(&old, &new));
+        let claim = all.begin(&old, second, now).unwrap();
+        let new = claim.new.clone();
+        all.made(&claim);
+        assert!(all.read(&claim));
         assert_eq!(all.begin_release(&old, now), None);
         all.end_release(&old, &new, true);
         assert_eq!(all.meant(&old, now), None);
