@@ -452,3 +452,52 @@ fn a_hold_is_revoked_once_and_its_owner_knows() {
         locks.close(budget()).unwrap();
     });
 }
+
+/// Who transfers and who releases by one token: one of them has the hold, also if a transfer is
+/// given up, or statements fail; and a token that was read stays valid.
+#[test]
+fn of_transfers_and_releases_by_one_token_one_has_the_hold() {
+    explore(Pace::Idle, || {
+        let store = Store::default();
+        let locks = locks(&store, 3600.0);
+        let old = begin(&locks, Wait::Not).unwrap().token;
+        let faulty = once_in(2);
+        store.set_faults(faulty, false);
+        let transfers = [0, 1].map(|_| {
+            let (locks, lock, old) = (locks.clone(), Lock::new(name()), old.clone());
+            thread::spawn(move || {
+                let begun = locks.begin_transfer(&lock, &nobody(), Some(old)).ok()?;
+                let given_up = once_in(4);
+                if given_up {
+                    locks.transfer_failed(&begun);
+                }
+                let confirmed = locks.transfer(&lock, begun, budget()).ok()?;
+                step();
+                if given_up {
+                    return None;
+                }
+                let token = confirmed.in_time().ok()?.clone();
+                confirmed.read().ok().map(|()| token)
+            })
+        });
+        let releases = [0, 1].map(|_| {
+            let (locks, old) = (locks.clone(), old.clone());
+            thread::spawn(move || {
+                let ending = locks.begin_release(&Lock::new(name()), &nobody(), Some(&old));
+                locks.finish(&name(), ending, budget())
+            })
+        });
+        let read = transfers.map(|transfer| transfer.join().unwrap());
+        let released = releases.map(|release| release.join().unwrap());
+        store.set_faults(false, false);
+        locks.close(budget()).unwrap();
+        let done = released.iter().filter(|release| release.is_ok()).count();
+        let read: Vec<Token> = read.into_iter().flatten().collect();
+        assert!(read.len() <= 1, "{read:?}");
+        // After a failure a release is told that the hold has ended under its token, as it has.
+        assert!(faulty || read.len() + done == 1, "{read:?} {released:?}");
+        if let [token] = &read[..] {
+            assert!(store.database().row(&name()).is_held(token), "{released:?}");
+        }
+    });
+}
