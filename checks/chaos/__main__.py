@@ -138,7 +138,7 @@ def nothing_is_left(stage: Stage) -> list[str]:
         if stage.way == "pooler":
             stage.bouncer.stop()
         # Who was killed while the network was away is taken leave of by its kernel, which tries
-        # again after pauses that double.
+        # again after pauses that double, or is noticed by the proxy's.
         until = time.monotonic() + (60 if stage.way == "partition" else 10)
         while (left := db.execute(query.encode()).fetchall()) and time.monotonic() < until:
             time.sleep(0.05)

@@ -355,7 +355,7 @@ class Judge:
             # Whoever gave up before it was late has nothing to complain about.
             patient = max(wait.end or 0 for wait in waiting)
             index = bisect.bisect(starts, span.start)
-            following = starts[index] if index < len(starts) else min(patient, end)
+            following = min(starts[index] if index < len(starts) else end, patient)
             self.delays.append(following - free)
             if following - free > PROMPTLY and not self.still(free, following):
                 yield f"{name!r} was free for {following - free:.1f} s while somebody waited"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -180,6 +181,7 @@ class Proxy:
                 client, _ = self._listener.accept()
                 self.connects += 1
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                _notice_the_dead(client)
                 if self.refusing:
                     _close(client)
                     continue
@@ -273,6 +275,18 @@ class Proxy:
         if client not in self._half_open:
             _close(client)
         _close(server)
+
+
+def _notice_the_dead(client: socket.socket) -> None:
+    """The kernel of a process that was killed while the network was away may give up telling."""
+    if sys.platform == "linux":
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (
+            (socket.TCP_KEEPIDLE, 5),
+            (socket.TCP_KEEPINTVL, 1),
+            (socket.TCP_KEEPCNT, 15),
+        ):
+            client.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _message(source: socket.socket, typed: bool) -> bytes:

@@ -2,245 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import logging
 import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
 
 import click
 from rich.live import Live
 
-from score.distlock import (
-    ConfiguredDistlockModule,
-    CouldNotAcquireLock,
-    DatabaseError,
-    HoldInfo,
-    LockExpired,
-    __version__,
-)
-from score.init import ConfigurationError
+from score.distlock import ConfiguredDistlockModule, CouldNotAcquireLock, DatabaseError, HoldInfo
 
-from .. import _config
-from .._connect import opened
 from .._distlock import _schema
-from .._refuse import bare
 from ._demo import demonstrate
 from ._doctor import examine
-from ._run import (
-    LOST,
-    NO_DATABASE,
-    NOT_ACQUIRED,
-    Interrupted,
-    Run,
-    Signals,
-    closing,
-    holder,
-    refusal,
-    say,
-)
+from ._group import Database, failed, main
+from ._options import AfterDashes, duration, json_option, maxtime_option, wait_option
+from ._run import NOT_ACQUIRED, Run, Signals, closing, holder, refusal
 from ._shown import as_json, console, is_terminal, printable, record, table
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def duration(
-    _: click.Context, parameter: click.Parameter, value: str | None, endless: str = ""
-) -> float | None:
-    """An interval, such as ``90s``, ``1h 30m`` or a number of seconds."""
-    try:
-        return None if value is None else _config.interval(value, parameter.opts[-1], endless)
-    except ConfigurationError as error:
-        raise click.UsageError(bare(error)) from None
-
-
-def waiting(ctx: click.Context, parameter: click.Parameter, value: str) -> float | None:
-    """The same, or ``none``."""
-    endless = "; 'none' waits without limit"
-    return None if value == "none" else duration(ctx, parameter, value, endless)
-
-
-class Commands(click.Group):
-    """Tells by the exit status, and on one line, what went wrong."""
-
-    def make_context(self, *args: Any, **more: Any) -> click.Context:
-        with told():  # --help and --version are executed here
-            return super().make_context(*args, **more)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        with told():
-            return super().invoke(ctx)
-
-
-@contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Tells what went wrong, and ends with the exit status that says it."""
-    try:
-        yield
-    except click.NoSuchOption as error:
-        ctx = error.ctx
-        if ctx is None or ctx.parent is None or error.option_name != "--url":
-            raise
-        program = ctx.parent.command_path
-        raise click.UsageError(
-            f"--url comes before the command; write: {program} --url URL {ctx.info_name} …", ctx
-        ) from None
-    except ConfigurationError as error:
-        # For the command line the key of the configuration is an option.
-        raise click.UsageError(bare(error).replace("sqlalchemy.url", "--url")) from None
-    except ImportError as error:  # the extra 'embedded'
-        raise click.UsageError(str(error).replace("sqlalchemy.url = ", "--url ")) from None
-    except ValueError as error:  # of a name or a note that the library refuses
-        raise click.UsageError(str(error)) from None
-    except LockExpired as error:
-        failed(str(error), LOST)
-    except DatabaseError as error:
-        failed(str(error), NO_DATABASE)
-    except BrokenPipeError:  # whoever reads has seen enough
-        raise
-    except OSError as error:
-        failed(f"cannot write: {error.strerror}", 1)
-    except Interrupted as interrupted:
-        sys.exit(128 + interrupted.number)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def failed(message: str, status: int) -> None:
-    """Says why, and ends."""
-    say(message)
-    sys.exit(status)
-
-
-class Database:
-    """Where the locks are: at a URL, or where the score application says."""
-
-    def __init__(self, url: str | None, application: Any) -> None:
-        self.url, self._application = url, application
-
-    def open(self, maxtime: float | None = None) -> ConfiguredDistlockModule:
-        """The configured module."""
-        if maxtime == 0:
-            raise click.UsageError("--maxtime: a hold of 0 s holds nothing")
-        if self.url is None and self._application is not None:
-            found: ConfiguredDistlockModule = self._application.load("distlock")
-            if maxtime is not None and maxtime != found.maxtime:
-                raise click.UsageError("--maxtime: the application's configuration says that")
-            return found
-        pass_one = "pass one: --url or DISTLOCK_URL"
-        return opened(self.url, pass_one, maxtime="1m" if maxtime is None else maxtime)
-
-    @contextlib.contextmanager
-    def opened(self, maxtime: float | None = None) -> Iterator[ConfiguredDistlockModule]:
-        """The configured module, for the time of a command."""
-        with closing(self.open(maxtime)) as conf:
-            yield conf
-
-
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--url",
-    envvar="DISTLOCK_URL",
-    help="The database, postgresql://…; every user can see the arguments of a process, so a"
-    " password is better in DISTLOCK_URL, PGPASSWORD or ~/.pgpass. Without it: as for psql.",
-)
-@click.version_option(__version__)
-@click.pass_context
-def main(ctx: click.Context, url: str | None) -> None:
-    """Locks in PostgreSQL.
-
-    Exit status: 0, or 2 wrong usage, 69 no database, 75 not acquired, 76 lost; 1 anything else.
-    """
-    prepare_streams()
-    # What the library logs, the commands tell in their own words.
-    logging.getLogger("score.distlock").addHandler(logging.NullHandler())
-    application = ctx.find_object(dict)
-    ctx.obj = Database(url, application and application.get("conf"))
-
-
-def prepare_streams() -> None:
-    """A standard stream may be closed, or be able to write a few letters only."""
-    while (free := os.open(os.devnull, os.O_RDWR)) < 3:
-        pass  # so that no connection is what others take for a standard stream
-    os.close(free)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
-
-
-wait_option = click.option(
-    "--wait",
-    metavar="DURATION",
-    callback=waiting,
-    default="0",
-    show_default=True,
-    help="How long to wait for the lock; 'none' is for ever.",
-)
-
-
-def maxtime_option(meaning: str) -> Callable[[_Command], _Command]:
-    """The length of the lease."""
-    help_ = f"{meaning}; by default 1m, or as the application's configuration says."
-    return click.option("--maxtime", metavar="DURATION", callback=duration, help=help_)
-
-
-json_option = click.option("--json", "as_json_", is_flag=True, help="Print JSON.")
-
-
-class AfterDashes(click.Command):
-    """Everything after ``--`` is the command, and none of it is looked at.
-
-    A name that begins with a dash has a ``--`` of its own: ``run -- -name -- command``.
-    """
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if "--" in args:
-            place = args.index("--")
-            if args[place + 2 : place + 3] == ["--"] and not self._has_name(ctx, args[:place]):
-                place += 2
-            ctx.params["command"] = tuple(args[place + 1 :])
-            args = args[:place]
-        elif not ctx.resilient_parsing and (command := self._undashed(ctx, args)):
-            before = shlex.join(args[: len(args) - len(command)])
-            # Its arguments may be secrets.
-            shown = shlex.quote(command[0]) + (" …" if command[1:] else "")
-            raise click.UsageError(
-                f"-- is missing before the command; write: {ctx.command_path} {before} -- {shown}",
-                ctx,
-            )
-        rest = super().parse_args(ctx, args)
-        if not ctx.params.get("command") and not ctx.resilient_parsing:
-            name = shlex.quote(ctx.params["name"])
-            raise click.UsageError(
-                "the command is missing: NAME [OPTIONS] -- COMMAND…, for instance "
-                f"{ctx.command_path} {name} -- ./import.py --all",
-                ctx,
-            )
-        return rest
-
-    def _undashed(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """The command of one who has forgotten the ``--``: what follows NAME and our options."""
-        parser = self.make_parser(ctx)
-        parser.allow_interspersed_args = False
-        word = None
-        try:
-            rest = list(args)
-            for _ in ("NAME", "COMMAND"):
-                found, rest, _ = parser.parse_args(rest)
-                word = found.get("name")
-        except click.UsageError:  # of an option; it is told in its own words
-            return []
-        return [word, *rest] if isinstance(word, str) else []
-
-    def _has_name(self, ctx: click.Context, args: list[str]) -> bool:
-        return isinstance(self.make_parser(ctx).parse_args(list(args))[0].get("name"), str)
-
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return [*super().collect_usage_pieces(ctx), "-- COMMAND…"]
+__all__ = ("main",)
 
 
 @main.command(cls=AfterDashes)
