@@ -32,6 +32,7 @@ BENCH = Path(__file__).parent
 PROJECT = BENCH.parent
 sys.path.insert(0, str(PROJECT))
 
+import telemetry  # noqa: E402
 from roundtrips import Counting  # noqa: E402
 
 from tests.support.server import Server, free_port  # noqa: E402
@@ -731,7 +732,7 @@ def table(results: dict[str, Any]) -> str:
         lines += ["What could not be measured:", ""]
         lines += [f"* {name}: {why}" for name, why in results["contest"]["failed"].items()]
         lines.append("")
-    for title in ("growth", "handover", "crowds", "small", "stall of 0.2.5"):
+    for title in ("growth", "handover", "crowds", "small", "telemetry", "stall of 0.2.5"):
         if title in results:
             lines += [f".. list-table:: {title}", ""]
             for name, value in results[title].items():
@@ -742,7 +743,9 @@ def table(results: dict[str, Any]) -> str:
 
 def main() -> int:
     pythons = Path(sys.argv[1])
-    parts = os.environ.get("BENCH_PARTS", "contest stall growth handover crowds small").split()
+    parts = os.environ.get(
+        "BENCH_PARTS", "contest stall growth handover crowds small telemetry"
+    ).split()
     folder = Path(tempfile.mkdtemp(prefix="distlock-bench-"))
     folder.chmod(0o755)
     server = Server()
@@ -766,6 +769,8 @@ def main() -> int:
             results["crowds"] = crowds(server)
         if "small" in parts:
             results["small"] = small(server)
+        if "telemetry" in parts:
+            results["telemetry"] = telemetry.measure(server, ROUNDS, SECONDS)
     finally:
         server.destroy()
         shutil.rmtree(folder, ignore_errors=True)
