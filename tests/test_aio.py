@@ -102,7 +102,7 @@ def test_what_a_lock_has(conf: Conf, run: Run) -> None:
         assert await conf.aio.try_acquiring("other")
         token = await conf.aio.transfer("name", token)
         await conf.aio.release("name", token)
-        assert repr(lock) == '<score.distlock.aio.AsyncLock "name" free>'
+        assert repr(lock) == "<score.distlock.aio.AsyncLock 'name' free>"
         with pytest.raises(TypeError, match="must be a str, not int"):
             conf.aio.get(1)
 

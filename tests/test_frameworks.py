@@ -473,7 +473,7 @@ def test_a_connection_of_django_breaks(project: Processes, url: str, db: Db) -> 
         "kill, guard: OperationalError\n"
         "close, guard: OperationalError\n"
         "roll_back, guard: TransactionManagementError\n"
-        'the hold of lock "order-1" (fence 5) is lost: released\n'
+        "the hold of lock 'order-1' (fence 5) is lost: released\n"
         "revoke, guard: LockExpired\n"
         # These are Django's own: it rolls back without a word.
         "guard, fail: nothing\n"

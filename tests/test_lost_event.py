@@ -288,7 +288,7 @@ def test_the_interpreter_ends_while_threads_wait(url: str, work: str) -> None:
         program = [sys.executable, "-X", "faulthandler", "-c", code, url, str(number)]
         ended = subprocess.run(program, capture_output=True, text=True, check=False)
         assert (ended.stdout, ended.returncode) == ("", 0), ended.stderr
-        told = f'the hold of lock "{number}" (fence '
+        told = f"the hold of lock '{number}' (fence "
         assert [line for line in ended.stderr.splitlines() if not line.startswith(told)] == []
 
 

@@ -627,6 +627,8 @@ def test_prometheus(conf: Conf, db: Db) -> None:
     assert value("distlock_acquire_duration_seconds_count", counted) == 3
     assert value("distlock_hold_duration_seconds_count", {"outcome": "lost", "lock": ""}) == 1
     assert value("distlock_losses_total", {"reason": "released", "lock": ""}) == 1
+    # Those that have not been yet are there, for increase().
+    assert value("distlock_losses_total", {"reason": "expired", "lock": ""}) == 0
     assert value("distlock_lease_margin_seconds_count", {"lock": ""}) == 3
     telemetry.uninstrument(conf)
 

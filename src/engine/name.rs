@@ -21,9 +21,17 @@ impl Name {
     }
 }
 
+/// As in Python's messages.
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?}", self.as_str())
+        f.write_str("'")?;
+        for letter in self.as_str().chars() {
+            match letter {
+                '"' => f.write_str("\"")?,
+                _ => write!(f, "{}", letter.escape_debug())?,
+            }
+        }
+        f.write_str("'")
     }
 }
 
@@ -46,7 +54,8 @@ mod tests {
 
     #[test]
     fn a_message_shows_where_a_name_begins_and_ends() {
-        assert_eq!(Name::new("a \n").unwrap().to_string(), r#""a \n""#);
+        assert_eq!(Name::new("a \n").unwrap().to_string(), r"'a \n'");
+        assert_eq!(Name::new(r#"it's "a""#).unwrap().to_string(), r#"'it\'s "a"'"#);
     }
 
     proptest::proptest! {

@@ -561,6 +561,6 @@ impl Lock {
         } else {
             "free"
         };
-        format!("<score.distlock.Lock {:?} {state}>", self.name())
+        format!("<score.distlock.Lock {} {state}>", self.core().name())
     }
 }

@@ -53,8 +53,7 @@ impl Lost {
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let state = if self.is_set(py)? { "set" } else { "unset" };
-        let name = self.0.name().as_str();
-        Ok(format!("<score.distlock.Lost {name:?} {state}>"))
+        Ok(format!("<score.distlock.Lost {} {state}>", self.0.name()))
     }
 }
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-_REASONS = {
+#: Why a hold is lost, and how that is said.
+REASONS = {
     "expired": "its lease has expired",
     "released": "it was released",
     "unreachable": "the database could not be reached in time to extend it",
@@ -67,8 +68,8 @@ class LockExpired(DistlockError):
     __module__ = "score.distlock"
 
     def __init__(self, name: str, token: str, *, reason: str = "unknown") -> None:
-        if reason not in _REASONS:
-            raise ValueError(f"reason must be one of {', '.join(_REASONS)}, not {reason!r}")
+        if reason not in REASONS:
+            raise ValueError(f"reason must be one of {', '.join(REASONS)}, not {reason!r}")
         super().__init__(name, token)
         self._reason = reason  # in __dict__, which pickle and copy keep
 
@@ -90,7 +91,7 @@ class LockExpired(DistlockError):
     def __str__(self) -> str:
         return (
             f"the hold of lock {self.name!r} with token {_shortened(self.token)} is lost: "
-            f"{_REASONS[self.reason]}"
+            f"{REASONS[self.reason]}"
         )
 
     def __repr__(self) -> str:

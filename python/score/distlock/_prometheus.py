@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ._errors import REASONS
 from ._measuring import (
     ACQUIRE,
     ACQUIRE_TEXT,
@@ -58,6 +59,9 @@ class Prometheus(Sink):
             buckets=MARGIN,
         )
         self._losses = Counter("distlock_losses", LOSSES_TEXT, ("reason", "lock"), registry=None)
+        for reason in REASONS:
+            # increase() would not see a first loss that comes with the series.
+            self._losses.labels(reason, "")
         registry.register(self)
 
     def forget(self) -> None:
