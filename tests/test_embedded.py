@@ -251,3 +251,12 @@ def test_the_engines_url_leads_another_driver_to_the_socket(
     dsn = made.set(drivername="postgresql").render_as_string(hide_password=False)
     with psycopg.connect(dsn) as connection:
         assert connection.execute("SELECT name FROM _score_distlock").fetchall() == [("seen",)]
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(folder: Path) -> None:
+    (folder / "letters").write_text("dear")
+    before = folder.stat()
+    with pytest.raises(ConfigurationError, match="other files"):
+        embedded.start(f"embedded:{folder}")
+    assert (folder.stat().st_uid, folder.stat().st_mode) == (before.st_uid, before.st_mode)
+    assert [entry.name for entry in folder.iterdir()] == ["letters"]

@@ -130,7 +130,7 @@ def test_a_whole_life_under_a_setting(url: str, db: Db, setting: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "setting", ["idle_in_transaction_session_timeout=1ms", "transaction_timeout=20ms"]
+    "setting", ["idle_in_transaction_session_timeout=1ms", "transaction_timeout=500ms"]
 )
 def test_the_table_is_created_over_a_slow_network(
     server: Server, server_url: str, setting: str
@@ -150,7 +150,7 @@ def test_the_table_is_created_over_a_slow_network(
             )
             while not (proxy.frozen.wait(0.01) or configured.done()):
                 pass
-            db.execute("SELECT pg_sleep(0.1)")  # the limits are shorter
+            db.execute("SELECT pg_sleep(0.6)")  # the limits are shorter
             proxy.thaw()
             configured.result().release("name", configured.result().acquire("name"))
 

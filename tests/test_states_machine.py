@@ -21,6 +21,7 @@ import signal
 import threading
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -238,6 +239,9 @@ class States(RuleBasedStateMachine):
         self.ended_elsewhere: set[str] = set()
         #: Names and confs for which an outcome was unknown and may be so still.
         self.doubtful: set[str] = set()
+        #: By name: the modules whose tasks were cancelled. What such a task has sent may take the
+        #: lock for a moment, for which its own module waits, and others do not.
+        self.cancelled: dict[str, set[Conf]] = defaultdict(set)
         self.loose: list[tuple[str, str]] = []
 
         #: What has happened, for those failures that do not happen twice.
@@ -342,6 +346,7 @@ class States(RuleBasedStateMachine):
         block, work = self.prepare(actor, name, how, 0)
         available = self.live(name) is None and not self.queued(name)
         contested = any(wait[0] == name for wait in self.waits.values())
+        contested |= bool(self.cancelled[name] - {actor.conf})
         outcome = self.outcome(actor, work)
         self.note(f"{actor.number} enters {name} ({how}): {outcome!r:.250}")
         if isinstance(outcome, str):
@@ -497,6 +502,7 @@ class States(RuleBasedStateMachine):
             token = future.result(LIMIT)
         except asyncio.CancelledError:
             self.note(f"{number} cancelled for {key}")
+            self.cancelled[key].add(actor.conf)
         except LockExpired:
             assert self.may_be_lost(actor, key)
             self.told(actor, key)

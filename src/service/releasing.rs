@@ -6,8 +6,8 @@ use crate::store::Budget;
 use crate::sync::process_id;
 use std::sync::Arc;
 
-/// Nobody is given the new token of a transfer until this is dropped; nor afterwards if the
-/// hold has ended, or is going to.
+/// Nobody is given the new token of a transfer until this is dropped, nor afterwards if the
+/// hold has ended, or is going to. A transfer that begins later waits for that.
 pub struct Releasing {
     owed: Arc<Owed>,
     process: u32,
@@ -48,8 +48,7 @@ impl Releasing {
         &self.token
     }
 
-    /// Whether the hold may have another token already. A transfer that begins later does not
-    /// count: it is refused, or this is.
+    /// Whether the hold may have another token already.
     pub fn meets_transfer(&self) -> bool {
         self.new.is_some()
     }
@@ -99,14 +98,11 @@ impl Releasing {
 
 impl Drop for Releasing {
     fn drop(&mut self) {
-        let Some(new) = &self.new else {
-            return;
-        };
         // In a child that was forked meanwhile it may be locked for ever.
         if process_id() == self.process {
             let (token, done) = (&self.token, self.done);
             self.owed
-                .change(|unresolved| unresolved.transfers.end_release(token, new, done));
+                .change(|unresolved| unresolved.transfers.end_release(token, done));
         }
     }
 }

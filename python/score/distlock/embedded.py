@@ -90,6 +90,11 @@ def start(url: str) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     if folder.stat().st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:
         refuse(f"sqlalchemy.url: {url!r}: the folder belongs to somebody else")
+    if not _is_usable(folder):
+        refuse(
+            f"sqlalchemy.url: {url!r}: there are other files in this folder; name an empty or a "
+            "new one, or one with the data of an embedded server"
+        )
     if os.geteuid() == 0:
         _ensure_account()
     # Waits while a server that nobody used is being stopped.
@@ -108,6 +113,18 @@ def start(url: str) -> str:
     port = server.get_postmaster_info().port
     _servers[folder] = f"{server.get_uri()}&port={port}"
     return _servers[folder]
+
+
+def _is_usable(folder: Path) -> bool:
+    """Whether a folder is a server's, about to become one, or empty.
+
+    As root the package with the server gives the folder away, whatever is in it.
+    """
+    names = [entry.name for entry in folder.iterdir()]
+    # A process that starts at the same time may be creating it.
+    return "PG_VERSION" in names or all(
+        name.startswith(("pg_", "PG_", "base", "global")) for name in names
+    )
 
 
 def _ensure_account() -> None:

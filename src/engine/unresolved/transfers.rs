@@ -15,19 +15,10 @@ enum Progress {
     Unread,
     /// Its caller does not know the new token, and may try again.
     Failed,
-}
-
-/// What those do who release under the old token. The new token is given to nobody meanwhile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Releases {
-    /// So many are under way.
-    UnderWay(u32),
-    /// One has ended the hold, or is going to.
-    Done,
-}
-
-impl Releases {
-    const NONE: Releases = Releases::UnderWay(0);
+    /// A release under the old token has ended the hold, or is going to. Nobody gets the new one.
+    Released,
+    /// The hold has neither token. It is forgotten when the releases are over.
+    Over,
 }
 
 /// A transfer that its caller does not know to have succeeded.
@@ -38,7 +29,6 @@ struct Transfer {
     /// From then on it does not matter any more.
     until: Deadline,
     progress: Progress,
-    releases: Releases,
     /// The latest attempt.
     attempt: u64,
 }
@@ -56,7 +46,10 @@ pub struct Claim {
 /// The transfers of one process.
 #[derive(Debug, Default)]
 pub struct Transfers {
-    transfers: HashMap<Token, Transfer>,
+    by_old: HashMap<Token, Transfer>,
+    /// How many releases are under way under a token. A transfer of that token waits for them,
+    /// and one that was faster is not read meanwhile.
+    releases: HashMap<Token, u32>,
     attempts: u64,
 }
 
@@ -65,29 +58,28 @@ impl Transfers {
     /// attempt before that has failed, if there was one. `None` while another one is under way,
     /// or a release is.
     pub fn begin(&mut self, old: &Token, lease: Lease, now: Moment) -> Option<Claim> {
-        self.transfers
+        self.by_old
             .retain(|_, transfer| !transfer.until.passed(now));
+        if self.releases.contains_key(old) {
+            return None;
+        }
         self.attempts += 1;
         let attempt = self.attempts;
-        let (until, progress) = (Deadline::new(now, lease.seconds()), Progress::UnderWay);
-        let transfer = self
-            .transfers
-            .entry(old.clone())
-            .or_insert_with(|| Transfer {
-                new: Token::random(),
-                until,
-                progress: Progress::Failed,
-                releases: Releases::NONE,
-                attempt,
-            });
-        let new = match (transfer.releases, transfer.progress) {
-            (Releases::NONE, Progress::Failed) => {
-                (transfer.progress, transfer.attempt) = (progress, attempt);
+        let fresh = || Transfer {
+            new: Token::random(),
+            until: Deadline::new(now, lease.seconds()),
+            progress: Progress::Failed,
+            attempt,
+        };
+        let transfer = self.by_old.entry(old.clone()).or_insert_with(fresh);
+        let new = match transfer.progress {
+            Progress::UnderWay => return None,
+            Progress::Failed => {
+                (transfer.progress, transfer.attempt) = (Progress::UnderWay, attempt);
                 transfer.new.clone()
             }
             // That one's caller is about to have it, or it has ended. This one comes too late.
-            (Releases::NONE, Progress::Unread) | (Releases::Done, _) => Token::random(),
-            (Releases::UnderWay(_), _) => return None,
+            Progress::Unread | Progress::Released | Progress::Over => Token::random(),
         };
         let old = old.clone();
         Some(Claim { old, new, attempt })
@@ -96,14 +88,10 @@ impl Transfers {
     /// Whether a transfer of this token has to wait for another one, or for a release.
     #[must_use]
     pub fn is_busy(&self, old: &Token, now: Moment) -> bool {
-        self.transfers.get(old).is_some_and(|transfer| {
-            let busy = match transfer.releases {
-                Releases::NONE => transfer.progress == Progress::UnderWay,
-                Releases::UnderWay(_) => true,
-                Releases::Done => false,
-            };
-            busy && !transfer.until.passed(now)
-        })
+        let under_way = |transfer: &Transfer| {
+            transfer.progress == Progress::UnderWay && !transfer.until.passed(now)
+        };
+        self.releases.contains_key(old) || self.by_old.get(old).is_some_and(under_way)
     }
 
     /// The database has made a transfer; its caller is about to hear of it.
@@ -118,7 +106,9 @@ impl Transfers {
     /// The caller of a transfer is not going to hear that it has succeeded.
     pub fn failed(&mut self, claim: &Claim) {
         if let Some(transfer) = self.claimed(claim) {
-            transfer.progress = Progress::Failed;
+            if matches!(transfer.progress, Progress::UnderWay | Progress::Unread) {
+                transfer.progress = Progress::Failed;
+            }
         }
     }
 
@@ -132,7 +122,7 @@ impl Transfers {
     /// The token that the hold of `old` may have.
     #[must_use]
     pub fn meant(&self, old: &Token, now: Moment) -> Option<Token> {
-        let transfer = self.transfers.get(old)?;
+        let transfer = self.by_old.get(old)?;
         (!transfer.until.passed(now)).then(|| transfer.new.clone())
     }
 
@@ -140,47 +130,53 @@ impl Transfers {
     /// `false` if it must not: a release under the old token was faster, or somebody else tries
     /// again.
     pub fn read(&mut self, claim: &Claim) -> bool {
+        let releasing = self.releases.contains_key(&claim.old);
         let Some(transfer) = self.find(&claim.old, &claim.new) else {
             return true; // a lease has passed since
         };
-        if transfer.releases != Releases::NONE || transfer.attempt != claim.attempt {
+        let ended = matches!(transfer.progress, Progress::Released | Progress::Over);
+        if releasing || ended || transfer.attempt != claim.attempt {
             return false;
         }
-        self.transfers.remove(&claim.old);
+        self.by_old.remove(&claim.old);
         true
     }
 
     /// The hold has neither token any more, or never had the new one.
     pub fn over(&mut self, old: &Token, new: &Token) {
-        if self
-            .find(old, new)
-            .is_some_and(|transfer| transfer.releases == Releases::NONE)
-        {
-            self.transfers.remove(old);
+        let releasing = self.releases.contains_key(old);
+        match self.find(old, new) {
+            Some(transfer) if transfer.progress == Progress::Released => {}
+            Some(transfer) if releasing => transfer.progress = Progress::Over,
+            Some(_) => {
+                self.by_old.remove(old);
+            }
+            None => {}
         }
     }
 
-    /// A release under the old token begins. Returns the token that the hold may have.
+    /// A release under this token begins. Returns the token that the hold may have by a transfer.
     pub fn begin_release(&mut self, old: &Token, now: Moment) -> Option<Token> {
-        let transfer = self.transfers.get_mut(old)?;
-        if transfer.until.passed(now) {
-            return None;
-        }
-        if let Releases::UnderWay(count) = &mut transfer.releases {
-            *count += 1;
-        }
-        Some(transfer.new.clone())
+        *self.releases.entry(old.clone()).or_default() += 1;
+        self.meant(old, now)
     }
 
     /// A release has ended the hold, or is done in the background (`done`), or it has failed.
-    pub fn end_release(&mut self, old: &Token, new: &Token, done: bool) {
-        let Some(transfer) = self.find(old, new) else {
-            return;
-        };
-        transfer.releases = match transfer.releases {
-            Releases::UnderWay(count) if !done => Releases::UnderWay(count.saturating_sub(1)),
-            _ => Releases::Done,
-        };
+    pub fn end_release(&mut self, old: &Token, done: bool) {
+        let left = self.releases.get_mut(old).map_or(0, |count| {
+            *count -= 1;
+            *count
+        });
+        if left == 0 {
+            self.releases.remove(old);
+        }
+        if let Some(transfer) = self.by_old.get_mut(old) {
+            if done {
+                transfer.progress = Progress::Released;
+            } else if left == 0 && transfer.progress == Progress::Over {
+                self.by_old.remove(old);
+            }
+        }
     }
 
     fn claimed(&mut self, claim: &Claim) -> Option<&mut Transfer> {
@@ -189,7 +185,7 @@ impl Transfers {
     }
 
     fn find(&mut self, old: &Token, new: &Token) -> Option<&mut Transfer> {
-        let transfer = self.transfers.get_mut(old)?;
+        let transfer = self.by_old.get_mut(old)?;
         (transfer.new == *new).then_some(transfer)
     }
 }
@@ -217,13 +213,14 @@ mod tests {
         assert_eq!(all.meant(&old, later), Some(new.clone()));
         assert_eq!(all.meant(&old, now + SECOND), None);
         assert_eq!(all.begin_release(&old, now + SECOND), None);
+        all.end_release(&old, false);
         all.stands(&old, &new, second, later);
         assert_eq!(all.meant(&old, now + SECOND), Some(new.clone()));
         all.stands(&old, &Token::random(), second, later + SECOND);
         assert_eq!(all.meant(&old, later + SECOND), None);
         // Others are forgotten when they do not matter any more.
         all.begin(&new, second, later + SECOND);
-        assert_eq!(all.transfers.len(), 1);
+        assert_eq!(all.by_old.len(), 1);
     }
 
     #[test]
@@ -273,9 +270,9 @@ mod tests {
             let claim = all.begin(&old, second, now).unwrap();
             let new = claim.new.clone();
             match progress {
-                Progress::UnderWay => {}
                 Progress::Unread => all.made(&claim),
                 Progress::Failed => all.failed(&claim),
+                _ => {}
             }
             // Two releases under way: nobody is given the token, and transfers wait.
             for _ in 0..2 {
@@ -285,14 +282,13 @@ mod tests {
             assert_eq!(all.begin(&old, second, now), None);
             assert!(all.is_busy(&old, now));
             assert!(!all.read(&claim));
-            all.over(&old, &new);
-            all.end_release(&old, &new, false);
+            all.end_release(&old, false);
             assert!(all.is_busy(&old, now));
             assert!(!all.read(&claim));
             // Both have failed: as before.
-            all.end_release(&old, &new, false);
+            all.end_release(&old, false);
             assert_eq!(all.begin_release(&old, now), Some(new.clone()));
-            all.end_release(&old, &new, false);
+            all.end_release(&old, false);
             all.failed(&claim);
             let claim = all.begin(&old, second, now).unwrap();
             assert_eq!(claim.new, new);
@@ -301,12 +297,13 @@ mod tests {
             for _ in 0..2 {
                 assert_eq!(all.begin_release(&old, now), Some(new.clone()));
             }
-            all.end_release(&old, &new, true);
-            all.end_release(&old, &new, false);
+            all.end_release(&old, true);
+            all.end_release(&old, false);
             assert!(!all.read(&claim));
             all.failed(&claim);
             all.over(&old, &new);
             assert_eq!(all.begin_release(&old, now), Some(new.clone()));
+            all.end_release(&old, false);
             assert!(!all.is_busy(&old, now));
             assert!(!all.read(&claim));
             assert_ne!(all.begin(&old, second, now).unwrap().new, new);
@@ -314,14 +311,44 @@ mod tests {
     }
 
     #[test]
+    fn a_transfer_waits_for_a_release_that_began_before() {
+        let (mut all, old, second, now) = start();
+        assert_eq!(all.begin_release(&old, now), None);
+        assert_eq!(all.begin(&old, second, now), None);
+        assert!(all.is_busy(&old, now));
+        all.end_release(&old, true);
+        assert!(!all.is_busy(&old, now));
+        assert!(all.begin(&old, second, now).is_some());
+    }
+
+    #[test]
+    fn what_a_release_finds_gone_is_forgotten_afterwards() {
+        let (mut all, old, second, now) = start();
+        let claim = all.begin(&old, second, now).unwrap();
+        for _ in 0..2 {
+            all.begin_release(&old, now);
+        }
+        all.over(&old, &claim.new);
+        all.made(&claim);
+        all.failed(&claim);
+        all.end_release(&old, false);
+        assert!(all.is_busy(&old, now));
+        assert!(!all.read(&claim));
+        all.end_release(&old, false);
+        assert!(!all.is_busy(&old, now));
+        assert_eq!(all.meant(&old, now), None);
+        assert_ne!(all.begin(&old, second, now).unwrap().new, claim.new);
+    }
+
+    #[test]
     fn after_it_was_read_a_release_finds_nothing() {
         let (mut all, old, second, now) = start();
         let claim = all.begin(&old, second, now).unwrap();
-        let new = claim.new.clone();
         all.made(&claim);
         assert!(all.read(&claim));
         assert_eq!(all.begin_release(&old, now), None);
-        all.end_release(&old, &new, true);
+        all.end_release(&old, true);
         assert_eq!(all.meant(&old, now), None);
+        assert!(all.releases.is_empty());
     }
 }
