@@ -55,7 +55,10 @@ mod tests {
     #[test]
     fn a_message_shows_where_a_name_begins_and_ends() {
         assert_eq!(Name::new("a \n").unwrap().to_string(), r"'a \n'");
-        assert_eq!(Name::new(r#"it's "a""#).unwrap().to_string(), r#"'it\'s "a"'"#);
+        assert_eq!(
+            Name::new(r#"it's "a""#).unwrap().to_string(),
+            r#"'it\'s "a"'"#
+        );
     }
 
     proptest::proptest! {
