@@ -36,8 +36,8 @@ pub(super) enum Kind {
     Call,
     /// By the end of the block that entered it.
     Block,
-    /// By that end too, though a `release()` inside of the block has taken it off: it holds
-    /// nothing, and what the owner has entered since inside of the block ends in its place.
+    /// By that end too, but a `release()` inside the block has taken it off: it holds nothing, and
+    /// the end of the block instead leaves what the owner has entered inside it since.
     Released,
 }
 
