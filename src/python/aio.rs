@@ -59,7 +59,7 @@ impl Core {
 
     /// Makes the file descriptor readable.
     fn ring(&self) {
-        // A full pipe means that the loop has not yet read the earlier bytes.
+        // If the socket is full, the loop has not yet read the earlier bytes.
         let _ = (&self.waker).write(&[0]);
     }
 }

@@ -1,5 +1,5 @@
 //! Events for telemetry, see `telemetry.py`. No call on a lock runs Python code for it: events are
-//! queued here until a Python thread takes them, or the meter asks.
+//! queued here until a Python thread takes them, or the exporter asks.
 
 use super::events;
 use super::handle::Configured;
