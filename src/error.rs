@@ -51,7 +51,7 @@ pub enum Error {
     Configuration(String),
 
     /// The wait was interrupted, by Ctrl-C for instance. The outcome of the
-    /// statement under way is unknown.
+    /// statement in flight is unknown.
     #[error("interrupted")]
     Interrupted,
 

@@ -70,7 +70,7 @@ pub struct Acquisition {
     request: Request,
     wait: Wait,
     wakeup: Arc<Wakeup>,
-    /// The process that made the attempt. A child forked meanwhile must leave it alone.
+    /// The process that made the attempt. A child forked in the meantime must leave it alone.
     process: u32,
     given_up: AtomicBool,
     /// The token to acquire with.

@@ -25,7 +25,7 @@ struct Replaced {
 
 impl Drop for Replaced {
     fn drop(&mut self) {
-        // In a child forked meanwhile the mutex may be locked for ever.
+        // In a child forked in the meantime the mutex may be locked for ever.
         if process_id() == self.process {
             // No effect if the token was read.
             self.owed

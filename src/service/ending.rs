@@ -125,7 +125,7 @@ impl Locks {
         let (current, released) = match attempt {
             Ok(released) => released,
             Err(error) => {
-                // In a child forked meanwhile this is the parent's business.
+                // In a child forked in the meantime this is the parent's business.
                 if !matches!(error, Error::Forked) && (known || error.outcome_unknown()) {
                     for token in releasing.goes_on() {
                         self.owe(name, token, Attempt::Release, lease);

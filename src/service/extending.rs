@@ -102,7 +102,7 @@ impl Locks {
             }
             None => (token.clone(), Loss::Released),
         };
-        // In a child forked meanwhile this is the parent's business.
+        // In a child forked in the meantime this is the parent's business.
         if process_id() == budget.process {
             registry.report(|holds| holds.lost(hold, reason));
         }

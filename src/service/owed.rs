@@ -153,7 +153,7 @@ impl Owed {
             Ok(())
         };
         let undone = undo();
-        // In a child forked meanwhile this is the parent's business.
+        // In a child forked in the meantime this is the parent's business.
         if !matches!(undone, Ok(()) | Err(Error::Forked)) {
             self.with(|unresolved| unresolved.failed(name, Moment::now()));
         }
@@ -248,7 +248,7 @@ impl Owed {
             drop(state);
             let undone = self.undo_all(store, due, &in_use);
             if retired {
-                // Whoever closes does not wait for statements that may still execute late.
+                // `close` does not wait for statements that may still execute late.
                 self.with(|unresolved| unresolved.late.clear());
             }
             if undone.is_err() {

@@ -102,7 +102,7 @@ impl Drop for Releasing {
         let Some(new) = &self.new else {
             return;
         };
-        // In a child forked meanwhile the mutex may be locked for ever.
+        // In a child forked in the meantime the mutex may be locked for ever.
         if process_id() == self.process {
             let (token, done) = (&self.token, self.done);
             self.owed

@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-/// A hold that is to be renewed now.
+/// A hold to renew now.
 struct Due {
     hold: HoldId,
     /// The levels that want it renewed.

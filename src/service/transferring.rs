@@ -132,7 +132,7 @@ impl Locks {
                 let reason = self.loss_of(&registry, current, lock.name(), &old, budget);
                 Err(Error::Expired(lock.name().clone(), old, reason))
             }
-            // In a child forked meanwhile this is the parent's business.
+            // In a child forked in the meantime this is the parent's business.
             Err(Error::Forked) => Err(Error::Forked),
             Err(error) => {
                 if error.outcome_unknown() {

@@ -110,7 +110,7 @@ impl Drop for Pooled {
             return;
         };
         if std::process::id() != self.process {
-            // In a child forked meanwhile the pool may be locked for ever.
+            // In a child forked in the meantime the pool may be locked for ever.
             place.session = None;
             std::mem::forget(place);
             return;
