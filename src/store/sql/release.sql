@@ -4,7 +4,7 @@
 -- $1 name, $2 token.
 --
 -- Guarantees:
--- * Only the caller's own hold ends, and only while its lease stands.
+-- * Only the hold of this token ends, and only while its lease stands.
 -- * It changes no row if others wait, if score.distlock 0.2.5 extended the hold, or if there is no
 --   hold: release_awaited.sql finds out which. This one contains only what is needed when nobody
 --   waits. It decides under the row's lock, so a waiter that enters the queue later sees a free

@@ -5,7 +5,7 @@
 -- extended, $4 the host's offset from UTC in seconds.
 --
 -- Guarantees:
--- * Only the caller's own hold ends, and only while its lease stands.
+-- * Only the hold of this token ends, and only while its lease stands.
 -- * The commit does not wait for the disk: a crash that forgets it leaves a hold that expires.
 --   `asynchronous` is joined, hence really evaluated.
 -- * The row looks ancient to 0.2.5, whose next attempt removes it before it inserts its own. No
