@@ -2,10 +2,10 @@
 
 use crate::engine::{Loss, Name, Token};
 
-/// Why a call did not do what it was asked for.
+/// Why a call failed.
 ///
-/// No variant holds a password; tokens are kept for the exception's fields and
-/// never formatted.
+/// No variant holds a password; tokens are only kept for the exception's fields and never
+/// formatted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The lock could not be acquired in time.
@@ -16,7 +16,7 @@ pub enum Error {
     #[error("the hold of {0} is lost: {2}")]
     Expired(Name, Token, Loss),
 
-    /// As `Expired`, for something that cannot be a token at all.
+    /// Like `Expired`, for a value that cannot be a token at all.
     #[error("the hold of {0} is lost: this is not a token")]
     NotAToken(Name, String),
 
@@ -27,8 +27,7 @@ pub enum Error {
     )]
     TokenRequired(Name),
 
-    /// The server cannot be reached or does not answer, or no connection of
-    /// the pool became free.
+    /// The server cannot be reached or does not answer, or no pooled connection became free.
     #[error("{0}")]
     Unavailable(String),
 
@@ -37,10 +36,9 @@ pub enum Error {
     Sql {
         /// The five characters of `SQLSTATE`.
         sqlstate: String,
-        /// The server's words, and what to do if we know.
+        /// The server's message, and advice if we have any.
         message: String,
-        /// An earlier statement of the same call may have had an effect: its answer
-        /// was lost.
+        /// An earlier statement of the same call may have had an effect: its answer was lost.
         unknown: bool,
     },
 
@@ -53,12 +51,12 @@ pub enum Error {
     Configuration(String),
 
     /// The wait was interrupted, by Ctrl-C for instance. The outcome of the
-    /// statement under way is unknown.
+    /// statement in flight is unknown.
     #[error("interrupted")]
     Interrupted,
 
-    /// A signal handler forked in the middle of the call, and this is the child. The call
-    /// and its outcome are the parent's.
+    /// A signal handler forked during the call, and this is the child. The call and its outcome are
+    /// the parent's.
     #[error(
         "a signal handler forked this process in the middle of a call; \
          the call goes on in the parent, make another one here"
@@ -69,15 +67,15 @@ pub enum Error {
 /// Why a lock could not be acquired.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Obstacle {
-    /// Somebody else holds it.
+    /// Another owner holds it.
     Held,
-    /// Nobody holds it, but another transaction has its row locked. One of these server
-    /// processes may be the one that has.
+    /// Nobody holds it, but another transaction has locked its row: perhaps that of one of these
+    /// server processes.
     Busy(Vec<i64>),
 }
 
 impl Error {
-    /// The same after a statement whose answer was lost, if one was.
+    /// The same after earlier statements, with whether the answer to one was lost.
     #[must_use]
     pub fn after(mut self, lost: bool) -> Error {
         if let Error::Sql { unknown, .. } = &mut self {
@@ -86,7 +84,7 @@ impl Error {
         self
     }
 
-    /// The same, if the server refused the statement because of the name that is in it.
+    /// The same, with a better message if the server refused the statement because of the name.
     #[must_use]
     pub fn about(self, name: &Name) -> Error {
         let Error::Sql { sqlstate, .. } = &self else {
@@ -95,7 +93,7 @@ impl Error {
         let begin: String = name.as_str().chars().take(40).collect();
         let bytes = name.as_str().len();
         match sqlstate.as_str() {
-            // program_limit_exceeded: a row of the index.
+            // program_limit_exceeded: the index row is too large.
             "54000" => Error::Name(format!(
                 "the name of the lock is too long: it has {bytes} bytes in UTF-8, and \
                  PostgreSQL's index takes 2,704, after compression; it begins with {begin:?}"
@@ -109,7 +107,7 @@ impl Error {
         }
     }
 
-    /// Whether the call may have had an effect nevertheless.
+    /// Whether the call may have had an effect anyway.
     #[must_use]
     pub fn outcome_unknown(&self) -> bool {
         matches!(
@@ -119,5 +117,5 @@ impl Error {
     }
 }
 
-/// What every fallible function of the core returns.
+/// The result of every fallible function of the core.
 pub type Result<T> = std::result::Result<T, Error>;

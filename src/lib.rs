@@ -1,11 +1,11 @@
 //! Named, reentrant mutexes across processes and servers, as rows of one
 //! PostgreSQL table. This file is the table of contents.
 //!
-//! The layers, each of which knows only those below it:
+//! The layers; each knows only those below it:
 //!
 //! * [`python`]: the extension module: converts, releases the GIL, calls, maps errors.
-//! * [`service`]: the operations on locks, those who wait, what is kept alive, what is
-//!   owed, and the threads for it: none before they are needed.
+//! * [`service`]: the operations on locks, the waiters, automatic extension, owed releases, and the
+//!   threads for them, started when needed.
 //! * [`store`]: PostgreSQL: statements, connections, the pool, the table.
 //! * [`engine`]: what a lock, a hold and a queue are. No SQL, no I/O.
 

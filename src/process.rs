@@ -9,11 +9,11 @@ struct Inner<T> {
     value: T,
 }
 
-/// A value that a forked child sees as new.
+/// A value that a forked child starts anew.
 ///
-/// The parent's value is neither used nor dropped in the child: one of the
-/// parent's other threads may have held its mutex, or been changing it, at the
-/// moment of the fork, and will never go on.
+/// The child neither uses nor drops the parent's value: at the moment of the fork another thread of
+/// the parent may have held its mutex, or been changing it, and that thread does not exist in the
+/// child.
 pub struct ProcessLocal<T>(ArcSwap<Inner<Arc<T>>>);
 
 impl<T: Default> Default for ProcessLocal<T> {
@@ -35,7 +35,7 @@ impl<T: Default> ProcessLocal<T> {
         self.of(process_id())
     }
 
-    /// The same where the caller knows its process: asking costs a system call.
+    /// The same for a caller that knows its process: asking costs a system call.
     pub fn of(&self, process: u32) -> Arc<T> {
         let inner = self.0.load();
         if inner.process == process {
@@ -43,8 +43,7 @@ impl<T: Default> ProcessLocal<T> {
         }
         drop(inner);
         if process != process_id() {
-            // In a child that was forked in the middle of a call: the rest of the call,
-            // if there is any, is about nothing.
+            // In a child forked in the middle of a call, the rest of the call has no effect.
             return Arc::default();
         }
         let inherited = self.0.load_full();

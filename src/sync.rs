@@ -1,6 +1,5 @@
-//! What threads share, wait with and tell the time by: the standard library's. The tests of
-//! `make threads` replace it by a world of their own (`sync/simulated.rs`), in which shuttle
-//! decides which thread runs next.
+//! Synchronization and time: the standard library's. The tests of `make threads` substitute a
+//! simulated world (`sync/simulated.rs`), in which shuttle decides which thread runs next.
 
 #[cfg(all(test, feature = "shuttle"))]
 pub mod simulated;
@@ -12,7 +11,7 @@ mod real {
     pub use std::thread;
     pub use std::time::Instant;
 
-    /// A number by chance.
+    /// A random number.
     pub fn random(range: std::ops::Range<f64>) -> f64 {
         rand::RngExt::random_range(&mut rand::rng(), range)
     }

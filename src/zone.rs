@@ -1,8 +1,7 @@
 //! The host's time zone.
 //!
-//! Nothing that decides about a hold depends on it; but score.distlock 0.2.5
-//! reads and writes naive timestamps in the zone of the host it runs on, which
-//! the C library finds for it. So `TZ` means here what it means there.
+//! No decision about a hold depends on it; but score.distlock 0.2.5 reads and writes naive
+//! timestamps in the zone of its host, as found by the C library. So `TZ` means the same here.
 
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
@@ -12,13 +11,13 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long what was read is good: the host may be given another zone.
+/// How long a reading stays valid: the host's zone may change.
 const GOOD: Duration = Duration::from_secs(1);
-/// The zone of hosts whose `TZ` is not set.
+/// The zone of hosts on which `TZ` is not set.
 const HOST: &str = "/etc/localtime";
-/// Where the C library and its relatives look for zones by name.
+/// Where the common C libraries look for zones by name.
 const FOLDERS: [&str; 3] = ["/usr/share/zoneinfo", "/share/zoneinfo", "/etc/zoneinfo"];
-/// When summer time is if `TZ` tells its name only, as in `PST8PDT7`.
+/// The dates of summer time if `TZ` only names it, as in `PST8PDT7`.
 const SUMMER: &str = ",M3.2.0,M11.1.0";
 
 struct Known {
@@ -28,11 +27,11 @@ struct Known {
 }
 
 thread_local! {
-    // Of each thread, as a lock might be held by another one at a fork.
+    // Per thread: after a fork, a mutex might stay locked for ever.
     static KNOWN: RefCell<Option<Known>> = const { RefCell::new(None) };
 }
 
-/// The host's present offset from UTC, in seconds, east positive.
+/// The host's current offset from UTC, in seconds, east positive.
 #[must_use]
 pub fn offset() -> f64 {
     let name = var_os("TZ");
@@ -49,8 +48,8 @@ pub fn offset() -> f64 {
     })
 }
 
-/// The zone that a value of `TZ` means to the C library: a file comes before a
-/// rule, and what is neither is UTC.
+/// The zone that a value of `TZ` means to the C library: a file takes precedence over a rule, and
+/// anything else is UTC.
 fn zone(name: Option<&OsStr>) -> TimeZone {
     let Some(name) = name else {
         return file(Path::new(HOST)).unwrap_or(TimeZone::UTC);
@@ -63,7 +62,7 @@ fn zone(name: Option<&OsStr>) -> TimeZone {
         return TimeZone::UTC;
     }
     let named = match var_os("TZDIR").filter(|folder| !folder.is_empty()) {
-        // An absolute name replaces the folder.
+        // An absolute path replaces the folder.
         Some(folder) => file(&PathBuf::from(folder).join(name)),
         None => FOLDERS
             .iter()
@@ -72,7 +71,7 @@ fn zone(name: Option<&OsStr>) -> TimeZone {
     named
         .or_else(|| rule(name))
         .or_else(|| rule(&format!("{}{SUMMER}", name.trim_end_matches(','))))
-        // Of what goes wrong later on, the beginning counts.
+        // If the end of a rule is invalid, use its valid beginning.
         .or_else(|| {
             name.char_indices()
                 .rev()
@@ -136,7 +135,7 @@ mod tests {
         "::Europe/Vienna",
     ];
 
-    /// What the C library says, through `date`.
+    /// The C library's answer, through `date`.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     #[test]
     fn every_tz_means_what_it_means_to_the_c_library() {

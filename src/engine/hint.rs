@@ -1,17 +1,17 @@
-//! What this process saw last of each lock. It decides about nothing but which
-//! statement is asked first: the one for what is likely, or the one for everything.
+//! What this process last saw of each lock. It only decides which statement goes first: the one for
+//! the likely case, or the one for all cases.
 
 use super::Name;
 use std::collections::HashMap;
 
-/// What a lock was like when it was seen last.
+/// The last known state of a lock.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Hint {
-    /// Released, and nobody waited for it.
+    /// Released, and nobody was waiting.
     Free,
-    /// Held by somebody else.
+    /// Held by another owner.
     Held,
-    /// Others waited for it.
+    /// Others were waiting for it.
     Awaited,
 }
 
@@ -20,17 +20,17 @@ pub enum Hint {
 pub struct Hints(HashMap<Name, Hint>);
 
 impl Hints {
-    /// So many names are remembered at most. When there are more, all are forgotten,
-    /// which costs each of them one statement that does too much.
+    /// The most names to remember. Beyond that all are forgotten, which costs each of them one
+    /// statement that does too much.
     const MANY: usize = 4096;
 
-    /// What is known of a lock.
+    /// The hint for a lock.
     #[must_use]
     pub fn of(&self, name: &Name) -> Option<Hint> {
         self.0.get(name).copied()
     }
 
-    /// Remembers what a lock is like now; `None` if that will tell nothing.
+    /// Remembers the state of a lock; `None` if it says nothing about the next call.
     pub fn remember(&mut self, name: &Name, hint: Option<Hint>) {
         match (hint, self.0.get_mut(name)) {
             (Some(hint), Some(known)) => *known = hint,

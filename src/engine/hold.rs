@@ -1,24 +1,23 @@
-//! One hold, and the levels in which its owner has entered it.
+//! One hold, and the levels that its owner has entered.
 
 use super::{Deadline, Lease, LevelId, LockId, Loss, Moment, Name, Place, Token};
 
-/// The condition of a hold; see the table at the top.
+/// The condition of a hold; see the table in `holds.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// It stands, as far as its deadline says so.
+    /// It stands, as far as its deadline shows.
     Held,
     /// A `release()` has begun, and it is not known to have succeeded.
     Releasing,
-    /// That release has succeeded without its caller, who was told of a failure.
+    /// That release has succeeded after its caller was told of a failure.
     Released,
-    /// Its owner has released it inside of a block that is open, or has tried to and was
-    /// told that it is lost.
+    /// Its owner has released it inside an open block, or tried to and was told that it is lost.
     Ended(Loss),
     /// It is gone.
     Lost {
         /// Why.
         reason: Loss,
-        /// An acquire of the owner has said so.
+        /// Whether an acquire by the owner has reported it.
         reported: bool,
     },
 }
@@ -35,10 +34,10 @@ pub(super) struct Level {
 pub(super) enum Kind {
     /// By a `release()`.
     Call,
-    /// By the end of the block that entered.
+    /// By the end of the block that entered it.
     Block,
-    /// By that end too, though a `release()` inside of the block has taken it off: it holds
-    /// nothing, and what the owner has entered since inside of the block ends in its place.
+    /// By that end too, but a `release()` inside the block has taken it off: it holds nothing, and
+    /// the end of the block instead leaves what the owner has entered inside it since.
     Released,
 }
 
@@ -48,33 +47,33 @@ impl Level {
     }
 }
 
-/// What an owner has of a lock.
+/// An owner's hold of a lock.
 #[derive(Debug)]
 pub struct Hold {
     /// The Lock object it was taken through.
     pub lock: LockId,
     /// The name of the lock.
     pub name: Name,
-    /// The proof.
+    /// Proves ownership.
     pub token: Token,
-    /// The token that a transfer is giving it, or may have given it.
+    /// The token that a transfer is giving or may have given it.
     pub pending: Option<Token>,
     /// The fencing number; `None` for a hold that 0.2.5 acquired.
     pub fence: Option<i64>,
-    /// Until when it is certainly held.
+    /// The hold is certain until then.
     pub deadline: Deadline,
-    /// The lease it is extended by.
+    /// The lease for extensions.
     pub lease: Lease,
-    /// Where it was taken.
+    /// Where it was acquired.
     pub(super) place: Place,
-    /// How often its owner entered and has not left yet, outermost first.
+    /// The levels that its owner has entered and not left yet, outermost first.
     pub(super) levels: Vec<Level>,
     /// Its condition.
     pub condition: Condition,
 }
 
 impl Hold {
-    /// Why it is gone, or must be assumed to be gone.
+    /// Why it is gone, or must be presumed gone.
     #[must_use]
     pub fn loss(&self, now: Moment) -> Option<Loss> {
         match self.condition {
@@ -85,7 +84,7 @@ impl Hold {
         }
     }
 
-    /// Whether it is known or must be assumed to be gone.
+    /// Whether it is known or presumed to be gone.
     #[must_use]
     pub fn expired(&self, now: Moment) -> bool {
         self.loss(now).is_some()
@@ -95,14 +94,14 @@ impl Hold {
         self.levels.iter().any(Level::is_block)
     }
 
-    /// How many levels hold it.
+    /// How many levels hold the lock.
     pub(super) fn depth(&self) -> usize {
         let holding = |level: &&Level| level.kind != Kind::Released;
         self.levels.iter().filter(holding).count()
     }
 
-    /// Takes off the level that a `release()` means: the innermost that is no block, as a
-    /// block ends its own; or else that of the innermost block, whose end then says so.
+    /// Takes off the level that a `release()` refers to: the innermost that is not a block, as
+    /// blocks end their own; otherwise that of the innermost block, whose end then reports it.
     pub(super) fn take_off(&mut self) {
         let innermost = |kind| {
             self.levels
@@ -117,8 +116,8 @@ impl Hold {
         }
     }
 
-    /// Removes the level of a block that ends. `None`: there is none. `Some(false)`: it had been
-    /// taken off, and nothing was entered in its place.
+    /// Removes the level of a block that ends. `None`: there is none. `Some(false)`: a release had
+    /// taken it off, and nothing was entered in its place.
     pub(super) fn end_block(&mut self, id: LevelId) -> Option<bool> {
         let position = self.levels.iter().position(|level| level.id == id)?;
         if self.levels.remove(position).kind != Kind::Released {

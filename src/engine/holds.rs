@@ -1,5 +1,5 @@
-//! The holds that the Lock objects of a process believe in: a state machine without
-//! database or clock of its own. Callers ask it what to do, do it, and tell it the outcome.
+//! The holds that the Lock objects of a process believe they have: a state machine without a
+//! database or clock of its own. Callers ask it what to do, do it, and report the outcome.
 //!
 //! | condition | acquire by the owner     | a block ends                | `release()`                |
 //! |-----------|--------------------------|-----------------------------|----------------------------|
@@ -12,15 +12,15 @@
 //! | Lost      | `LockExpired` once, then | level off, `LockExpired`    | level off, `LockExpired`   |
 //! |           | anew outside of blocks   |                             |                            |
 //!
-//! The other transitions: Held or Releasing becomes *Lost* when the database does not
-//! have the hold any more, when it could not be extended in time, or when somebody else
-//! ended it with the token. Releasing becomes *Released* when a release whose caller was
-//! told of a failure succeeds in the background. A hold that its owner has released inside
-//! of a block is *Ended* until the block is left; as with 0.2.5 the owner may acquire again
-//! there, and the end of the block then releases what it has acquired.
+//! The other transitions: Held or Releasing becomes *Lost* when the database no longer has the
+//! hold, when it could not be extended in time, or when another caller ended it with the token.
+//! Releasing becomes *Released* when a release whose caller was told of a failure succeeds in the
+//! background. A hold that its owner has released inside a block is *Ended* until the block is
+//! left; as with 0.2.5 the owner may acquire again there, and the end of the block then releases
+//! that hold.
 //!
-//! A block leaves once and for good: its level goes when its end begins, whatever the
-//! database says. A `release()` can be called again: its level goes with the outcome.
+//! Leaving a block is final: its level is gone when its end begins, whatever the database says. A
+//! `release()` can be repeated: its level goes with the outcome.
 
 use super::hold::{Kind, Level};
 use super::{
@@ -32,28 +32,28 @@ use std::collections::{HashMap, HashSet};
 pub mod ending;
 mod lasting;
 
-/// A lock that the database has granted, before its owner is told.
+/// A lock granted by the database, before its owner is told.
 #[derive(Clone, Debug)]
 pub struct Grant {
-    /// The identities that the hold and the level get.
+    /// The ids for the hold and the level.
     pub entered: Entered,
-    /// It confirms the hold, which the owner has entered before.
+    /// Whether it confirms a hold that the owner has already entered.
     pub again: bool,
     /// The Lock object.
     pub lock: LockId,
     /// The name of the lock.
     pub name: Name,
-    /// The proof.
+    /// Proves ownership.
     pub token: Token,
     /// The fencing number.
     pub fence: Option<i64>,
-    /// Until when it is certainly held.
+    /// The hold is certain until then.
     pub deadline: Deadline,
     /// Its lease.
     pub lease: Lease,
-    /// It is the beginning of a block.
+    /// Whether a block begins.
     pub block: bool,
-    /// It is to be extended automatically until this level is left.
+    /// Whether to extend it automatically until this level is left.
     pub extended: bool,
 }
 
@@ -62,7 +62,7 @@ pub struct Grant {
 pub enum Entry {
     /// Ask the database for the lock, with a new token.
     Fresh,
-    /// The owner has it: confirm and extend the hold of this token.
+    /// The owner already has the lock: confirm and extend the hold of this token.
     Again {
         /// The hold.
         hold: HoldId,
@@ -71,27 +71,27 @@ pub enum Entry {
         /// Its lease.
         lease: Lease,
     },
-    /// The owner had it and is told that it is lost.
+    /// The owner had the lock, and must be told that it is lost.
     Lost(Token, Loss),
 }
 
-/// A loss of which the hold's Lock object has just learned, for those who want to know.
+/// A newly discovered loss, for listeners.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reported {
     /// The name of the lock.
     pub name: Name,
-    /// The proof.
+    /// Proves ownership.
     pub token: Token,
     /// The fencing number of the hold.
     pub fence: Option<i64>,
     /// Why it is lost.
     pub reason: Loss,
-    /// The levels that are open.
+    /// The open levels.
     pub levels: Vec<LevelId>,
 }
 
-/// The holds of one process. Of those of one Lock object only the newest can be alive in
-/// the database: more are there when an owner outlived its lease and another took over.
+/// The holds of one process. Only the newest of a Lock object's holds can be alive in the database:
+/// there are more when an owner outlived its lease and another took over.
 #[derive(Debug, Default)]
 pub struct Holds {
     all: HashMap<HoldId, Hold>,
@@ -99,12 +99,12 @@ pub struct Holds {
     by_token: HashMap<Token, HoldId>,
     /// The fence of a hold whose token was presented to a Lock object that did not take it.
     presented: HashMap<LockId, i64>,
-    /// The Lock objects that have lost a hold since they acquired last.
+    /// The Lock objects that have lost a hold since they last acquired.
     lost: HashSet<LockId>,
 }
 
 impl Holds {
-    /// Of the holds of one Lock object whose owners never release, this many are remembered.
+    /// The most holds to remember of one Lock object whose owners never release.
     const MANY: usize = 1000;
 
     fn owned(&self, lock: LockId, caller: &Caller) -> Option<HoldId> {
@@ -122,7 +122,7 @@ impl Holds {
         self.by_lock.get(&lock)?.last().copied()
     }
 
-    /// The caller's hold of a Lock object, or else the newest of it.
+    /// The caller's hold of a Lock object, or else the newest.
     #[must_use]
     pub fn of(&self, lock: LockId, caller: &Caller) -> Option<&Hold> {
         let id = self.owned(lock, caller).or_else(|| self.newest(lock))?;
@@ -130,7 +130,7 @@ impl Holds {
         (hold.condition != Condition::Released).then_some(hold)
     }
 
-    /// Whether the same hold is lost, or the Lock object has none and has lost its last one.
+    /// Whether that hold is lost, or the Lock object has none and lost its last one.
     #[must_use]
     pub fn is_lost(&self, lock: LockId, caller: &Caller, now: Moment) -> bool {
         self.of(lock, caller)
@@ -143,14 +143,14 @@ impl Holds {
         self.all.get(&id)
     }
 
-    /// The hold that has this token, or may have it after a transfer.
+    /// The hold that has this token, or may have it through a transfer.
     #[must_use]
     pub fn with_token(&self, token: &Token) -> Option<(HoldId, &Hold)> {
         let id = *self.by_token.get(token)?;
         Some((id, self.all.get(&id)?))
     }
 
-    /// The fence of the hold whose token was presented last.
+    /// The fence of the hold whose token was last presented.
     #[must_use]
     pub fn presented(&self, lock: LockId) -> Option<i64> {
         self.presented.get(&lock).copied()
@@ -169,20 +169,20 @@ impl Holds {
         }
     }
 
-    /// Those of these holds that are there.
+    /// Those of these holds that still exist.
     #[must_use]
     pub fn living(&self, ids: &[HoldId]) -> Vec<HoldId> {
         let known = ids.iter().filter(|id| self.all.contains_key(id));
         known.copied().collect()
     }
 
-    /// Whether the caller has a hold of a Lock object, in whatever condition.
+    /// Whether the caller has a hold of a Lock object, in any condition.
     #[must_use]
     pub fn is_owned(&self, lock: LockId, caller: &Caller) -> bool {
         self.owned(lock, caller).is_some()
     }
 
-    /// Whether a Lock object holds something, as far as it knows.
+    /// Whether a Lock object holds the lock, as far as it knows.
     #[must_use]
     pub fn holds_any(&self, lock: LockId) -> bool {
         let ids = self.by_lock.get(&lock).map_or(&[][..], Vec::as_slice);
@@ -212,8 +212,8 @@ impl Holds {
         }
     }
 
-    /// The owner is told that it has the lock. `None` if the hold it wanted to enter again
-    /// has ended or expired meanwhile; otherwise the levels that are to be extended from now on.
+    /// Tells the owner that it has the lock. `None` if the hold to enter again has meanwhile ended
+    /// or expired; otherwise the levels to extend from now on.
     #[must_use]
     pub fn open(&mut self, grant: Grant, caller: &Caller, now: Moment) -> Option<Vec<Entered>> {
         let level = Level {
@@ -224,7 +224,7 @@ impl Holds {
         if grant.again {
             let hold = self.all.get_mut(&grant.entered.hold);
             let hold = hold.filter(|hold| hold.condition == Condition::Held)?;
-            // Whatever became known since this answer was sent for counts too.
+            // Take into account what has become known since this answer's statement was sent.
             hold.deadline = hold.deadline.max(grant.deadline);
             if grant.lease != Lease::ZERO && hold.deadline.passed(now) {
                 return None;
@@ -234,7 +234,7 @@ impl Holds {
             return Some(vec![grant.entered]);
         }
         let mut levels = self.replace(grant.lock, caller);
-        // Inside of blocks whose hold was released, a call takes the place of that.
+        // Inside a block whose hold was released, that block's level stands for a plain acquire.
         if levels.is_empty() || grant.block {
             levels.push(level);
         }
@@ -268,8 +268,8 @@ impl Holds {
         Some(opened)
     }
 
-    /// Removes the holds that a new one of the same owner replaces: lost and reported, or
-    /// released. Returns the blocks that are open, which are blocks of the new one.
+    /// Removes the holds that the owner's new one replaces: lost and reported, or released. Returns
+    /// the open blocks, which move to the new hold.
     fn replace(&mut self, lock: LockId, caller: &Caller) -> Vec<Level> {
         let mut levels = Vec::new();
         while let Some(id) = self.owned(lock, caller) {
@@ -306,8 +306,8 @@ impl Holds {
         }
     }
 
-    /// A Lock object is gone: nobody asks for its holds any more, except for those that
-    /// are extended until somebody releases them. Tells whether there are any.
+    /// A Lock object is gone: forgets its holds, except for those that are extended until they are
+    /// released. Returns whether there were any.
     pub fn forget(&mut self, lock: LockId) -> bool {
         self.presented.remove(&lock);
         self.lost.remove(&lock);
@@ -324,8 +324,8 @@ impl Holds {
         !ids.is_empty()
     }
 
-    /// The innermost block of the newest hold that was taken at this place, whatever the context
-    /// of whoever asks remembers: `__aexit__` is looked up before its block is entered.
+    /// The innermost block of the newest hold acquired at this place, whatever the caller's context
+    /// remembers: `__aexit__` is looked up before its block is entered.
     #[must_use]
     pub fn block_at(&self, lock: LockId, place: Place) -> Option<Entered> {
         self.by_lock.get(&lock)?.iter().rev().find_map(|id| {
@@ -338,8 +338,8 @@ impl Holds {
         })
     }
 
-    /// The block that the end of a `with lock` belongs to: the caller's innermost, or else
-    /// the oldest that is open.
+    /// The block that the end of a `with lock` belongs to: the caller's innermost, or else the
+    /// oldest open one.
     #[must_use]
     pub fn block(&self, lock: LockId, caller: &Caller) -> Option<Entered> {
         let entered = |id: HoldId, level: &Level| Entered {

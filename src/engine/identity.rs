@@ -9,7 +9,7 @@ macro_rules! identity {
         pub struct $name(u64);
 
         impl $name {
-            /// One that nothing in this process has had.
+            /// A new one, never used before in this process.
             #[must_use]
             pub fn fresh() -> $name {
                 static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -36,7 +36,7 @@ identity! {
     LockId
 }
 identity! {
-    /// A hold, whatever its token is by now.
+    /// A hold, whatever its current token.
     HoldId
 }
 identity! {
@@ -44,7 +44,7 @@ identity! {
     LevelId
 }
 
-/// What whoever entered a hold keeps, to leave the level that it opened.
+/// What an enterer keeps in order to leave the level it opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Entered {
     /// The hold.

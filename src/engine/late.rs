@@ -1,19 +1,19 @@
-//! Statements that may be executed late: their call has gone on without them, because their
-//! connection broke or nobody waited for the answer any more. What they do then is undone.
+//! Statements that may execute late: their call went on without them, because the connection broke
+//! or the caller stopped waiting. Their effects are undone.
 
 use super::{Lease, Moment, Name, Token};
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-/// How long a statement that takes a lock is good for at most, after it was sent: it may be
-/// executed when its caller has long since given up.
+/// How long after sending it a statement may still take a lock: it may execute when its caller has
+/// long since given up.
 pub const VALID: Duration = Duration::from_secs(5);
 
-/// What a late statement may do.
+/// The possible effect of a late statement.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Late {
-    /// It takes the lock with this token, once more if its call was `granted` a hold with the
-    /// same token: the fence of that one, which stays as it is.
+    /// It takes the lock with this token; if its call was `granted` a hold with the same token,
+    /// then a second time: that hold has this fence, and keeps it.
     Taking {
         /// The token.
         token: Token,
@@ -24,14 +24,14 @@ pub enum Late {
     Entering(i64),
 }
 
-/// When to look for what a statement may have done.
+/// When to look for the effect of a statement.
 #[derive(Debug)]
 struct Watch {
     lease: Lease,
     next: Moment,
-    /// For how long not to look again if it has done nothing.
+    /// How long until the next look, if this one finds nothing.
     pause: Duration,
-    /// It does nothing after that: whoever looks then looks for the last time.
+    /// It has no effect after that: a later look is the last.
     last: Moment,
     /// The fence of a hold that was granted to the same token.
     granted: Option<i64>,
@@ -39,16 +39,16 @@ struct Watch {
 
 impl Watch {
     const PAUSE: Duration = Duration::from_millis(100);
-    /// For how long to try if the database cannot be asked. The listening connection that keeps
-    /// a ticket alive is gone by then too.
+    /// How long to keep trying if the database cannot be asked. By then the listening connection
+    /// that keeps a ticket alive is gone, too.
     const LONGEST: Duration = Duration::from_secs(60);
 
     fn over(&self, now: Moment) -> bool {
         self.last + Watch::LONGEST <= now
     }
 
-    /// Somebody has looked, with statements that were sent at `sent` or later. `false` if that
-    /// was for the last time.
+    /// A thread has looked, with statements sent at `sent` or later. `false` if that was the last
+    /// look.
     fn looked(&mut self, sent: Moment) -> bool {
         if sent < self.next {
             return true;
@@ -65,19 +65,19 @@ impl Watch {
     }
 }
 
-/// What is to be undone, perhaps.
+/// What may have to be undone.
 #[derive(Debug, Default)]
 pub struct Due {
-    /// The names that have unwanted holds, perhaps.
+    /// The names that may have unwanted holds.
     pub names: HashSet<Name>,
-    /// The tickets that are to leave the queues of their names.
+    /// The tickets to take out of their names' queues.
     pub tickets: Vec<(Name, i64, Lease)>,
     /// When to look again.
     pub next: Option<Moment>,
 }
 
 impl Due {
-    /// Something is to be done at this moment.
+    /// There is something to do at this moment.
     pub(super) fn at(&mut self, next: Moment) {
         self.next = Some(self.next.map_or(next, |other| other.min(next)));
     }
@@ -99,7 +99,7 @@ pub struct Watches {
 }
 
 impl Watches {
-    /// A statement that was sent before `now` may be executed late.
+    /// A statement sent before `now` may execute late.
     pub fn add(&mut self, name: &Name, late: Late, lease: Lease, now: Moment) {
         let mut watch = Watch {
             lease,
@@ -115,29 +115,29 @@ impl Watches {
                 takings.insert(token, watch);
             }
             Late::Entering(ticket) => {
-                // Nobody holds anything by that, so that one look is enough.
+                // It gives nobody a hold, so one look is enough.
                 watch.next = watch.last;
                 self.entries.insert(ticket, (name.clone(), watch));
             }
         }
     }
 
-    /// The longest lease of what late statements may have taken of a name, if there are any.
+    /// The longest lease that late statements may have taken on a name, if there are any.
     #[must_use]
     pub fn lease_of(&self, name: &Name) -> Option<Lease> {
         let leases = self.takings.get(name)?.values().map(|watch| watch.lease);
         leases.reduce(Lease::max)
     }
 
-    /// Whether a hold was taken late: the lease of that.
+    /// If a late statement took this hold, its lease.
     #[must_use]
     pub fn is_late(&self, name: &Name, token: &Token, fence: Option<i64>) -> Option<Lease> {
         let watch = self.takings.get(name)?.get(token)?;
         (watch.granted.is_none() || watch.granted != fence).then_some(watch.lease)
     }
 
-    /// Somebody has looked for what was taken late of a name, and ended it, with statements that
-    /// were sent at `sent` or later.
+    /// A thread has looked for late holds of a name and ended them, with statements sent at `sent`
+    /// or later.
     pub fn looked(&mut self, name: &Name, sent: Moment) {
         if let Some(takings) = self.takings.get_mut(name) {
             takings.retain(|_, watch| watch.looked(sent));
@@ -147,7 +147,7 @@ impl Watches {
         }
     }
 
-    /// A ticket was taken out of the queue, by a statement that was sent at `sent`.
+    /// A statement sent at `sent` took a ticket out of the queue.
     pub fn left(&mut self, ticket: i64, sent: Moment) {
         let watched = self.entries.get_mut(&ticket);
         if watched.is_some_and(|(_, watch)| !watch.looked(sent)) {
@@ -155,7 +155,7 @@ impl Watches {
         }
     }
 
-    /// The database could not be asked about a name, or a ticket of it is in use.
+    /// The database could not be asked about a name, or its ticket is in use.
     pub fn failed(&mut self, name: &Name, now: Moment) {
         for watch in self
             .takings
@@ -170,7 +170,7 @@ impl Watches {
         }
     }
 
-    /// What to look for now. Forgets what does not matter any more.
+    /// What to look for now. Forgets what no longer matters.
     pub fn due(&mut self, now: Moment) -> Due {
         let mut due = Due::default();
         self.entries.retain(|_, (_, watch)| !watch.over(now));
@@ -193,7 +193,7 @@ impl Watches {
         due
     }
 
-    /// From now on each is looked for once more, at once.
+    /// Schedules one more look for each, at once.
     pub fn hurry(&mut self, now: Moment) {
         let takings = self.takings.values_mut().flat_map(HashMap::values_mut);
         let entries = self.entries.values_mut().map(|(_, watch)| watch);
@@ -202,13 +202,13 @@ impl Watches {
         }
     }
 
-    /// None of them is looked for any more.
+    /// Stops looking for any of them.
     pub fn clear(&mut self) {
         self.takings.clear();
         self.entries.clear();
     }
 
-    /// Whether no statement may be executed late.
+    /// Whether no statement may execute late.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.takings.is_empty() && self.entries.is_empty()
@@ -243,7 +243,7 @@ mod tests {
             self.start + Duration::from_millis(millis)
         }
 
-        /// For how many names to look, which tickets leave, and in how many milliseconds to look.
+        /// How many names to look at, which tickets leave, and in how many milliseconds to look.
         fn due(&mut self, millis: u64) -> (usize, Vec<i64>, Option<u128>) {
             let due = self.all.due(self.at(millis));
             let tickets = due.tickets.into_iter().map(|(_, ticket, _)| ticket);
@@ -272,9 +272,9 @@ mod tests {
         let token = Token::random();
         let mut test = Test::of(&[taking(&token, None)]);
         for next in [100, 300, 700, 1500, 3100, 5000] {
-            // It counts all the time: a newcomer of this process looks for it too.
+            // It always counts: a newcomer of this process looks for it, too.
             assert!(test.all.is_late(&test.name, &token, Some(1)).is_some());
-            // Somebody else has looked, but too early.
+            // Another thread has looked, but too early.
             test.looked(next - 1);
             assert_eq!(test.due(next - 1), (0, vec![], Some(next.into())));
             assert_eq!(test.due(next), (1, vec![], Some(next.into())));

@@ -1,5 +1,5 @@
-//! How long a hold lasts: the lease that the server grants, and the deadline
-//! that the client believes in.
+//! How long a hold lasts: the lease that the server grants, and the deadline that the client relies
+//! on.
 
 use super::Moment;
 use std::time::Duration;
@@ -9,8 +9,8 @@ use std::time::Duration;
 pub struct Lease(f64);
 
 impl Lease {
-    /// About a century. PostgreSQL's timestamps end in the year 294276; nobody
-    /// waits that long for a lock.
+    /// About a century. PostgreSQL's timestamps end in the year 294276; nobody waits that long for
+    /// a lock.
     pub const MAX_SECONDS: f64 = 100.0 * 366.0 * 86400.0;
 
     #[cfg(test)]
@@ -40,20 +40,20 @@ impl Lease {
     }
 }
 
-/// The instant up to which a hold is certainly still held, on this machine's
-/// clock that also runs while it is suspended (see [`Moment`]).
+/// The instant until which a hold is certain, on this machine's clock, which also runs while the
+/// machine is suspended (see [`Moment`]).
 ///
-/// It is counted from before the request was sent. The server began the lease
-/// later, so the deadline passes before the lease does.
+/// It counts from before the request was sent. The server began the lease later, so the deadline
+/// passes before the lease ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline(Moment);
 
 impl Deadline {
-    /// What is left of a lease, `seconds`, that was granted after `sent`.
+    /// The deadline of a lease of which `seconds` were left at some time after `sent`.
     #[must_use]
     pub fn new(sent: Moment, seconds: f64) -> Deadline {
         let clamped = seconds.clamp(0.0, Lease::MAX_SECONDS);
-        // What is no number is no time.
+        // NaN counts as zero.
         Deadline(sent + Duration::try_from_secs_f64(clamped).unwrap_or_default())
     }
 

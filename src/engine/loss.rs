@@ -5,18 +5,18 @@ use std::fmt;
 /// Why a hold is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
-    /// Its lease is over.
+    /// Its lease has run out.
     Expired,
-    /// Somebody released it.
+    /// Another caller released it.
     Released,
     /// The database could not be reached in time to extend it.
     Unreachable,
-    /// The database does not have it, and nothing says why.
+    /// The database does not have it, and the reason is unknown.
     Unknown,
 }
 
 impl Loss {
-    /// As `LockExpired.reason` names it.
+    /// The value of `LockExpired.reason`.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -27,7 +27,7 @@ impl Loss {
         }
     }
 
-    /// Whether the database has not said so: it may have the hold yet.
+    /// Whether the database has not confirmed it, and so may still have the hold.
     pub(super) fn is_presumed(self) -> bool {
         matches!(self, Loss::Unreachable | Loss::Expired)
     }

@@ -1,4 +1,4 @@
-//! What a lock is: names, tokens, leases, owners, holds, queues. No SQL and no Python.
+//! The concepts: names, tokens, leases, owners, holds, queues. No SQL and no Python.
 
 mod hint;
 mod hold;

@@ -1,32 +1,32 @@
-//! The clock that deadlines are judged by.
+//! The clock for deadlines.
 
 use std::ops::Add;
 use std::time::Duration;
 
-/// An instant on the clock that never steps and that goes on while the machine is
-/// suspended, as the database's clock does. `std::time::Instant` stops then on Linux.
+/// An instant on a clock that never steps and keeps running while the machine is suspended, like
+/// the database's clock. On Linux `std::time::Instant` stops then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Moment(Duration);
 
 impl Moment {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Boottime;
-    /// macOS counts the time asleep in its monotonic clock.
+    /// macOS includes time asleep in its monotonic clock.
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     const CLOCK: rustix::time::ClockId = rustix::time::ClockId::Monotonic;
 
-    /// The present.
+    /// The current instant.
     #[must_use]
     #[cfg(not(all(test, feature = "shuttle")))]
     pub fn now() -> Moment {
         let time = rustix::time::clock_gettime(Moment::CLOCK);
-        // Neither is negative: the clock begins at the machine's start.
+        // Neither is negative: the clock starts at boot.
         let seconds = u64::try_from(time.tv_sec).unwrap_or_default();
         let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or_default();
         Moment(Duration::new(seconds, nanoseconds))
     }
 
-    /// The present of such a test.
+    /// The current instant of such a test.
     #[cfg(test)]
     #[cfg(feature = "shuttle")]
     #[must_use]
@@ -34,7 +34,7 @@ impl Moment {
         Moment(crate::sync::simulated::now())
     }
 
-    /// The time that has passed since the clock began.
+    /// The time since the clock started.
     #[must_use]
     pub fn since_start(self) -> Duration {
         self.0

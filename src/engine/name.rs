@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// Any text without NUL, the empty one included: what PostgreSQL's `varchar` can hold.
+/// Any text without NUL, even an empty one: what PostgreSQL's `varchar` can hold.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Name(Arc<str>);
 
@@ -21,7 +21,7 @@ impl Name {
     }
 }
 
-/// As in Python's messages.
+/// As Python shows it in messages.
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("'")?;

@@ -3,40 +3,40 @@
 use crate::sync::Instant;
 use std::time::Duration;
 
-/// What a waiter has to do.
+/// What a waiter should do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Plan {
-    /// Sleep until then, or until it is woken.
+    /// Sleep until this instant, or until woken.
     Sleep(Option<Instant>),
     /// Take the lock or enter the queue in the database.
     Ask(Ask),
-    /// Take the lock if it is free: nobody has tried yet, or notifications do not come through.
+    /// Take the lock if it is free: nobody has tried yet, or notifications do not get through.
     Try,
 }
 
-/// With what to ask the database.
+/// The arguments for asking the database.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Ask {
     /// The process's ticket.
     pub ticket: i64,
-    /// An earlier one, or 0.
+    /// An earlier ticket, or 0.
     pub previous: i64,
-    /// The others in the queue, as last seen.
+    /// The other tickets in the queue, as last seen.
     pub known: Vec<i64>,
-    /// It was called: the lock must be free, and the ticket the first.
+    /// Whether it was called: then the lock must be free, and the ticket the first.
     pub called: bool,
-    /// Others of the process wait: the ticket goes to the end if the lock is taken.
+    /// Whether others of the process wait: then the ticket goes to the end if the lock is taken.
     pub more: bool,
 }
 
-/// What the leader saw of the queue in the database.
+/// The queue in the database, as the leader saw it.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// The ticket is in it.
+    /// The ticket is in the queue.
     pub queued: bool,
-    /// Nobody holds the lock, and nobody comes first, but the row was locked.
+    /// Nobody holds the lock, and nobody is ahead, but the row was locked.
     pub busy: bool,
-    /// When to look again if nobody calls.
+    /// When to look again if no call comes.
     pub due: Instant,
     /// All tickets.
     pub tickets: Vec<i64>,
@@ -45,14 +45,14 @@ pub struct Seen {
 /// How a waiter's wait ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Outcome {
-    /// It has acquired the lock.
+    /// It acquired the lock.
     Acquired {
-        /// For so long.
+        /// For this long.
         lease: Duration,
-        /// Whether its statement has put the ticket to the queue's end, or out of it; `None`
-        /// if it did not ask through the queue.
+        /// Whether its statement put the ticket at the queue's end, or removed it; `None` if it did
+        /// not ask through the queue.
         queued: Option<bool>,
     },
-    /// It waits no longer.
+    /// It stopped waiting.
     GaveUp,
 }

@@ -1,8 +1,8 @@
-//! The waiters of one process for one lock, in the order in which they came: a state
-//! machine without I/O. It is told what happened and tells who has to do what.
+//! The waiters of one process for one lock, in order of arrival: a state machine without I/O. It is
+//! told what happened and says who should do what.
 //!
-//! The process has one entry in the database's queue, its *ticket*, however many of its
-//! own wait. The first of them that is able to run, the *leader*, acts for it:
+//! The process has one entry in the database's queue, its *ticket*, however many of its own wait.
+//! The first waiter that is able to run, the *leader*, acts for it:
 //!
 //! | ticket     | event                             | next                                  |
 //! |------------|-----------------------------------|---------------------------------------|
@@ -16,59 +16,59 @@
 //! | any        | the leader gives up               | the next one leads, the ticket stays  |
 //! | any        | the last one leaves               | none: the ticket is to leave          |
 //!
-//! A leader that was woken and does not come, because the event loop it runs in is busy
-//! with something else, is *stalled*: the next one leads until it comes.
+//! A leader that was woken and does not come, because its event loop is busy with something else,
+//! is *stalled*: the next one leads until it comes.
 
 use super::plan::{Ask, Outcome, Plan, Seen};
 use crate::sync::Instant;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// The bits of a ticket that its listener numbers itself.
+/// The bits of a ticket that its listener assigns.
 pub const TICKET_BITS: u32 = 24;
 
 #[derive(Debug)]
 struct Waiter<W> {
     wakeup: W,
-    /// It was woken, and sleeps no longer.
+    /// It was woken, and no longer sleeps.
     woken: bool,
-    /// Since when it could have planned what to do, as the leader.
+    /// Since when it could have planned, as the leader.
     expected: Option<Instant>,
     stalled: bool,
 }
 
-/// The waiters for one lock; `W` is how one of them is woken.
+/// The waiters for one lock; `W` is how to wake one.
 #[derive(Debug)]
 pub struct Line<W> {
-    /// By number, which is the order in which they came.
+    /// By number, which is the order of arrival.
     waiters: BTreeMap<u64, Waiter<W>>,
     ticket: i64,
     previous: i64,
     queued: bool,
     called: bool,
-    /// How many calls were heeded since the lock was acquired last, and when the next one is.
+    /// How many calls it followed since it last acquired the lock, and when to follow the next.
     heeded: u32,
     heed: Instant,
     /// The process was told that it is next, should the first not come: when to look then.
     next: Option<Instant>,
-    /// Somebody has asked for the lock without entering the queue.
+    /// A waiter has asked for the lock without entering the queue.
     tried: bool,
     in_flight: Option<u64>,
     /// The row was locked when it was the process's turn: when to ask again.
     again: Option<Instant>,
     due: Instant,
-    /// How often in a row the queue could not be entered, or the lock not be had.
+    /// How often in a row it could neither enter the queue nor get the lock.
     tries: u32,
     /// How often in a row the row was locked when it was the process's turn.
     busy: i32,
     /// The tickets in the database's queue, as last seen.
     known: Vec<i64>,
-    /// The hold that was seen last: its fence and when it was to expire.
+    /// The hold last seen: its fence and when it was to expire.
     pub seen: Option<(Option<i64>, Instant)>,
 }
 
 impl<W: Clone> Line<W> {
-    /// Nobody waits yet.
+    /// An empty line.
     #[must_use]
     pub fn new(now: Instant) -> Line<W> {
         Line {
@@ -121,7 +121,7 @@ impl<W: Clone> Line<W> {
         self.busy
     }
 
-    /// One more waits; numbers only grow.
+    /// Adds a waiter; numbers only grow.
     pub fn join(&mut self, number: u64, wakeup: W, now: Instant) {
         let leads = self.leader().is_none();
         let waiter = Waiter {
@@ -133,7 +133,7 @@ impl<W: Clone> Line<W> {
         self.waiters.insert(number, waiter);
     }
 
-    /// Who acts: the one whose statement is under way, or the first that is not stalled.
+    /// Who acts: the waiter whose statement is in flight, or the first that is not stalled.
     fn leader(&self) -> Option<u64> {
         self.in_flight.or_else(|| {
             let mut able = self.waiters.iter().filter(|(_, waiter)| !waiter.stalled);
@@ -141,7 +141,7 @@ impl<W: Clone> Line<W> {
         })
     }
 
-    /// Wakes the leader, if there is one that sleeps.
+    /// Wakes the leader, if it sleeps.
     #[must_use]
     pub fn wake(&mut self, now: Instant) -> Option<W> {
         let leader = self.leader()?;
@@ -155,14 +155,14 @@ impl<W: Clone> Line<W> {
         Some(waiter.wakeup.clone())
     }
 
-    /// Whether a waiter was woken, or is gone, and sleeps no longer.
+    /// Whether a waiter was woken or is gone, and so no longer sleeps.
     pub fn sleeps_no_longer(&mut self, number: u64) -> bool {
         self.waiters
             .get_mut(&number)
             .is_none_or(|waiter| std::mem::take(&mut waiter.woken))
     }
 
-    /// Whether a waiter, which is able to run, acts for the line now.
+    /// Whether this waiter, which is able to run, acts for the line now.
     pub fn leads(&mut self, number: u64) -> bool {
         if let Some(waiter) = self.waiters.get_mut(&number) {
             waiter.stalled = false;
@@ -174,8 +174,8 @@ impl<W: Clone> Line<W> {
         leads
     }
 
-    /// Whether one that waits is about to look for itself: whoever does not wait may not come
-    /// before it. A leader that is late by `limit` has no such claim.
+    /// Whether a waiter is about to look for itself: a caller that does not wait may not get ahead
+    /// of it. A leader that is late by `limit` loses that claim.
     #[must_use]
     pub fn comes_first(&self, now: Instant, limit: Duration) -> bool {
         !self.waiters.is_empty() && (self.in_flight.is_some() || now < self.due + limit)
@@ -187,12 +187,12 @@ impl<W: Clone> Line<W> {
         self.again = None;
     }
 
-    /// Whether a call is there that is to be heeded now.
+    /// Whether there is a call to follow now.
     fn is_called(&self, now: Instant) -> bool {
         self.called && now >= self.heed
     }
 
-    /// When to do something if nobody calls.
+    /// When to act if no call comes.
     fn wakes(&self) -> Instant {
         if self.called {
             self.due.min(self.heed)
@@ -201,8 +201,8 @@ impl<W: Clone> Line<W> {
         }
     }
 
-    /// What a waiter has to do now. `listener` is the number that the tickets of this
-    /// process begin with, while notifications come through.
+    /// What a waiter should do now. `listener` is the number that the tickets of this process begin
+    /// with, while notifications get through.
     pub fn plan(
         &mut self,
         number: u64,
@@ -241,7 +241,7 @@ impl<W: Clone> Line<W> {
         Plan::Ask(self.ask(now))
     }
 
-    /// Until when the leader has nothing to do, unless it is called.
+    /// Until when the leader has nothing to do unless it is called.
     fn sleeps_until(&self, listener: Option<i64>, now: Instant) -> Option<Instant> {
         let unless_called = || (!self.is_called(now) && now < self.due).then(|| self.wakes());
         match (listener, self.again) {
@@ -252,9 +252,9 @@ impl<W: Clone> Line<W> {
         }
     }
 
-    /// With what to ask now.
+    /// The arguments for asking now.
     fn ask(&mut self, now: Instant) -> Ask {
-        // Before the statement is sent: a call that comes meanwhile is a new one.
+        // Before the statement is sent: a later call is a new one.
         let called = std::mem::take(&mut self.called) && self.queued;
         if called {
             self.heeded += 1;
@@ -285,7 +285,7 @@ impl<W: Clone> Line<W> {
         }
     }
 
-    /// The waiter asked, and found this.
+    /// The waiter asked and found this queue.
     pub fn found(&mut self, number: u64, seen: Seen, now: Instant, again: Duration) {
         self.landed(number);
         if !self.waiters.contains_key(&number) {
@@ -294,7 +294,7 @@ impl<W: Clone> Line<W> {
         self.queued = seen.queued;
         self.due = seen.due;
         if !seen.queued {
-            // The row was locked by somebody: again in a moment.
+            // Another transaction had locked the row: try again in a moment.
             self.tries = self.tries.max(1) + 1;
             return;
         }
@@ -304,7 +304,7 @@ impl<W: Clone> Line<W> {
         }
         self.again = None;
         if seen.busy {
-            // Others enter or leave the queue, or a guard is longer under way.
+            // Others are entering or leaving the queue, or a guard holds the row for longer.
             self.busy = (self.busy + 1).min(50);
             self.again = Some(now + again);
         } else {
@@ -313,7 +313,7 @@ impl<W: Clone> Line<W> {
         self.known = seen.tickets;
     }
 
-    /// The waiter tried without the queue, in vain: again at `due`.
+    /// The waiter's attempt without the queue failed: try again at `due`.
     pub fn refused(&mut self, number: u64, due: Instant) {
         self.landed(number);
         self.tries = 1;
@@ -325,14 +325,14 @@ impl<W: Clone> Line<W> {
         self.landed(number);
     }
 
-    /// Whether the leader has tried without the queue, in vain.
+    /// Whether the leader's attempt without the queue failed.
     #[must_use]
     pub fn was_refused(&self) -> bool {
         self.tries > 0
     }
 
-    /// A waiter's wait has ended. The ticket, if it may be in the database's queue with
-    /// nobody left who waits.
+    /// A waiter's wait has ended. Returns the ticket if it may be in the database's queue with no
+    /// waiter left to use it.
     pub fn left(&mut self, number: u64, outcome: Outcome, now: Instant) -> Option<i64> {
         let led = self.leader() == Some(number);
         self.landed(number);
@@ -351,38 +351,38 @@ impl<W: Clone> Line<W> {
                 self.due = match queued {
                     Some(true) => {
                         self.known.push(self.ticket);
-                        // Nobody need look before the lease is over.
+                        // Nobody needs to look before the lease ends.
                         now + lease + Duration::from_millis(2)
                     }
-                    // Whoever is next enters the queue at once.
+                    // The next waiter enters the queue at once.
                     Some(false) | None => now,
                 };
                 if queued.is_some() {
                     self.previous = 0;
                 } else {
-                    // Refused, the next one has somebody listen.
+                    // If refused, the next one starts the listening thread.
                     self.tried = false;
                 }
                 if queued == Some(false) {
                     self.ticket = 0;
                 }
             }
-            // Another one may have to do at once what it was about to do.
+            // Another waiter may have to do at once what this one was about to do.
             Outcome::GaveUp if led => self.due = self.due.min(now),
             Outcome::GaveUp => {}
         }
         (self.waiters.is_empty() && self.ticket != 0).then_some(self.ticket)
     }
 
-    /// The ticket was called: the lock is free, and it is its turn. Tells whether the
-    /// leader has to know.
+    /// The ticket was called: the lock is free, and it is its turn. Returns whether to tell the
+    /// leader.
     pub fn call(&mut self, now: Instant) -> bool {
         !std::mem::replace(&mut self.called, true) || now >= self.heed
     }
 
-    /// For how long no call is heeded after so many that did not lead to the lock. Some are
-    /// nobody's fault: score.distlock 0.2.5 takes a lock without asking whose turn it is. Many
-    /// are sent by somebody who wants the database to be busy, as everybody can.
+    /// How long to ignore calls after this many that did not lead to the lock. A few are nobody's
+    /// fault: score.distlock 0.2.5 takes a lock out of turn. Many come from a client that wants to
+    /// keep the database busy; anybody can send them.
     fn deafness(heeded: u32) -> Duration {
         match heeded {
             0..=3 => Duration::ZERO,
@@ -390,8 +390,7 @@ impl<W: Clone> Line<W> {
         }
     }
 
-    /// The ticket is next, should the first not come by then. Tells whether the leader has
-    /// to know.
+    /// The ticket is next, should the first not come by `due`. Returns whether to tell the leader.
     pub fn call_next(&mut self, due: Instant) -> bool {
         // The first of several counts, or else the time would never come.
         let due = *self.next.get_or_insert(due);
@@ -400,12 +399,12 @@ impl<W: Clone> Line<W> {
         sooner
     }
 
-    /// Notifications come through no longer: ask at that time.
+    /// Notifications no longer get through: ask at that time.
     pub fn poll_at(&mut self, due: Instant) {
         self.due = self.due.min(due);
     }
 
-    /// Passes by a leader that should have come `limit` ago. Tells whom to wake instead.
+    /// Passes over a leader that should have come `limit` ago. Returns whom to wake instead.
     pub fn pass_by(&mut self, now: Instant, limit: Duration) -> Option<W> {
         let leader = self.leader().filter(|_| self.in_flight.is_none())?;
         let waiter = self.waiters.get_mut(&leader)?;
@@ -415,7 +414,7 @@ impl<W: Clone> Line<W> {
         }
         waiter.stalled = true;
         if self.leader().is_none() {
-            // All are stalled: whoever comes first, in their order.
+            // All are stalled: start over with the first.
             for waiter in self.waiters.values_mut() {
                 waiter.stalled = false;
                 waiter.expected = Some(now);

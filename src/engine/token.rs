@@ -1,4 +1,4 @@
-//! The token of a hold: whoever presents it may extend or release the hold.
+//! The token of a hold: its bearer may extend or release the hold.
 
 use rand::TryRng;
 use rand::rngs::SysRng;
@@ -16,8 +16,7 @@ impl Token {
     ///
     /// # Panics
     ///
-    /// If the operating system has no random bytes to give: a predictable
-    /// token would be worse.
+    /// If the operating system cannot provide random bytes: a predictable token would be worse.
     #[must_use]
     pub fn random() -> Token {
         let mut bytes = [0; Token::BYTES];
@@ -25,7 +24,7 @@ impl Token {
             .try_fill_bytes(&mut bytes)
             .expect("the operating system must provide random bytes");
         let mut digits = [0; 2 * Token::BYTES];
-        // It fails if the buffer has another length, and only then.
+        // It only fails if the buffer has a different length.
         hex::encode_to_slice(bytes, &mut digits).expect("two digits for each byte");
         let digits = std::str::from_utf8(&digits).expect("digits are ASCII");
         Token(digits.into())
@@ -48,7 +47,7 @@ impl Token {
     }
 }
 
-/// A token never gets into a log or a message: not even `{:?}` shows it.
+/// A token never appears in a log or a message: not even `{:?}` shows it.
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Token(…)")

@@ -1,7 +1,7 @@
-//! Attempts whose outcome is unknown: their statement was sent, and no answer came.
+//! Attempts with an unknown outcome: a statement was sent, and no answer came.
 //!
-//! An acquire that nobody waits for any more, and a release that its caller cannot
-//! repeat, come to the same: the token must not hold the lock. That release is *owed*.
+//! An acquire whose caller has stopped waiting and a release that its caller cannot repeat amount
+//! to the same: the token must not hold the lock. That release is *owed*.
 
 mod transfers;
 
@@ -10,18 +10,18 @@ use std::collections::HashMap;
 use std::time::Duration;
 pub use transfers::{Claim, Transfers};
 
-/// A release that is owed.
+/// The state of an owed release.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum State {
-    /// The statement of the attempt itself is under way.
+    /// The attempt's own statement is in flight.
     InFlight,
-    /// To be tried at this moment, after pauses that grow.
+    /// Due at this moment, and again after growing pauses.
     Pending { next: Moment, pause: Duration },
-    /// It is done. Whoever tries the same again is told so.
+    /// Done. A caller that tries the same again is told so.
     Settled,
 }
 
-/// What was attempted.
+/// The kind of attempt.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Attempt {
     /// To acquire.
@@ -36,12 +36,12 @@ struct Owed {
     attempt: Attempt,
     state: State,
     lease: Lease,
-    /// From then on it does not matter any more.
+    /// When it no longer matters.
     until: Deadline,
 }
 
 impl Owed {
-    /// When it does not matter any more.
+    /// When it no longer matters.
     fn over(attempt: Attempt, lease: Lease, now: Moment) -> Deadline {
         let latest = match attempt {
             Attempt::Acquire => now + VALID,
@@ -61,28 +61,28 @@ impl Owed {
     }
 }
 
-/// What of a name has to be settled.
+/// What remains to be settled for a name.
 #[derive(Debug, PartialEq)]
 pub struct Unsettled {
-    /// The releases that are owed.
+    /// The owed releases.
     pub owed: Vec<(Token, Lease)>,
-    /// Something may have been taken late, for no longer than this lease.
+    /// A late statement may have taken the lock, for no longer than this lease.
     pub late: Option<Lease>,
-    /// The statement of another attempt is under way.
+    /// Another attempt's statement is in flight.
     pub in_flight: bool,
 }
 
-/// All attempts of one process whose outcome is unknown.
+/// All attempts of one process with an unknown outcome.
 #[derive(Debug, Default)]
 pub struct Unresolved {
     releases: HashMap<Name, Vec<Owed>>,
-    /// Statements that may be executed late.
+    /// Statements that may execute late.
     pub late: Watches,
     /// Transfers that may have succeeded.
     pub transfers: Transfers,
-    /// How many tickets are about to leave the queue of a name.
+    /// How many tickets are leaving the queue of a name.
     leaving: HashMap<Name, u32>,
-    /// How many attempts have come to an end.
+    /// How many attempts have been settled.
     settlements: u64,
 }
 
@@ -99,7 +99,7 @@ impl Unresolved {
         self.releases.entry(name.clone()).or_default().push(owed);
     }
 
-    /// The statement of an attempt is under way, and nobody is going to repeat it.
+    /// The statement of an attempt is in flight, and nobody will repeat it.
     pub fn begin(
         &mut self,
         name: &Name,
@@ -113,8 +113,8 @@ impl Unresolved {
         }
     }
 
-    /// The statement of an attempt is not under way any more; if it owes something, that is
-    /// recorded already.
+    /// The statement of an attempt is no longer in flight; if it owes a release, that is already
+    /// recorded.
     pub fn landed(&mut self, name: &Name, token: &Token) {
         let owed = self.owed(name, token);
         if owed.is_some_and(|owed| owed.state == State::InFlight) {
@@ -122,7 +122,7 @@ impl Unresolved {
         }
     }
 
-    /// A release is owed from now on.
+    /// Records an owed release.
     pub fn owe(&mut self, name: &Name, token: &Token, attempt: Attempt, lease: Lease, now: Moment) {
         let state = State::Pending {
             next: now,
@@ -136,8 +136,8 @@ impl Unresolved {
         }
     }
 
-    /// How many attempts have come to an end: whoever was refused before the last of them
-    /// may not be refused now.
+    /// How many attempts have been settled: a caller refused before the last of them might not be
+    /// refused now.
     #[must_use]
     pub fn settlements(&self) -> u64 {
         self.settlements
@@ -162,7 +162,7 @@ impl Unresolved {
             .then_some(owed.state == State::Settled)
     }
 
-    /// What of a name has to be settled.
+    /// What remains to be settled for a name.
     #[must_use]
     pub fn of(&self, name: &Name) -> Unsettled {
         let owed = self.releases.get(name).map_or(&[][..], Vec::as_slice);
@@ -179,8 +179,7 @@ impl Unresolved {
         }
     }
 
-    /// A release that was owed was executed: it ended a hold (`found`), or found none. It was
-    /// sent at `sent`.
+    /// An owed release, sent at `sent`, was executed: it ended a hold (`found`), or found none.
     pub fn executed(&mut self, name: &Name, token: &Token, found: bool, sent: Moment) {
         let owed = self.owed(name, token);
         let Some(owed) = owed.filter(|owed| matches!(owed.state, State::Pending { .. })) else {
@@ -191,7 +190,7 @@ impl Unresolved {
         let (attempt, lease) = (owed.attempt, owed.lease);
         self.settlements += 1;
         if attempt == Attempt::Acquire {
-            // One of its statements may be under way yet, whatever was found.
+            // Another of its statements may still be in flight, whatever was found.
             let late = Late::Taking {
                 token: token.clone(),
                 granted: None,
@@ -201,14 +200,14 @@ impl Unresolved {
         }
     }
 
-    /// Somebody has looked for what was taken late of a name; `found` if there was something,
-    /// which was ended. The statements were sent at `sent` or later.
+    /// A thread has looked for late holds of a name, with statements sent at `sent` or later;
+    /// `found` if there was one, which has been ended.
     pub fn looked(&mut self, name: &Name, found: bool, sent: Moment) {
         self.settlements += u64::from(found);
         self.late.looked(name, sent);
     }
 
-    /// What is to be settled of a name could not be.
+    /// Settling a name has failed.
     pub fn failed(&mut self, name: &Name, now: Moment) {
         for owed in self.releases.get_mut(name).into_iter().flatten() {
             if let State::Pending { next, pause } = &mut owed.state {
@@ -219,7 +218,7 @@ impl Unresolved {
         self.late.failed(name, now);
     }
 
-    /// What is to be undone now. Forgets what does not matter any more.
+    /// What to undo now. Forgets what no longer matters.
     pub fn due(&mut self, now: Moment) -> Due {
         let mut due = self.late.due(now);
         self.releases.retain(|name, owed| {
@@ -237,7 +236,7 @@ impl Unresolved {
         due
     }
 
-    /// A ticket is about to leave the queue of a name, or has left it.
+    /// A ticket is leaving the queue of a name, or has left it.
     pub fn leaving(&mut self, name: &Name, begins: bool) {
         let count = self.leaving.entry(name.clone()).or_default();
         *count = if begins {
@@ -251,7 +250,7 @@ impl Unresolved {
         }
     }
 
-    /// Whether nothing is owed or under way.
+    /// Whether nothing is owed or in flight.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.releases.is_empty() && self.leaving.is_empty() && self.late.is_empty()

@@ -1,11 +1,11 @@
-//! What `r2d2` and `scheduled-thread-pool` use of the crate `parking_lot`, on the standard
-//! library's mutexes.
+//! The parts of the crate `parking_lot` that `r2d2` and `scheduled-thread-pool` use, on top of the
+//! standard library's mutexes.
 //!
-//! `parking_lot` keeps the threads that wait in one table of the process. A forked child
-//! inherits the entries of threads that it does not have. The next thread that it starts may
-//! get the memory of such an entry, and is then its own successor in a list: whoever walks
-//! along that never comes to an end. Seen in a child that ended with `sys.exit`, once in a
-//! few thousand. The standard library's mutexes have no table.
+//! `parking_lot` keeps waiting threads in one table per process. A forked child inherits the
+//! entries of threads that it does not have. The next thread it starts may get the memory of such
+//! an entry, and become its own successor in a list: walking that list never ends. Seen in a child
+//! that ended with `sys.exit`, once in a few thousand. The standard library's mutexes have no
+//! table.
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
@@ -13,36 +13,36 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{self, PoisonError};
 use std::time::Instant;
 
-/// As `parking_lot::Mutex`.
+/// Like `parking_lot::Mutex`.
 #[derive(Default)]
 pub struct Mutex<T: ?Sized>(sync::Mutex<T>);
 
-/// As `parking_lot::MutexGuard`.
+/// Like `parking_lot::MutexGuard`.
 pub struct MutexGuard<'a, T: ?Sized>(Option<sync::MutexGuard<'a, T>>);
 
-/// As `parking_lot::Condvar`. Like that one, and unlike the standard library's, it makes no
-/// system call where nobody waits: `r2d2` notifies at the end of each use.
+/// Like `parking_lot::Condvar`. Like it, and unlike the standard library's, it makes no system call
+/// if nobody waits: `r2d2` notifies at the end of each use.
 #[derive(Debug, Default)]
 pub struct Condvar {
     condvar: sync::Condvar,
-    /// How many threads wait. Who has changed what they wait for has locked the mutex since, and
-    /// sees those that waited then.
+    /// How many threads wait. A notifier has locked the mutex since changing what they wait for, so
+    /// it sees all that were waiting then.
     waiting: AtomicUsize,
 }
 
-/// As `parking_lot::WaitTimeoutResult`.
+/// Like `parking_lot::WaitTimeoutResult`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WaitTimeoutResult(bool);
 
 impl<T> Mutex<T> {
-    /// An unlocked one.
+    /// An unlocked mutex.
     pub const fn new(value: T) -> Mutex<T> {
         Mutex(sync::Mutex::new(value))
     }
 }
 
 impl<T: ?Sized> Mutex<T> {
-    /// Locks it, also after a panic of another thread.
+    /// Locks it, even after another thread has panicked.
     pub fn lock(&self) -> MutexGuard<'_, T> {
         MutexGuard(Some(self.0.lock().unwrap_or_else(PoisonError::into_inner)))
     }
@@ -58,7 +58,7 @@ impl<T: ?Sized> Deref for MutexGuard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // Only a wait takes it out, and puts it back.
+        // Only a wait takes the guard out, and puts it back.
         self.0.as_ref().unwrap()
     }
 }
@@ -71,7 +71,7 @@ impl<T: ?Sized> DerefMut for MutexGuard<'_, T> {
 }
 
 impl Condvar {
-    /// One that nobody waits for.
+    /// A new one, without waiters.
     #[must_use]
     pub const fn new() -> Condvar {
         Condvar {
@@ -87,7 +87,7 @@ impl Condvar {
         }
     }
 
-    /// Wakes all threads. How many these are, the standard library does not tell: 0.
+    /// Wakes all threads. Returns 0, as the standard library does not say how many.
     pub fn notify_all(&self) -> usize {
         if self.waiting.load(Relaxed) > 0 {
             self.condvar.notify_all();
@@ -125,7 +125,7 @@ impl Condvar {
 }
 
 impl WaitTimeoutResult {
-    /// Whether the time was over.
+    /// Whether the time ran out.
     #[must_use]
     pub fn timed_out(self) -> bool {
         self.0

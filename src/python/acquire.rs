@@ -1,4 +1,4 @@
-//! Acquiring and leaving on the calling thread.
+//! Acquires and leaves locks on the calling thread.
 
 use super::call::{call, call_patiently};
 use super::errors::exception;
@@ -14,7 +14,7 @@ use pyo3::prelude::*;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Acquires the lock of a name. `Err` within `Ok` is a refusal.
+/// Acquires the named lock. `Err` inside `Ok` means it was refused.
 pub fn acquire(
     py: Python<'_>,
     locks: &Arc<Locks>,
@@ -45,8 +45,8 @@ pub fn acquire(
         if let Some(error) = refused {
             return Ok(Err(error));
         }
-        // With the GIL, at the last moment: from here on no Python code runs before the
-        // caller has its answer.
+        // Takes the GIL at the last moment: no Python code runs between here and the caller getting
+        // its answer.
         let caller = request.owner.as_ref().map(|(_, caller)| caller);
         match acquisition.accept(caller, callbacks()) {
             Ok(Some(accepted)) => return Ok(Ok(accepted)),
@@ -56,7 +56,7 @@ pub fn acquire(
     }
 }
 
-/// What is to be known about a holder that is the calling thread.
+/// Describes the calling thread as a holder.
 pub fn about(note: Option<Arc<str>>) -> About {
     #[cfg(target_os = "linux")]
     let thread = Some(i64::from(rustix::thread::gettid().as_raw_nonzero().get()));
@@ -101,7 +101,7 @@ pub fn enter(
     Ok(entered)
 }
 
-/// The context remembers what was entered; if it cannot, nothing was.
+/// Records the hold in the caller's context; if that fails, abandons the hold.
 pub fn remember(py: Python<'_>, lock: &Handle, entered: Entered) -> PyResult<()> {
     owner::remember(py, entered.hold).inspect_err(|_| {
         lock.locks().abandon(&lock.core, entered);

@@ -1,5 +1,4 @@
-//! Delivers answers of the core to an event loop, so that no thread has to wait
-//! for them.
+//! Delivers the core's answers to an event loop, so that no thread has to wait for them.
 
 use super::errors::exception;
 use super::events::{self, Listeners};
@@ -20,21 +19,21 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-/// An answer.
+/// An answer from the core.
 pub enum Value {
-    /// It is done.
+    /// Done.
     None,
-    /// What the database has confirmed.
+    /// A hold that the database has confirmed.
     Confirmed(service::Confirmed),
-    /// Not yet: again in so many seconds, or when woken.
+    /// Not yet: step again after this many seconds, or when woken.
     Later(f64),
-    /// The lock is there to be accepted.
+    /// The lock was granted and can be accepted.
     Granted,
-    /// What is known about holds.
+    /// Records of holds.
     Records(Vec<Record>),
 }
 
-/// What lies in an inbox, with the number it was asked under.
+/// An item in an inbox, with its request number.
 enum Mail {
     Answer(u64, Result<Value>),
     Rang(u64),
@@ -60,13 +59,12 @@ impl Core {
 
     /// Makes the file descriptor readable.
     fn ring(&self) {
-        // If there is no room, the loop has not read what came before.
+        // If the socket is full, the loop has not yet read the earlier bytes.
         let _ = (&self.waker).write(&[0]);
     }
 }
 
-/// Where answers wait for an event loop, with a file descriptor that becomes
-/// readable when there are some.
+/// Queues answers for an event loop; its file descriptor becomes readable when there are any.
 #[pyclass(name = "_Inbox", module = "score.distlock", frozen)]
 pub struct Inbox {
     core: Arc<Core>,
@@ -75,13 +73,13 @@ pub struct Inbox {
 }
 
 impl Inbox {
-    /// How a coroutine that waits is woken.
+    /// A wakeup for a waiting coroutine.
     pub fn wakeup(&self, number: u64) -> Wakeup {
         let core = self.core.clone();
         Wakeup::Call(Box::new(move || core.put(Mail::Rang(number))))
     }
 
-    /// Where an answer goes to.
+    /// Puts the answer to a request into the inbox.
     pub fn answer(&self, number: u64) -> impl FnOnce(Result<Value>) + Send + 'static {
         let core = self.core.clone();
         move |answer| core.put(Mail::Answer(number, answer))
@@ -107,9 +105,9 @@ impl Inbox {
         self.end.as_raw_fd()
     }
 
-    /// Calls `deliver` for each thing that has arrived, with `expected`, the number, whether it is
-    /// an answer, and the exception or the value of that. When it raises, as a signal handler may
-    /// in it, the same comes once more: the file descriptor stays readable.
+    /// Calls `deliver` for each item that has arrived, with `expected`, the number, whether it is
+    /// an answer, and its exception or value. If `deliver` raises, as a signal handler inside it
+    /// may, the same item is delivered again: the file descriptor stays readable.
     fn deliver(
         &self,
         py: Python<'_>,
@@ -134,16 +132,16 @@ impl Inbox {
 }
 
 impl Inbox {
-    /// What Python has not been told yet; touched with the GIL only.
+    /// Items not yet delivered to Python; touched with the GIL only.
     fn opened(&self) -> MutexGuard<'_, VecDeque<Py<PyTuple>>> {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Opens what has arrived.
+    /// Moves newly arrived items to the undelivered ones.
     fn fetch(&self, py: Python<'_>) -> PyResult<()> {
         let arrived = {
             let mut mail = self.core.mail();
-            // Under the mutex: whoever puts something in afterwards rings again.
+            // Under the mutex: any later `put` rings again.
             let _ = (&self.end).read(&mut [0; 64]);
             std::mem::take(&mut *mail)
         };
@@ -178,19 +176,19 @@ impl Value {
     }
 }
 
-/// The token of what was confirmed, if it is in time for Python code that goes on now.
+/// The token of a confirmed hold, if its deadline has not passed for Python code that goes on now.
 pub fn in_time(py: Python<'_>, confirmed: service::Confirmed) -> PyResult<Bound<'_, PyString>> {
     let token = match confirmed.in_time() {
         Ok(token) => PyString::new(py, token.as_str()),
         Err(error) => return Err(exception(py, error)),
     };
-    // What interrupts the caller comes before it has read a token, or hardly ever.
+    // Let a pending signal interrupt the caller before it reads the token, hardly ever after.
     py.check_signals()?;
     let read = confirmed.read();
     read.map(|()| token).map_err(|error| exception(py, error))
 }
 
-/// What the database has confirmed, for a coroutine that may go on much later.
+/// A confirmed hold, for a coroutine that may resume much later.
 #[pyclass(name = "_Confirmation", module = "score.distlock", frozen)]
 pub struct Confirmation(Mutex<Option<service::Confirmed>>);
 
@@ -206,7 +204,7 @@ impl Confirmation {
     }
 }
 
-/// A job of the core whose outcome goes into an inbox.
+/// Runs a job of the core and puts its outcome into an inbox.
 pub fn job(
     locks: &Arc<Locks>,
     inbox: &Inbox,
@@ -231,7 +229,7 @@ pub struct Acquisition {
 }
 
 impl Acquisition {
-    /// Nothing happens before the first step. `lock` is `None` if only the token counts.
+    /// Nothing happens before the first step. `lock` is `None` for a hold without an owner.
     pub fn new(
         locks: Arc<Locks>,
         lock: Option<Arc<service::Lock>>,
@@ -260,14 +258,14 @@ impl Acquisition {
 
 #[pymethods]
 impl Acquisition {
-    /// Whoever waits may keep it.
+    /// The waiting coroutine may hold a reference to it.
     fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
         let listeners = self.listeners.as_ref();
         listeners.map_or(Ok(()), |listeners| listeners.traverse(&visit))
     }
 
-    /// Goes on. For how many seconds to sleep, if that is known at once; otherwise the answer
-    /// says so, or is `True` if the lock was granted.
+    /// Takes the next step. Returns the seconds to sleep, if known at once; otherwise the answer
+    /// carries them, or is `True` if the lock was granted.
     fn step(&self, inbox: &Inbox, number: u64) -> Option<f64> {
         let seconds = |until: Instant| {
             until
@@ -295,8 +293,8 @@ impl Acquisition {
         None
     }
 
-    /// The coroutine takes the lock that was granted: the token and the level. `None` if the
-    /// answer came too late, and the wait goes on.
+    /// Takes the granted lock for the coroutine: the token and the level. `None` if the answer came
+    /// too late and the wait goes on.
     fn accept(&self, py: Python<'_>) -> PyResult<Option<(String, (u64, u64))>> {
         let caller = self.request.owner.as_ref().map(|(_, caller)| caller);
         let listeners = self.listeners.as_ref();
@@ -313,7 +311,7 @@ impl Acquisition {
         Ok(Some((token.as_str().to_owned(), level)))
     }
 
-    /// The coroutine was cancelled, at whatever moment.
+    /// The coroutine was cancelled, at any point.
     fn give_up(&self) {
         let accepted = self.accepted.lock().unwrap_or_else(PoisonError::into_inner);
         match (*accepted, &self.lock) {

@@ -12,8 +12,7 @@ use pyo3::prelude::*;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Enters a level of each lock, in an order that does not depend on the caller's, and returns the
-/// `Holds`.
+/// Enters a level of each lock, in an order independent of the caller's, and returns the `Holds`.
 pub fn acquire<'py>(
     py: Python<'py>,
     shared: &Arc<Shared>,
@@ -33,7 +32,7 @@ pub fn acquire<'py>(
         let lock = get(&name)?;
         let entering = Entering {
             timeout: until.map(|(begun, timeout)| timeout.saturating_sub(begun.elapsed())),
-            // What is held already stays alive while the others are waited for.
+            // Extended, so that the locks taken first stay held while we wait for the rest.
             extended: true,
             block: true,
             lease: None,
@@ -42,7 +41,7 @@ pub fn acquire<'py>(
         let entered = enter(py, lock.get().handle(), entering, None)
             .and_then(|entered| entered.map_err(|error| exception(py, error)));
         let (level, token) = entered.inspect_err(|error| {
-            // Who is interrupted does not wait for that; what fails here is owed.
+            // An interrupted caller skips this; failed releases are retried in the background.
             if error.is_instance_of::<PyException>(py) {
                 let _ = levels.release(py);
             }
@@ -53,7 +52,7 @@ pub fn acquire<'py>(
     let levels = Bound::new(py, levels)?;
     let holds = ours(py, "_all", "Holds", (&levels, locks, autoextend));
     holds.inspect_err(|error| {
-        // The exception itself keeps them, with its traceback.
+        // The exception's traceback keeps them alive, so release them explicitly.
         if error.is_instance_of::<PyException>(py) {
             let _ = levels.get().release(py);
         } else {

@@ -8,12 +8,12 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyString, PyTuple};
 
-/// A bool, or `None`: as it is configured. Nothing else counts as one.
+/// A bool, or `None` for the configured value. Nothing else is accepted.
 pub fn choice(value: Option<&Bound<'_, PyAny>>, key: &str) -> PyResult<Option<bool>> {
     value.map_or(Ok(None), |value| flag(value, "choice", key))
 }
 
-/// A bool that has a default.
+/// A bool with a default.
 pub fn flag_or(default: bool, value: Option<&Bound<'_, PyAny>>, key: &str) -> PyResult<bool> {
     value.map_or(Ok(default), |value| {
         flag(value, "flag", key).map(|flag| flag.unwrap_or(default))
@@ -27,12 +27,12 @@ fn flag(value: &Bound<'_, PyAny>, parser: &str, key: &str) -> PyResult<Option<bo
     ours(value.py(), "_config", parser, (value, key))?.extract()
 }
 
-/// Refuses what was given by position where only `key` is left, which has to be named.
+/// Rejects positional arguments where only the keyword `key` is accepted.
 pub fn named(given: &Bound<'_, PyTuple>, call: &str, key: &str) -> PyResult<()> {
     if given.is_empty() {
         return Ok(());
     }
-    // What was given may be a token, and is not shown.
+    // Do not show the argument: it may be a token.
     Err(PyTypeError::new_err(format!(
         "{key} is given by its name: write {call}{key}=…)"
     )))
@@ -45,7 +45,7 @@ fn type_name(value: &Bound<'_, PyAny>) -> String {
         .map_or_else(|_| "?".to_owned(), |name| name.to_string())
 }
 
-/// Enough of a name for a message.
+/// The start of a name, for a message.
 fn beginning(shown: &str) -> String {
     shown.chars().take(100).collect()
 }
@@ -76,9 +76,9 @@ pub fn name(value: &Bound<'_, PyAny>) -> PyResult<Name> {
     })
 }
 
-/// A token, as `str` or `bytes`; nothing, as in 0.2.5, if it is empty.
+/// A token, as `str` or `bytes`; an empty one counts as none, as in 0.2.5.
 ///
-/// What cannot be a token is as wrong as one that nobody has.
+/// A malformed token is treated like one that matches no hold.
 pub fn token(name: &Name, value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<Token>> {
     let Some(value) = value else {
         return Ok(None);

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Runs `work` with the GIL released. Whenever it waits, Python's signal
-/// handlers get their chance; what they raise ends the wait and is raised here.
+/// Runs `work` with the GIL released. Whenever it waits, Python's signal handlers get to run; an
+/// exception from one ends the wait and is raised here.
 pub fn call<T: Send>(
     py: Python<'_>,
     timeout: Duration,
@@ -20,8 +20,8 @@ pub fn call<T: Send>(
     run(py, timeout, false, work)
 }
 
-/// The same for work that may wait for long. Only the main thread runs signal
-/// handlers, so the others are not disturbed.
+/// The same for work that may wait a long time. Only the main thread runs signal handlers, so other
+/// threads are not disturbed.
 pub fn call_patiently<T: Send>(
     py: Python<'_>,
     timeout: Duration,
@@ -38,8 +38,8 @@ fn run<T: Send>(
 ) -> PyResult<T> {
     let raised: Mutex<Option<PyErr>> = Mutex::new(None);
     let forked = AtomicBool::new(false);
-    // A thread that comes back when the interpreter has begun to end does not get
-    // the GIL any more and stays here (PyO3 sees to that where Python does not).
+    // A thread that returns after the interpreter has begun to finalize never gets the GIL again
+    // and stays here (PyO3 sees to that where Python does not).
     let result = py.detach(|| {
         // The method itself is not general enough about its lifetime.
         #[allow(clippy::redundant_closure_for_method_calls)]
@@ -63,7 +63,7 @@ fn run<T: Send>(
         })
     });
     let delivered = events::deliver_all(py, false);
-    // In a child that a signal handler forked nothing of the call counts.
+    // In a child that a signal handler forked, discard the result of the call.
     let result = if forked.load(Relaxed) {
         Err(Error::Forked)
     } else {

@@ -6,17 +6,17 @@ use crate::store::{self, Request, Url};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
-/// What names a database, and the core's reading of it.
+/// The given database, and how the core reads it.
 pub struct Database {
     pub url: Url,
-    /// The Engine that was given, if it was one.
+    /// The Engine that was passed in, if any.
     pub engine: Option<Py<PyAny>>,
-    /// Whether the Engine's connections may go elsewhere.
+    /// Whether the Engine's connections may lead to a different database.
     pub verify: bool,
 }
 
 impl Database {
-    /// Reads what was given to the constructor; an embedded server is started.
+    /// Reads the constructor's argument; starts an embedded server if asked to.
     pub fn read(
         py: Python<'_>,
         given: &Bound<'_, PyAny>,
@@ -41,7 +41,7 @@ impl Database {
     }
 }
 
-/// How a URL and what comes with it are understood, for the tests that compare it with libpq.
+/// How we parse a URL and its options, for the tests that compare it with libpq.
 #[pyfunction]
 #[allow(clippy::needless_pass_by_value)] // PyO3 extracts no slices of tuples
 #[pyo3(signature = (text, arguments=Vec::new()))]

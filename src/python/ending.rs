@@ -1,6 +1,6 @@
-//! The ends of coroutines' blocks. An end begins in Rust, within the call of `__aexit__`: no
-//! signal handler can raise before that, and it goes on if nobody waits for it, because the
-//! event loop is gone for instance.
+//! Ends coroutines' blocks. An ending begins in Rust, within the call of `__aexit__`: no signal
+//! handler can raise before that, and the ending goes on even if nobody waits for it, for instance
+//! because the event loop is gone.
 
 use super::aio::{Inbox, Value};
 use crate::engine::Ending;
@@ -10,10 +10,10 @@ use crate::store::Budget;
 use pyo3::prelude::*;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What is to be done in the database at the end of a block, for each of its locks.
+/// What remains to be done in the database at the end of a block, for each of its locks.
 pub type Endings = Vec<(Arc<service::Lock>, Ending)>;
 
-/// Ends all of them, also if one fails; the error that came first.
+/// Finishes all of them, even if one fails; returns the first error.
 pub fn finish_all(locks: &Arc<Locks>, endings: Endings, budget: Budget<'_>) -> Result<()> {
     let mut first = Ok(());
     let mut hopeless = false;
@@ -23,7 +23,7 @@ pub fn finish_all(locks: &Arc<Locks>, endings: Endings, budget: Budget<'_>) -> R
             continue;
         }
         let ended = locks.finish(lock.name(), ending, budget);
-        // Who is interrupted waits for no more, and an outage is waited for once.
+        // Once interrupted, wait for no more; wait out an outage only once.
         hopeless = matches!(
             ended,
             Err(Error::Interrupted | Error::Forked | Error::Unavailable(_))
@@ -35,7 +35,7 @@ pub fn finish_all(locks: &Arc<Locks>, endings: Endings, budget: Budget<'_>) -> R
 
 type Reader = Box<dyn FnOnce(Result<Value>) + Send>;
 
-/// What came of an end, or who is to hear it.
+/// The outcome of an ending, or the reader that waits for it.
 #[derive(Default)]
 enum State {
     #[default]
@@ -45,7 +45,7 @@ enum State {
     Told,
 }
 
-/// An end that has begun, and goes on whether anybody waits for it or not.
+/// An ending in progress; it goes on whether or not anybody waits for it.
 #[pyclass(name = "_Exit", module = "score.distlock", frozen)]
 pub struct Exit {
     state: Arc<Mutex<State>>,
@@ -53,7 +53,7 @@ pub struct Exit {
 }
 
 impl Exit {
-    /// `known` is an error if it could not be told who leaves.
+    /// `known` is an error if the caller could not be identified.
     pub fn begin(locks: &Arc<Locks>, endings: Endings, known: PyResult<()>) -> Exit {
         let state = Arc::new(Mutex::new(State::default()));
         let (ended, ending) = (state.clone(), locks.clone());
@@ -75,7 +75,7 @@ impl Exit {
 
 #[pymethods]
 impl Exit {
-    /// What comes of it goes into the inbox.
+    /// Has the outcome put into the inbox.
     fn finish(&self, inbox: &Inbox, number: u64) -> PyResult<()> {
         let reader = inbox.answer(number);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);

@@ -7,7 +7,7 @@ use pyo3::types::{PyBytes, PyDict};
 use pyo3::{PyTraverseError, PyVisit};
 use std::sync::{Mutex, PoisonError};
 
-/// The Engine that was given, or one that is made when it is asked for.
+/// The Engine that was given, or one that we create on first use.
 pub enum Engine {
     Given(Py<PyAny>),
     Ours {
@@ -17,13 +17,13 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// `options` are for the one that is made.
+    /// `options` are for an Engine that we create.
     pub fn new(given: Option<Py<PyAny>>, options: Py<PyDict>) -> Engine {
         let made = Mutex::default();
         given.map_or(Engine::Ours { options, made }, Engine::Given)
     }
 
-    /// The Engine, which leads where `url` does.
+    /// The Engine, connected to the database of `url`.
     pub fn get<'py>(&self, py: Python<'py>, url: &Url) -> PyResult<Bound<'py, PyAny>> {
         let (options, slot) = match self {
             Engine::Given(engine) => return Ok(engine.bind(py).clone()),
@@ -44,19 +44,19 @@ impl Engine {
         Ok(lock().get_or_insert_with(|| made.unbind()).bind(py).clone())
     }
 
-    /// Shows it to the garbage collector.
+    /// Shows the Engine to the garbage collector.
     pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         match self {
             Engine::Given(engine) => visit.call(engine),
             Engine::Ours { options, made } => {
                 visit.call(options)?;
-                // Locked by another thread, it is in use.
+                // If another thread has locked it, it is in use.
                 made.try_lock().map_or(Ok(()), |made| visit.call(&*made))
             }
         }
     }
 
-    /// Disposes of the one that was made; the next call makes another.
+    /// Disposes of an Engine that we created; the next call creates another.
     pub fn dispose(&self, py: Python<'_>) -> PyResult<()> {
         let Engine::Ours { made, .. } = self else {
             return Ok(());

@@ -13,7 +13,7 @@ pub fn exception(py: Python<'_>, error: Error) -> PyErr {
     chain(py, &raised).map_or_else(|failure| failure, |()| raised)
 }
 
-/// Python's `raise` notes which exception is being handled; from Rust we do.
+/// Python's `raise` sets the exception being handled as the context; from Rust we have to.
 fn chain(py: Python<'_>, raised: &PyErr) -> PyResult<()> {
     let handled = py.import("sys")?.call_method0("exc_info")?.get_item(1)?;
     raised.value(py).setattr("__context__", handled)
@@ -45,7 +45,7 @@ fn try_exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {
             .import("score.init")?
             .getattr("ConfigurationError")?
             .call1(("score.distlock", message))?,
-        // The signal handler's own exception comes first, see `call`.
+        // The signal handler's own exception takes precedence, see `call`.
         Error::Interrupted => return Ok(PyKeyboardInterrupt::new_err(())),
     };
     Ok(PyErr::from_value(value))

@@ -1,8 +1,8 @@
-//! What threads that Python does not know have to tell it: log records, and what becomes of holds.
+//! Events from threads unknown to Python: log records, and the fate of holds.
 //!
-//! They never call Python themselves: at the interpreter's end that would abort the
-//! process, and a destructor may run while an exception is under way. A thread of Python's
-//! own takes the events from here, see `_events.py`; so does each call when it returns.
+//! These threads never call Python themselves: during finalization that would abort the process,
+//! and a destructor may run while an exception is in flight. A Python thread takes the events from
+//! here, see `_events.py`; so does each call when it returns.
 
 use super::finalizing::ours;
 use super::owner::is_main_thread;
@@ -27,18 +27,18 @@ enum Event {
     Expiring(Arc<(Py<PyAny>, Py<PyAny>)>, Entered),
 }
 
-/// Who wants to hear what becomes of a hold.
+/// Listeners to the events of a hold.
 pub struct Listeners {
-    /// What is called with it.
+    /// The Lock that is passed to the callbacks.
     pub lock: Py<PyAny>,
     /// `on_lost`.
     pub lost: Option<Py<PyAny>>,
-    /// How many seconds before the end of a term, and what is called with the level.
+    /// `on_expiring`: how many seconds before the end of a term, and the callback for the level.
     pub expiring: Option<(f64, Py<PyAny>)>,
 }
 
 impl Listeners {
-    /// Starts the thread that tells them, if there are any.
+    /// Starts the thread that calls the listeners, if there are any.
     pub fn attend(&self, py: Python<'_>) -> PyResult<()> {
         if self.lost.is_some() || self.expiring.is_some() {
             attend(py)?;
@@ -46,15 +46,15 @@ impl Listeners {
         Ok(())
     }
 
-    /// Shows the garbage collector what is kept here. What the core has been told keeps it
-    /// alive.
+    /// Shows the garbage collector the references kept here. References passed to the core keep
+    /// their objects alive.
     pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.lock)?;
         visit.call(&self.lost)?;
         visit.call(self.expiring.as_ref().map(|(_, callback)| callback))
     }
 
-    /// How the core tells them.
+    /// The callbacks as the core calls them.
     pub fn callbacks(&self, py: Python<'_>) -> Callbacks {
         let lost = self.lost.as_ref().map(|callback| {
             let (callback, lock) = (callback.clone_ref(py), self.lock.clone_ref(py));
@@ -77,14 +77,14 @@ struct Events {
     attended: AtomicBool,
 }
 
-/// How many events wait, for a look that costs nothing. A forked child may inherit too many:
-/// its first look into its own queue tells.
+/// How many events are queued, for a check that costs nothing. A forked child may inherit a count
+/// that is too high; its first look into its own queue corrects it.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
 static EVENTS: LazyLock<ProcessLocal<Events>> = LazyLock::new(ProcessLocal::default);
 
 impl Events {
-    /// More than these are dropped: somebody logs in a loop that nobody reads.
+    /// Events beyond this are dropped: some thread logs in a loop and nobody reads it.
     const MOST: usize = 10_000;
 
     fn queue(&self) -> MutexGuard<'_, VecDeque<Event>> {
@@ -101,7 +101,7 @@ impl Events {
         self.arrived.notify_one();
     }
 
-    /// The first that is a log record, or (`lost`) any.
+    /// Takes the first log record, or (`lost`) the first event of any kind.
     fn take(&self, lost: bool) -> Option<Event> {
         let mut queue = self.queue();
         let first = queue
@@ -143,19 +143,19 @@ impl Log for Bridge {
     fn flush(&self) {}
 }
 
-/// Has the thread look for what there is beside the events.
+/// Makes the thread look for work other than events.
 pub fn wake() {
     EVENTS.get().arrived.notify_one();
 }
 
-/// Has the records of the core kept for Python's `logging`.
+/// Queues the core's log records for Python's `logging`.
 pub fn install() {
     if log::set_logger(&Bridge).is_ok() {
         log::set_max_level(LevelFilter::Debug);
     }
 }
 
-/// Starts the thread that takes the events, once in each process.
+/// Starts the thread that delivers the events, once per process.
 pub fn attend(py: Python<'_>) -> PyResult<()> {
     if EVENTS.get().attended.swap(true, SeqCst) {
         return Ok(());
@@ -196,18 +196,18 @@ fn deliver(py: Python<'_>, event: Event) -> PyResult<()> {
     ours(py, "_events", function, (first, second)).map(drop)
 }
 
-/// Delivers what has arrived, on the main thread. An error of a handler is nobody's here; what
-/// interrupts it, such as Ctrl-C, is the caller's.
+/// Delivers queued events on the main thread. Swallows a handler's errors, but propagates
+/// interrupts such as Ctrl-C to the caller.
 ///
-/// Losses are left to the thread that takes them, except at the interpreter's end (`lost`): an
-/// interrupt could come before their own thread has started.
+/// Leaves losses to their own thread, except during finalization (`lost`): an interrupt could come
+/// before that thread has started.
 pub fn deliver_all(py: Python<'_>, lost: bool) -> PyResult<()> {
     let waiting = WAITING.load(SeqCst);
     if waiting == 0 || !is_main_thread() {
         return Ok(());
     }
     let events = EVENTS.get();
-    // Not more than were there: a handler may use locks itself.
+    // No more than were queued: a handler may use locks itself.
     for _ in 0..waiting {
         let Some(event) = events.take(lost) else {
             return Ok(());
@@ -222,16 +222,16 @@ pub fn deliver_all(py: Python<'_>, lost: bool) -> PyResult<()> {
     Ok(())
 }
 
-/// Waits for an event, for at most a second: the function that delivers it and its arguments.
-/// The thread that takes them calls it itself: at the interpreter's end a daemon thread is
-/// ended wherever it waits for the GIL, which must not be beneath a Rust frame.
+/// Waits for an event, for at most a second; returns the function that delivers it and its
+/// arguments. The calling thread calls that function itself: during finalization Python ends a
+/// daemon thread wherever it waits for the GIL, which must not happen beneath a Rust frame.
 #[pyfunction]
 pub fn _next_event(py: Python<'_>) -> PyResult<Option<Parts>> {
     let event = py.detach(|| EVENTS.get().wait());
     event.map(|event| parts(py, event)).transpose()
 }
 
-/// Delivers what has arrived.
+/// Delivers queued events.
 #[pyfunction]
 pub fn _deliver_all(py: Python<'_>) -> PyResult<()> {
     deliver_all(py, true)

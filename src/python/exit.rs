@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use pyo3::{PyTraverseError, PyVisit};
 
-/// The blocks that one `aio.AsyncHold` has open.
+/// The open blocks of one `aio.AsyncHold`.
 #[pyclass(name = "_Opened", module = "score.distlock", frozen)]
 pub struct Opened {
     handle: Handle,
@@ -29,13 +29,13 @@ impl Opened {
         Opened { handle, blocks }
     }
 
-    /// One more was entered.
+    /// Adds a block that was just entered.
     fn push(&self, level: (u64, u64)) {
         self.blocks.push(entered(level));
     }
 }
 
-/// `__aexit__` of the classes in `aio.py`: a method whose object knows who has entered.
+/// `__aexit__` of the classes in `aio.py`: a method whose object knows the caller that entered.
 #[pyclass(name = "_AsyncExit", module = "score.distlock", frozen)]
 pub struct AsyncExit;
 
@@ -63,7 +63,7 @@ impl AsyncExit {
     }
 }
 
-/// `__aexit__` of one block, if it is looked up when that is entered, as `async with` does.
+/// `__aexit__` of one block, if looked up on entry, as `async with` does.
 #[pyclass(name = "_Leaving", module = "score.distlock", frozen)]
 pub struct Leaving {
     manager: Py<PyAny>,
@@ -74,7 +74,7 @@ impl Leaving {
     fn begin(&self, ender: &Bound<'_, PyAny>) -> PyResult<Exit> {
         if let Ok(levels) = ender.cast::<Levels>() {
             let exit = levels.get().begin_exit();
-            // Entered again, it acquires again.
+            // If entered again, it acquires again.
             let manager = self.manager.bind(ender.py());
             manager.setattr(intern!(ender.py(), "_levels"), ender.py().None())?;
             manager.setattr(intern!(ender.py(), "_in_block"), false)?;
@@ -86,7 +86,7 @@ impl Leaving {
             (&opened.handle, opened.blocks.remove(&current))
         } else {
             let lock = ender.cast::<Lock>()?.get().handle();
-            // Whoever has entered comes first: anybody may close the coroutine.
+            // Look for the enterer's block first: any task may close the coroutine.
             (lock, lock.core.block_of(&self.caller, &current))
         };
         let ending = lock.locks().begin_exit(&lock.core, level);
@@ -97,7 +97,7 @@ impl Leaving {
 
 #[pymethods]
 impl Leaving {
-    /// A stack of exits may be kept by what it is to leave.
+    /// An exit stack may be referenced by the object it is to leave.
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.manager)
     }

@@ -1,11 +1,11 @@
-//! The end of the interpreter, as seen by threads that run Python code beneath a Rust frame.
+//! Finalization of the interpreter, as seen by threads that run Python code beneath a Rust frame.
 //!
-//! Before Python 3.14 a daemon thread that asks for the GIL while the interpreter ends is ended by
-//! `pthread_exit`, which unwinds its stack. PyO3 keeps threads away from that where Rust code takes
-//! the GIL, but Python code takes it too whenever another thread has had its turn. No Rust frame
-//! can be unwound like that: the process aborts.
+//! Before Python 3.14 a daemon thread that asks for the GIL during finalization is ended by
+//! `pthread_exit`, which unwinds its stack. PyO3 prevents that where Rust code takes the GIL, but
+//! Python code also takes it, each time after another thread had its turn. Rust frames cannot be
+//! unwound like that: the process aborts.
 //!
-//! So the end waits, for a moment, until no other thread is in such code, and lets none begin.
+//! So finalization waits briefly until no other thread runs such code, and lets none begin.
 
 use crate::process::ProcessLocal;
 use pyo3::call::PyCallArgs;
@@ -18,19 +18,19 @@ use std::time::{Duration, Instant};
 
 /// How many threads run Python code beneath a Rust frame.
 static RUNNING: LazyLock<ProcessLocal<AtomicUsize>> = LazyLock::new(ProcessLocal::default);
-/// The thread that ends the interpreter.
+/// The thread that finalizes the interpreter.
 static ENDER: OnceLock<ThreadId> = OnceLock::new();
 
 thread_local! {
-    /// Whether this thread was here before the end began, and has not waited for it yet.
+    /// Whether this thread started before finalization and has not waited for it yet.
     static WAITS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// How long the end waits: that code calls back into an application now and then, which may wait
-/// for whatever it likes.
+/// How long finalization waits: such code sometimes calls back into the application, which may wait
+/// for anything.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long a thread waits for the process to be over, once: a handler that comes after ours may
-/// wait for it in vain, but not for ever.
+/// How long a thread waits for the process to exit, once: an exit handler that runs after ours may
+/// wait for this thread in vain, but not for ever.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A thread that runs Python code beneath a Rust frame, until this is dropped.
@@ -50,7 +50,7 @@ impl Drop for Running {
     }
 }
 
-/// Python code, be it of this package or of the application, is about to be called.
+/// Call this before Python code, of this package or of the application.
 #[must_use]
 pub fn python_code(py: Python<'_>) -> Running {
     let running = Running::begin();
@@ -79,7 +79,7 @@ pub fn ours<'py>(
         .call1(arguments)
 }
 
-/// The interpreter is about to end, on this thread.
+/// The calling thread is about to finalize the interpreter.
 #[pyfunction]
 pub fn _finalizing(py: Python<'_>) {
     let _ = ENDER.set(thread::current().id());

@@ -8,11 +8,11 @@ use pyo3::prelude::*;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The locks of a configured module, and the defaults for entering them.
+/// The locks of a configured module, and the defaults for acquiring them.
 pub struct Shared {
     /// The core.
     pub locks: Arc<Locks>,
-    /// The configured `timeout`; `None` is for ever.
+    /// The configured `timeout`; `None` means for ever.
     pub timeout: Option<Duration>,
     /// The configured `autoextend`.
     pub autoextend: bool,
@@ -25,17 +25,17 @@ impl Shared {
     }
 }
 
-/// The same, as a configured module hands it to its Lock objects.
+/// The same, as a configured module passes it to its Lock objects.
 #[pyclass(name = "_Shared", module = "score.distlock", frozen)]
 pub struct Configured(Arc<Shared>);
 
 impl Configured {
-    /// For Python.
+    /// Wraps it for Python.
     pub fn new(shared: &Arc<Shared>) -> Configured {
         Configured(shared.clone())
     }
 
-    /// What a configured module shares.
+    /// The shared state of a configured module.
     pub fn of(conf: &Bound<'_, PyAny>) -> PyResult<Arc<Shared>> {
         let shared = conf.getattr_opt(intern!(conf.py(), "_shared"))?;
         let shared = shared
@@ -51,23 +51,23 @@ impl Configured {
     }
 }
 
-/// A Lock object, as far as the core is concerned.
+/// A Lock object, as the core sees it.
 #[derive(Clone)]
 pub struct Handle {
     /// Its identity and name.
     pub core: Arc<service::Lock>,
-    /// What it shares with others.
+    /// What it shares with the other Lock objects.
     pub shared: Arc<Shared>,
 }
 
 impl Handle {
-    /// A new one.
+    /// A new handle.
     pub fn new(shared: Arc<Shared>, name: Name) -> Handle {
         let core = Arc::new(service::Lock::new(name));
         Handle { core, shared }
     }
 
-    /// The locks it is one of.
+    /// The locks it belongs to.
     pub fn locks(&self) -> &Arc<Locks> {
         &self.shared.locks
     }

@@ -1,5 +1,5 @@
-//! The context manager of `Lock.hold()`. It is written in Rust so that no signal handler can
-//! raise between the moment at which a hold is there and the moment at which its end is armed.
+//! The context manager of `Lock.hold()`. In Rust, so that no signal handler can raise between the
+//! moment the lock is held and the moment its release is guaranteed.
 
 use super::acquire::{enter, leave};
 use super::errors::exception;
@@ -23,7 +23,7 @@ pub fn entered((hold, level): (u64, u64)) -> Entered {
 
 /// The blocks that a context manager has open; touched with the GIL only.
 ///
-/// One that nobody can leave any more is extended no longer; its end is told as a loss.
+/// A block that can no longer be left is no longer extended; its end is reported as a loss.
 pub struct Blocks {
     locks: Arc<Locks>,
     levels: Mutex<Vec<Entered>>,
@@ -45,7 +45,7 @@ impl Blocks {
         self.levels().push(level);
     }
 
-    /// The one that the caller opened last is left.
+    /// Removes the block that the caller opened last.
     pub fn remove(&self, caller: &Caller) -> Option<Entered> {
         let mut levels = self.levels();
         let own = owner::pick(caller, &levels);
@@ -61,11 +61,11 @@ impl Drop for Blocks {
     }
 }
 
-/// What :meth:`Lock.hold` returns: a context manager that acquires a lock with options. It
-/// can be used again.
+/// The context manager that :meth:`Lock.hold` returns: acquires a lock with options. It can be used
+/// again.
 #[pyclass(module = "score.distlock", frozen)]
 pub struct Hold {
-    /// What a block gets, and what it is to the core.
+    /// The Lock that a block gets, and its handle.
     lock: Py<PyAny>,
     handle: Handle,
     entering: Entering,
@@ -88,7 +88,7 @@ impl Hold {
 
 #[pymethods]
 impl Hold {
-    /// An object that keeps this and is called by it is garbage together with it.
+    /// Lets the collector free a cycle through `lock` or the callbacks.
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.lock)?;
         self.listeners.traverse(&visit)

@@ -1,4 +1,4 @@
-//! Records of holds as plain tuples, from which `_insight.py` makes objects.
+//! Records of holds as plain tuples, which `_insight.py` turns into objects.
 
 use super::finalizing::ours;
 use crate::store::Record;
@@ -7,8 +7,8 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyInt, PyList};
 
-/// The fields of a record, in the order of `HoldInfo`'s. No code of Python's runs here, so no
-/// signal can come between.
+/// The fields of a record, in the order of `HoldInfo`'s. No Python code runs here, so no signal can
+/// interrupt it.
 fn fields(py: Python<'_>, record: Record) -> PyResult<Py<PyAny>> {
     (
         record.name,
@@ -24,13 +24,13 @@ fn fields(py: Python<'_>, record: Record) -> PyResult<Py<PyAny>> {
         .into_py_any(py)
 }
 
-/// The same of many.
+/// The fields of many records.
 pub fn all_fields(py: Python<'_>, records: Vec<Record>) -> PyResult<Bound<'_, PyList>> {
     let fields = records.into_iter().map(|record| fields(py, record));
     PyList::new(py, fields.collect::<PyResult<Vec<_>>>()?)
 }
 
-/// What `_insight.py` makes of records: with one of its functions.
+/// Has a function of `_insight.py` turn records into objects.
 pub fn objects<'py>(
     py: Python<'py>,
     function: &str,
@@ -39,7 +39,7 @@ pub fn objects<'py>(
     ours(py, "_insight", function, (all_fields(py, records)?,))
 }
 
-/// A fencing number that is an argument.
+/// A fencing number passed as an argument.
 pub fn fence(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<i64>> {
     let Some(value) = value else {
         return Ok(None);

@@ -11,8 +11,8 @@ use pyo3::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Several levels that are left together. Whoever drops it leaves them too, in the
-/// background, unless somebody has seen a token.
+/// Several levels that are left together. Dropping it also leaves them, in the background, unless
+/// somebody has seen a token.
 #[pyclass(name = "_Levels", module = "score.distlock", frozen)]
 pub struct Levels {
     locks: Arc<Locks>,
@@ -56,7 +56,7 @@ impl Drop for Levels {
 
 #[pymethods]
 impl Levels {
-    /// Adds one that a coroutine has entered.
+    /// Adds a level that a coroutine has entered.
     fn add(&self, lock: &Bound<'_, Lock>, level: (u64, u64)) {
         self.push(lock.get().handle().core.clone(), entered(level));
     }
@@ -72,7 +72,7 @@ impl Levels {
         checked.map_err(|error| exception(py, error))
     }
 
-    /// Somebody has seen a token: dropping this leaves nothing any more.
+    /// Somebody has seen a token: from now on dropping this does not leave the levels.
     fn keep(&self) {
         self.kept.store(true, Relaxed);
     }
@@ -85,7 +85,7 @@ impl Levels {
         }
     }
 
-    /// None of them is extended automatically any longer.
+    /// Stops extending them automatically.
     fn stop_extending(&self) {
         let levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         for (_, level) in levels.iter() {
@@ -93,7 +93,7 @@ impl Levels {
         }
     }
 
-    /// Leaves all of them, also if one fails; raises what failed first.
+    /// Leaves all of them, even if one fails; raises the first failure.
     pub fn release(&self, py: Python<'_>) -> PyResult<()> {
         let endings = self.endings();
         call(py, self.locks.store().timeout(), |budget| {

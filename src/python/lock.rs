@@ -49,7 +49,7 @@ impl Lock {
         Lock { conf, handle }
     }
 
-    /// What it is to the core.
+    /// Its handle on the core.
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
@@ -123,7 +123,7 @@ impl Lock {
             locks.seen(&core, &proof, fence);
             PyResult::Ok(())
         })?;
-        // What the caller's connection says is not believed without asking the database.
+        // Do not trust the caller's connection that the hold is lost: ask the database.
         let (core, proof, locks) = (this.core().clone(), token.clone(), this.locks().clone());
         let lost = PyCFunction::new_closure(py, None, None, move |arguments, _| {
             let lost = call(arguments.py(), timeout, |budget| {
@@ -143,7 +143,7 @@ impl Lock {
         ours(py, "_guard", class, arguments)
     }
 
-    /// Has an ending, which has begun, finished for a coroutine.
+    /// Finishes an ending that has begun, for a coroutine.
     fn submit_ending(&self, inbox: &Inbox, number: u64, ending: Ending) {
         let core = self.core().clone();
         let job = job(self.locks(), inbox, number, move |locks, budget| {
@@ -153,7 +153,7 @@ impl Lock {
         self.locks().submit_ending(job);
     }
 
-    /// Has a worker do something on behalf of the calling owner.
+    /// Has a worker run a job on behalf of the calling owner.
     fn submit(
         &self,
         py: Python<'_>,
@@ -174,7 +174,7 @@ impl Lock {
 
 #[pymethods]
 impl Lock {
-    /// A configured module that keeps its locks is garbage together with them.
+    /// A cycle of a configured module and its locks is collected as a whole.
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         visit.call(&self.conf)
     }
@@ -201,7 +201,7 @@ impl Lock {
         self.core().name().as_str()
     }
 
-    /// The token of the hold that was acquired through this object, or ``None``.
+    /// The token of the hold acquired through this object, or ``None``.
     #[getter]
     fn token(&self, py: Python<'_>) -> PyResult<Option<String>> {
         let caller = owner::current(py)?;
@@ -213,9 +213,9 @@ impl Lock {
 
     /// The fencing number of the hold: larger at every later acquisition of the same name.
     ///
-    /// ``None`` if nothing was acquired, or by score.distlock 0.2.5, which has no such numbers.
-    /// After :meth:`extend`, :meth:`transfer` or :meth:`guard` with the token of another
-    /// hold it is the number of that hold.
+    /// ``None`` if nothing was acquired, or the holder is score.distlock 0.2.5, which has no such
+    /// numbers. After :meth:`extend`, :meth:`transfer` or :meth:`guard` with the token of another
+    /// hold, it is the number of that hold.
     #[getter]
     fn fence(&self, py: Python<'_>) -> PyResult<Option<i64>> {
         Ok(self.core().fence(&owner::current(py)?))
@@ -223,20 +223,20 @@ impl Lock {
 
     /// For how many seconds the lock is certainly still held; 0 if it is not.
     ///
-    /// Counted on this machine's monotonic clock, from before the request was sent: it ends
-    /// before the lease in the database does.
+    /// Measured on this machine's monotonic clock, from before the request was sent: it ends before
+    /// the lease in the database does.
     #[getter]
     fn remaining(&self, py: Python<'_>) -> PyResult<f64> {
         Ok(self.core().remaining(&owner::current(py)?))
     }
 
-    /// Whether there was a hold that is lost, or may be: :attr:`remaining` has come to 0.
+    /// Whether there was a hold that is or may be lost: :attr:`remaining` has reached 0.
     #[getter]
     fn expired(&self, py: Python<'_>) -> PyResult<bool> {
         Ok(self.core().expired(&owner::current(py)?))
     }
 
-    /// A :class:`Lost`: set while the hold is lost; what a worker sleeps on.
+    /// A :class:`Lost`, set while the hold is lost; workers can sleep on it.
     ///
     /// .. code-block:: python
     ///
@@ -294,15 +294,15 @@ impl Lock {
         in_time(py, confirmed).map(drop)
     }
 
-    /// Leaves the hold once, or ends it if the owner entered it only once.
+    /// Leaves the hold once; ends it if the owner entered it only once.
     ///
     /// :param token: the token of a hold that was not acquired through this object: that hold
     ///     ends, however often its owner has entered it.
-    /// :param ignore_expired: do not raise if the hold is lost already.
+    /// :param ignore_expired: do not raise if the hold is already lost.
     /// :raises LockExpired: if the token is wrong, was released or has expired.
     /// :raises ValueError: if there is no token.
     /// :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``;
-    ///     call it again then.
+    ///     then call it again.
     #[pyo3(signature = (token=None, ignore_expired=false))]
     pub fn release(
         &self,
@@ -336,9 +336,9 @@ impl Lock {
 
     /// Gives the hold a new token and voids the old one, in one step.
     ///
-    /// This hands a hold over for good: the receiver of a token calls this, and is from then on
-    /// the only one who can extend or release. If this object holds the old token, it
-    /// holds the new one afterwards. Lease and fencing number stay.
+    /// Use it to hand a hold over for good: the receiver of a token calls this, and from then on is
+    /// the only one who can extend or release. If this object holds the old token, it holds the new
+    /// one afterwards. Lease and fencing number stay the same.
     ///
     /// :param token: the token of a hold that was not acquired through this object.
     /// :returns: the new token.
@@ -353,12 +353,12 @@ impl Lock {
         in_time(py, self.transferred(py, token)?)
     }
 
-    /// Guards a transaction of the caller's own on the same database.
+    /// Guards one of the caller's own transactions on the same database.
     ///
     /// Entering the ``with`` block confirms the hold inside the transaction that is open on
-    /// `connection`. From then until that transaction ends no one can take the lock over, even
-    /// past the lease. If the hold is lost already, the transaction is made to fail: it cannot
-    /// be committed any more.
+    /// `connection`. From then until that transaction ends nobody else can take the lock, even past
+    /// the lease. If the hold is already lost, the transaction is made to fail: it can no longer be
+    /// committed.
     ///
     /// :param connection: an open connection of psycopg 2, psycopg 3 or Django, or a SQLAlchemy
     ///     Connection or Session, on the database the locks are in, within a transaction.
@@ -366,7 +366,7 @@ impl Lock {
     /// :returns: a context manager that returns this Lock.
     /// :raises LockExpired: on entering, if the hold is lost.
     /// :raises RuntimeError: on entering, if the connection is in autocommit mode, or does not see
-    ///     a hold that is alive: it is to another database, or its snapshot is older.
+    ///     a live hold: it is to another database, or its snapshot is older.
     /// :raises TypeError: if `connection` is something else.
     #[pyo3(signature = (connection, *, token=None))]
     fn guard<'py>(
@@ -394,7 +394,7 @@ impl Lock {
     ///     with conf.get('mylock').hold(timeout=10, autoextend=True) as lock:
     ///         do_something_that_takes_long()
     ///
-    /// What is left out is as configured.
+    /// Options left out default to the configuration.
     ///
     /// :param timeout: how long to wait if the lock is held elsewhere; see :meth:`acquire`.
     /// :param autoextend: whether to extend the hold, in the background, for as long as the block
@@ -408,8 +408,8 @@ impl Lock {
     ///     `autoextend` that means that the database cannot be reached.
     /// :param warn_before: how near: seconds, a score interval or a :class:`~datetime.timedelta`.
     ///     By default a third of the lease; with `autoextend` less than half of it.
-    /// :param note: what the hold is for, a line of at most 200 characters that is shown
-    ///     with the holder, see :class:`HoldInfo`.
+    /// :param note: what the hold is for: a line of at most 200 characters, shown with the
+    ///     holder, see :class:`HoldInfo`.
     /// :returns: a context manager that returns this Lock.
     #[pyo3(signature = (timeout=Timeout::Configured, autoextend=None, maxtime=None, on_lost=None, *, note=None, on_expiring=None, warn_before=None), text_signature = "($self, timeout='default', autoextend=None, maxtime=None, on_lost=None, *, note=None, on_expiring=None, warn_before=None)")]
     #[allow(clippy::too_many_arguments)] // they are the caller's options
@@ -448,8 +448,8 @@ impl Lock {
         Ok(Hold::new(lock, handle, entering, listeners))
     }
 
-    /// Begins to acquire for a coroutine; `wakeup` is put into the inbox when it is to go on.
-    /// `on_lost` and `expiring` are called with `lock`.
+    /// Begins to acquire for a coroutine; puts `wakeup` into the inbox when it should step again.
+    /// Calls `on_lost` and `expiring` with `lock`.
     #[pyo3(signature = (inbox, wakeup, timeout, block, autoextend, maxtime, on_lost, expiring, lock, note))]
     #[allow(clippy::too_many_arguments)] // one caller
     fn _begin(
@@ -506,7 +506,7 @@ impl Lock {
         })
     }
 
-    /// Releases for a coroutine. It begins at once, and goes on if nobody waits for it.
+    /// Releases for a coroutine. It begins at once, and goes on even if nobody waits for it.
     fn _release(
         &self,
         py: Python<'_>,

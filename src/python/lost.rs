@@ -10,11 +10,11 @@ use pyo3::prelude::*;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Whether the hold of a Lock is lost, to sleep on: :attr:`Lock.lost`.
+/// Whether the hold of a Lock is lost, as an event to sleep on: :attr:`Lock.lost`.
 ///
-/// It has the methods of a :class:`threading.Event` that look. It is set when the hold is lost, and
-/// stays so after the block was left, until the lock is acquired again through the same Lock.
-/// The hold is that of the caller, or else, for a thread that helps it, the latest.
+/// It has the read-only methods of a :class:`threading.Event`. It is set when the hold is lost, and
+/// stays set after the block is left, until the lock is acquired again through the same Lock. The
+/// hold is the caller's own, or, for a helper thread without one, the latest.
 #[pyclass(module = "score.distlock", frozen)]
 pub struct Lost(Arc<Lock>);
 
@@ -31,7 +31,7 @@ impl Lost {
         Ok(self.0.is_lost(&owner::current(py)?))
     }
 
-    /// Sleeps until the hold is lost. It returns at that moment, also if the lease just ends.
+    /// Sleeps until the hold is lost. Returns at that moment, even if the lease simply runs out.
     ///
     /// :param timeout: for how long at most: seconds as a number, a score interval, a
     ///     :class:`~datetime.timedelta`, or ``None`` for ever.
@@ -57,7 +57,7 @@ impl Lost {
     }
 }
 
-/// What has a coroutine woken whenever a hold is lost, as long as it is kept.
+/// Wakes a coroutine whenever a hold is lost, as long as this object is referenced.
 #[pyclass(name = "_Watch", module = "score.distlock", frozen)]
 pub struct Watch {
     _wakeup: Arc<Wakeup>,
@@ -65,7 +65,7 @@ pub struct Watch {
 
 #[pymethods]
 impl Watch {
-    /// The number is put into the inbox then.
+    /// Puts the number into the inbox then.
     #[new]
     fn new(inbox: &Inbox, number: u64) -> Watch {
         let wakeup = Arc::new(inbox.wakeup(number));

@@ -1,7 +1,7 @@
 //! The extension module `score.distlock._distlock`: the only part that knows Python.
 
-// Its comments are docstrings, in the language of Sphinx; its methods are what
-// Python's interfaces want.
+// Its doc comments are Sphinx docstrings; its methods have the signatures that Python's interfaces
+// require.
 #![allow(clippy::doc_markdown, clippy::unused_self)]
 
 mod acquire;
@@ -76,8 +76,8 @@ mod _distlock {
     #[pymodule_export]
     use super::transfer::Transfer;
 
-    /// All statements, on the table of a schema, for tests and benchmarks: the name, the
-    /// text, and the types of its parameters.
+    /// All statements, on the table of a schema, for tests and benchmarks: name, text, and
+    /// parameter types.
     #[pyfunction]
     #[pyo3(signature = (schema=None))]
     fn _statements(schema: Option<&str>) -> Vec<(&'static str, String, Vec<String>)> {
@@ -91,13 +91,13 @@ mod _distlock {
             .collect()
     }
 
-    /// The descriptors of connections that a process has from its parent, right after a fork.
+    /// The connections' descriptors that a process inherited from its parent, right after a fork.
     #[pyfunction]
     fn _inherited() -> Vec<i32> {
         crate::store::inherited()
     }
 
-    /// For how many seconds a hold is certainly held; `None` if the level was left, or it is lost.
+    /// Seconds for which a hold is certainly held; `None` if the level was left or the hold lost.
     #[pyfunction]
     fn _left(level: (u64, u64)) -> Option<f64> {
         let now = crate::engine::Moment::now();
@@ -107,7 +107,7 @@ mod _distlock {
         })
     }
 
-    /// How many of this process wait for a lock, and how many tickets they have.
+    /// How many waiters of this process wait for a lock, and how many tickets they have.
     #[pyfunction]
     fn _waiting(name: &str) -> (usize, usize) {
         let name = crate::engine::Name::new(name);
@@ -119,16 +119,16 @@ mod _distlock {
     fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         let py = module.py();
         super::events::install();
-        // Their classes are Python's; they are to be had here too.
+        // The classes are defined in Python; export them here too.
         let errors = py.import("score.distlock._errors")?;
         for name in ["CouldNotAcquireLock", "LockExpired"] {
             module.add(name, errors.getattr(name)?)?;
         }
-        // Python writes the pre-release of Cargo's 1.0.0-dev.0 as 1.0.0.dev0.
+        // Python spells Cargo's pre-release 1.0.0-dev.0 as 1.0.0.dev0.
         let version = env!("CARGO_PKG_VERSION").replace("-dev.", ".dev");
         module.add("__version__", version)?;
-        // A Rust class cannot inherit from a Python class; the base class is an
-        // ABC without behaviour we lack, so being registered is as good.
+        // A Rust class cannot inherit from a Python class; the base class is an ABC whose behaviour
+        // we have in full, so registering is as good.
         py.import("score.init")?
             .getattr("ConfiguredModule")?
             .call_method1("register", (py.get_type::<ConfiguredDistlockModule>(),))?;

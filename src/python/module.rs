@@ -38,15 +38,15 @@ use std::time::Duration;
 /// :param timeout: how long ``with`` waits for a lock that is held elsewhere; see
 ///     :meth:`Lock.acquire`.
 /// :param autoextend: whether ``with`` extends its hold in the background.
-/// :param pool_size: connections that stay open, as SQLAlchemy means it.
+/// :param pool_size: connections that stay open, as in SQLAlchemy.
 /// :param max_overflow: connections beyond these while all are in use.
-/// :param pool_timeout: how many seconds one call may take in all.
+/// :param pool_timeout: how many seconds one call may take in total.
 /// :param pool_recycle: after how many seconds a connection is replaced.
 /// :param pool_pre_ping: whether to ask the server for a sign of life before each use.
-/// :param echo: for :attr:`engine` only, as ``isolation_level``.
-/// :param connect_args: what the URL does not say, as libpq's options; see
+/// :param echo: for :attr:`engine` only, as is ``isolation_level``.
+/// :param connect_args: libpq options that the URL does not contain; see
 ///     :doc:`configuration`.
-/// :param table_owner: a role whose table is trusted, though it is neither ours, nor one that
+/// :param table_owner: a role whose table is trusted, even if it is neither ours, nor one that
 ///     we are a member of, nor the owner of the database, nor a superuser.
 /// :raises score.init.ConfigurationError: if a value cannot be used.
 ///
@@ -61,7 +61,7 @@ pub struct ConfiguredDistlockModule {
 }
 
 impl ConfiguredDistlockModule {
-    /// What its Lock objects share.
+    /// The state that its Lock objects share.
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
@@ -76,7 +76,7 @@ impl ConfiguredDistlockModule {
         self.shared.limit()
     }
 
-    /// Makes sure that the Engine's connections see the table of the locks: they must see a hold.
+    /// Checks that the Engine's connections see the table of the locks: they must see a hold.
     fn verify(&self, py: Python<'_>) -> PyResult<()> {
         let name = format!("distlock.engine.{:032x}", rand::random::<u128>());
         let bound = name.as_str().into_pyobject(py)?.into_any();
@@ -93,7 +93,7 @@ impl ConfiguredDistlockModule {
         seen.map(drop)
     }
 
-    /// Acquires a hold that knows no owner.
+    /// Acquires a hold without an owner.
     fn token(
         &self,
         py: Python<'_>,
@@ -117,10 +117,10 @@ impl ConfiguredDistlockModule {
 
 #[pymethods]
 impl ConfiguredDistlockModule {
-    /// It and its `aio` keep each other.
+    /// It and its `aio` reference each other.
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         self.engine.traverse(&visit)?;
-        // Locked by another thread, it is in use.
+        // If another thread has locked it, it is in use.
         self.aio.try_lock().map_or(Ok(()), |aio| visit.call(&*aio))
     }
 
@@ -130,7 +130,7 @@ impl ConfiguredDistlockModule {
         false
     }
 
-    /// What score.init knows the module by.
+    /// The name under which score.init knows the module.
     #[classattr]
     fn _module_name() -> &'static str {
         "score.distlock"
@@ -218,7 +218,7 @@ impl ConfiguredDistlockModule {
 
     /// A SQLAlchemy Engine on the same database, made on first use.
     ///
-    /// :raises ImportError: if SQLAlchemy is not there; it comes with the extra ``sqlalchemy``.
+    /// :raises ImportError: if SQLAlchemy is not installed; the extra ``sqlalchemy`` installs it.
     #[getter]
     fn engine<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
         self.engine.get(py, self.locks().store().url())
@@ -236,12 +236,12 @@ impl ConfiguredDistlockModule {
         py.import("score.distlock")
     }
 
-    /// Called by score.init when all modules are there.
+    /// Called by score.init when all modules are initialized.
     fn _finalize(&self) {}
 
     /// The Lock of this name: the same object for as long as it is referenced.
     ///
-    /// :param name: any :class:`str` without NUL, also the empty one.
+    /// :param name: any :class:`str` without NUL, even an empty one.
     /// :raises TypeError: if it is something else.
     /// :raises ValueError: if it contains NUL.
     fn get<'py>(slf: &Bound<'py, Self>, name: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Lock>> {
@@ -274,16 +274,16 @@ impl ConfiguredDistlockModule {
 
     /// Acquires several locks: all of them, or none.
     ///
-    /// The order in which they are named does not matter: two that want the same locks never
-    /// wait for each other. Those acquired first are kept alive until the last one is.
+    /// The order of the names does not matter: two callers that want the same locks never wait for
+    /// each other. The locks acquired first are kept alive until the last one is acquired.
     ///
     /// .. code-block:: python
     ///
     ///     with conf.acquire_all(['from', 'to'], timeout=10) as tokens:
     ///         do_something_with_both()
     ///
-    /// :param names: the names of the locks; one that occurs twice counts once.
-    /// :param timeout: how long to wait for all of them together; see :meth:`Lock.acquire`.
+    /// :param names: the names of the locks; a duplicate counts once.
+    /// :param timeout: how long to wait for all of them in total; see :meth:`Lock.acquire`.
     /// :param autoextend: whether to extend them in the background until they are released.
     /// :returns: a :class:`dict` from name to token. As a context manager it releases all of
     ///     them at the end of the block; otherwise its ``release()`` does.
@@ -319,8 +319,8 @@ impl ConfiguredDistlockModule {
     /// :param on_expiring: see :meth:`Lock.hold`.
     /// :param warn_before: see :meth:`Lock.hold`.
     /// :returns: the decorator.
-    /// :raises ValueError: if a field is no argument of the function.
-    /// :raises TypeError: if what is decorated is a generator function or no function.
+    /// :raises ValueError: if a field is not an argument of the function.
+    /// :raises TypeError: if the decorated object is a generator function or not a function.
     #[pyo3(signature = (name, *, timeout=Timeout::Configured, autoextend=None, maxtime=None, on_lost=None, on_expiring=None, warn_before=None), text_signature = "($self, name, *, timeout='default', autoextend=None, maxtime=None, on_lost=None, on_expiring=None, warn_before=None)")]
     #[allow(clippy::too_many_arguments)] // they are the caller's options
     fn locked<'py>(
@@ -363,7 +363,7 @@ impl ConfiguredDistlockModule {
         if let Some(aio) = known(&this.aio) {
             return Ok(aio);
         }
-        // Not under the mutex, as importing runs Python.
+        // Not under the mutex: importing runs Python code.
         let made = ours(py, "aio", "AsyncModule", (slf,))?;
         let mut slot = this.aio.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(slot.get_or_insert_with(|| made.unbind()).bind(py).clone())
@@ -377,7 +377,7 @@ impl ConfiguredDistlockModule {
         Ok(self.token(py, name, Timeout::ZERO)?.ok())
     }
 
-    /// Begins to acquire for a coroutine a hold that knows no owner.
+    /// Begins to acquire, for a coroutine, a hold without an owner.
     fn _begin(
         &self,
         name: &Bound<'_, PyAny>,
@@ -408,7 +408,7 @@ impl ConfiguredDistlockModule {
         self.shared.autoextend
     }
 
-    /// For levels that a coroutine enters.
+    /// Levels for a coroutine to enter.
     fn _levels(&self) -> Levels {
         Levels::new(self.locks().clone())
     }
@@ -416,7 +416,7 @@ impl ConfiguredDistlockModule {
     /// Gives a hold another ``maxtime`` from now.
     ///
     /// :param name: the name of the lock.
-    /// :param token: its token, if it was not acquired through a Lock object that is still there.
+    /// :param token: its token, unless it was acquired through a Lock object that still exists.
     /// :raises LockExpired: if the token is wrong, was released or has expired.
     /// :raises ValueError: if there is no token.
     #[pyo3(signature = (name, token=None))]
@@ -433,7 +433,7 @@ impl ConfiguredDistlockModule {
     /// Ends a hold.
     ///
     /// :param name: the name of the lock.
-    /// :param token: its token, if it was not acquired through a Lock object that is still there.
+    /// :param token: its token, unless it was acquired through a Lock object that still exists.
     /// :raises LockExpired: if the token is wrong, was released or has expired.
     /// :raises ValueError: if there is no token.
     #[pyo3(signature = (name, token=None))]
@@ -467,7 +467,7 @@ impl ConfiguredDistlockModule {
 
     /// All holds in the table.
     ///
-    /// It reads the whole table, and no token.
+    /// Reads the whole table, but no tokens.
     ///
     /// :returns: a :class:`list` of :class:`HoldInfo`, by name.
     fn holders<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
@@ -489,14 +489,14 @@ impl ConfiguredDistlockModule {
 
     /// Ends a hold by force, and wakes the next waiter as a release does.
     ///
-    /// The holder is not asked. It learns of it as of any loss: at its next extension or
-    /// release, or when it guards a transaction. Until then it goes on, beside the next holder.
+    /// The holder is not asked. It finds out as with any loss: at its next extension or release, or
+    /// when it guards a transaction. Until then it keeps running alongside the next holder.
     ///
     /// :param name: the name of the lock.
     /// :param fence: end the hold only if it has this ``fence``; ``None`` ends it
     ///     whatever its fence.
-    /// :returns: a :class:`HoldInfo`, what was known of the hold that was ended; ``None`` if
-    ///     the lock is free, or held with another fence.
+    /// :returns: a :class:`HoldInfo` describing the hold that was ended; ``None`` if the lock is
+    ///     free, or held with another fence.
     #[pyo3(signature = (name, fence=None))]
     fn revoke<'py>(
         &self,
@@ -511,17 +511,17 @@ impl ConfiguredDistlockModule {
         insight::objects(py, "record", record.into_iter().collect())
     }
 
-    /// What decides about how well locks are kept here: names and values, for `doctor`.
+    /// Facts that affect how reliable the locks are here: names and values, for `doctor`.
     fn _facts(&self, py: Python<'_>) -> PyResult<Vec<(String, Option<String>)>> {
         call(py, self.timeout(), |budget| self.locks().facts(budget))
     }
 
-    /// Pairs of locks, for `doctor`: who holds the first waits for the second.
+    /// Pairs of locks, for `doctor`: the holder of the first waits for the second.
     fn _waits(&self, py: Python<'_>) -> PyResult<Vec<(String, String)>> {
         call(py, self.timeout(), |budget| self.locks().waits(budget))
     }
 
-    /// Looks at all holds for a coroutine.
+    /// Reads all holds for a coroutine.
     fn _holders(&self, inbox: &Inbox, number: u64) {
         self.locks()
             .submit(job(self.locks(), inbox, number, |locks, budget| {
@@ -529,7 +529,7 @@ impl ConfiguredDistlockModule {
             }));
     }
 
-    /// Looks at a hold for a coroutine.
+    /// Reads a hold for a coroutine.
     fn _info(&self, inbox: &Inbox, number: u64, name: &Bound<'_, PyAny>) -> PyResult<()> {
         let name = arguments::name(name)?;
         self.locks()
@@ -575,14 +575,14 @@ impl ConfiguredDistlockModule {
         }
     }
 
-    /// Ends the threads and connections, as if nothing had been used yet; the next call opens
-    /// new ones.
+    /// Stops the threads and closes the connections, as if nothing had been used yet; the next call
+    /// opens new ones.
     ///
-    /// What is owed to the database is done first, for which this waits no longer than
-    /// ``pool_timeout``. Holds stay. Automatic extensions and
-    /// waiters keep what they need. Also disposes of :attr:`engine`, if it was made here.
+    /// First completes pending releases, waiting no longer than ``pool_timeout``. Holds stay.
+    /// Automatic extensions and waiters keep what they need. Also disposes of :attr:`engine`, if it
+    /// was made here.
     ///
-    /// ``with conf:`` and ``async with conf.aio:`` do so at the end.
+    /// ``with conf:`` and ``async with conf.aio:`` call it at the end.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
         self.engine.dispose(py)?;
         call(py, self.timeout(), |budget| self.locks().close(budget))

@@ -1,4 +1,4 @@
-//! The living Lock objects of a configured module.
+//! The live Lock objects of a configured module.
 
 use super::lock::Lock;
 use crate::engine::Name;
@@ -15,7 +15,7 @@ pub struct LockObjects(Mutex<Alive>);
 #[derive(Default)]
 struct Alive {
     references: HashMap<Name, Py<PyWeakrefReference>>,
-    /// How many entries were left when the dead were looked for.
+    /// How many entries remained after the last cleanup.
     left: usize,
 }
 
@@ -27,7 +27,7 @@ impl Alive {
 }
 
 impl LockObjects {
-    /// The least number of entries from which on the dead are looked for.
+    /// Below this many entries there is no cleanup.
     const MANY: usize = 1000;
 
     fn alive(&self) -> MutexGuard<'_, Alive> {
@@ -46,8 +46,8 @@ impl LockObjects {
             return Ok(lock.cast_into()?);
         }
         self.forget_the_dead(py);
-        // Making the object may run the garbage collector and with it other
-        // code of Python; hence not under the mutex, and look again.
+        // Making the object may run the garbage collector, and with it other Python code; hence not
+        // under the mutex, and look again.
         let made = Bound::new(py, make(name.clone()))?;
         let reference = PyWeakrefReference::new(&made)?.unbind();
         let mut alive = self.alive();
@@ -61,8 +61,8 @@ impl LockObjects {
         Ok(made)
     }
 
-    /// Takes out the entries of Lock objects that are gone, whenever there are twice as many
-    /// entries as were left the last time.
+    /// Removes the entries of dead Lock objects whenever there are twice as many entries as
+    /// remained last time.
     fn forget_the_dead(&self, py: Python<'_>) {
         let mut alive = self.alive();
         if alive.references.len() < (2 * alive.left).max(LockObjects::MANY) {

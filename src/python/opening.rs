@@ -1,4 +1,4 @@
-//! `init`, and what makes a configured module with its table in the database.
+//! `init`, and opening a configured module with its table in the database.
 
 use super::call::call;
 use super::finalizing::ours;
@@ -32,7 +32,7 @@ use pyo3::types::PyDict;
 pub fn init<'py>(confdict: &Bound<'py, PyAny>) -> PyResult<Bound<'py, ConfiguredDistlockModule>> {
     let py = confdict.py();
     try_init(confdict).inspect_err(|error| {
-        // What was wrong is told in any case.
+        // Raise the original error even if this fails.
         let _ = ours(py, "_config", "of_file", (error.value(py), confdict));
     })
 }
@@ -42,7 +42,7 @@ fn try_init<'py>(confdict: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Configured
     open(options.cast::<PyDict>()?)
 }
 
-/// The module that the constructor makes of these options, with its table in the database.
+/// Constructs the module with these options and creates its table in the database.
 #[pyfunction]
 #[pyo3(name = "_open")]
 pub fn open<'py>(options: &Bound<'py, PyDict>) -> PyResult<Bound<'py, ConfiguredDistlockModule>> {
@@ -61,7 +61,7 @@ pub fn open<'py>(options: &Bound<'py, PyDict>) -> PyResult<Bound<'py, Configured
     Ok(conf)
 }
 
-/// Where to run the SQL that the error has, if it has any, and what prints it once more: in a
+/// Adds where to run the error's SQL, if it has any, and the command that prints it again: as a SQL
 /// comment, so that all of it can be copied.
 fn for_an_administrator(mut error: Error, place: &str) -> Error {
     match &mut error {

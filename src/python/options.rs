@@ -13,17 +13,17 @@ use std::time::Duration;
 /// A timeout as a Python argument.
 #[derive(Clone, Copy, Debug)]
 pub enum Timeout {
-    /// As the module is configured: `'default'`.
+    /// The configured timeout: `'default'`.
     Configured,
-    /// So long; `None` is for ever.
+    /// This long; `None` means for ever.
     Given(Option<Duration>),
 }
 
 impl Timeout {
-    /// Not to wait.
+    /// Do not wait.
     pub const ZERO: Timeout = Timeout::Given(Some(Duration::ZERO));
 
-    /// The time, where `configured` is the default.
+    /// The timeout, with `configured` as the default.
     pub fn or(self, configured: Option<Duration>) -> Option<Duration> {
         match self {
             Timeout::Configured => configured,
@@ -42,13 +42,13 @@ impl<'a, 'py> FromPyObject<'a, 'py> for Timeout {
             }
         }
         let timeout: Option<f64> = ours(value.py(), "_config", "timeout", (value,))?.extract()?;
-        // `_config.py` lets nothing through that is no time.
+        // `_config.py` only lets valid times through.
         let duration = |seconds| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX);
         Ok(Timeout::Given(timeout.map(duration)))
     }
 }
 
-/// The same where it is configured: a bad one is an error of the configuration.
+/// A timeout in a configuration: a bad one is a configuration error.
 #[derive(Clone, Copy, Debug)]
 pub struct ConfiguredTimeout(pub Timeout);
 
@@ -70,16 +70,16 @@ impl<'a, 'py> FromPyObject<'a, 'py> for ConfiguredTimeout {
     }
 }
 
-/// How a lock is to be entered.
+/// How to enter a lock.
 #[derive(Clone, Debug)]
 pub struct Entering {
-    /// For how long to wait; `None` is for ever.
+    /// How long to wait; `None` means for ever.
     pub timeout: Option<Duration>,
     /// Whether the hold is extended automatically.
     pub extended: bool,
-    /// Whether it is the beginning of a block.
+    /// Whether a block begins.
     pub block: bool,
-    /// Another lease than `maxtime`.
+    /// A lease other than `maxtime`.
     pub lease: Option<Lease>,
     /// What the hold is for.
     pub note: Option<Arc<str>>,

@@ -1,5 +1,5 @@
-//! Identifies the caller: the running asyncio or trio task, the current greenlet, and the holds that
-//! the context remembers.
+//! Identifies the caller: the running asyncio or trio task, the current greenlet, and the holds
+//! that the context remembers.
 
 use super::finalizing::python_code;
 use crate::engine::{Caller, Entered, HoldId, Place};
@@ -11,10 +11,10 @@ use pyo3::types::{PyDict, PyTuple};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// Numbers for tasks and greenlets that are never used again, unlike `id()`.
+/// Numbers for tasks and greenlets; never reused, unlike `id()`.
 static NUMBERS: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 static NEXT: AtomicU64 = AtomicU64::new(1);
-/// The numbers of the holds that were taken in this context or in one it was copied from.
+/// The numbers of the holds taken in this context or in one it was copied from.
 static REMEMBERED: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
 fn number(object: &Bound<'_, PyAny>) -> PyResult<u64> {
@@ -28,7 +28,7 @@ fn number(object: &Bound<'_, PyAny>) -> PyResult<u64> {
         })?
         .bind(py);
     let _running = python_code(py);
-    // Of two that ask at once for the same object, both get the first answer.
+    // If two threads number the same object at once, both get the first number.
     numbers
         .call_method1(
             intern!(py, "setdefault"),
@@ -37,7 +37,7 @@ fn number(object: &Bound<'_, PyAny>) -> PyResult<u64> {
         .extract()
 }
 
-/// A module that is imported already: who has not imported it does not use it.
+/// A module, if it is already imported: code that has not imported it does not use it.
 fn imported<'py>(
     modules: &Bound<'py, PyDict>,
     name: &Bound<'py, pyo3::types::PyString>,
@@ -45,7 +45,7 @@ fn imported<'py>(
     Ok(modules.get_item(name)?.filter(|module| !module.is_none()))
 }
 
-/// `sys.modules`, which nobody replaces: Python's documentation advises against it.
+/// `sys.modules`, which is never replaced: Python's documentation advises against it.
 static MODULES: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
 
 fn modules(py: Python<'_>) -> PyResult<&Bound<'_, PyDict>> {
@@ -71,7 +71,7 @@ fn task(modules: &Bound<'_, PyDict>) -> PyResult<Option<u64>> {
     }
     if let Some(trio) = imported(modules, intern!(py, "trio.lowlevel"))? {
         let _running = python_code(py);
-        // An error says that no trio task runs here.
+        // An error means that no trio task runs here.
         if let Ok(current) = trio.call_method0(intern!(py, "current_task")) {
             return number(&current).map(Some);
         }
@@ -79,8 +79,8 @@ fn task(modules: &Bound<'_, PyDict>) -> PyResult<Option<u64>> {
     Ok(None)
 }
 
-/// The greenlet that runs on this thread, unless it is the thread's first, which is the
-/// thread itself.
+/// The greenlet that runs on this thread, unless it is the thread's first, which is the thread
+/// itself.
 fn greenlet(modules: &Bound<'_, PyDict>) -> PyResult<Option<u64>> {
     let py = modules.py();
     let Some(module) = imported(modules, intern!(py, "greenlet"))? else {
@@ -91,8 +91,8 @@ fn greenlet(modules: &Bound<'_, PyDict>) -> PyResult<Option<u64>> {
         return Ok(None);
     }
     if let Some(threadpool) = imported(modules, intern!(py, "gevent.threadpool"))? {
-        // It runs one function after the other for different greenlets, in one context, so
-        // nothing tells whose this call is: it is nobody's who called before.
+        // It runs functions for different greenlets one after the other, in one context, so we
+        // cannot tell whose call this is: treat it as a new caller.
         let worker = threadpool.getattr(intern!(py, "_WorkerGreenlet"));
         if worker.is_ok_and(|worker| current.is_instance(&worker).unwrap_or(false)) {
             return Ok(Some(NEXT.fetch_add(1, Relaxed)));
@@ -128,8 +128,8 @@ pub fn current(py: Python<'_>) -> PyResult<Caller> {
     Ok(Caller { place, remembered })
 }
 
-/// The caller; if that cannot be told, because a signal handler has raised for instance,
-/// somebody who has opened nothing, and the exception. A block ends in any case.
+/// The caller; if we cannot tell, for instance because a signal handler raised, a stranger who has
+/// opened nothing, and the exception. A block ends in any case.
 pub fn current_or_stranger(py: Python<'_>) -> (Caller, PyResult<()>) {
     match current(py) {
         Ok(caller) => (caller, Ok(())),
@@ -143,7 +143,7 @@ pub fn current_or_stranger(py: Python<'_>) -> (Caller, PyResult<()>) {
     }
 }
 
-/// Which of these levels the caller opened last, or else the oldest.
+/// The index of the level that the caller opened last, or else of the oldest.
 pub fn pick(caller: &Caller, levels: &[Entered]) -> usize {
     let own = levels
         .iter()
@@ -151,18 +151,18 @@ pub fn pick(caller: &Caller, levels: &[Entered]) -> usize {
     own.unwrap_or(0)
 }
 
-/// Whether Python's signal handlers run on this thread. It asks the operating system: Python
-/// code beneath a Rust frame could be ended there with its daemon thread.
+/// Whether Python's signal handlers run on this thread. Asks the operating system: Python could end
+/// a daemon thread that runs Python code beneath a Rust frame.
 pub fn is_main_thread() -> bool {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     let main = rustix::thread::gettid() == rustix::process::getpid();
-    // Elsewhere each thread looks for signals.
+    // Elsewhere every thread checks for signals.
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     let main = true;
     main
 }
 
-/// The context remembers one more hold, and forgets those that are no more.
+/// Adds a hold to the context, and forgets those that have ended.
 pub fn remember(py: Python<'_>, hold: HoldId) -> PyResult<()> {
     let known = remembered(py)?;
     if known.contains(&hold) {

@@ -1,5 +1,5 @@
-//! What whoever measures is told, see `telemetry.py`. No call of the locks runs Python code for
-//! it: what happens is kept here until a thread of Python's own takes it, or who measures asks.
+//! Events for telemetry, see `telemetry.py`. No call on a lock runs Python code for it: events are
+//! queued here until a Python thread takes them, or the exporter asks.
 
 use super::events;
 use super::handle::Configured;
@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What has happened, who wants to hear it, and in which context.
+/// An event, the callback that wants it, and its context.
 struct Seen {
     callback: Arc<Py<PyAny>>,
     context: Option<Py<PyAny>>,
@@ -28,11 +28,11 @@ type Queue = Mutex<VecDeque<Seen>>;
 
 static SEEN: LazyLock<ProcessLocal<Queue>> = LazyLock::new(ProcessLocal::default);
 
-/// From so many on the thread that takes them is woken.
+/// At this many events, wake the thread that takes them.
 const MANY: usize = 500;
-/// More than these are dropped.
+/// Events beyond this are dropped.
 const MOST: usize = 100_000;
-/// It was said that there were more.
+/// Whether the overflow has been logged.
 static DROPPED: AtomicBool = AtomicBool::new(false);
 
 fn put(callback: Arc<Py<PyAny>>, context: Option<Py<PyAny>>, name: &Name, event: Event) {
@@ -63,7 +63,7 @@ fn put(callback: Arc<Py<PyAny>>, context: Option<Py<PyAny>>, name: &Name, event:
     }
 }
 
-/// A callable of Python's that measures.
+/// A Python callable that takes measurements.
 struct Callback(Arc<Py<PyAny>>);
 
 impl Observer for Callback {
@@ -86,7 +86,7 @@ impl Observer for Callback {
     }
 }
 
-/// From now on `callback` is told what happens to the locks of a module; ``None`` ends that.
+/// From now on calls `callback` with the events of a module's locks; ``None`` ends that.
 #[pyfunction]
 #[pyo3(signature = (conf, callback))]
 pub fn _observe(conf: &Bound<'_, PyAny>, callback: Option<Py<PyAny>>) -> PyResult<()> {
@@ -95,7 +95,7 @@ pub fn _observe(conf: &Bound<'_, PyAny>, callback: Option<Py<PyAny>>) -> PyResul
     Ok(())
 }
 
-/// The names of the holds, how many wait for which lock, and whether the listener is connected.
+/// The names of the holds, the number of waiters per lock, and whether the listener is connected.
 #[pyfunction]
 #[allow(clippy::type_complexity)] // as Python sees it
 pub fn _measured(
@@ -132,7 +132,7 @@ fn arguments(py: Python<'_>, seen: &Seen) -> PyResult<Py<PyTuple>> {
     Ok(arguments.unbind())
 }
 
-/// What has happened first: the context in which to call whom, and with what.
+/// Takes the oldest event: the context, the callback, and its arguments.
 #[pyfunction]
 #[allow(clippy::type_complexity)] // as Python sees it
 pub fn _next_seen(py: Python<'_>) -> PyResult<Option<(Py<PyAny>, Py<PyAny>, Py<PyTuple>)>> {

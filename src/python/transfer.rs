@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::service;
 use pyo3::prelude::*;
 
-/// A transfer that has begun.
+/// A transfer in progress.
 #[pyclass(name = "_Transfer", module = "score.distlock", frozen)]
 pub struct Transfer {
     handle: Handle,
@@ -15,7 +15,7 @@ pub struct Transfer {
 }
 
 impl Drop for Transfer {
-    /// Whoever is interrupted may not come to say so. Of no effect once the new token was read.
+    /// An interrupted caller may never report it. No effect once the new token has been read.
     fn drop(&mut self) {
         self.failed();
     }
@@ -32,7 +32,7 @@ impl Transfer {
 
 #[pymethods]
 impl Transfer {
-    /// Has a worker do it.
+    /// Has a worker perform the transfer.
     fn start(&self, inbox: &Inbox, number: u64) {
         let (handle, begun) = (self.handle.clone(), self.begun.clone());
         let locks = &self.handle.shared.locks;
@@ -42,7 +42,7 @@ impl Transfer {
         }));
     }
 
-    /// The coroutine is not going to read the new token.
+    /// The coroutine will not read the new token.
     fn failed(&self) {
         self.handle.shared.locks.transfer_failed(&self.begun);
     }

@@ -1,6 +1,6 @@
-//! Acquiring a lock, a step at a time, so that a thread can do it as well as a coroutine
-//! that must not block: whoever drives it calls [`Acquisition::step`] whenever it is due or
-//! it was woken, and [`Acquisition::accept`] when the lock was granted.
+//! Acquires a lock step by step, so that a thread can do it as well as a coroutine that must not
+//! block: the driver calls [`Acquisition::step`] whenever it is due or was woken, and
+//! [`Acquisition::accept`] once the lock is granted.
 //!
 //! | state   | step                         | accept                | give up               |
 //! |---------|------------------------------|-----------------------|-----------------------|
@@ -26,12 +26,12 @@ use std::sync::Arc;
 
 mod asking;
 
-/// What a step came to.
+/// The outcome of a step.
 #[derive(Debug, PartialEq)]
 pub enum Step {
     /// The lock was granted: [`Acquisition::accept`] it.
     Granted,
-    /// Again at this instant, or when woken.
+    /// Step again at this instant, or when woken.
     Sleep(Instant),
 }
 
@@ -44,18 +44,18 @@ enum State {
 struct Progress {
     state: State,
     waiter: Option<Arc<Waiter>>,
-    /// A statement with this token may have taken the lock.
+    /// A statement whose answer was lost may have taken the lock with this token.
     unknown: bool,
-    /// It was granted, but the answer came too late.
+    /// The lock was granted, but the answer came too late.
     late: bool,
-    /// Nobody held it, but its row was locked, when the database was asked last.
+    /// The last answer: nobody holds the lock, but its row is locked.
     busy: bool,
-    /// Who measures is told how it ended.
+    /// Tells the observer how the attempt ended.
     watch: Option<Watch>,
 }
 
 impl Progress {
-    /// The attempt has ended; tells it if that was not told before.
+    /// The attempt has ended: tells the observer, unless already told.
     fn ended(&mut self, name: &Name, how: Attempted) {
         if let Some(watch) = &mut self.watch {
             watch.end(name, how);
@@ -70,15 +70,15 @@ pub struct Acquisition {
     request: Request,
     wait: Wait,
     wakeup: Arc<Wakeup>,
-    /// Whose attempt it is. A child forked meanwhile has nothing to do with it.
+    /// The process that made the attempt. A child forked in the meantime must leave it alone.
     process: u32,
     given_up: AtomicBool,
-    /// The token to take it with.
+    /// The token to acquire with.
     token: Mutex<Token>,
     progress: Mutex<Progress>,
 }
 
-/// Whoever drops it without having accepted leaves neither a hold nor a place in the line.
+/// Dropping it without accepting leaves neither a hold nor a place in the line.
 impl Drop for Acquisition {
     fn drop(&mut self) {
         if !self.is_the_parents() {
@@ -94,8 +94,8 @@ impl Drop for Acquisition {
 }
 
 impl Acquisition {
-    /// Takes a place in the line of this process, unless it is not going to wait. Nothing
-    /// else happens before the first step.
+    /// Joins this process's line, unless the caller is not going to wait. Nothing else happens
+    /// before the first step.
     #[must_use]
     pub fn new(
         locks: Arc<Locks>,
@@ -128,26 +128,26 @@ impl Acquisition {
         }
     }
 
-    /// The locks it is about.
+    /// The locks it belongs to.
     #[must_use]
     pub fn locks(&self) -> &Arc<Locks> {
         &self.locks
     }
 
-    /// Whether nobody wants the lock any more.
+    /// Whether the caller has given up.
     #[must_use]
     pub fn is_given_up(&self) -> bool {
         self.given_up.load(SeqCst)
     }
 
-    /// Goes on as far as possible without sleeping. Only one thread at a time calls this.
+    /// Proceeds as far as possible without sleeping. Only one thread at a time may call this.
     pub fn step(&self, budget: Budget) -> Result<Step> {
         if self.is_the_parents() {
             return Err(Error::Forked);
         }
         let step = self.step_locked(self.wait.bounds(budget));
-        // Whoever gave up while the mutex was locked could not end it, see `give_up`: of the
-        // two, the one sees the flag or the other gets the mutex.
+        // A caller that gave up while we held the mutex could not end it, see `give_up`: either we
+        // see the flag or that caller gets the mutex.
         fence(SeqCst);
         if self.is_given_up() && !self.is_the_parents() {
             self.end_given_up();
@@ -164,7 +164,7 @@ impl Acquisition {
             State::Asking => self.advance(&mut progress, budget),
         };
         match step {
-            // The line and what is owed are the parent's.
+            // The line and the owed releases are the parent's.
             Err(Error::Forked) => Err(Error::Forked),
             Err(error) => {
                 let how = match &error {
@@ -174,7 +174,7 @@ impl Acquisition {
                 progress.ended(&self.name, how);
                 progress.unknown |= error.outcome_unknown();
                 if matches!(error, Error::NotAcquired(..)) {
-                    // A refusal is in no hurry: nobody finds the ticket afterwards.
+                    // A refusal is in no hurry: leave now, nobody finds the ticket afterwards.
                     if let Some(ticket) = self.leave_line(&mut progress) {
                         self.locks.leave_queue_now(&self.name, ticket);
                     }
@@ -186,7 +186,7 @@ impl Acquisition {
         }
     }
 
-    /// The same, if that needs nothing of the database: a waiter that is not its turn.
+    /// The same, if it needs nothing from the database: a waiter that does not lead its line.
     pub fn sleeps(&self) -> Option<Instant> {
         if self.is_the_parents() {
             return None;
@@ -200,9 +200,8 @@ impl Acquisition {
         (!leads).then(|| self.wait.limit(None))
     }
 
-    /// The owner, who is `caller`, is told that it has the lock: from now on it has to
-    /// release it. `None` if the answer came too late for that and the wait goes on; the
-    /// hold was given back.
+    /// Tells the owner `caller` that it has the lock: from now on it must release it. `None` if the
+    /// answer came too late; then the hold was given back and the wait goes on.
     pub fn accept(
         &self,
         caller: Option<&Caller>,
@@ -258,14 +257,13 @@ impl Acquisition {
         process_id() != self.process
     }
 
-    /// The ticket, if nobody of this process waits any more.
+    /// Leaves the line. Returns the ticket if this was the process's last waiter.
     fn leave_line(&self, progress: &mut Progress) -> Option<i64> {
         let waiter = progress.waiter.take()?;
         self.locks.waiters().left(&waiter, Outcome::GaveUp)
     }
 
-    /// Nobody wants the lock from this attempt any more: leaves neither a hold nor a place
-    /// in the line. Sends nothing itself.
+    /// Ends the attempt: leaves neither a hold nor a place in the line. Sends nothing itself.
     fn end(&self, progress: &mut Progress) {
         if let Some(ticket) = self.leave_line(progress) {
             self.locks.leave_queue(&self.name, ticket);
@@ -287,15 +285,15 @@ impl Acquisition {
         }
     }
 
-    /// Nobody wants the lock any more, also if a step is under way, whose statement is then
-    /// given up. Does not block. Whoever asks for the lock from now on waits for the outcome.
+    /// Gives up, even during a step, whose statement is then abandoned. Does not block. Later
+    /// callers that ask for the lock wait for the outcome.
     pub fn give_up(&self) {
         if self.is_the_parents() {
             return;
         }
         let token = locked(&self.token).clone();
         let lease = self.locks.lease_of(&self.request);
-        // Before the step can see that it was given up, and end.
+        // Before the step can see the flag and end.
         self.locks
             .begin(&self.name, &token, Attempt::Acquire, lease);
         self.given_up.store(true, SeqCst);
@@ -303,7 +301,7 @@ impl Acquisition {
         self.end_given_up();
     }
 
-    /// Ends what was given up; unless a thread is in a step, which then does it.
+    /// Ends an attempt that was given up; if a thread is in a step, that thread does it.
     fn end_given_up(&self) {
         if let Ok(mut progress) = self.progress.try_lock() {
             match progress.state {

@@ -1,4 +1,4 @@
-//! What the database has confirmed about a hold.
+//! A hold that the database has confirmed.
 
 use super::owed::Owed;
 use crate::engine::{Claim, Deadline, Loss, Moment, Name, Token};
@@ -6,17 +6,17 @@ use crate::error::{Error, Result};
 use crate::sync::process_id;
 use std::sync::Arc;
 
-/// The hold of a lock by a token, until a deadline.
+/// A hold of a lock by a token, confirmed until a deadline.
 pub struct Confirmed {
     name: Name,
     token: Token,
     deadline: Deadline,
-    /// The token that it has replaced.
+    /// The token that this one replaced.
     replaced: Option<Replaced>,
 }
 
-/// A token that was replaced stands for the new one until somebody has read that: a coroutine
-/// may be cancelled before, and knows no other.
+/// A replaced token stands for the new one until a caller has read the new one: a coroutine may be
+/// cancelled before, and then knows only the old one.
 struct Replaced {
     owed: Arc<Owed>,
     process: u32,
@@ -25,9 +25,9 @@ struct Replaced {
 
 impl Drop for Replaced {
     fn drop(&mut self) {
-        // In a child that was forked meanwhile it may be locked for ever.
+        // In a child forked in the meantime the mutex may be locked for ever.
         if process_id() == self.process {
-            // Of no effect if it was read.
+            // No effect if the token was read.
             self.owed
                 .with(|unresolved| unresolved.transfers.failed(&self.claim));
         }
@@ -57,14 +57,14 @@ impl Confirmed {
         }
     }
 
-    /// Whether the deadline has not passed by now.
+    /// Whether the deadline has not passed yet.
     #[must_use]
     pub fn is_in_time(&self) -> bool {
         !self.deadline.passed(Moment::now())
     }
 
-    /// The token. To be asked by whoever goes on because of it, at that moment: an answer that
-    /// comes after the deadline is no good news any more. [`Confirmed::read`] comes after it.
+    /// The token, if the deadline has not passed. Call it at the moment of relying on the hold:
+    /// after the deadline a confirmation is worthless. Then call [`Confirmed::read`].
     pub fn in_time(&self) -> Result<&Token> {
         if self.is_in_time() {
             return Ok(&self.token);
@@ -73,8 +73,8 @@ impl Confirmed {
         Err(Error::Expired(name, token, Loss::Expired))
     }
 
-    /// The token is about to be read, which is the last moment to refuse it: somebody may have
-    /// released the hold under the old one.
+    /// Last check before the caller gets the token: another caller may have released the hold with
+    /// the old one.
     pub fn read(self) -> Result<()> {
         let Some(replaced) = &self.replaced else {
             return Ok(());

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 impl Locks {
-    /// A block begins to end: its level is gone. [`Locks::finish`] does the rest.
+    /// Begins to end a block: its level is gone. [`Locks::finish`] does the rest.
     pub fn begin_exit(&self, lock: &Lock, entered: Option<Entered>) -> Ending {
         let registry = registry(process_id());
         let Some(entered) = entered else {
@@ -24,14 +24,14 @@ impl Locks {
         let ending = registry.with(|holds| holds.leave(entered, Moment::now()));
         registry.forget(entered.level);
         if let Ending::Release { token, lease, .. } = &ending {
-            // Recorded before it happens: whoever wants the lock meanwhile waits for it.
+            // Recorded before it happens: anyone else who wants the lock waits for it.
             let lease = lease.unwrap_or(self.lease);
             self.begin(lock.name(), token, Attempt::Release, lease);
         }
         ending
     }
 
-    /// A level is left by nobody in particular: what it takes is done in the background.
+    /// Leaves a level on nobody's behalf: the database part happens in the background.
     pub fn abandon(self: &Arc<Locks>, lock: &Lock, entered: Entered) {
         let ending = self.begin_exit(lock, Some(entered));
         self.finish_later(lock.name(), ending);
@@ -61,12 +61,12 @@ impl Locks {
         }
     }
 
-    /// A `release()` begins.
+    /// Begins a `release()`.
     pub fn begin_release(&self, lock: &Lock, caller: &Caller, token: Option<&Token>) -> Ending {
         registry(process_id()).with(|holds| holds.release(lock.id(), caller, token, Moment::now()))
     }
 
-    /// Does what the end of a block, or a release, needs done in the database.
+    /// Does the database part of ending a block or of a release.
     pub fn finish(self: &Arc<Locks>, name: &Name, ending: Ending, budget: Budget) -> Result<()> {
         match ending {
             Ending::Done => Ok(()),
@@ -125,7 +125,7 @@ impl Locks {
         let (current, released) = match attempt {
             Ok(released) => released,
             Err(error) => {
-                // In a child that was forked meanwhile it is the parent's business.
+                // In a child forked in the meantime this is the parent's business.
                 if !matches!(error, Error::Forked) && (known || error.outcome_unknown()) {
                     for token in releasing.goes_on() {
                         self.owe(name, token, Attempt::Release, lease);
@@ -139,7 +139,7 @@ impl Locks {
         } else {
             releasing.resolved(name);
         }
-        // The token may be one that a transfer has replaced without its caller's knowledge.
+        // The token may have been replaced by a transfer that its caller does not know of.
         let hold = hold.or_else(|| {
             let known = |holds: &mut Holds| holds.with_token(&current).map(|(id, _)| id);
             (current != *token).then(|| registry.with(known)).flatten()
@@ -168,8 +168,8 @@ impl Locks {
         Err(Error::Expired(name.clone(), current, reason))
     }
 
-    /// Releases the hold under the token that it has, which may be changing. Returns the token
-    /// that was tried last.
+    /// Releases the hold under its current token, which a transfer may be changing. Returns the
+    /// token tried last.
     fn try_to_release(
         &self,
         name: &Name,
@@ -185,8 +185,8 @@ impl Locks {
             token = self.resolve(name, &token, budget)?;
         }
         let mut released = self.store.release(name, &token, lease, how, budget)?;
-        // While a transfer is under way, the hold has the one token or the other: what
-        // is released under the old one is not transferred any more.
+        // During a transfer the hold has one token or the other: a hold released under the old one
+        // can no longer be transferred.
         if let (Released::Lost, Some(pending)) = (released, releasing.pending()) {
             token = pending.clone();
             released = self.store.release(name, &token, lease, how, budget)?;
@@ -204,13 +204,13 @@ impl Locks {
     pub(super) fn leave_queue_now(self: &Arc<Locks>, name: &Name, ticket: i64) {
         let budget = Budget::new(Duration::from_secs(2), &|| Ok(()));
         if let Err(error) = self.store.leave(name, ticket, self.lease, budget) {
-            // Those behind wait for half a second in vain.
+            // The waiters behind us wait half a second in vain.
             log::debug!("leaving the queue of lock {name} later: {error}");
             self.may_come_late(name, Late::Entering(ticket), self.lease);
         }
     }
 
-    /// The same in the background. Whoever is refused meanwhile waits for it.
+    /// The same in the background. Anyone refused in the meantime waits for it.
     pub(super) fn leave_queue(self: &Arc<Locks>, name: &Name, ticket: i64) {
         let (locks, name, owed) = (self.clone(), name.clone(), self.owed.get());
         owed.leaving(&name, true);

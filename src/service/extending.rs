@@ -1,4 +1,4 @@
-//! Extends and transfers holds, and finds out that they are lost.
+//! Extends and transfers holds, and detects that they are lost.
 
 use super::confirmed::Confirmed;
 use super::lock::Lock;
@@ -23,7 +23,7 @@ impl Locks {
         let registry = registry(budget.process);
         let known = registry.with(|holds| {
             let (id, hold) = holds.with_token(&token)?;
-            // A token that was voided by a transfer is another matter than its hold.
+            // A token that a transfer voided is not the token of the hold any more.
             (hold.token == token).then_some((id, hold.lease))
         });
         let Some((hold, lease)) = known else {
@@ -40,8 +40,8 @@ impl Locks {
         Ok(Confirmed::new(lock.name(), token, deadline))
     }
 
-    /// Extends a hold of this process under the token that it has, though that may be
-    /// changing. If the database has it under none of them, everybody is told.
+    /// Extends a hold of this process under its current token, which a transfer may be changing. If
+    /// the database has the hold under neither token, reports it lost.
     pub(super) fn extend_hold(
         &self,
         hold: HoldId,
@@ -63,7 +63,7 @@ impl Locks {
                     return Ok((token, deadline));
                 }
             }
-            // Another thread transfers it: then it has one of these by now.
+            // If another thread has transferred it, it now has one of these tokens.
             registry.with(|holds| {
                 if let Some(hold) = holds.get(hold) {
                     let others = [Some(&hold.token), hold.pending.as_ref()];
@@ -81,7 +81,7 @@ impl Locks {
         }
     }
 
-    /// The database does not have a hold: tells everybody, and why.
+    /// The database does not have the hold: tells everybody concerned, with the reason.
     pub(super) fn lose(
         &self,
         registry: &Registry,
@@ -102,15 +102,15 @@ impl Locks {
             }
             None => (token.clone(), Loss::Released),
         };
-        // In a child that was forked meanwhile it is the parent's business.
+        // In a child forked in the meantime this is the parent's business.
         if process_id() == budget.process {
             registry.report(|holds| holds.lost(hold, reason));
         }
         (token, reason)
     }
 
-    /// Why the database does not have the hold of a token, which may be none of a Lock object of
-    /// this process.
+    /// Why the database has no hold for a token, which need not belong to a Lock object of this
+    /// process.
     pub(super) fn loss_of(
         &self,
         registry: &Registry,
@@ -140,7 +140,7 @@ impl Locks {
         self.store.why_lost(name, token, budget)
     }
 
-    /// A guard has seen the hold of this token in the database.
+    /// A guard has seen this token's hold in the database.
     pub fn seen(&self, lock: &Lock, token: &Token, fence: Option<i64>) {
         registry(process_id()).with(|holds| holds.present(lock.id(), token, fence));
     }

@@ -12,28 +12,28 @@ use crate::store::{About, Answer, Budget, Look};
 use crate::sync::process_id;
 use std::sync::Arc;
 
-/// How a lock is to be acquired.
+/// How to acquire a lock.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
-    /// Who wants it through which Lock object. Nobody: only the token counts.
+    /// The owner, and its Lock object. `None`: only the token identifies the hold.
     pub owner: Option<(LockId, Caller)>,
-    /// It is the beginning of a block.
+    /// Whether a block begins.
     pub block: bool,
-    /// It is extended automatically.
+    /// Whether the hold is extended automatically.
     pub extended: bool,
-    /// Another lease than `maxtime`.
+    /// A lease other than `maxtime`.
     pub lease: Option<Lease>,
-    /// What is to be known about the holder.
+    /// Information about the holder.
     pub about: About,
 }
 
-/// What the database said to an attempt to acquire.
+/// The database's answer to an attempt to acquire.
 #[derive(Debug)]
 pub(super) enum Asked {
-    /// It has the lock. With `unknown`, an answer was lost before: its statement may come late.
+    /// The lock is held. `unknown`: an answer was lost before, and its statement may come late.
     Granted { grant: Grant, unknown: bool },
-    /// It could not be taken; with `busy`, though nobody has it. With `unknown`, an answer
-    /// was lost: the token may turn out to be that of a hold.
+    /// Not taken; `busy`: although nobody holds it. `unknown`: an answer was lost, so the token may
+    /// turn out to have a hold.
     Refused { busy: bool, unknown: bool },
 }
 
@@ -43,7 +43,7 @@ impl Locks {
         request.lease.unwrap_or(self.lease)
     }
 
-    /// Whether the owner has the lock and enters it once more.
+    /// Whether the owner already has the lock and enters it again.
     pub(super) fn entry(&self, request: &Request, call: Budget) -> Entry {
         match &request.owner {
             Some((lock, caller)) => {
@@ -53,14 +53,14 @@ impl Locks {
         }
     }
 
-    /// Whether the owner has no hold of it to enter once more.
+    /// Whether the owner has no hold to enter again.
     pub(super) fn is_fresh(&self, request: &Request) -> bool {
         request.owner.as_ref().is_none_or(|(lock, caller)| {
             registry(process_id()).with(|holds| !self.reentrant || !holds.is_owned(*lock, caller))
         })
     }
 
-    /// What the database has granted, as its owner is going to have it.
+    /// The grant for the owner, from the database's answer.
     pub(super) fn grant(
         &self,
         name: &Name,
@@ -74,7 +74,7 @@ impl Locks {
                 level: LevelId::fresh(),
             },
             again: false,
-            // An object of nobody's, if nobody asks.
+            // Without an owner, use a Lock object of nobody's.
             lock: request
                 .owner
                 .as_ref()
@@ -89,8 +89,8 @@ impl Locks {
         }
     }
 
-    /// Asks the database for the lock, with the statement that suits what was seen of
-    /// it last. A token that is not `fresh` may be that of a hold already.
+    /// Asks the database for the lock, with the statement that fits what was last seen of it. A
+    /// token that is not `fresh` may already have a hold.
     pub(super) fn ask(
         &self,
         name: &Name,
@@ -104,7 +104,7 @@ impl Locks {
         let likely = match hint {
             _ if !fresh => false,
             Some(Hint::Free) => true,
-            // Who was refused just now is likely to be refused again.
+            // A caller refused a moment ago is likely to be refused again.
             Some(Hint::Held) => match self.store.look(name, lease, budget)? {
                 Look::Held => {
                     return Ok(Asked::Refused {
@@ -122,7 +122,7 @@ impl Locks {
             .acquire(name, token, lease, (&request.about, likely), budget)?;
         let hint = match answer {
             Answer::Refused { busy, .. } => (!busy).then_some(Hint::Held),
-            // They still wait, so the release had better expect it.
+            // The others still wait, so our release should expect them.
             Answer::Acquired { .. } => hint.filter(|hint| *hint == Hint::Awaited),
         };
         self.hint(budget, name, hint);
@@ -139,7 +139,7 @@ impl Locks {
         })
     }
 
-    /// Confirms and extends the hold that the owner wants to enter once more.
+    /// Confirms and extends the hold that the owner wants to enter again.
     pub(super) fn confirm(
         &self,
         name: &Name,
@@ -147,7 +147,7 @@ impl Locks {
         request: &Request,
         budget: Budget,
     ) -> Result<Grant> {
-        // A block within may want a longer lease, but does not shorten it.
+        // An inner block may ask for a longer lease, but never shortens it.
         let lease = request.lease.map_or(lease, |wanted| wanted.max(lease));
         let extended = self.extend_hold(hold, name, token, lease, budget);
         if matches!(extended, Err(Error::Expired(..))) {
@@ -165,9 +165,9 @@ impl Locks {
         })
     }
 
-    /// The owner is told that it has the lock. The last moment: it is held here or not at all.
+    /// Tells the owner that it has the lock. Last check: from here on it is held or not at all.
     ///
-    /// `false` if it is too late for that: the caller gives the hold back.
+    /// `false` if the deadline has passed: then the caller gives the hold back.
     pub(super) fn open(
         self: &Arc<Locks>,
         grant: &Grant,
@@ -175,9 +175,9 @@ impl Locks {
         callbacks: Callbacks,
         process: u32,
     ) -> bool {
-        // A lease of no time at all is what was asked for, and never in time.
+        // A zero lease was asked for, and can never be in time.
         let late = grant.lease != Lease::ZERO && grant.deadline.passed(Moment::now());
-        // What is entered again may have been renewed since, which the registry knows.
+        // A hold entered again may have been renewed since; the registry knows.
         if late && (!grant.again || owner.is_none()) {
             return false;
         }

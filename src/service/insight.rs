@@ -1,4 +1,4 @@
-//! Who holds what, and the end of a hold by force.
+//! Reports holders, and ends holds by force.
 
 use super::Locks;
 use super::registry::registry;
@@ -6,8 +6,8 @@ use crate::engine::{Hint, Loss, Name, Token};
 use crate::error::{Error, Result};
 use crate::store::{Budget, Ended, Listener, NotListening, Record};
 
-/// After so many tries a hold that is there and does not end is kept by something else than
-/// its holder, who would have to transfer it just then each time.
+/// After this many tries, a hold that is still there must be kept by something other than its
+/// holder, which would have to transfer it at just that moment every time.
 const TRIES: u32 = 20;
 
 impl Locks {
@@ -21,7 +21,7 @@ impl Locks {
         self.store().info(name, self.lease(), budget)
     }
 
-    /// What decides about how well locks are kept here: names and values.
+    /// Facts that affect how reliable the locks are here: names and values.
     pub fn facts(&self, budget: Budget) -> Result<Vec<(String, Option<String>)>> {
         let mut facts = self.store().facts(budget)?;
         let heard = match Listener::open(self.store(), budget) {
@@ -33,25 +33,25 @@ impl Locks {
         Ok(facts)
     }
 
-    /// Pairs of locks: who holds the first waits for the second.
+    /// Pairs of locks: the holder of the first waits for the second.
     pub fn waits(&self, budget: Budget) -> Result<Vec<(String, String)>> {
         self.store().waits(self.lease(), budget)
     }
 
-    /// Ends the hold of a lock, if it has this fence, or whichever it is. What was ended.
+    /// Ends the hold of a lock, if it has this fence (`None`: any). Returns what it ended.
     pub fn revoke(
         &self,
         name: &Name,
         fence: Option<i64>,
         budget: Budget,
     ) -> Result<Option<Record>> {
-        // What may have ended, although the answer to that was lost.
+        // A hold that may have ended, although the answer was lost.
         let mut perhaps: Option<(Record, String)> = None;
         for _ in 0..TRIES {
             let mut found = self.store().revocable(name, self.lease(), budget)?;
             if let Some(ended) = perhaps.take() {
                 if !found.as_ref().is_some_and(|(now, _)| now.is_of(&ended.0)) {
-                    // Whatever is there now is another hold.
+                    // The current hold, if any, is a different one.
                     return Ok(Some(self.revoked(name, ended, None, budget)));
                 }
             }
@@ -69,7 +69,7 @@ impl Locks {
                     return Ok(Some(self.revoked(name, found, Some(Hint::Awaited), budget)));
                 }
                 Ended::Perhaps => perhaps = Some(found),
-                // It has another token by now, or is another one, or none.
+                // It has a new token by now, or was replaced, or has ended.
                 Ended::Not => {}
             }
         }
@@ -83,7 +83,7 @@ impl Locks {
         })
     }
 
-    /// A hold was ended by force: its owner is told, if it is in this process.
+    /// A hold was ended by force: tells its owner, if that is in this process.
     fn revoked(
         &self,
         name: &Name,

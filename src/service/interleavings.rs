@@ -1,4 +1,4 @@
-//! What the threads of a process do to each other, in many orders: `make threads`.
+//! How the threads of a process interact, in many orders: `make threads`.
 
 mod fork;
 
@@ -14,8 +14,8 @@ use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// That of a thread which nothing interrupts. Others look every 40 ms whether a signal came, and
-/// would hide that a wakeup is lost.
+/// The budget of a thread that nothing interrupts. Others check for signals every 40 ms, which
+/// would hide a lost wakeup.
 fn budget() -> Budget<'static> {
     Budget::new(MINUTE, &|| Ok(())).undisturbed()
 }
@@ -24,13 +24,13 @@ fn name() -> Name {
     Name::new("name").unwrap()
 }
 
-/// One configuration, and so one process's part in the queue of a lock.
+/// One configuration: one process's part in the queue of a lock.
 fn locks(store: &Store, seconds: f64) -> Arc<Locks> {
     let lease = Lease::from_seconds(seconds).unwrap();
     Arc::new(Locks::new(store.clone(), lease, true))
 }
 
-/// A Lock object, and the block in which the thread has it.
+/// A Lock object, and the thread's open block on it.
 struct Block {
     locks: Arc<Locks>,
     lock: Arc<Lock>,
@@ -45,7 +45,7 @@ fn nobody() -> Caller {
     }
 }
 
-/// An attempt, whose hold is extended automatically if there is a `lease`.
+/// An attempt; its hold is extended automatically if a `lease` is given.
 fn acquisition(locks: &Arc<Locks>, lock: &Lock, wait: Wait, lease: Option<f64>) -> Acquisition {
     let request = Request {
         owner: Some((lock.id(), nobody())),
@@ -96,13 +96,13 @@ impl Block {
         }
     }
 
-    /// Gives the hold another token now and then, and extends it.
+    /// Transfers the hold now and then, and extends it.
     fn change(&self) -> thread::JoinHandle<Token> {
         let (locks, lock, mut token) = (self.locks.clone(), self.lock.clone(), self.token.clone());
         let caller = self.caller();
         thread::spawn(move || {
             for _ in 0..3 {
-                // When it is extended automatically, too.
+                // About when it is extended automatically, too.
                 thread::sleep(Duration::from_secs(1) / 3);
                 let old = Some(token.clone());
                 let transfer = locks.begin_transfer(&lock, &caller, old).unwrap();
@@ -122,7 +122,7 @@ impl Block {
     }
 }
 
-/// Jobs for two workers, which are done within `limit`.
+/// Jobs for two workers, which must be done within `limit`.
 fn submit_jobs(limit: Duration) {
     let workers: Arc<workers::Workers> = Arc::default();
     let done: Arc<[AtomicU32; 6]> = Arc::default();
@@ -138,7 +138,7 @@ fn submit_jobs(limit: Duration) {
                 };
                 workers.submit(2, Box::new(job));
                 if once_in(2) {
-                    // As long as a worker stays without work.
+                    // As long as an idle worker stays.
                     thread::sleep(Duration::from_secs(10));
                 }
             }
@@ -155,7 +155,7 @@ fn every_job_is_done_once_and_all_workers_leave() {
     explore(Pace::Any, || submit_jobs(Duration::MAX));
 }
 
-/// The thread that settles what is owed leaves just when more is owed.
+/// The thread that settles owed releases leaves just as another release becomes owed.
 #[test]
 fn what_is_owed_finds_a_thread_that_settles_it() {
     explore(Pace::Idle, || {
@@ -168,7 +168,7 @@ fn what_is_owed_finds_a_thread_that_settles_it() {
                 for _ in 0..3 {
                     let block = Block::begin(&locks, name.clone(), Wait::Not, None).unwrap();
                     locks.abandon(&block.lock, block.entered);
-                    // As long as it stays when nothing is owed.
+                    // As long as the thread stays when nothing is owed.
                     thread::sleep(Duration::from_secs(5));
                     assert!(!store.database().row(&name).is_live());
                 }
@@ -178,8 +178,8 @@ fn what_is_owed_finds_a_thread_that_settles_it() {
     });
 }
 
-/// Threads of two processes take turns. Where a wakeup is lost somebody looks by itself half a
-/// second later; here the holders take a sixth of that in all.
+/// Threads of two processes take turns. After a lost wakeup a waiter looks by itself half a second
+/// later; here the holders take a sixth of that in all.
 #[test]
 fn a_lock_is_handed_over_without_delay() {
     explore(Pace::Idle, || {
@@ -207,10 +207,10 @@ fn a_lock_is_handed_over_without_delay() {
     });
 }
 
-/// By then all wait, and none of them looks just then.
+/// By then all are waiting, and none of them is just asking.
 const WHILE: Duration = Duration::from_millis(1500);
 
-/// The first waiter is given up about when it is called, or when it begins to ask.
+/// The first waiter gives up about when it is called, or when it begins to ask.
 #[test]
 fn a_waiter_that_is_given_up_passes_its_turn_on() {
     explore(Pace::Idle, || {
@@ -254,7 +254,7 @@ fn a_waiter_that_is_given_up_passes_its_turn_on() {
             let passed = got.saturating_sub(released);
             assert!(passed < Duration::from_millis(250), "{passed:?}");
         }
-        // It has left nothing behind that others wait for.
+        // It has left nothing behind that others would wait for.
         let begun = now();
         begin(&both[0], Wait::Not).unwrap().end().unwrap();
         assert!(now().saturating_sub(begun) < Duration::from_millis(10));
@@ -265,8 +265,8 @@ fn a_waiter_that_is_given_up_passes_its_turn_on() {
     });
 }
 
-/// A block ends in one thread while another one of the process asks for the lock without
-/// waiting: it is not refused because of what is about to end, and knows as soon as it has.
+/// A block ends in one thread while another thread of the process asks for the lock without
+/// waiting: it is not refused because of the ending hold, and gets its answer once that has ended.
 #[test]
 fn whoever_asks_while_a_block_ends_waits_for_that() {
     explore(Pace::Idle, || {
@@ -291,8 +291,8 @@ fn whoever_asks_while_a_block_ends_waits_for_that() {
     });
 }
 
-/// Statements fail, waiters are given up, and either the configuration is closed meanwhile or
-/// statements are late, which who closes does not wait for: in the end nobody holds the lock.
+/// Statements fail, waiters give up, and either the configuration is closed meanwhile or statements
+/// execute late, which `close` does not wait for: in the end nobody holds the lock.
 #[test]
 fn what_is_owed_is_settled_when_the_configuration_is_closed() {
     explore(Pace::Any, || {
@@ -340,8 +340,8 @@ fn what_is_owed_is_settled_when_the_configuration_is_closed() {
     });
 }
 
-/// Two leases of different order, which two threads look after. The holds last for many of
-/// them, while their tokens change; and come again just when the threads leave.
+/// Two leases of different magnitude, renewed by two threads. The holds last for many leases while
+/// their tokens change, and new ones come just as the threads leave.
 #[test]
 fn a_hold_that_is_extended_is_kept_until_it_is_released() {
     explore(Pace::Idle, || {
@@ -362,7 +362,7 @@ fn a_hold_that_is_extended_is_kept_until_it_is_released() {
                     assert!(!block.lock.expired(&block.caller()));
                     assert!(store.database().row(&name).is_held(&token));
                     block.end().unwrap();
-                    // The thread looks after it once more, and ten seconds later it leaves.
+                    // The thread renews it once more, and leaves ten seconds later.
                     thread::sleep(Duration::from_secs_f64(10.0 + lease / 3.0));
                 }
             })
@@ -375,7 +375,7 @@ fn a_hold_that_is_extended_is_kept_until_it_is_released() {
     });
 }
 
-/// It is not extended: its owner is told, or has left before.
+/// The hold is not extended: its owner is told, unless it has left before.
 #[test]
 fn a_loss_is_reported() {
     explore(Pace::Idle, || {
@@ -397,7 +397,7 @@ fn a_loss_is_reported() {
                 };
                 let accepted = attempt.accept(Some(&nobody()), callbacks);
                 let (entered, _) = accepted.unwrap().unwrap();
-                // Past its end, or just then.
+                // Past its end, or exactly then.
                 let stays = once_in(2);
                 thread::sleep(Duration::from_secs(if stays { 2 } else { 1 }));
                 let ending = locks.begin_exit(&lock, Some(entered));
@@ -412,8 +412,8 @@ fn a_loss_is_reported() {
     });
 }
 
-/// A hold that is being extended, and transferred, is ended by force: there and then, and its
-/// owner knows. Two do it at once, and one of them has done it.
+/// A hold that is being extended and transferred is ended by force: immediately, and its owner is
+/// told. Two threads do it at once, and exactly one of them ends it.
 #[test]
 fn a_hold_is_revoked_once_and_its_owner_knows() {
     explore(Pace::Idle, || {
@@ -434,7 +434,7 @@ fn a_hold_is_revoked_once_and_its_owner_knows() {
         let begun = now();
         let revokers = [0, 1].map(|_| {
             let locks = locks.clone();
-            // The thread that extends looks at the hold about now.
+            // The extending thread looks at the hold about now.
             thread::spawn(move || locks.revoke(&name(), fence, budget()).unwrap().is_some())
         });
         let revoked = revokers.map(|revoker| revoker.join().unwrap());
@@ -453,8 +453,8 @@ fn a_hold_is_revoked_once_and_its_owner_knows() {
     });
 }
 
-/// Who transfers and who releases by one token: one of them has the hold, also if a transfer is
-/// given up, or statements fail; and a token that was read stays valid.
+/// Transfers and releases race with one token: one of them gets the hold, even if a transfer is
+/// given up or statements fail; and a token that was read stays valid.
 #[test]
 fn of_transfers_and_releases_by_one_token_one_has_the_hold() {
     explore(Pace::Idle, || {
@@ -494,7 +494,7 @@ fn of_transfers_and_releases_by_one_token_one_has_the_hold() {
         let done = released.iter().filter(|release| release.is_ok()).count();
         let read: Vec<Token> = read.into_iter().flatten().collect();
         assert!(read.len() <= 1, "{read:?}");
-        // After a failure a release is told that the hold has ended under its token, as it has.
+        // After a failure, a release is told that its token's hold has ended, which is true.
         assert!(faulty || read.len() + done == 1, "{read:?} {released:?}");
         if let [token] = &read[..] {
             assert!(store.database().row(&name()).is_held(token), "{released:?}");

@@ -17,7 +17,7 @@ impl Drop for Lock {
     fn drop(&mut self) {
         let process = process_id();
         if registry(process).with(|holds| holds.forget(self.id)) {
-            // Nothing is released: the token may be out.
+            // Nothing is released: the token may have been handed out.
             log::debug!(
                 "the Lock object of {} is gone; its hold lasts until somebody releases it \
                  with its token, or it expires",
@@ -53,20 +53,20 @@ impl Lock {
         registry(process_id()).with(|holds| holds.of(self.id, caller).map(look))
     }
 
-    /// The token of the caller's hold, or else of the latest of this object.
+    /// The token of the caller's hold, or else of this object's latest.
     #[must_use]
     pub fn token(&self, caller: &Caller) -> Option<Token> {
         self.hold(caller, |hold| hold.token.clone())
     }
 
-    /// The fencing number of the same hold, or of the token that was presented last.
+    /// The fencing number of that hold, or of the token that was last presented.
     #[must_use]
     pub fn fence(&self, caller: &Caller) -> Option<i64> {
         self.hold(caller, |hold| hold.fence)
             .unwrap_or_else(|| registry(process_id()).with(|holds| holds.presented(self.id)))
     }
 
-    /// For how many seconds it is certainly held; 0 if it is not.
+    /// For how many seconds the hold is certainly held; 0 if it is not.
     #[must_use]
     pub fn remaining(&self, caller: &Caller) -> f64 {
         let now = Moment::now();
@@ -77,21 +77,21 @@ impl Lock {
         remaining.unwrap_or_default()
     }
 
-    /// Whether there was a hold and it is lost, or may be.
+    /// Whether there was a hold that is or may be lost.
     #[must_use]
     pub fn expired(&self, caller: &Caller) -> bool {
         self.hold(caller, |hold| hold.expired(Moment::now()))
             .unwrap_or_default()
     }
 
-    /// Whether the caller's hold, or else the latest, is lost; also after it was left, until the
-    /// lock is acquired again.
+    /// Whether the caller's hold, or else the latest, is lost; stays true after the block is left,
+    /// until the lock is acquired again.
     #[must_use]
     pub fn is_lost(&self, caller: &Caller) -> bool {
         registry(process_id()).is_lost(self.id, caller)
     }
 
-    /// Waits until it is, within the budget. Whether it is.
+    /// Waits for the loss, within the budget. Returns whether the hold is lost.
     pub fn await_loss(&self, caller: &Caller, budget: Budget<'_>) -> Result<bool> {
         registry(budget.process).await_loss(self.id, caller, budget)
     }
@@ -113,14 +113,14 @@ impl Lock {
         registry(process_id()).with(|holds| holds.holds_any(self.id))
     }
 
-    /// The token that was given, or that of the caller's hold.
+    /// The given token, or else that of the caller's hold.
     pub fn token_or(&self, caller: &Caller, token: Option<Token>) -> Result<Token> {
         token
             .or_else(|| self.token(caller))
             .ok_or_else(|| Error::TokenRequired(self.name.clone()))
     }
 
-    /// The same for a block that was entered where `enterer` is, and is left by `current`.
+    /// The block that was entered at `enterer`'s place and that `current` leaves.
     #[must_use]
     pub fn block_of(&self, enterer: &Caller, current: &Caller) -> Option<Entered> {
         registry(process_id()).with(|holds| {
@@ -129,7 +129,7 @@ impl Lock {
         })
     }
 
-    /// The block that is open here, as a `with` on the object itself ends it.
+    /// The block open here that a `with` on the object itself would end.
     #[must_use]
     pub fn block(&self, caller: &Caller) -> Option<Entered> {
         registry(process_id()).with(|holds| holds.block(self.id, caller))

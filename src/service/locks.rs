@@ -26,10 +26,10 @@ pub struct Locks {
     waiters: ProcessLocal<Waiters>,
     pub(super) renewal: ProcessLocal<Renewal>,
     workers: ProcessLocal<Workers>,
-    /// For endings, for which those who ask wait: never behind them.
+    /// For endings: callers wait for these, so they never queue behind other jobs.
     enders: ProcessLocal<Workers>,
     threads: ProcessLocal<Threads>,
-    /// Who measures, if anybody does.
+    /// The observer, if there is one.
     observer: ArcSwap<Option<Arc<dyn Observer>>>,
 }
 
@@ -52,19 +52,19 @@ impl Locks {
         }
     }
 
-    /// From now on what happens is told to this observer.
+    /// From now on reports events to this observer.
     pub fn observe(&self, observer: Option<Arc<dyn Observer>>) {
         self.observer.store(Arc::new(observer));
     }
 
-    /// An attempt to acquire begins, on the calling thread.
+    /// The calling thread begins an attempt to acquire.
     pub(super) fn watch(&self) -> Option<Watch> {
         let observer = self.observer.load();
         (**observer).clone().map(Watch::begin)
     }
 
-    /// The names of the holds that the observer knows of, how many wait for which lock, and,
-    /// while somebody listens for them, whether notifications come through.
+    /// The names of the holds that the observer knows, how many wait for each lock, and, while a
+    /// thread listens, whether notifications come through.
     #[must_use]
     pub fn measured(&self) -> (Vec<Name>, Vec<(Name, usize)>, Option<bool>) {
         let observer = self.observer.load_full();
@@ -88,17 +88,17 @@ impl Locks {
         self.lease
     }
 
-    /// Who waits in this process.
+    /// The waiters of this process.
     pub(super) fn waiters(&self) -> Arc<Waiters> {
         self.waiters.get()
     }
 
-    /// Has a job done by another thread. More of them than connections would be in vain.
+    /// Has another thread do a job. More threads than connections would be no use.
     pub fn submit(&self, job: Job) {
         self.workers.get().submit(self.store.connections(), job);
     }
 
-    /// Has an ending done by another thread, whatever the others wait for.
+    /// Has another thread do an ending, whatever the other jobs wait for.
     pub fn submit_ending(&self, job: Job) {
         self.enders.get().submit(self.store.connections(), job);
     }
@@ -118,13 +118,13 @@ impl Locks {
         started.is_ok()
     }
 
-    /// Ends all threads and sessions, after what is owed was done; the next call makes new
-    /// ones. What is extended automatically, and who waits, keep theirs.
+    /// Completes owed releases, then ends all threads and sessions; the next call makes new ones.
+    /// Automatic extensions and waiters keep theirs.
     pub fn close(&self, budget: Budget) -> Result<()> {
         self.enders.get().retire(budget)?;
         self.workers.get().retire(budget)?;
         self.owed.get().retire();
-        // Again and again: others may begin to wait, be cancelled, or have something extended, meanwhile.
+        // Repeatedly: meanwhile others may begin to wait, be cancelled, or begin to extend.
         let staying = || {
             let others = [self.owed.get().stays(), !self.waiters.get().retire()];
             others.map(usize::from).iter().sum::<usize>() + self.renewal.get().retire()
@@ -141,7 +141,7 @@ impl Locks {
         }
     }
 
-    /// Extends the hold of a level from now on until it is left, or watches it.
+    /// Extends, or only watches, the hold of a level until the level is left.
     pub(super) fn attend_hold(self: &Arc<Locks>, entered: Entered, lease: Lease, extended: bool) {
         self.attend(self.renewal.get().add(entered, lease, extended));
     }
@@ -156,12 +156,12 @@ impl Locks {
         }
     }
 
-    /// A level is extended automatically no longer.
+    /// Stops extending a level automatically.
     pub fn stop_extending(&self, entered: Entered) {
         registry(process_id()).with(|holds| holds.stop_extending(entered));
     }
 
-    /// A hold with this token must not be: it is released in the background.
+    /// No hold may remain under this token: releases it in the background.
     pub(super) fn owe(
         self: &Arc<Locks>,
         name: &Name,
@@ -176,7 +176,7 @@ impl Locks {
         }
     }
 
-    /// A statement that was sent may be executed late: what it does is undone in the background.
+    /// A statement that was sent may execute late: undoes its effect in the background.
     pub(super) fn may_come_late(self: &Arc<Locks>, name: &Name, late: Late, lease: Lease) {
         let owed = self.owed.get();
         if owed.may_come_late(name, late, lease) {
@@ -193,13 +193,13 @@ impl Locks {
         }
     }
 
-    /// The statement of an attempt is under way that nobody is going to repeat.
+    /// Notes that the statement of an attempt is in flight and that nobody will repeat it.
     pub(super) fn begin(&self, name: &Name, token: &Token, attempt: Attempt, lease: Lease) {
         let owed = self.owed.get();
         owed.with(|unresolved| unresolved.begin(name, token, attempt, lease, Moment::now()));
     }
 
-    /// The statement of an attempt is not under way any more.
+    /// The statement of an attempt is no longer in flight.
     pub(super) fn landed(&self, name: &Name, token: &Token) {
         self.owed.get().landed(name, token);
     }
@@ -210,8 +210,8 @@ impl Locks {
         owed.with(|unresolved| unresolved.settlements())
     }
 
-    /// Whether releases are owed for a name, and if so releases them. `true` if the lock may
-    /// be free by that, or by what has come to an end since there were `before` settlements.
+    /// Performs the releases owed for a name, if any. `true` if that may have freed the lock, or if
+    /// something has been settled since there were `before` settlements.
     pub(super) fn settle(&self, name: &Name, before: u64, budget: Budget) -> Result<bool> {
         let owed = self.owed.of(budget.process);
         let settled = !owed.with(|unresolved| unresolved.is_empty())
@@ -219,7 +219,7 @@ impl Locks {
         Ok(settled || self.settlements(budget) != before)
     }
 
-    /// Remembers what a lock is like now.
+    /// Remembers the current state of a lock.
     pub(super) fn hint(&self, call: Budget, name: &Name, hint: Option<Hint>) {
         locked(&self.hints.of(call.process)).remember(name, hint);
     }

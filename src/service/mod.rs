@@ -36,8 +36,8 @@ pub use watch::{Attempted, Event, Observer, Report};
 use crate::sync::{Mutex, MutexGuard};
 use std::sync::PoisonError;
 
-/// No step under the mutexes of this module can fail half-way, so a panic elsewhere
-/// spoils nothing.
+/// No critical section of this module's mutexes can fail half-way, so a panic elsewhere leaves the
+/// data intact.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

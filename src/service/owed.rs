@@ -1,4 +1,4 @@
-//! Releases that are owed: retried in the background, and by the next acquire of the name.
+//! Owed releases: retried in the background, and by the next acquire of the name.
 
 use super::locked;
 use super::registry::registry;
@@ -12,9 +12,9 @@ use std::time::Duration;
 #[derive(Default)]
 struct State {
     unresolved: Unresolved,
-    /// A thread looks after them.
+    /// A thread works on the attempts.
     attended: bool,
-    /// The thread is to end as soon as nothing is owed.
+    /// The thread should end as soon as nothing is owed.
     retired: bool,
     /// How many threads wait for a change.
     waiting: usize,
@@ -27,10 +27,10 @@ pub struct Owed {
     changed: Condvar,
 }
 
-/// How long one release may take that nobody waits for.
+/// How long one release may take when nobody waits for it.
 const LIMIT: Duration = Duration::from_secs(3);
-/// Nothing is known of a hold that is released here: not that it stands, that an earlier call has
-/// tried, or that others wait.
+/// Nothing is known of a hold released here: not whether it stands, whether an earlier call has
+/// tried, or whether others wait.
 const UNKNOWN: (bool, bool, bool) = (false, false, false);
 /// How long the thread stays when nothing is owed.
 const QUIET: Duration = Duration::from_secs(5);
@@ -41,7 +41,7 @@ impl Owed {
         work(&mut locked(&self.state).unresolved)
     }
 
-    /// The same, and wakes those who wait for a change: nearly always nobody.
+    /// The same, and wakes threads that wait for a change; there is nearly always none.
     pub fn change(&self, work: impl FnOnce(&mut Unresolved)) {
         let mut state = locked(&self.state);
         work(&mut state.unresolved);
@@ -52,27 +52,27 @@ impl Owed {
         }
     }
 
-    /// The outcome of an attempt that was under way is known, and nothing is owed.
+    /// The outcome of an attempt is known, and nothing is owed.
     pub fn resolved(&self, name: &Name, token: &Token) {
         self.change(|unresolved| unresolved.forget(name, token));
     }
 
-    /// The statement of an attempt is not under way any more.
+    /// The statement of an attempt is no longer in flight.
     pub fn landed(&self, name: &Name, token: &Token) {
         self.change(|unresolved| unresolved.landed(name, token));
     }
 
-    /// The process begins to leave the queue of a name in the database, or has left it.
+    /// The process begins to leave the database's queue for a name, or has left it.
     pub fn leaving(&self, name: &Name, begins: bool) {
         self.change(|unresolved| unresolved.leaving(name, begins));
     }
 
-    /// A release is owed. `true` if a thread has to be started that calls [`Owed::attend`].
+    /// Records an owed release. `true` if the caller must start a thread for [`Owed::attend`].
     pub fn owe(&self, name: &Name, token: &Token, attempt: Attempt, lease: Lease) -> bool {
         self.attended(|unresolved| unresolved.owe(name, token, attempt, lease, Moment::now()))
     }
 
-    /// A statement that was sent may be executed late. `true` as above.
+    /// Records that a statement may execute late. `true` as above.
     pub fn may_come_late(&self, name: &Name, late: Late, lease: Lease) -> bool {
         self.attended(|unresolved| unresolved.late.add(name, late, lease, Moment::now()))
     }
@@ -87,18 +87,18 @@ impl Owed {
         start
     }
 
-    /// No thread could be started: the next acquire of the name does it.
+    /// No thread could be started: the next acquire of the name does the work.
     pub fn unattended(&self) {
         locked(&self.state).attended = false;
     }
 
-    /// Whether there is a thread that stays, as something has come since [`Owed::retire`].
+    /// Whether the thread stays, because new work has come since [`Owed::retire`].
     pub fn stays(&self) -> bool {
         let state = locked(&self.state);
         state.attended && !state.retired
     }
 
-    /// Ends the thread as soon as nothing is owed, after one more look for what was done late.
+    /// Ends the thread as soon as nothing is owed, after one more look for late statements.
     pub fn retire(&self) {
         let mut state = locked(&self.state);
         state.retired = state.attended;
@@ -107,8 +107,8 @@ impl Owed {
         self.changed.notify_all();
     }
 
-    /// Ends the holds of a name that must not be, also what is under way by now. `true` if the
-    /// lock may be free by that.
+    /// Ends the holds of a name that must not be, waiting for attempts that are now in flight.
+    /// `true` if that may have freed the lock.
     pub fn settle(&self, store: &Store, name: &Name, budget: Budget) -> Result<bool> {
         let mut any = false;
         loop {
@@ -122,7 +122,7 @@ impl Owed {
                 return Ok(any);
             };
             let mut state = locked(&self.state);
-            // Looked at under the mutex: an end that comes now is not missed.
+            // Checked under the mutex, so an attempt that ends now is not missed.
             if state.unresolved.of(name).in_flight {
                 state.waiting += 1;
                 let waited = self.changed.wait_timeout(state, slice);
@@ -134,7 +134,7 @@ impl Owed {
         }
     }
 
-    /// Ends the holds of a name that must not be. Tells whether there was one.
+    /// Ends the holds of a name that must not be. Returns whether there was one.
     fn undo(
         &self,
         store: &Store,
@@ -153,14 +153,14 @@ impl Owed {
             Ok(())
         };
         let undone = undo();
-        // In a child that was forked meanwhile it is the parent's business.
+        // In a child forked in the meantime this is the parent's business.
         if !matches!(undone, Ok(()) | Err(Error::Forked)) {
             self.with(|unresolved| unresolved.failed(name, Moment::now()));
         }
         undone.map(|()| any)
     }
 
-    /// Waits for a change, while `busy` says so. Whether there is time left.
+    /// Waits until `busy` is false. Returns whether it is, within the budget.
     pub fn wait_while(
         &self,
         busy: impl Fn(&mut Unresolved) -> bool,
@@ -168,7 +168,7 @@ impl Owed {
     ) -> Result<bool> {
         loop {
             let mut state = locked(&self.state);
-            // Looked at under the mutex: an end that comes now is not missed.
+            // Checked under the mutex, so a change that comes now is not missed.
             if !busy(&mut state.unresolved) {
                 return Ok(true);
             }
@@ -182,7 +182,7 @@ impl Owed {
         }
     }
 
-    /// Executes a release that is owed.
+    /// Executes an owed release.
     fn release(
         &self,
         store: &Store,
@@ -198,8 +198,8 @@ impl Owed {
         Ok(found)
     }
 
-    /// Ends the hold of a name if it was taken late: there is one at most, so one look tells
-    /// which of many tokens has taken it.
+    /// Ends a hold of a name that a late statement took: there is at most one, so one look tells
+    /// which of many tokens has it.
     fn look(&self, store: &Store, name: &Name, lease: Lease, budget: Budget) -> Result<bool> {
         let sent = Moment::now();
         let mut found = false;
@@ -214,8 +214,8 @@ impl Owed {
         Ok(found)
     }
 
-    /// Undoes things for as long as there is something to undo, or to look for. The work of a
-    /// thread of its own. `in_use` tells whether somebody of this process waits with a ticket.
+    /// Undoes late effects as long as there are any, or any to look for. The main loop of its own
+    /// thread. `in_use` tells whether a waiter of this process uses a ticket.
     pub fn attend(&self, store: &Store, in_use: impl Fn(i64) -> bool) {
         loop {
             let mut state = locked(&self.state);
@@ -248,7 +248,7 @@ impl Owed {
             drop(state);
             let undone = self.undo_all(store, due, &in_use);
             if retired {
-                // Who closes does not wait for what may be done later.
+                // `close` does not wait for statements that may still execute late.
                 self.with(|unresolved| unresolved.late.clear());
             }
             if undone.is_err() {
@@ -257,7 +257,7 @@ impl Owed {
         }
     }
 
-    /// An error if the database is out of reach: the rest would fare no better.
+    /// An error if the database is unreachable: the rest would fare no better.
     fn undo_all(&self, store: &Store, due: Due, in_use: impl Fn(i64) -> bool) -> Result<()> {
         let check = |name: &Name, undone: Result<()>| match undone {
             Err(error @ Error::Unavailable(_)) => Err(error),
@@ -279,7 +279,7 @@ impl Owed {
         Ok(())
     }
 
-    /// Takes a ticket out of the queue that a late statement may have put there.
+    /// Takes a ticket out of the queue, where a late statement may have put it.
     fn leave(
         &self,
         store: &Store,
@@ -290,8 +290,8 @@ impl Owed {
     ) -> Result<()> {
         let sent = Moment::now();
         if in_use(ticket) {
-            // Its statement may have taken the ticket out before the late one put it back, and
-            // not be answered yet: whoever waits with it does not know.
+            // The waiter's own statement may have removed the ticket before the late one put it
+            // back, and not be answered yet, so the waiter does not know.
             self.with(|unresolved| unresolved.failed(name, sent));
             return Ok(());
         }
@@ -311,7 +311,7 @@ mod tests {
     use crate::store::{Request, Settings, Url};
     use std::time::Instant;
 
-    /// The thread may be busy with what is owed as it is told to end.
+    /// The thread may be busy with an owed release when it is told to end.
     #[test]
     fn the_thread_ends_with_what_is_owed() {
         let url = Url::parse(&Request::new("postgresql://u@127.0.0.1:1/d")).unwrap();

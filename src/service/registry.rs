@@ -14,45 +14,45 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Weak};
 use std::time::Duration;
 
-/// Tells an owner that its hold is lost. It is called on any thread and must not block.
+/// Tells an owner that its hold is lost. Called on any thread; must not block.
 pub type OnLost = Box<dyn FnOnce() + Send>;
-/// Tells the owner of a level that its hold is about to expire; likewise.
+/// Tells the owner of a level that its hold is about to expire. The same applies.
 pub type OnExpiring = Arc<dyn Fn(Entered) + Send + Sync>;
 
-/// What the owner of a level wants to hear.
+/// The events that the owner of a level wants to hear of.
 #[derive(Default)]
 pub struct Callbacks {
-    /// That its hold is lost.
+    /// Its hold is lost.
     pub lost: Option<OnLost>,
-    /// That its hold was not extended, and only so many seconds are left.
+    /// Its hold was not extended, and only this many seconds are left.
     pub expiring: Option<(f64, OnExpiring)>,
 }
 
-/// What knows how many wait for a lock, and whether they have a ticket in the database's queue.
+/// Knows how many wait for a lock, and whether they have a ticket in the database's queue.
 pub(super) trait Crowd: Send + Sync {
-    /// Of one lock.
+    /// For one lock.
     fn count(&self, name: &Name) -> (usize, bool);
 }
 
-/// The holds of one process, and who wants to hear that one is lost.
+/// The holds of one process, and who to tell when one is lost.
 #[derive(Default)]
 pub struct Registry {
     holds: Mutex<Holds>,
-    /// A hold is lost.
+    /// Notified when a hold is lost.
     lost: Condvar,
-    /// Who is woken by that too, as long as somebody keeps it.
+    /// Others that a loss wakes, for as long as they are referenced.
     wakeups: Mutex<Vec<Weak<Wakeup>>>,
     callbacks: Mutex<HashMap<LevelId, Callbacks>>,
     /// The waiters of each configuration.
     crowds: Mutex<Vec<Weak<dyn Crowd>>>,
-    /// For those who measure.
+    /// For observers.
     pub(super) watched: Watched,
 }
 
 static REGISTRY: LazyLock<ProcessLocal<Registry>> = LazyLock::new(ProcessLocal::default);
 
-/// The registry of a process: the calling one, or, in a child that was forked in the
-/// middle of a call, one that nobody looks into.
+/// The registry of a process: the calling one, or, in a child forked in the middle of a call, one
+/// that nobody looks into.
 #[must_use]
 pub fn registry(process: u32) -> Arc<Registry> {
     REGISTRY.of(process)
@@ -64,15 +64,15 @@ impl Registry {
         work(&mut locked(&self.holds))
     }
 
-    /// Somebody waits for locks of one more configuration.
+    /// Adds the waiters of one more configuration.
     pub(super) fn add(&self, crowd: Weak<dyn Crowd>) {
         let mut all = locked(&self.crowds);
         all.retain(|crowd| crowd.strong_count() > 0);
         all.push(crowd);
     }
 
-    /// How many of this process wait for a lock, and how many tickets they have in the
-    /// queues of databases.
+    /// How many waiters of this process wait for a lock, and how many tickets they have in the
+    /// databases' queues.
     #[must_use]
     pub fn waiting(&self, name: &Name) -> (usize, usize) {
         let all: Vec<_> = locked(&self.crowds)
@@ -85,7 +85,7 @@ impl Registry {
         })
     }
 
-    /// The owner of a level wants to hear of its hold.
+    /// Registers the callbacks of a level.
     pub(super) fn call(&self, level: LevelId, callbacks: Callbacks) {
         locked(&self.callbacks).insert(level, callbacks);
     }
@@ -102,22 +102,22 @@ impl Registry {
         }
     }
 
-    /// A level has been left: nobody wants to hear of it any more.
+    /// A level has been left: forgets its callbacks.
     pub(super) fn forget(&self, level: LevelId) {
-        // Dropped outside of the mutex.
+        // Drop it outside the mutex.
         let callback = locked(&self.callbacks).remove(&level);
         drop(callback);
     }
 
-    /// Whether a Lock object's hold is lost: the caller's, or else the latest. Whoever is told so
-    /// by its deadline alone is not the only one.
+    /// Whether a Lock object's hold is lost: the caller's, or else the latest. A loss found here by
+    /// the deadline alone is reported to everybody concerned.
     pub(super) fn is_lost(&self, lock: LockId, caller: &Caller) -> bool {
         let now = Moment::now();
         self.report(|holds| holds.expire_of(lock, caller, now));
         self.with(|holds| holds.is_lost(lock, caller, now))
     }
 
-    /// Waits until it is. A hold that is taken meanwhile counts too, a second later at the most.
+    /// Waits for the loss. Also notices a hold taken meanwhile, at most a second later.
     pub(super) fn await_loss(
         &self,
         lock: LockId,
@@ -129,13 +129,13 @@ impl Registry {
                 return Ok(false);
             };
             self.sleep_until_lost(lock, caller, pause);
-            // Not under the mutex: it waits for the GIL, and whoever has that may want the holds.
+            // Not under the mutex: this waits for the GIL, whose holder may want the holds.
             budget.check()?;
         }
         Ok(true)
     }
 
-    /// Sleeps until something is lost, or the hold's lease is over, for at most `pause`.
+    /// Sleeps until any hold is lost or this one's lease is over, at most for `pause`.
     fn sleep_until_lost(&self, lock: LockId, caller: &Caller, pause: Duration) {
         let holds = locked(&self.holds);
         let now = Moment::now();
@@ -148,7 +148,7 @@ impl Registry {
         drop(self.lost.wait_timeout(holds, pause));
     }
 
-    /// Has somebody woken whenever a hold is lost.
+    /// Calls the wakeup whenever a hold is lost.
     pub fn wake_by_losses(&self, wakeup: &Arc<Wakeup>) {
         let mut wakeups = locked(&self.wakeups);
         wakeups.retain(|wakeup| wakeup.strong_count() > 0);
@@ -172,7 +172,7 @@ impl Registry {
         Some(deadline)
     }
 
-    /// Changes the holds, and tells everybody concerned if one is lost by that.
+    /// Changes the holds; if that loses one, tells everybody concerned.
     pub(super) fn report(&self, change: impl FnOnce(&mut Holds) -> Option<Reported>) {
         let Some(reported) = self.with(change) else {
             return;

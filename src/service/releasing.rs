@@ -1,4 +1,4 @@
-//! A release that is under way, under a token that a transfer may be replacing.
+//! A release in progress, by a token that a transfer may be replacing.
 
 use super::owed::Owed;
 use crate::engine::{Moment, Name, Token, Unresolved};
@@ -11,17 +11,17 @@ use std::sync::Arc;
 pub struct Releasing {
     owed: Arc<Owed>,
     process: u32,
-    /// The one that the caller knows.
+    /// The token that the caller knows.
     token: Token,
-    /// The new one of a transfer that its caller does not know.
+    /// The new token of a transfer, if its caller does not know it yet.
     new: Option<Token>,
-    /// The new one of a transfer that the hold is known to be in.
+    /// The new token of a transfer that the hold is known to be in.
     pending: Option<Token>,
     done: bool,
 }
 
 impl Releasing {
-    /// A release by `token` begins; the hold may be known to be given the `pending` one.
+    /// Begins a release by `token`; `pending` is the token that the hold is known to be getting.
     pub fn begin(
         owed: Arc<Owed>,
         token: &Token,
@@ -53,12 +53,12 @@ impl Releasing {
         self.new.is_some()
     }
 
-    /// The token that the hold was known to be given when the release began.
+    /// The token that the hold was known to be getting when the release began.
     pub fn pending(&self) -> Option<&Token> {
         self.pending.as_ref()
     }
 
-    /// All that the hold may have.
+    /// All tokens that the hold may have.
     fn tokens(&self) -> impl Iterator<Item = &Token> {
         let pending = self.pending.as_ref();
         let other = pending.filter(|pending| Some(*pending) != self.new.as_ref());
@@ -67,7 +67,7 @@ impl Releasing {
             .flatten()
     }
 
-    /// Whether the hold may have been released before, or has been.
+    /// Whether an earlier call may have released the hold, or has.
     pub fn before(&self, name: &Name) -> Option<bool> {
         self.owed.with(|unresolved| {
             self.tokens()
@@ -89,7 +89,7 @@ impl Releasing {
         }
     }
 
-    /// The hold is going to be ended in the background, whichever of these tokens it has.
+    /// The hold will be ended in the background, whichever of these tokens it has.
     pub fn goes_on(&mut self) -> impl Iterator<Item = &Token> {
         self.done = true;
         self.tokens()

@@ -1,6 +1,6 @@
-//! Keeping holds alive: a thread that renews each after a third of its lease, many in
-//! one statement. Leases of very different lengths have a thread each, so that what a
-//! long one can wait for does not cost a short one its hold.
+//! Keeps holds alive: a thread renews each after a third of its lease, many in one statement.
+//! Leases of very different lengths get separate threads, so that a delay harmless to a long lease
+//! does not cost a short one its hold.
 
 use super::locked;
 use super::registry::registry;
@@ -11,10 +11,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-/// A hold that is to be renewed now.
+/// A hold to renew now.
 struct Due {
     hold: HoldId,
-    /// The levels that want it.
+    /// The levels that want it renewed.
     levels: Vec<Entered>,
     name: Name,
     token: Token,
@@ -23,21 +23,21 @@ struct Due {
     deadline: Deadline,
 }
 
-/// A level that is looked after.
+/// A level that the thread watches.
 struct Entry {
-    /// When the next time is.
+    /// When to look at it next.
     next: Instant,
     warning: Option<Warning>,
 }
 
-/// Its owner wants to hear, once in each term of the lease, that only so much is left.
+/// Its owner wants to be told, once in each term of the lease, when only this much is left.
 struct Warning {
     before: f64,
     told: Option<Deadline>,
 }
 
 impl Warning {
-    /// Whether the owner is to be told now, and in how many seconds to look again.
+    /// Whether to tell the owner now, and in how many seconds to look again.
     fn look(&mut self, deadline: Deadline, now: Moment) -> (bool, f64) {
         let left = deadline.remaining(now);
         if left > self.before {
@@ -52,13 +52,13 @@ impl Warning {
 struct State {
     entries: HashMap<Entered, Entry>,
     attended: bool,
-    /// The thread is to end as soon as there is nothing to extend.
+    /// The thread should end as soon as there is nothing to extend.
     retired: bool,
     /// Until when the thread sleeps.
     asleep: Option<Instant>,
 }
 
-/// The holds with leases of one order of magnitude.
+/// The holds whose leases have the same order of magnitude.
 #[derive(Default)]
 pub struct Class {
     state: Mutex<State>,
@@ -69,15 +69,15 @@ pub struct Class {
 #[derive(Default)]
 pub struct Renewal(Mutex<HashMap<i32, Arc<Class>>>);
 
-/// Of the class of those who want to be warned. Its thread asks the database for nothing: they
-/// want to hear most when that does not answer.
+/// The class of owners that want to be warned. Its thread never asks the database: warnings matter
+/// most when that does not answer.
 const WARNED: i32 = i32::MAX;
 
-/// A hold is renewed after this part of its lease: a third.
+/// A hold is renewed after this fraction of its lease: a third.
 const REGULARLY: f64 = 3.0;
 
-/// The step of what is small beside a lease: holds that are due within it are renewed together,
-/// and after a failure the next attempt comes after it.
+/// A small fraction of a lease: holds due within it are renewed together, and a failed attempt is
+/// repeated after it.
 const SOON: f64 = 15.0;
 
 /// How long a thread stays when there is nothing to extend.
@@ -88,8 +88,8 @@ fn part(lease: Lease, divisor: f64) -> Duration {
 }
 
 impl Renewal {
-    /// A level wants its hold extended, or, if not `extended`, wants to hear when it
-    /// expires. Tells the class if a thread has to be started that calls [`Class::attend`].
+    /// A level wants its hold extended, or, if not `extended`, wants to hear when it expires.
+    /// Returns the class if the caller must start a thread that calls [`Class::attend`].
     pub fn add(&self, entered: Entered, lease: Lease, extended: bool) -> Option<Arc<Class>> {
         // One class for each power of four.
         #[allow(clippy::cast_possible_truncation)] // the logarithm of a lease is small
@@ -99,7 +99,7 @@ impl Renewal {
         class.add(entered, first, None).then_some(class)
     }
 
-    /// A level wants to hear when only `before` seconds are left to its hold; likewise.
+    /// A level wants to hear when only `before` seconds of its hold are left. The same applies.
     pub fn warn(&self, entered: Entered, before: f64, deadline: Deadline) -> Option<Arc<Class>> {
         let class = locked(&self.0).entry(WARNED).or_default().clone();
         let mut warning = Warning { before, told: None };
@@ -108,7 +108,7 @@ impl Renewal {
         class.add(entered, first, Some(warning)).then_some(class)
     }
 
-    /// Ends the threads that have nothing to extend. Tells how many others there are.
+    /// Ends the threads that have nothing to extend. Returns how many others there are.
     pub fn retire(&self) -> usize {
         let classes: Vec<_> = locked(&self.0).values().cloned().collect();
         classes.iter().filter(|class| !class.retire()).count()
@@ -134,11 +134,11 @@ impl Class {
         locked(&self.state).attended = false;
     }
 
-    /// Whether there is no thread, or one that ends by this.
+    /// Whether there is no thread, or this call ends it.
     fn retire(&self) -> bool {
         let mut state = locked(&self.state);
         let process = process_id();
-        // Levels that have been left are still here until their time comes.
+        // Levels that were left stay here until they are due.
         registry(process).with(|holds| {
             state
                 .entries
@@ -181,8 +181,8 @@ impl Class {
         }
     }
 
-    /// The holds to renew now, with those that are nearly due. Levels that have been left,
-    /// and holds that are lost, are forgotten; those that are only watched are looked after.
+    /// The holds to renew now, including those nearly due. Forgets levels that were left and holds
+    /// that are lost; checks holds that are only watched.
     fn due(state: &mut State, process: u32) -> Vec<Due> {
         let (now, moment) = (Instant::now(), Moment::now());
         let mut due: HashMap<HoldId, Due> = HashMap::new();
@@ -195,7 +195,7 @@ impl Class {
                 };
                 if let Some(warning) = &mut entry.warning {
                     let (tell, pause) = warning.look(hold.deadline, moment);
-                    // One that is over is about to be told as lost.
+                    // An expired one is about to be reported as lost.
                     entry.next = now + Duration::from_secs_f64(pause.max(0.01));
                     if tell {
                         warned.push(*entered);
@@ -235,14 +235,14 @@ impl Class {
     }
 
     fn renew(&self, store: &Store, due: Vec<Due>, process: u32) {
-        // Half of what is left: then there is time for a second attempt.
+        // Half of the time left, which leaves room for a second attempt.
         let now = Moment::now();
         let left = due.iter().map(|due| due.deadline.remaining(now));
         let left = left.fold(f64::INFINITY, f64::min);
         let limit = Duration::from_secs_f64((left / 2.0).clamp(0.02, 5.0));
         let mut wanted: Vec<(Name, Token, Lease)> = Vec::new();
         for due in &due {
-            // Whichever token the hold has, while a transfer is under way.
+            // During a transfer the hold has either token.
             for token in [Some(&due.token), due.pending.as_ref()]
                 .into_iter()
                 .flatten()
@@ -275,7 +275,7 @@ impl Class {
                     let error = "its row is locked by another transaction";
                     Class::failed(&due, error, process)
                 }
-                // Extended, but another hold with the token: this one is gone.
+                // Extended, but a different hold with the same token: this one is gone.
                 (Ok(_), Some(Renewed::Gone | Renewed::Until(..)) | None) => {
                     gone.push(due);
                     continue;
@@ -283,7 +283,7 @@ impl Class {
             };
             self.schedule(&due, next);
         }
-        // Those that are renewed do not wait for the question why others are not.
+        // First schedule the renewed ones; asking why the others are gone takes time.
         for due in gone {
             let next = Class::gone(store, &due, process);
             self.schedule(&due, next);
@@ -306,9 +306,9 @@ impl Class {
         }
     }
 
-    /// A hold could not be extended. When to try again, if there is time.
+    /// A hold could not be extended. Returns when to try again, if there is time.
     fn failed(due: &Due, error: &str, process: u32) -> Option<Duration> {
-        // What its owner has done meanwhile counts.
+        // Its owner may have extended it meanwhile.
         let deadline =
             registry(process).with(|holds| holds.get(due.hold).map(|hold| hold.deadline));
         let left = deadline?.remaining(Moment::now());
@@ -325,7 +325,7 @@ impl Class {
         Some(pause.min(Duration::from_secs_f64(left)))
     }
 
-    /// The database does not have a hold. It is lost, unless it has another token by now.
+    /// The database does not have a hold: it is lost, unless it has a new token by now.
     fn gone(store: &Store, due: &Due, process: u32) -> Option<Duration> {
         let registry = registry(process);
         let changing = registry.with(|holds| {
@@ -348,7 +348,7 @@ impl Class {
             store.why_lost(&due.name, &due.token, budget)
         };
         registry.report(|holds| {
-            // Not if a release() has begun since: then it was that which ended it.
+            // Not if a release() has begun since: then that ended it.
             let held = holds.get(due.hold)?.condition == Condition::Held;
             held.then(|| holds.lost(due.hold, reason)).flatten()
         });

@@ -13,7 +13,7 @@ pub struct Threads {
     ended: Condvar,
 }
 
-/// One that lives, until this is dropped.
+/// A running thread, until this is dropped.
 pub struct Living(Arc<Threads>);
 
 impl Drop for Living {
@@ -24,14 +24,14 @@ impl Drop for Living {
 }
 
 impl Threads {
-    /// One more lives.
+    /// Counts one more thread.
     #[must_use]
     pub fn begin(self: &Arc<Threads>) -> Living {
         *locked(&self.living) += 1;
         Living(self.clone())
     }
 
-    /// Waits until no others live than those that are `staying`, or the time is over.
+    /// Waits until only the `staying` threads are left, or the time is over.
     pub fn await_end(&self, staying: impl Fn() -> usize, budget: Budget) -> Result<()> {
         while let Some(slice) = budget.slice() {
             let staying = staying();

@@ -24,8 +24,8 @@ struct Begun {
 }
 
 impl Locks {
-    /// A transfer begins. From now on whoever presents the old token may mean the new one, until
-    /// somebody has read that.
+    /// Begins a transfer. From now on the old token may stand for the new one, until a caller has
+    /// read the new one.
     pub fn begin_transfer(
         &self,
         lock: &Lock,
@@ -45,13 +45,13 @@ impl Locks {
         });
         let claim =
             owed.with(|unresolved| unresolved.transfers.begin(old, lease, Moment::now()))?;
-        // Before the statement is sent: whoever extends the hold meanwhile may meet
-        // either token.
+        // Before sending the statement: a thread that extends the hold meanwhile may find either
+        // token.
         registry.with(|holds| holds.transferring(old, &claim.new));
         Some(Begun { claim, hold, lease })
     }
 
-    /// Its caller has been cancelled, and is not going to read the new token.
+    /// The caller was cancelled and will not read the new token.
     pub fn transfer_failed(&self, transfer: &Transfer) {
         if let Some(Begun { claim, .. }) = &transfer.begun {
             let owed = self.owed.get();
@@ -59,8 +59,8 @@ impl Locks {
         }
     }
 
-    /// What has begun, after another transfer of the same token if there is one: a hold has one
-    /// token, or may have one of two, but not of three.
+    /// The transfer once it has begun, after any other transfer of the same token: a hold may have
+    /// one of two tokens, but not one of three.
     fn begun(
         &self,
         lock: &Lock,
@@ -132,7 +132,7 @@ impl Locks {
                 let reason = self.loss_of(&registry, current, lock.name(), &old, budget);
                 Err(Error::Expired(lock.name().clone(), old, reason))
             }
-            // In a child that was forked meanwhile it is the parent's business.
+            // In a child forked in the meantime this is the parent's business.
             Err(Error::Forked) => Err(Error::Forked),
             Err(error) => {
                 if error.outcome_unknown() {
@@ -151,8 +151,8 @@ impl Locks {
         }
     }
 
-    /// The token that the hold of `token` has: another one, if a transfer that
-    /// seemed to fail has succeeded.
+    /// The current token of the hold of `token`: a different one if a transfer that seemed to fail
+    /// succeeded.
     pub(super) fn resolve(&self, name: &Name, token: &Token, budget: Budget) -> Result<Token> {
         let owed = self.owed.of(budget.process);
         let Some(new) = owed.with(|unresolved| unresolved.transfers.meant(token, Moment::now()))
@@ -166,7 +166,7 @@ impl Locks {
             registry.with(|holds| holds.not_transferred(token, &new));
             return Ok(token.clone());
         }
-        // Its caller may know the old one only, also next time.
+        // The caller may know only the old token, next time too.
         owed.with(|unresolved| {
             unresolved
                 .transfers
@@ -177,8 +177,8 @@ impl Locks {
         Ok(new)
     }
 
-    /// Renews a hold that should have been extended automatically by now: one that is
-    /// transferred again and again has another token whenever the extending thread comes.
+    /// Renews a hold whose automatic extension is overdue: a hold that is transferred again and
+    /// again has a new token whenever the extending thread comes.
     pub(super) fn catch_up(
         &self,
         lock: &Lock,
@@ -196,7 +196,7 @@ impl Locks {
             Ok(Some((fence, deadline))) => {
                 registry.extended(id, fence, deadline);
             }
-            // The signal's exception; the Lock object has the new token.
+            // Raise the signal's exception; the Lock object has the new token.
             Err(error @ (Error::Interrupted | Error::Forked)) => return Err(error),
             // The extending thread finds the same, or tries again.
             Ok(None) => {}

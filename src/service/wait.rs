@@ -4,7 +4,7 @@ use crate::store::Budget;
 use crate::sync::Instant;
 use std::time::Duration;
 
-/// For how long to wait.
+/// How long to wait.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Wait {
     /// Not at all.
@@ -35,10 +35,10 @@ impl Wait {
         }
     }
 
-    /// For what is asked of the database at the end of a wait.
+    /// For the queries at the end of a wait.
     const GRACE: Duration = Duration::from_millis(250);
 
-    /// A wait bounds the whole call, so also what it asks of the database.
+    /// A wait bounds the whole call, including its queries.
     pub(super) fn bounds(self, budget: Budget) -> Budget {
         match self {
             Wait::Until(until) => {
@@ -51,7 +51,7 @@ impl Wait {
 
     /// When to look again: at `due`, but not after the end.
     pub(super) fn limit(self, due: Option<Instant>) -> Instant {
-        // In an hour, if nothing is going to happen.
+        // Look again in an hour if nothing is expected to happen.
         let due = due.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
         match self {
             Wait::Not => Instant::now(),

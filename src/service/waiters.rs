@@ -1,5 +1,5 @@
-//! The waiters of one process: wakes them, and runs the thread that listens for them.
-//! What each has to do is decided by its [`Line`].
+//! The waiters of one process: wakes them, and runs the thread that listens for them. Each waiter's
+//! [`Line`] decides what the waiter does.
 
 use super::locked;
 use super::registry::{Crowd, registry};
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 mod listening;
 
-/// One that waits.
+/// A single waiter.
 pub struct Waiter {
     number: u64,
     name: Name,
@@ -23,19 +23,19 @@ pub struct Waiter {
 #[derive(Default)]
 struct State {
     lines: HashMap<Name, Line<Arc<Wakeup>>>,
-    /// Which line a ticket is of.
+    /// The line of each ticket.
     tickets: HashMap<i64, Name>,
     /// The number of the listener, while notifications come through.
     listening: Option<i64>,
-    /// A thread listens, or tries to.
+    /// Whether a thread listens, or tries to.
     attended: bool,
     last_ticket: i64,
     numbers: u64,
-    /// The registry knows of these waiters.
+    /// Whether the registry knows these waiters.
     registered: bool,
-    /// Since when nobody waits.
+    /// Since when nobody has been waiting.
     quiet: Option<Instant>,
-    /// When it was looked for leaders that do not come.
+    /// When we last looked for leaders that do not come.
     looked: Option<Instant>,
 }
 
@@ -43,18 +43,18 @@ struct State {
 #[derive(Default)]
 pub struct Waiters {
     state: Mutex<State>,
-    /// For the thread that listens, while it cannot.
+    /// Wakes the listening thread while it cannot listen.
     somebody: Condvar,
 }
 
-/// A free lock is left to the first in the queue for so long; see `wait.sql`.
+/// How long a free lock is reserved for the first in the queue; see `wait.sql`.
 const TURN: Duration = Duration::from_millis(500);
-/// How often, at most and at least, a lock is asked for that nobody would be notified of.
+/// Range of the polling interval for a lock whose release would not be notified.
 const POLL: std::ops::Range<f64> = 0.4..0.7;
-/// How often the queue is looked after, in seconds: an administrator may have emptied it.
+/// How often, in seconds, a waiter rechecks the queue: an administrator may have emptied it.
 const LOOK: f64 = 2.0;
-/// How often the listening connection is asked for a sign of life, and how long
-/// that may take before waiters look for themselves.
+/// How often the listening connection is pinged, and how long that may take before waiters look for
+/// themselves.
 const PING: Duration = Duration::from_millis(300);
 
 fn jitter(seconds: std::ops::Range<f64>) -> Duration {
@@ -70,8 +70,8 @@ impl Crowd for Waiters {
 }
 
 impl Waiters {
-    /// How many wait for which lock, and, while somebody listens for them, whether notifications
-    /// come through.
+    /// How many wait for each lock, and, while a thread listens, whether notifications come
+    /// through.
     pub fn measured(&self) -> (Vec<(Name, usize)>, Option<bool>) {
         let state = locked(&self.state);
         let lines = state.lines.iter();
@@ -101,14 +101,14 @@ impl Waiters {
         })
     }
 
-    /// Whether the waiter acts for its line now; the others only sleep.
+    /// Whether the waiter acts for its line now; the others just sleep.
     pub fn leads(&self, waiter: &Waiter) -> bool {
         self.at_line(waiter, |line| line.leads(waiter.number))
             .unwrap_or(true)
     }
 
-    /// Whether others of this process come before one that does not wait. As long as
-    /// notifications come through, the queue in the database decides that, for all processes.
+    /// Whether waiters of this process precede a caller that does not wait. While notifications
+    /// come through, the queue in the database decides that, for all processes.
     pub fn come_first(&self, name: &Name) -> bool {
         let state = locked(&self.state);
         let line = state.lines.get(name).filter(|_| state.listening.is_none());
@@ -120,7 +120,7 @@ impl Waiters {
         self.at_line(waiter, |line| line.look_at_once(Instant::now()));
     }
 
-    /// What the waiter has to do now.
+    /// What the waiter should do now.
     pub fn plan(&self, waiter: &Waiter) -> Plan {
         let mut guard = locked(&self.state);
         let state = &mut *guard;
@@ -140,7 +140,7 @@ impl Waiters {
             state.tickets.remove(&before);
             state.tickets.insert(ticket, waiter.name.clone());
         }
-        // Somebody else leads, and may have to come before this one.
+        // Another waiter leads, and may have to act before this one.
         let leader = matches!(plan, Plan::Sleep(None)).then(|| line.wake(now));
         drop(guard);
         if let Some(leader) = leader.flatten() {
@@ -160,7 +160,7 @@ impl Waiters {
         state.lines.get_mut(&waiter.name).map(work)
     }
 
-    /// The waiter asked, and found this.
+    /// The waiter asked and found this queue.
     pub fn found(&self, waiter: &Waiter, queue: Queue) {
         let now = Instant::now();
         self.at_line(waiter, |line| {
@@ -181,22 +181,22 @@ impl Waiters {
         });
     }
 
-    /// For how long one that is in the queue need not ask again.
+    /// How long a queued waiter need not ask again.
     fn pause(line: &mut Line<Arc<Wakeup>>, queue: &Queue, now: Instant) -> Duration {
         let turn = TURN * queue.ahead.min(1000);
         let time = |seconds: f64| {
-            // What is no number is no time.
+            // NaN counts as zero.
             Duration::try_from_secs_f64(seconds.clamp(0.0, Lease::MAX_SECONDS)).unwrap_or_default()
         };
         let left = time(queue.remaining);
         if !queue.live {
-            // Nobody holds it: it is the turn of those before, or the row is locked.
+            // Nobody holds it: it is the turn of an earlier waiter, or the row is locked.
             let since = time(-queue.remaining);
             return turn.saturating_sub(since) + jitter(0.001..0.004);
         }
         let poll = jitter(POLL);
         if queue.foreign {
-            // Its end is announced to nobody.
+            // Nobody announces the end of this hold.
             return (left + turn).min(poll * (queue.ahead + 1)) + Duration::from_millis(1);
         }
         let processes: HashSet<i64> = queue
@@ -204,7 +204,7 @@ impl Waiters {
             .iter()
             .map(|ticket| ticket >> TICKET_BITS)
             .collect();
-        // In all, one statement a second, or fewer, however many wait.
+        // At most one statement a second in total, however many wait.
         #[allow(clippy::cast_precision_loss)] // far from 2⁵²
         let look = jitter(0.8..1.2).mul_f64(LOOK.max(processes.len() as f64));
         let expires = now + left;
@@ -217,18 +217,18 @@ impl Waiters {
         if queue.ahead > 1 {
             return look;
         }
-        // The holder extends, so it lives and is going to announce its end.
+        // The holder extends, so it is alive and will announce the end.
         let least = Duration::from_secs(u64::from(extended) * u64::from(1 + queue.ahead));
         (left + turn + Duration::from_millis(2))
             .max(least)
             .min(look)
     }
 
-    /// The waiter tried without the queue, in vain. `true` if a thread has to be
-    /// started that calls [`Waiters::attend`].
+    /// The waiter's attempt without the queue failed. `true` if the caller must start a thread that
+    /// calls [`Waiters::attend`].
     pub fn refused(&self, waiter: &Waiter) -> bool {
         self.at_line(waiter, |line| {
-            // Soon for the first time: the listener may just be getting ready.
+            // Soon after the first attempt: the listener may just be getting ready.
             let pause = if line.was_refused() {
                 jitter(POLL)
             } else {
@@ -239,7 +239,7 @@ impl Waiters {
         self.listen_soon()
     }
 
-    /// Somebody is going to wait. `true` as above.
+    /// Announces a waiter. `true` as above.
     pub fn listen_soon(&self) -> bool {
         self.somebody.notify_one();
         !std::mem::replace(&mut locked(&self.state).attended, true)
@@ -250,8 +250,8 @@ impl Waiters {
         self.at_line(waiter, |line| line.failed(waiter.number));
     }
 
-    /// The waiter's wait has ended. Tells the ticket, if it may be in the database's queue
-    /// with nobody left who waits.
+    /// The waiter's wait has ended. Returns the ticket if it may be in the database's queue with no
+    /// waiter left to use it.
     pub fn left(&self, waiter: &Waiter, outcome: Outcome) -> Option<i64> {
         let mut guard = locked(&self.state);
         let state = &mut *guard;
@@ -300,7 +300,7 @@ impl Waiters {
         }
     }
 
-    /// Whether somebody waits with a ticket. Once nobody does, nobody will.
+    /// Whether a waiter uses a ticket. Once none does, none will.
     pub fn uses(&self, ticket: i64) -> bool {
         locked(&self.state).tickets.contains_key(&ticket)
     }
@@ -318,21 +318,21 @@ impl Waiters {
             };
             let news = match call {
                 Call::Turn(_) => line.call(now),
-                // A little later than the first one's turn ends.
+                // A little after the first one's turn ends.
                 Call::Next(_) => line.call_next(now + TURN.mul_f64(1.04)),
             };
             if news {
                 woken.extend(line.wake(now));
             }
         }
-        // Those who wake up need the state.
+        // The woken waiters need the state.
         drop(guard);
         for wakeup in woken {
             wakeup.wake();
         }
     }
 
-    /// Passes by those who do not come though it is their turn.
+    /// Passes over leaders that do not come although it is their turn.
     fn pass_by(&self) {
         let now = Instant::now();
         let mut state = locked(&self.state);

@@ -4,14 +4,14 @@ use crate::sync::Condvar;
 
 /// How a waiter is woken.
 pub enum Wakeup {
-    /// A thread sleeps.
+    /// Wakes a sleeping thread.
     Thread(Condvar),
-    /// Something else is told. It may not call back.
+    /// Calls a function, which must not call back.
     Call(Box<dyn Fn() + Send + Sync>),
 }
 
 impl Wakeup {
-    /// The thread that sleeps is woken.
+    /// Wakes a thread that sleeps on it.
     #[must_use]
     pub fn thread() -> Wakeup {
         Wakeup::Thread(Condvar::new())

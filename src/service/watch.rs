@@ -1,5 +1,5 @@
-//! What whoever measures is told: how attempts and holds end, and what was left of a lease
-//! when it was extended. Each is told once, in the process that has taken the hold.
+//! Reports to the observer: how attempts and holds end, and how much of a lease was left when it
+//! was extended. Each is reported once, in the process that took the hold.
 
 use super::locked;
 use crate::engine::{Deadline, Loss, Moment, Name, Token};
@@ -15,20 +15,20 @@ use std::time::Duration;
 pub enum Attempted {
     /// With a new hold, which has this fence.
     Acquired(Option<i64>),
-    /// The owner has entered its hold once more.
+    /// The owner entered its hold again.
     Reentered,
-    /// Somebody else has the lock.
+    /// Another caller has the lock.
     Refused,
-    /// The owner is told that its hold is lost, or the answer came too late.
+    /// The owner learned that its hold is lost, or the answer came too late.
     Lost(Loss),
-    /// Nobody wanted it any more.
+    /// The caller gave up.
     Cancelled,
     /// It failed, with this exception.
     Failed(&'static str),
 }
 
 impl Attempted {
-    /// How an attempt ended that has failed.
+    /// How a failed attempt ended.
     #[must_use]
     pub fn with(error: &Error) -> Attempted {
         match error {
@@ -45,7 +45,7 @@ impl Attempted {
     }
 }
 
-/// What has happened to a lock. It contains no token.
+/// An event about a lock. It contains no token.
 #[derive(Debug)]
 pub enum Event {
     /// An attempt has ended.
@@ -71,19 +71,19 @@ pub enum Event {
     },
 }
 
-/// Hears how one attempt ended.
+/// Called when one attempt has ended, with the outcome.
 pub type Report = Box<dyn FnOnce(&Name, Event) + Send>;
 
-/// Whoever measures the locks of a configuration. Its methods are called on any thread, also
-/// under a mutex: they may not block, nor call back.
+/// Measures the locks of a configuration. Its methods are called on any thread, even under a mutex:
+/// they must not block or call back.
 pub trait Observer: Send + Sync {
-    /// Somebody begins to acquire, on the calling thread.
+    /// The calling thread begins to acquire.
     fn attempt(&self) -> Report;
-    /// Something has happened to a hold.
+    /// An event about a hold.
     fn see(&self, name: &Name, event: Event);
 }
 
-/// An attempt that is observed. It is told once.
+/// An observed attempt. Its end is reported once.
 pub struct Watch {
     observer: Arc<dyn Observer>,
     report: Option<Report>,
@@ -91,7 +91,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// It begins now, on the calling thread.
+    /// Begins now, on the calling thread.
     #[must_use]
     pub fn begin(observer: Arc<dyn Observer>) -> Watch {
         Watch {
@@ -120,7 +120,7 @@ struct Hold {
 #[derive(Default)]
 struct State {
     holds: HashMap<Token, Hold>,
-    /// From how many on to forget those that nobody has ended, and whose lease is over.
+    /// At this many entries, forget the expired holds that nobody has ended.
     many: usize,
 }
 
@@ -128,12 +128,12 @@ struct State {
 #[derive(Default)]
 pub struct Watched {
     state: Mutex<State>,
-    /// How many there are, for a look that costs nothing.
+    /// The number of holds, for a check that costs nothing.
     count: AtomicUsize,
 }
 
 impl Watched {
-    /// The least of [`State::many`].
+    /// The minimum of [`State::many`].
     const MANY: usize = 10_000;
 
     fn with<T>(&self, work: impl FnOnce(&mut HashMap<Token, Hold>) -> Option<T>) -> Option<T> {
@@ -164,7 +164,7 @@ impl Watched {
         self.count.store(state.holds.len(), SeqCst);
     }
 
-    /// It came to nothing.
+    /// The hold did not come about.
     pub fn remove(&self, token: &Token) {
         self.with(|holds| holds.remove(token));
     }
@@ -180,7 +180,7 @@ impl Watched {
         });
     }
 
-    /// The hold of a token has another one.
+    /// The hold has a new token.
     pub fn transferred(&self, old: &Token, new: &Token) {
         self.with(|holds| {
             let hold = holds.remove(old)?;
@@ -203,7 +203,7 @@ impl Watched {
         hold.observer.see(&hold.name, ended);
     }
 
-    /// The names of the holds that an observer knows of and that certainly stand.
+    /// The names of the holds that an observer knows and that certainly stand.
     pub fn names(&self, observer: &Arc<dyn Observer>) -> Vec<Name> {
         let now = Moment::now();
         let names = self.with(|holds| {

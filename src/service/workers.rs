@@ -15,12 +15,11 @@ struct Queue {
     jobs: VecDeque<Job>,
     threads: usize,
     idle: usize,
-    /// All are to leave as soon as there is nothing to do.
+    /// All threads should leave as soon as there is nothing to do.
     retired: bool,
 }
 
-/// A few threads that come when there is something to do and leave when there
-/// has been nothing for a while.
+/// A few threads, started on demand, that leave after a while without work.
 #[derive(Default)]
 pub struct Workers {
     queue: Mutex<Queue>,
@@ -28,17 +27,17 @@ pub struct Workers {
     left: Condvar,
 }
 
-/// How long one stays without work.
+/// How long an idle thread stays.
 const QUIET: Duration = Duration::from_secs(10);
 
 impl Workers {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        // No step on it can fail half-way.
+        // No critical section can fail half-way.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has the job done soon by one of at most `most` threads; by the caller's own if
-    /// there cannot be any.
+    /// Has one of at most `most` threads do the job soon; the caller's own thread if no other can
+    /// be started.
     pub fn submit(self: &Arc<Workers>, most: usize, job: Job) {
         let mut queue = self.queue();
         queue.retired = false;
@@ -91,7 +90,7 @@ impl Workers {
                 queue = self.queue();
                 continue;
             }
-            // Also if that came while it was busy, and could not be woken.
+            // Checked here too: a busy thread misses the notification.
             let mut leaves = queue.retired;
             if !leaves {
                 queue.idle += 1;
@@ -136,7 +135,7 @@ mod tests {
         let busy = workers.clone();
         let job = move || while !busy.queue().retired {};
         workers.submit(1, Box::new(job));
-        // Less than the time without work after which it leaves anyway.
+        // Shorter than the time after which an idle thread leaves anyway.
         let budget = Budget::new(QUIET / 2, &|| Ok(()));
         workers.retire(budget).unwrap();
         assert_eq!(workers.queue().threads, 0);

@@ -1,4 +1,4 @@
-//! What is sent with a statement, and what comes back.
+//! What a statement takes, and what it returns.
 
 use super::failure::reason;
 use super::sql::Statement;
@@ -33,18 +33,18 @@ impl Row {
     }
 }
 
-/// What a statement brought.
+/// The result of a statement.
 #[derive(Default)]
 pub struct Answer {
     /// Its rows.
     pub rows: Vec<Row>,
     /// How many rows it returned or changed.
     pub affected: u64,
-    /// What the database's clock said, if it was asked.
+    /// The database's clock, if it was asked.
     pub instant: Option<f64>,
 }
 
-/// Collects an answer to its end.
+/// Collects a whole answer.
 pub async fn all(stream: RowStream) -> Outcome<Answer> {
     let mut stream = pin!(stream);
     let mut rows = Vec::new();
@@ -59,7 +59,7 @@ pub async fn all(stream: RowStream) -> Outcome<Answer> {
     })
 }
 
-/// Executes a statement that is not prepared: one round trip.
+/// Executes a statement without preparing it: one round trip.
 pub async fn execute(
     client: &Client,
     statement: &Statement,

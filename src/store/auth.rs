@@ -1,21 +1,21 @@
-//! `require_auth`: which ways to log in the server may ask for. `tokio-postgres` follows
-//! whatever the server asks, also for the password in plain text, and has no such option. So
-//! the stream looks at the first message of the server before the library sees it.
+//! `require_auth`: which authentication methods the server may ask for. `tokio-postgres` has no
+//! such option and does whatever the server asks, even sending the password in plain text. So the
+//! stream checks the server's first message before the library sees it.
 
 use super::url::{AuthMethod, RequireAuth};
 use std::io::{Error, Result};
 
-/// Looks at what the server sends until it is known what it asks for.
+/// Watches what the server sends until it is clear which method it asks for.
 #[derive(Debug)]
 pub struct Watch {
     required: RequireAuth,
-    /// The server answers whether it has TLS, before anything else.
+    /// The server first answers whether it has TLS.
     negotiated: bool,
     head: Vec<u8>,
 }
 
 impl Watch {
-    /// From the first byte of a stream on, which may begin with an answer about TLS.
+    /// Watches a stream from its first byte, which may be an answer about TLS.
     pub fn new(required: RequireAuth, negotiated: bool) -> Watch {
         Watch {
             required,
@@ -24,19 +24,19 @@ impl Watch {
         }
     }
 
-    /// Takes note of what was read. `true` when there is nothing more to look for; an error if
-    /// the server asks for what it may not.
+    /// Takes in what was read. `true` when there is nothing more to watch for; an error if the
+    /// server asks for a forbidden method.
     pub fn read(&mut self, mut bytes: &[u8]) -> Result<bool> {
         if self.negotiated && !bytes.is_empty() {
             self.negotiated = false;
             if bytes[0] != b'N' {
-                // TLS begins, within which there is another one of these; or an error.
+                // TLS begins, and inside it another watch; or this is an error.
                 return Ok(true);
             }
             bytes = &bytes[1..];
         }
         self.head.extend_from_slice(bytes);
-        // The type of the message, its length, and of an `R`, Authentication, what is asked.
+        // The message's type and length, and for an `R`, Authentication, the method.
         let Some((begin, _)) = self.head.split_first_chunk::<9>() else {
             return Ok(self.head.first().is_some_and(|kind| *kind != b'R'));
         };
@@ -49,7 +49,7 @@ impl Watch {
             5 => AuthMethod::Md5,
             7 => AuthMethod::Gss,
             9 => AuthMethod::Sspi,
-            // The only mechanisms of SASL that the library knows.
+            // The only SASL mechanisms that the library knows.
             10 => AuthMethod::ScramSha256,
             other => return Err(Error::other(format!("the server asks for login {other}"))),
         };

@@ -4,10 +4,10 @@ use crate::error::{Error, Result};
 use crate::sync::{Instant, process_id, thread};
 use std::time::Duration;
 
-/// Asks the caller's world whether to go on; for Python, whether a signal came.
+/// Asks the caller whether to go on; for Python, whether a signal came.
 pub type Check<'a> = &'a dyn Fn() -> Result<()>;
 
-/// When `timeout` will have passed. One beyond what the clock can count means a century.
+/// The instant after `timeout`. If the clock cannot represent it, a century from now.
 fn after(timeout: Duration) -> Instant {
     let now = Instant::now();
     now.checked_add(timeout)
@@ -19,17 +19,16 @@ fn after(timeout: Duration) -> Instant {
 pub struct Budget<'a> {
     /// When it must be over.
     pub until: Instant,
-    /// The process that called. It stays the same to the end of the call.
+    /// The calling process. It stays the same until the call ends.
     pub process: u32,
-    /// Whether it may use the place that the pool keeps for what must not wait for others.
+    /// Whether the call may use the place that the pool reserves for urgent work.
     pub urgent: bool,
     check: Check<'a>,
     tick: Duration,
 }
 
 impl<'a> Budget<'a> {
-    /// How often a wait asks whether to go on: well below the 100 ms within
-    /// which Ctrl-C is honoured.
+    /// How often a wait asks whether to go on: well below the 100 ms within which Ctrl-C must work.
     const TICK: Duration = Duration::from_millis(40);
 
     /// A call that begins now and may last `timeout`.
@@ -53,7 +52,7 @@ impl<'a> Budget<'a> {
         }
     }
 
-    /// The same for what must not wait until others give their sessions back.
+    /// The same for work that must not wait until others return their sessions.
     #[must_use]
     pub fn urgent(self) -> Budget<'a> {
         Budget {
@@ -86,21 +85,21 @@ impl<'a> Budget<'a> {
         self.until.saturating_duration_since(Instant::now())
     }
 
-    /// Whether the time is over.
+    /// Whether the time is up.
     #[must_use]
     pub fn over(self) -> bool {
         Instant::now() >= self.until
     }
 
-    /// For how long to wait before asking again; `None` if the time is over.
+    /// How long to wait before asking again; `None` if the time is up.
     #[must_use]
     pub fn slice(self) -> Option<Duration> {
         let left = self.left();
         (!left.is_zero()).then(|| left.min(self.tick))
     }
 
-    /// An error if the caller no longer wants the result, or is a child that a signal
-    /// handler has forked: the connection under way is its parent's.
+    /// An error if the caller no longer wants the result, or is a child that a signal handler
+    /// forked: the connection in use belongs to its parent.
     pub fn check(self) -> Result<()> {
         let wanted = (self.check)();
         if process_id() == self.process {
@@ -110,7 +109,7 @@ impl<'a> Budget<'a> {
         }
     }
 
-    /// Waits for `pause`, or until the time is over.
+    /// Waits for `pause`, or until the time is up.
     pub fn pause(self, pause: Duration) -> Result<()> {
         let pause = self.at_most(pause);
         while let Some(slice) = pause.slice() {

@@ -8,26 +8,26 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::Client;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
-/// The server's process as it was told at the login.
+/// The server process, as the server reported it at login.
 ///
-/// The library tells it to nobody but the server, in a request to cancel. So such a request
-/// is written onto paper.
+/// The library reveals it only to the server, inside a cancel request. So we have it write such a
+/// request onto paper.
 pub fn backend(client: &Client) -> Option<i32> {
     let mut paper = Vec::new();
     let request = client.cancel_token();
     let written = request.cancel_query_raw(Paper(&mut paper), Stamp);
     let mut context = Context::from_waker(Waker::noop());
-    // Paper never makes anybody wait.
+    // Paper never blocks.
     let Poll::Ready(Ok(())) = pin!(written).poll(&mut context) else {
         return None;
     };
-    // It ends with the process and its secret key.
+    // The request ends with the process and its secret key.
     let (_, end) = paper.split_last_chunk::<8>()?;
     let (process, _) = end.split_first_chunk::<4>()?;
     Some(i32::from_be_bytes(*process))
 }
 
-/// Keeps what is written; says yes to whoever asks for TLS.
+/// Records what is written, and accepts every request for TLS.
 struct Paper<'a>(&'a mut Vec<u8>);
 
 /// TLS on paper.

@@ -1,23 +1,23 @@
-//! What the database's clock says, as far as this process knows.
+//! The database's clock, as far as this process knows it.
 //!
-//! A statement that was sent may reach the server, or be executed there, when nobody waits for
-//! it any more: the network or the server stood still. If it takes a lock it must not do so
-//! then. So each says how long it is good for, by the database's clock.
+//! A statement may reach the server, or execute there, when its caller has stopped waiting: the
+//! network or the server stood still. It must not take a lock then. So each statement says until
+//! when, by the database's clock, it is valid.
 
 use crate::engine::Moment;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// How long what was learned is good enough: by then the clocks differ by a few milliseconds.
+/// How long a reading stays good enough: by then the clocks differ by a few milliseconds.
 const RECENT: Duration = Duration::from_secs(60);
 
-/// The database's clock. Without a lock, which a fork could leave locked in the child.
+/// The database's clock. Without a mutex, which a fork could leave locked in the child.
 #[derive(Debug)]
 pub struct Clock {
-    /// How much the database's clock is ahead of [`Moment`], at least, in seconds; a number as
-    /// its bits. Infinite until that is known.
+    /// The least by which the database's clock is ahead of [`Moment`], in seconds, as the bits of a
+    /// float. Infinite until known.
     ahead: AtomicU64,
-    /// When that was learned, in milliseconds.
+    /// When that was measured, in milliseconds.
     learned: AtomicU64,
 }
 
@@ -35,21 +35,21 @@ fn millis(moment: Moment) -> u64 {
 }
 
 impl Clock {
-    /// An answer that came at `received` says that it was `instant` on the database's clock, in
-    /// seconds since 1970. It is later there by now, which makes what follows stricter.
+    /// Learns from an answer received at `received` that the database's clock read `instant`, in
+    /// seconds since 1970. By `received` it reads later, which makes the limits stricter.
     pub fn learn(&self, instant: f64, received: Moment) {
         let ahead = instant - received.since_start().as_secs_f64();
         self.ahead.store(ahead.to_bits(), Relaxed);
         self.learned.store(millis(received), Relaxed);
     }
 
-    /// When `time` from `now` on will be over, on the database's clock; not before if nothing is
-    /// known of it, which is infinity.
+    /// When `time` from `now` will have passed, on the database's clock; never (infinity) if
+    /// nothing is known of that clock.
     pub fn after(&self, time: Duration, now: Moment) -> f64 {
         f64::from_bits(self.ahead.load(Relaxed)) + (now + time).since_start().as_secs_f64()
     }
 
-    /// Whether it was asked a short time ago.
+    /// Whether the clock was read recently.
     pub fn is_recent(&self, now: Moment) -> bool {
         let learned = self.learned.load(Relaxed);
         learned != 0 && Duration::from_millis(millis(now).saturating_sub(learned)) < RECENT

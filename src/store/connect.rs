@@ -1,4 +1,4 @@
-//! Opening a session with one of several servers, as securely as is asked for.
+//! Opens a session with one of several servers, as securely as configured.
 
 use super::budget::Budget;
 use super::connector::Connector;
@@ -14,7 +14,7 @@ use socket2::SockAddr;
 use std::time::Duration;
 use tokio_postgres::config::{self, SslMode};
 
-/// What this client cannot do, and must not do without.
+/// Rejects options that this client cannot honour and must not ignore.
 pub fn unsupported(url: &Url) -> crate::error::Result<()> {
     let tcp = |endpoint: &Endpoint| matches!(endpoint.place, Place::Tcp(..));
     // There is no TLS on a Unix socket, and without TLS nothing to bind to.
@@ -33,11 +33,11 @@ pub fn unsupported(url: &Url) -> crate::error::Result<()> {
     }
 }
 
-/// Which sessions will do, in the order in which they are preferred.
+/// The acceptable kinds of session, in order of preference.
 fn wanted(url: &Url) -> &'static [TargetSessionAttrs] {
     use TargetSessionAttrs::{Any, PreferStandby, Primary, ReadOnly, ReadWrite, Standby};
     match url.target_session_attrs {
-        // Locks have to be written, so one of several servers that can is better.
+        // Locks need writes, so prefer a writable server among several.
         Any if url.endpoints.len() > 1 => &[ReadWrite, Any],
         PreferStandby => &[Standby, Any],
         Any => &[Any],
@@ -57,7 +57,7 @@ pub fn connect(url: &Url, budget: Budget) -> Result<Session, Failure> {
     let wanted = wanted(url);
     let mut last = Failure::Broken("there is no host".to_owned());
     for (turn, attributes) in wanted.iter().enumerate() {
-        // What is left for those that come later.
+        // Leave a share for the kinds that come later.
         let limited = share(budget, wanted.len() - turn);
         match connect_to_one_of(url, &endpoints, *attributes, limited) {
             Err(failure @ (Failure::Broken(_) | Failure::TimedOut)) => last = failure,
@@ -67,7 +67,7 @@ pub fn connect(url: &Url, budget: Budget) -> Result<Session, Failure> {
     Err(last)
 }
 
-/// A part of the time that is left, if so many have to do with it.
+/// An equal share of the time left, for one of `parts` attempts.
 fn share(budget: Budget, parts: usize) -> Budget {
     match (parts, u32::try_from(parts)) {
         (2.., Ok(parts)) => budget.at_most(budget.left() / parts),
@@ -75,7 +75,7 @@ fn share(budget: Budget, parts: usize) -> Budget {
     }
 }
 
-/// How long one of several hosts may take, unless `connect_timeout` says so.
+/// How long one of several hosts may take, unless `connect_timeout` is set.
 const CANDIDATE: Duration = Duration::from_secs(10);
 
 fn connect_to_one_of(
@@ -87,14 +87,14 @@ fn connect_to_one_of(
     let mut reasons = Vec::new();
     for (position, endpoint) in endpoints.iter().enumerate() {
         let mut limited = share(budget, endpoints.len() - position);
-        // Also for the last: by then one of the others may be what is wanted.
+        // Also for the last: by then one of the others may have become the wanted one.
         if endpoints.len() > 1 && url.connect_timeout.is_none() {
             limited = limited.at_most(CANDIDATE);
         }
         match connect_to(url, endpoint, attributes, limited) {
             Ok(session) => return Ok(session),
             Err(Failure::Broken(reason)) => reasons.push(format!("{endpoint}: {reason}")),
-            // The only one: the whole time is over, which has words of its own.
+            // The only host, and the whole time is up: that error has its own message.
             Err(Failure::TimedOut) if endpoints.len() == 1 && budget.over() => {
                 return Err(Failure::TimedOut);
             }
@@ -143,7 +143,7 @@ fn connect_to_one_address(
     Err(last)
 }
 
-/// The session, if it is of this kind.
+/// Returns the session if it is of this kind.
 fn checked(
     mut session: Session,
     attributes: TargetSessionAttrs,
@@ -179,7 +179,7 @@ enum Security {
     Required,
 }
 
-/// What `sslmode` tries, and what after a refusal.
+/// What `sslmode` tries first, and what after a refusal.
 fn attempts(mode: Mode, place: &Place) -> &'static [Security] {
     match (mode, place) {
         // There is no TLS on a Unix socket, whatever the mode.
@@ -240,7 +240,7 @@ fn log_in(
     let connector = match (security, &endpoint.place) {
         (Security::IfOffered | Security::Required, Place::Tcp(host, _)) => {
             Connector::new(&url.tls, host).map_err(|error| match url.tls.mode {
-                // These do without.
+                // These modes can do without TLS.
                 Mode::Allow | Mode::Prefer => Failure::Insecure(error.to_string()),
                 _ => Failure::Stopped(Error::Configuration(format!(
                     "{error}; what to change: {}",
@@ -257,7 +257,7 @@ fn log_in(
     Session::open(&config, line(url, route, budget)?, budget)
 }
 
-/// What to tell about a failure to connect, and what to change.
+/// Turns a failure to connect into an error that says what to change.
 pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
     match failure {
         Failure::Server(mut server_error) => {
@@ -333,7 +333,7 @@ mod tests {
         let connected = connect_to_one_address(&url, endpoint, &addresses, attributes, budget);
         assert!(matches!(connected, Err(Failure::TimedOut)));
         for listener in &silent {
-            // Somebody came.
+            // A client has connected.
             listener.set_nonblocking(true).unwrap();
             listener.accept().unwrap();
         }

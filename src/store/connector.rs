@@ -1,4 +1,4 @@
-//! TLS for a session: rustls over our stream, set up as libpq would.
+//! TLS for a session: rustls over our stream, configured as libpq would.
 
 use super::auth::Watch;
 use super::stream::{Stream, show};
@@ -30,11 +30,11 @@ use x509_cert::der::oid::db::rfc5912::{
     SHA_256_WITH_RSA_ENCRYPTION, SHA_384_WITH_RSA_ENCRYPTION, SHA_512_WITH_RSA_ENCRYPTION,
 };
 
-/// Secures a connection, if it is to be secured.
+/// Secures a connection, if TLS is wanted.
 #[derive(Clone)]
 pub struct Connector {
     tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
-    /// Which ways to log in the server may ask for.
+    /// Which authentication methods the server may ask for.
     required: Option<RequireAuth>,
 }
 
@@ -47,19 +47,19 @@ impl Connector {
         }
     }
 
-    /// The same with a demand on the way to log in.
+    /// The same, with a restriction on the authentication methods.
     #[must_use]
     pub fn requiring(self, required: Option<RequireAuth>) -> Connector {
         Connector { required, ..self }
     }
 
-    /// Who looks at what the server sends, from the first byte on.
+    /// Watches what the server sends, from the first byte on.
     pub fn watch(&self) -> Option<Watch> {
         let required = self.required.clone()?;
         Some(Watch::new(required, self.tls.is_some()))
     }
 
-    /// For a connection to this host with TLS, whose files are read anew.
+    /// For a TLS connection to this host; reads the certificate files again.
     pub fn new(tls: &Tls, host: &str) -> Result<Connector> {
         let provider = Arc::new(default_provider());
         let trust = Trust {
@@ -78,7 +78,7 @@ impl Connector {
                 let key = provider.key_provider.load_private_key(key);
                 let key = key.map_err(|error| refuse("sslkey", &error))?;
                 let identity = CertifiedKey::new(chain, key);
-                // Where that cannot be told (X.509 version 1), the server finds out.
+                // If we cannot tell (X.509 version 1), the server will.
                 if let Err(error @ rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch)) =
                     identity.keys_match()
                 {
@@ -87,7 +87,7 @@ impl Connector {
                 builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity)))
             }
         };
-        // What the server is told of its name. It is told no address.
+        // The host name for SNI. Addresses are not sent.
         let name = ServerName::try_from(host.to_owned()).unwrap_or_else(|_| {
             config.enable_sni = false;
             ServerName::from(IpAddr::from([0, 0, 0, 0]))
@@ -99,7 +99,7 @@ impl Connector {
     }
 }
 
-/// Says what is wrong with an option.
+/// An error about an option.
 fn refuse(what: impl std::fmt::Display, why: impl std::fmt::Display) -> Error {
     Error::Configuration(format!("{what}: {why}"))
 }
@@ -127,8 +127,8 @@ fn certificates(option: &str, path: &Path) -> Result<Vec<CertificateDer<'static>
     Ok(read)
 }
 
-/// The certificates that are trusted; `None` if any will do. As with libpq a file that is
-/// there counts in every mode, and one that is missing is missed only by `verify-…`.
+/// The trusted certificates; `None` to accept any. As in libpq, an existing file is used in every
+/// mode, and only `verify-…` requires one.
 fn roots(tls: &Tls) -> Result<Option<Roots>> {
     use super::tls::Roots::{Default, File, System};
     let certificates = match &tls.roots {
@@ -168,7 +168,7 @@ fn roots(tls: &Tls) -> Result<Option<Roots>> {
     Ok(Some(Roots::new(certificates)))
 }
 
-/// Who we are: a chain of certificates and the key of the first.
+/// Our identity: a chain of certificates and the key of the first.
 type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 fn identity(tls: &Tls) -> Result<Option<Identity>> {
@@ -180,7 +180,7 @@ fn identity(tls: &Tls) -> Result<Option<Identity>> {
     let key = key.unwrap_or_default();
     let shown = format!("sslkey={}", key.display());
     let about = fs::metadata(&key).map_err(|error| refuse(&shown, error))?;
-    // One of root's may be readable by a group.
+    // A key file of root's may be group-readable.
     let allowed = if about.uid() == 0 { 0o740 } else { 0o700 };
     if !about.is_file() {
         return Err(refuse(&shown, "it is not a file"));

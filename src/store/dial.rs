@@ -1,4 +1,4 @@
-//! Connecting a socket: resolve, connect; every wait can be given up.
+//! Connects a socket: resolve, connect; the caller can give up every wait.
 
 use super::budget::Budget;
 use super::failure::Failure;
@@ -21,7 +21,7 @@ pub fn line(url: &Url, route: Route, budget: Budget) -> Result<Line, Failure> {
     Ok(Line { channel, route })
 }
 
-/// Waits for the end of a connect that was started.
+/// Waits for a connect in progress to end.
 fn reach(socket: &Socket, budget: Budget) -> Result<(), Failure> {
     while !is_connected(socket)? {
         let slice = budget.slice().ok_or(Failure::TimedOut)?;
@@ -31,7 +31,7 @@ fn reach(socket: &Socket, budget: Budget) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whether a non-blocking connect has come to its end.
+/// Whether a non-blocking connect has ended.
 fn is_connected(socket: &Socket) -> io::Result<bool> {
     let (error, peer) = match socket {
         Socket::Tcp(socket) => (socket.take_error()?, socket.peer_addr().map(drop)),
@@ -45,8 +45,8 @@ fn is_connected(socket: &Socket) -> io::Result<bool> {
     }
 }
 
-/// The addresses of an endpoint. Names are resolved on a thread that lives no
-/// longer than that, because getaddrinfo(3) can neither be interrupted nor limited.
+/// The addresses of an endpoint. Resolves names on a thread of their own, because getaddrinfo(3)
+/// can be neither interrupted nor limited.
 pub fn addresses(endpoint: &Endpoint, budget: Budget) -> Result<Vec<SockAddr>, Failure> {
     match &endpoint.place {
         Place::Unix(path) => Ok(vec![SockAddr::unix(path)?]),
@@ -61,7 +61,7 @@ pub fn addresses(endpoint: &Endpoint, budget: Budget) -> Result<Vec<SockAddr>, F
                 .name("distlock-dns".to_owned())
                 .spawn(move || {
                     let found = (host.as_str(), port).to_socket_addrs();
-                    // Nobody listens any more if the caller has given up.
+                    // If the caller has given up, there is no receiver any more.
                     let _ = sender.send(found.map(Iterator::collect::<Vec<_>>));
                 })?;
             loop {
@@ -100,7 +100,7 @@ fn keep_alive(socket: &socket2::Socket, wanted: &Keepalives) -> io::Result<()> {
     socket.set_tcp_keepalive(&keepalive)
 }
 
-/// Starts a connect that does not block.
+/// Starts a non-blocking connect.
 fn dial(url: &Url, address: &SockAddr, budget: Budget) -> io::Result<Socket> {
     let unix = address.domain() == Domain::UNIX;
     let socket = socket2::Socket::new(address.domain(), Type::STREAM, None)?;
@@ -119,7 +119,7 @@ fn dial(url: &Url, address: &SockAddr, budget: Budget) -> io::Result<Socket> {
                 break;
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // The queue of a Unix socket is full: there is nothing to poll for.
+            // The Unix socket's backlog is full: there is nothing to poll for.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && !budget.over() => {
                 thread::sleep(std::time::Duration::from_millis(5));
             }

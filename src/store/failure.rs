@@ -1,4 +1,4 @@
-//! Reasons why a statement returned no answer, and the errors they become.
+//! Reasons why a statement returned no answer, and the errors they turn into.
 
 use super::tls::Mode;
 use crate::error::Error;
@@ -6,43 +6,43 @@ use std::error::Error as _;
 use std::io;
 use tokio_postgres::error::DbError;
 
-/// Why a statement brought no rows.
+/// Why a statement returned no rows.
 #[derive(Debug)]
 pub enum Failure {
     /// The server refused the statement, which therefore did nothing.
     Server(ServerError),
     /// The connection broke: whether the statement was executed is unknown.
     Broken(String),
-    /// The server is there, but no connection to it is as secure as the configuration asks for.
+    /// The server is there, but offers no connection as secure as the configuration demands.
     Insecure(String),
     /// The server asks for a password, and there is none.
     NoPassword,
-    /// The budget ended: whether the statement was or will be executed is unknown.
+    /// The time is up: whether the statement was or will be executed is unknown.
     TimedOut,
     /// The caller was interrupted: unknown too.
     Stopped(Error),
 }
 
-/// What the server said.
+/// An error from the server.
 #[derive(Debug, Default)]
 pub struct ServerError {
     /// The five characters of `SQLSTATE`.
     pub sqlstate: String,
-    /// Its words, with detail and hint.
+    /// Its message, with detail and hint.
     pub message: String,
-    /// The constraint that would be violated, if it is about one.
+    /// The constraint that would be violated, if any.
     pub constraint: String,
 }
 
 impl ServerError {
-    /// Whether it is about the session rather than the statement: another one may do.
+    /// Whether the error is about the session rather than the statement: another session may work.
     pub(super) fn ends_session(&self) -> bool {
-        // A plan that was prepared for another table (feature_not_supported); a prepared
-        // statement that is unknown, or that somebody else has prepared.
+        // A plan prepared for another table (feature_not_supported); a prepared statement that is
+        // unknown, or whose name another client has used.
         ["0A000", "26000", "42P05"].contains(&self.sqlstate.as_str()) || self.is_read_only()
     }
 
-    /// Whether nothing can be written in the session: a standby, or a demoted primary.
+    /// Whether the session cannot write: a standby, or a demoted primary.
     pub(super) fn is_read_only(&self) -> bool {
         self.sqlstate == "25006"
     }
@@ -86,12 +86,12 @@ impl From<io::Error> for Failure {
 }
 
 impl From<ServerError> for Failure {
-    /// Did the server refuse, or is it gone?
+    /// Tells a refusal from a server that is gone.
     fn from(server_error: ServerError) -> Failure {
         match server_error.sqlstate.as_str() {
             // admin_shutdown, crash_shutdown, cannot_connect_now, idle_session_timeout,
             // idle_in_transaction_session_timeout, transaction_timeout, too_many_connections:
-            // it is shutting down, starting up, or has thrown us out.
+            // the server is shutting down, starting up, or has disconnected us.
             "57P01" | "57P02" | "57P03" | "57P05" | "25P03" | "25P04" | "53300" => {
                 Failure::Broken(server_error.message)
             }
@@ -109,7 +109,7 @@ impl From<&tokio_postgres::Error> for Failure {
             let unsent = ["error serializing", "error encoding"];
             if unsent.iter().any(|start| text.starts_with(start)) {
                 return Failure::Server(ServerError {
-                    // program_limit_exceeded: a value that the protocol has no room for.
+                    // program_limit_exceeded: the value is too large for the protocol.
                     sqlstate: "54000".to_owned(),
                     message: format!("the statement cannot be sent: {}", reason(error)),
                     ..ServerError::default()
@@ -125,7 +125,7 @@ impl From<&tokio_postgres::Error> for Failure {
     }
 }
 
-/// What one who cannot log in is to change.
+/// What to change when a login fails.
 const TLS: &str = "if the server demands TLS, put sslmode=require into sqlalchemy.url";
 const CERTIFICATE: &str = "name a certificate and its key with sslcert and sslkey";
 
@@ -148,7 +148,7 @@ impl Failure {
         }
     }
 
-    /// The same with what was tried, and with what is to be changed.
+    /// The same, with what was tried and what to change.
     pub(super) fn at_login(self, mode: Mode, plain: bool) -> Failure {
         let advise = |mut server_error: ServerError, advice: &str| {
             server_error.message = format!("{}; {advice}", server_error.message);
@@ -169,7 +169,7 @@ impl Failure {
         }
     }
 
-    /// Whether it may be about the way in which the connection is secured.
+    /// Whether the failure may be about how the connection is secured.
     pub(super) fn is_about_the_login(&self) -> bool {
         match self {
             Failure::Server(server_error) => server_error.sqlstate.starts_with("28"),
@@ -179,7 +179,7 @@ impl Failure {
         }
     }
 
-    /// This one, and then another one on the other way.
+    /// Combines this failure with that of the other way of connecting.
     pub(super) fn and(self, then: Failure) -> Failure {
         let join = |mut server_error: ServerError, other: &str| {
             if server_error.message != other {
@@ -207,7 +207,7 @@ fn words(said: &DbError) -> String {
     words.join(". ")
 }
 
-/// The server's words, or the library's message with its cause.
+/// The server's message, or the library's with its cause.
 pub(super) fn reason(error: &tokio_postgres::Error) -> String {
     match (error.as_db_error(), error.source()) {
         (Some(said), _) => words(said),

@@ -1,18 +1,18 @@
-//! The column `holder`: host, process, thread and note of a holder, for people.
+//! The column `holder`: host, process, thread and note of a holder, for people to read.
 
 use std::sync::Arc;
 
 /// What a holder says about itself, besides where it runs.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct About {
-    /// Its thread, by the number that the operating system gave it.
+    /// Its thread, by the operating system's number.
     pub thread: Option<i64>,
     /// What it holds the lock for.
     pub note: Option<Arc<str>>,
 }
 
 impl About {
-    /// What goes into the column `holder`.
+    /// The value for the column `holder`.
     pub(super) fn of(&self, host: &str, process: u32) -> String {
         let place = match self.thread {
             Some(thread) => format!("{host}:{process}:{thread}"),
@@ -25,8 +25,8 @@ impl About {
     }
 }
 
-/// Who holds, from the column `holder`: `host:process`, then perhaps `:thread`, then perhaps a
-/// blank and a note. Whatever else is there has no meaning.
+/// The holder, parsed from the column `holder`: `host:process`, optionally `:thread`, then
+/// optionally a blank and a note. Anything else is ignored.
 #[derive(Debug, Default, PartialEq)]
 pub struct Holder {
     pub host: Option<String>,
@@ -58,7 +58,7 @@ impl Holder {
     }
 }
 
-/// A number of a process or a thread.
+/// The number of a process or a thread.
 fn number(text: &str) -> Option<i64> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     digits.then(|| text.parse().ok()).flatten()

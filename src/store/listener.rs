@@ -1,4 +1,4 @@
-//! The connection that receives notifications: whose turn it is.
+//! The connection that receives notifications about whose turn it is.
 
 use super::budget::Budget;
 use super::failure::Failure;
@@ -9,12 +9,12 @@ use crate::engine::TICKET_BITS;
 use rand::RngExt;
 use std::time::{Duration, Instant};
 
-/// What a listener hears.
+/// A notification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Call {
-    /// The lock is free, and it is the turn of this ticket.
+    /// The lock is free, and it is this ticket's turn.
     Turn(i64),
-    /// It is free, and this ticket is next, should the first not take it.
+    /// The lock is free, and this ticket is next, should the first not take it.
     Next(i64),
 }
 
@@ -30,17 +30,17 @@ impl Call {
     }
 }
 
-/// A listening connection that was proved to hear what others send.
+/// A listening connection, proven to receive what others send.
 pub struct Listener {
     connection: Session,
     number: i64,
 }
 
-/// Why there is none.
+/// Why there is no listener.
 pub enum NotListening {
     /// The database cannot be reached, or does not answer in time.
     Unreachable(Failure),
-    /// It can, but notifications do not come through.
+    /// The database is reachable, but notifications do not come through.
     Pooler,
 }
 
@@ -51,14 +51,14 @@ impl From<Failure> for NotListening {
 }
 
 impl Listener {
-    /// How long a notification to oneself may take.
+    /// How long a notification to ourselves may take.
     const PROOF: Duration = Duration::from_secs(1);
 
     /// Opens a listening connection and proves it.
     pub fn open(store: &Store, budget: Budget) -> Result<Listener, NotListening> {
         let number = rand::rng().random_range(1..1_i64 << (63 - TICKET_BITS));
         let mut connection = store.connect(budget)?;
-        // The channel would stay on a server process that others use.
+        // Behind a pooler, LISTEN would stay on a server process that others use.
         if !connection.is_ours(budget)? {
             return Err(NotListening::Pooler);
         }
@@ -90,7 +90,7 @@ impl Listener {
         Ok(Listener { connection, number })
     }
 
-    /// The number its tickets begin with; it differs from connection to connection.
+    /// The number that its tickets begin with; every connection has a different one.
     #[must_use]
     pub fn number(&self) -> i64 {
         self.number
@@ -102,7 +102,7 @@ impl Listener {
         Ok(heard.iter().filter_map(|text| Call::parse(text)).collect())
     }
 
-    /// Makes sure that the server is still there. It executes no statement for it.
+    /// Checks that the server is still there, without executing a statement.
     pub fn ping(&mut self, budget: Budget) -> Result<(), Failure> {
         self.connection.ping(budget)
     }

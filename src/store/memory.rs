@@ -1,8 +1,8 @@
-//! A table of locks in memory, in the place of [`super::statements`] in the tests of
-//! `make threads`: what its statements promise, and no more. Each happens at one moment. The
-//! database is another process, so a fork stops nothing in it.
+//! An in-memory table of locks that replaces [`super::statements`] in the tests of `make threads`:
+//! it keeps the promises of the statements, and no more. Each statement is atomic. The database is
+//! another process, so a fork stops nothing in it.
 
-// Of what has the same name there.
+// See the items of the same name there.
 #![allow(missing_docs, clippy::missing_panics_doc, clippy::must_use_candidate)]
 
 mod table;
@@ -22,18 +22,18 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use table::{Database, Mailbox};
 
-/// As the store that is on PostgreSQL. Clones have the same table.
+/// Like the PostgreSQL store. Clones share the table.
 #[derive(Clone, Default)]
 pub struct Store {
     database: Arc<Mutex<Database>>,
-    /// Some statements fail, before or after they are executed.
+    /// Some statements fail, before or after execution.
     faulty: Arc<AtomicBool>,
-    /// Some are executed when their callers have given up.
+    /// Some execute after their callers have given up.
     late: Arc<AtomicBool>,
 }
 
 impl Store {
-    /// The table, for a look into it.
+    /// The table, for inspection.
     pub fn database(&self) -> MutexGuard<'_, Database> {
         self.database.lock().unwrap()
     }
@@ -50,7 +50,7 @@ impl Store {
 
     fn execute<T>(&self, budget: Budget, work: impl FnOnce(&mut Database) -> T) -> Result<T> {
         step();
-        // As the pool: nothing is done in a forked child.
+        // Like the pool: a forked child does nothing.
         if process_id() != budget.process {
             return Err(Error::Forked);
         }
@@ -65,7 +65,7 @@ impl Store {
         let mut database = self.database();
         let answer = work(&mut database);
         let woken = std::mem::take(&mut database.woken);
-        // No other thread may run while this mutex is locked: shuttle does not know it.
+        // No other thread may run while this mutex is locked: shuttle does not know about it.
         drop(database);
         for sleeper in woken {
             sleeper.wake();
@@ -132,7 +132,7 @@ impl Store {
                 return Err(Error::Unavailable("late".to_owned()));
             }
         }
-        // It is sent again.
+        // The statement is sent again.
         let mut answer: Result<Answer> =
             self.execute(budget, |all| all.acquire(name, token, lease));
         if let Ok(Answer::Acquired { unknown, .. } | Answer::Refused { unknown, .. }) = &mut answer
@@ -291,7 +291,7 @@ impl Store {
     }
 }
 
-/// As the listener that is a connection to PostgreSQL.
+/// Like the listener on PostgreSQL.
 pub struct Listener {
     store: Store,
     number: i64,

@@ -1,5 +1,4 @@
-//! PostgreSQL: statements, connections, the pool and the table. No Python, no policy
-//! about locks.
+//! PostgreSQL: statements, connections, the pool and the table. No Python, no locking policy.
 
 mod answer;
 mod auth;

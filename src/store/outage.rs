@@ -1,4 +1,4 @@
-//! Since when the database is gone: an outage is waited for once, and not by every call.
+//! Since when the database is unreachable: one wait per outage, not one per call.
 //!
 //! | state       | a connection is needed              | it fails          | something succeeds |
 //! |-------------|-------------------------------------|-------------------|--------------------|
@@ -14,29 +14,29 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long one call tries while all others fail at once.
+/// How long one call tries while all others fail immediately.
 const MOMENT: Duration = Duration::from_secs(1);
 
 struct Gone {
     since: Instant,
     reason: String,
-    /// When somebody began to try, after it was given up, and has not failed yet.
+    /// When the call began that, after we gave up, now tries and has not failed yet.
     trying: Option<Instant>,
-    /// When the last began who has failed.
+    /// When the last such attempt began that failed.
     tried: Option<Instant>,
 }
 
-/// Whether the database is there.
+/// Whether the database is reachable.
 pub struct Outage {
-    /// For how long calls wait for it.
+    /// How long calls wait for it.
     limit: Duration,
-    /// As in `state`, to be read at each call.
+    /// Mirrors `state`, for a cheap check in each call.
     gone: AtomicBool,
     state: Mutex<Option<Gone>>,
 }
 
 impl Outage {
-    /// It is there until something fails.
+    /// Counts as reachable until something fails.
     pub fn new(limit: Duration) -> Outage {
         Outage {
             limit,
@@ -49,7 +49,7 @@ impl Outage {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For how long the caller may try to connect.
+    /// How long the caller may try to connect.
     pub fn admit<'a>(&self, budget: Budget<'a>) -> Result<Budget<'a>, Failure> {
         let called = Instant::now();
         loop {
@@ -59,10 +59,10 @@ impl Outage {
             };
             let left = self.limit.saturating_sub(gone.since.elapsed());
             if !left.is_zero() {
-                // Also at the very end there is time for one attempt.
+                // Even at the very end there is time for one attempt.
                 return Ok(budget.at_most(left.max(MOMENT)));
             }
-            // Whether it is back is known from who began after this call.
+            // Only an attempt that began after this call shows whether it is back.
             let known = gone.tried.is_some_and(|began| began > called);
             if known || budget.over() {
                 return Err(Failure::Broken(gone.reason.clone()));
@@ -77,13 +77,13 @@ impl Outage {
         }
     }
 
-    /// Whether it has been gone for so long that nobody waits for it any more.
+    /// Whether it has been unreachable for so long that callers no longer wait.
     pub fn is_given_up(&self) -> bool {
         let is_old = |gone: &Gone| gone.since.elapsed() >= self.limit;
         self.gone.load(Relaxed) && self.state().as_ref().is_some_and(is_old)
     }
 
-    /// It could not be reached, for the first time since `began`.
+    /// It could not be reached. Returns whether an outage begins with this, as of `began`.
     pub fn failed(&self, began: Instant, reason: &str) -> bool {
         let mut state = self.state();
         let first = state.is_none();
@@ -99,7 +99,7 @@ impl Outage {
         first
     }
 
-    /// It has answered. Tells for how long it was gone, if it was.
+    /// It has answered. Returns how long it was unreachable, if it was.
     pub fn ended(&self) -> Option<Duration> {
         if !self.gone.load(Relaxed) {
             return None;

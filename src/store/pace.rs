@@ -6,12 +6,12 @@ use std::time::Instant;
 /// How many calls pass between two sweeps.
 const CALLS_PER_SWEEP: u32 = 64;
 
-/// The same for an application that only acquires, and lets its holds expire: so rarely that
-/// the sweeps do not matter.
+/// The same for an application that only acquires, and lets its holds expire: so rarely that the
+/// cost of the sweeps does not matter.
 const ACQUISITIONS_PER_SWEEP: u32 = 16 * CALLS_PER_SWEEP;
 
-/// How long to rest after the end of the table was reached, in milliseconds. Rows are removed
-/// a minute after their last use, so little is missed.
+/// How long to rest after reaching the end of the table, in milliseconds. Rows are removed a minute
+/// after their last use, so little is missed.
 const REST: u64 = 10_000;
 
 /// Counts calls.
@@ -26,7 +26,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Nothing was counted yet.
+    /// Nothing counted yet.
     pub fn new() -> Pace {
         Pace {
             calls: AtomicU32::new(0),
@@ -37,12 +37,12 @@ impl Pace {
         }
     }
 
-    /// Counts a call. Returns the `id` after which to sweep if it is time to.
+    /// Counts a call. Returns the `id` to sweep after, if it is time to.
     pub fn after_call(&self) -> Option<i64> {
         (self.calls.fetch_add(1, Relaxed) >= CALLS_PER_SWEEP).then(|| self.due())?
     }
 
-    /// Counts an acquisition. Returns the `id` after which to sweep if no other call does.
+    /// Counts an acquisition. Returns the `id` to sweep after, if no other call does.
     pub fn after_acquisition(&self) -> Option<i64> {
         (self.acquisitions.fetch_add(1, Relaxed) >= ACQUISITIONS_PER_SWEEP).then(|| self.due())?
     }
@@ -54,7 +54,7 @@ impl Pace {
         rested.then(|| self.last.load(Relaxed))
     }
 
-    /// Notes that rows were swept up to the `id` `last`, or to the end of the table.
+    /// Rows were swept up to the `id` `last`, or to the end of the table.
     pub fn swept(&self, last: Option<i64>) {
         self.last.store(last.unwrap_or(i64::MIN), Relaxed);
         if last.is_none() {

@@ -1,6 +1,6 @@
-//! Places for sessions, which `r2d2` manages: how many there are, who has one and who waits.
+//! Places for sessions, managed by `r2d2`: how many there are, who uses one and who waits.
 //!
-//! To make a place is no work, so nothing fails or takes long on the thread of `r2d2`.
+//! Making a place is no work, so nothing fails or takes long on `r2d2`'s thread.
 
 use super::budget::Budget;
 use super::dial::line;
@@ -16,31 +16,30 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-/// How long sessions beyond `pool_size` stay open after one of them was needed. To open
-/// and close one costs as much as ten calls, and callers who are a few more than `pool_size`
-/// would do so all the time.
+/// How long sessions beyond `pool_size` stay open after one was needed. Opening and closing one
+/// costs as much as ten calls, and slightly more callers than `pool_size` would do so all the time.
 const OVERFLOW_STAYS: Duration = Duration::from_secs(1);
 
-/// How long it may take to cancel a statement that was given up.
+/// How long it may take to cancel an abandoned statement.
 pub const CANCELLING: Duration = Duration::from_secs(5);
 
-/// Where a session may be.
+/// Room for a session.
 pub struct Place {
     pub session: Option<Box<Session>>,
-    /// When it was used last.
+    /// When it was last used.
     pub used: Option<Instant>,
     /// Whether its session stays open for the next caller.
     stays: bool,
-    /// Who has it, or had it last.
+    /// Its user, or its last one.
     user: User,
 }
 
-/// Who has a place in use.
+/// The user of a place.
 #[derive(Clone, Copy, PartialEq)]
 enum User {
     /// A call, on this thread.
     Caller(ThreadId),
-    /// A thread that cancels what a call has given up.
+    /// A thread that cancels a call's abandoned statement.
     Cancelling,
 }
 
@@ -53,10 +52,10 @@ impl User {
 /// A place that is in use.
 pub type Taken = PooledConnection<Places>;
 
-/// How `r2d2` makes places, and which ones it keeps.
+/// How `r2d2` makes places, and which it keeps.
 #[derive(Debug)]
 pub struct Places {
-    /// How many callers wait for one.
+    /// How many callers wait for a place.
     waiting: Arc<AtomicUsize>,
     stay: bool,
 }
@@ -78,8 +77,8 @@ impl ManageConnection for Places {
         Ok(())
     }
 
-    /// An empty place goes, so that the next caller gets one with a session. If somebody waits
-    /// there is none, and it is given to them: `r2d2` does not wake them for a place that goes.
+    /// Discards an empty place, so that the next caller gets one with a session. If a caller waits,
+    /// no session is idle, and it gets this place: `r2d2` wakes nobody when it discards one.
     fn has_broken(&self, place: &mut Place) -> bool {
         place.session.is_none() && self.waiting.load(Relaxed) == 0
     }
@@ -136,18 +135,18 @@ impl Room {
 pub struct Sessions {
     url: Url,
     room: Room,
-    /// One place more for what must not wait until others are done. Its session is closed after
+    /// One extra place for urgent work, which must not wait for others. Its session is closed after
     /// each use.
     reserve: Room,
-    /// Who uses the places that are in use.
+    /// The users of the places in use.
     users: Mutex<Vec<User>>,
-    /// How many stay open.
+    /// How many sessions stay open.
     keep: usize,
     made: Instant,
-    /// When more than `keep` were last needed at once, in milliseconds since `made`; 0 if there
-    /// are no more than that.
+    /// When more than `keep` were last needed at once, in milliseconds since `made`; 0 if no more
+    /// than that are open.
     exceeded: AtomicU64,
-    /// What was opened before may lead nowhere, likewise.
+    /// Sessions opened before this may be dead; in the same unit.
     doubted: AtomicU64,
 }
 
@@ -181,8 +180,8 @@ impl Sessions {
         self.users().len()
     }
 
-    /// How many other threads use. What this thread has in use belongs to a call that a signal
-    /// handler has interrupted, and does not come back before the handler has returned.
+    /// How many places other threads use. A place that this thread uses belongs to a call that a
+    /// signal handler interrupted, and only comes back after the handler returns.
     pub fn in_use_elsewhere(&self) -> usize {
         let this = User::caller();
         self.users().iter().filter(|user| **user != this).count()
@@ -195,7 +194,7 @@ impl Sessions {
         }
     }
 
-    /// A place, if one becomes free in time. It is in use until [`Sessions::give_back`].
+    /// A place, if one becomes free in time. It stays in use until [`Sessions::give_back`].
     pub fn take(&self, budget: Budget) -> Result<Option<Taken>, Failure> {
         let mut place = match self.room.places.try_get() {
             None if budget.urgent => self.reserve.take(budget)?,
@@ -209,7 +208,7 @@ impl Sessions {
         Ok(place)
     }
 
-    /// Notes that a place is in use. The first caller who finds that those beyond `keep` have
+    /// Notes that a place is in use. The first caller to find that the sessions beyond `keep` have
     /// not been needed for a while closes them.
     fn note_use(&self, user: User) {
         let before = {
@@ -229,16 +228,16 @@ impl Sessions {
         }
     }
 
-    /// Notes that a session was opened. With it there may be more than `keep`, also if not as many
-    /// were needed at once.
+    /// Notes that a session was opened. There may now be more than `keep`, even if fewer were
+    /// needed at once.
     pub fn note_opened(&self) {
         if self.room.places.state().connections as usize > self.keep {
             self.exceeded.store(self.now(), Relaxed);
         }
     }
 
-    /// Closes the idle sessions that were used the longest ago, until no more than `keep` are open.
-    /// Places without a session, of which `r2d2` makes some too many, go as well.
+    /// Closes the least recently used idle sessions, until no more than `keep` are open. Also
+    /// discards places without a session, of which `r2d2` makes a few too many.
     fn trim(&self) {
         let count = self.room.places.state().idle_connections as usize;
         let idle = std::iter::from_fn(|| self.room.places.try_get()).take(count);
@@ -247,7 +246,7 @@ impl Sessions {
             idle.into_iter().partition(|place| place.session.is_some());
         let room = self.keep.saturating_sub(self.in_use());
         let surplus = kept.split_off(kept.len().min(room));
-        // The latest used come first, and are to come first again.
+        // The most recently used come first, and should come first again.
         kept.into_iter().rev().for_each(drop);
         drop(empty);
         for mut place in surplus {
@@ -255,17 +254,17 @@ impl Sessions {
         }
     }
 
-    /// Milliseconds since the beginning, which is 1.
+    /// Milliseconds since `made`, starting from 1.
     fn now(&self) -> u64 {
         u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
     }
 
-    /// A session has given no answer: the others that are open may lead nowhere either.
+    /// A session did not answer: the other open ones may be dead, too.
     pub fn suspect(&self) {
         self.doubted.store(self.now(), Relaxed);
     }
 
-    /// Whether a session that was opened then may lead nowhere.
+    /// Whether a session opened at that time may be dead.
     pub fn is_doubted(&self, opened: Instant) -> bool {
         opened < self.made + Duration::from_millis(self.doubted.load(Relaxed))
     }
@@ -284,9 +283,9 @@ impl Sessions {
         }
     }
 
-    /// Has the server give up what a session that was given up still does there, on a thread
-    /// of its own. Until that is done the place is in use, so there are never more sessions on
-    /// the server than places.
+    /// Has the server cancel the statement that a session abandoned, on a thread of its own. The
+    /// place stays in use until that is done, so the server never has more sessions than there are
+    /// places.
     fn cancel(sessions: Arc<Sessions>, place: Taken, mut session: Box<Session>) {
         sessions.users().push(User::Cancelling);
         sessions.end_use(place.user);
@@ -324,7 +323,7 @@ mod tests {
         thread::scope(|scope| {
             scope.spawn(|| assert_eq!(sessions.in_use_elsewhere(), 1));
         });
-        // Whoever took it, and wherever it comes back.
+        // Whichever thread took it, and wherever it comes back.
         thread::scope(|scope| {
             scope.spawn(|| Sessions::give_back(&sessions, place));
         });

@@ -1,9 +1,9 @@
-//! Sessions kept for the next call, as SQLAlchemy's `QueuePool` keeps them: `pool_size` stay
-//! open, `max_overflow` more may be open while they are needed, and who finds all of them in
-//! use waits for `pool_timeout`.
+//! Keeps sessions for the next call, like SQLAlchemy's `QueuePool`: `pool_size` stay open,
+//! `max_overflow` more may be open while needed, and a caller that finds all in use waits for
+//! `pool_timeout`.
 //!
-//! The caller opens the session in its place (`places.rs`), with its own limits, and gets the
-//! error itself. After a fork the child leaves its parent's pool alone and has one of its own.
+//! The caller opens the session in its place (`places.rs`), within its own limits, and gets the
+//! error itself. After a fork the child does not touch its parent's pool and has its own.
 
 use super::budget::Budget;
 use super::connect::connect;
@@ -19,10 +19,10 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What was used so short a time ago is not asked whether it is alive.
+/// A session used this recently is not checked.
 const FRESH: Duration = Duration::from_millis(20);
 
-/// The sessions of the process, made at the first use, and anew after they were closed.
+/// The sessions of the process, made on first use, and again after they were closed.
 #[derive(Default)]
 struct Shared(Mutex<Option<Arc<Sessions>>>);
 
@@ -38,7 +38,7 @@ pub struct Pool {
     /// Its options.
     pub settings: Settings,
     shared: ProcessLocal<Shared>,
-    /// A session could be opened once: the address is right.
+    /// A session was once opened, so the address is right.
     reached: AtomicBool,
     outage: Outage,
 }
@@ -50,7 +50,7 @@ pub struct Pooled {
     sessions: Arc<Sessions>,
     /// The session was opened for this use.
     opened: bool,
-    /// Whose the pool is.
+    /// The process that the pool belongs to.
     process: u32,
 }
 
@@ -65,12 +65,12 @@ impl Pooled {
         }
     }
 
-    /// Whether the session was opened for this use, so that it leads somewhere.
+    /// Whether the session was opened for this use, and so is alive.
     pub fn is_fresh(&self) -> bool {
         self.opened
     }
 
-    /// It has given no answer: others that were opened before may lead nowhere either.
+    /// The session did not answer: others opened before may be dead, too.
     pub fn suspect(&self) {
         self.sessions.suspect();
     }
@@ -92,7 +92,7 @@ impl std::ops::Deref for Pooled {
 
     fn deref(&self) -> &Session {
         let place = self.place.as_ref();
-        // `Pool::take` hands out no other, and only `drop` takes it out.
+        // `Pool::take` hands out no place without one, and only `drop` takes it out.
         place.and_then(|place| place.session.as_ref()).unwrap()
     }
 }
@@ -110,7 +110,7 @@ impl Drop for Pooled {
             return;
         };
         if std::process::id() != self.process {
-            // In a child forked meanwhile: the pool may be locked for ever.
+            // In a child forked in the meantime the pool may be locked for ever.
             place.session = None;
             std::mem::forget(place);
             return;
@@ -156,7 +156,7 @@ impl Pool {
         connected
     }
 
-    /// Something has come back from the database.
+    /// The database has answered.
     pub fn answered(&self) {
         if let Some(duration) = self.outage.ended() {
             let seconds = duration.as_secs_f64();
@@ -164,7 +164,7 @@ impl Pool {
         }
     }
 
-    /// Whether it has been gone for so long that nobody waits for it any more.
+    /// Whether it has been unreachable for so long that callers no longer wait.
     pub fn is_given_up(&self) -> bool {
         self.outage.is_given_up()
     }
@@ -174,9 +174,9 @@ impl Pool {
         self.reached.load(Relaxed)
     }
 
-    /// A session that looks alive; opens one if need be.
+    /// A session that looks alive; opens one if needed.
     pub fn take(&self, budget: Budget) -> std::result::Result<Pooled, Failure> {
-        // Also before each repetition: nothing is done twice in a forked child.
+        // Before each repetition, too: a forked child must not repeat anything.
         if std::process::id() != budget.process {
             return Err(Failure::Stopped(Error::Forked));
         }
@@ -209,7 +209,7 @@ impl Pool {
         Ok(pooled)
     }
 
-    /// Closes the sessions, those in use when they come back, for which it waits a while.
+    /// Closes the sessions; those in use when they come back, for which it waits a while.
     pub fn close(&self, budget: Budget) -> Result<()> {
         let sessions = self.shared.of(budget.process).slot().take();
         let Some(sessions) = sessions else {
@@ -233,7 +233,7 @@ impl Pool {
         )))
     }
 
-    /// Whether the session is alive, if that is to be asked.
+    /// Whether the session is alive, if pings are configured.
     fn ping(&self, session: &mut Session, budget: Budget) -> std::result::Result<bool, Failure> {
         if !self.settings.pre_ping {
             return Ok(true);
@@ -246,7 +246,7 @@ impl Pool {
     }
 }
 
-/// An error that `Result` of the core can carry.
+/// Converts a failure to an error of the core.
 pub fn result<T>(outcome: std::result::Result<T, Failure>, pool: &Pool) -> Result<T> {
     outcome.map_err(|failure| {
         super::connect::explain(&pool.url, failure, pool.settings.timeout.as_secs_f64())

@@ -7,11 +7,11 @@ use super::sql::{Schema, Sql, Statements, creation, grants, quote};
 use crate::error::Error;
 use std::time::Duration;
 
-/// The advisory lock of the upgrade: the first eight letters of "distlock".
+/// The key of the upgrade's advisory lock: the first eight letters of "distlock".
 const KEY: u64 = u64::from_be_bytes(*b"distlock");
 
-/// What an administrator has to run, with `python -m score.distlock schema`:
-/// for the user `role`, if it is known who is going to work with the table.
+/// The SQL that an administrator has to run, with `python -m score.distlock schema`; grants the
+/// user `role`, if known, the right to work with the table.
 #[must_use]
 pub fn schema_sql(schema: Option<&str>, role: Option<&str>) -> String {
     let place = Schema::new(schema);
@@ -26,12 +26,12 @@ pub fn schema_sql(schema: Option<&str>, role: Option<&str>) -> String {
 struct State {
     schema: Option<String>,
     role: String,
-    /// The setting.
+    /// The setting of that name.
     search_path: String,
     complete: bool,
-    /// It is no table.
+    /// It exists, but is not a table.
     other_kind: bool,
-    /// Owners who are not to be trusted.
+    /// Owners that are not trusted.
     strangers: Vec<String>,
     /// Triggers, rules and policies that are not ours.
     additions: Vec<String>,
@@ -42,7 +42,7 @@ impl State {
         Schema::new(self.schema.as_deref())
     }
 
-    /// We are not the ones who can make it complete.
+    /// We lack the rights to complete it.
     fn not_for_us(&self, server_error: &ServerError) -> Failure {
         let sql = schema_sql(self.schema.as_deref(), Some(&self.role));
         let (path, role) = (&self.search_path, &self.role);
@@ -114,7 +114,7 @@ fn check(
     table_owner: Option<&str>,
     budget: Budget,
 ) -> Result<State, Failure> {
-    // No statement of it names the schema: it finds it out.
+    // The statement does not name the schema: it looks that up.
     let statements = Statements::new(&Schema::new(None));
     let answer = connection.query_unprepared(&statements[Sql::Check], &[&table_owner], budget)?;
     let row = answer
@@ -135,8 +135,8 @@ fn check(
     state().map_err(Failure::Stopped)?.trusted()
 }
 
-/// Makes sure that the table is there and complete, and belongs to nobody else; tells where
-/// it is. Takes no lock if nothing is missing.
+/// Makes sure that the table is there and complete, and that only trusted roles own it; returns its
+/// schema. Takes no lock if nothing is missing.
 pub fn ensure(
     connection: &mut Session,
     table_owner: Option<&str>,
@@ -157,16 +157,16 @@ pub fn ensure(
             upgrade_at_once(connection, table_owner, &state.place(), polite, budget)
         };
         match upgraded {
-            // Somebody who does not know our advisory lock, such as 0.2.5's
-            // create_all(), was creating the table at the same moment.
+            // A client that does not know our advisory lock, such as 0.2.5's create_all(), was
+            // creating the table at the same moment.
             Err(Failure::Server(server_error))
                 if attempts < 10
                     && ["23505", "42P07", "42701"].contains(&server_error.sqlstate.as_str()) =>
             {
                 connection.batch("ROLLBACK", budget)?;
             }
-            // 55P03, lock_not_available: somebody works with the table. We do
-            // not queue up with an exclusive lock, which would block everybody.
+            // 55P03, lock_not_available: another transaction uses the table. We do not queue for an
+            // exclusive lock, which would block everybody.
             Err(Failure::Server(server_error))
                 if server_error.sqlstate == "55P03" && !budget.over() =>
             {
@@ -175,7 +175,7 @@ pub fn ensure(
                     .pause(Duration::from_millis(200))
                     .map_err(Failure::Stopped)?;
             }
-            // insufficient_privilege; or invalid_schema_name: it may not use any, or there is none.
+            // insufficient_privilege; or invalid_schema_name: there is no schema it may use.
             Err(Failure::Server(server_error))
                 if ["42501", "3F000"].contains(&server_error.sqlstate.as_str()) =>
             {
@@ -189,9 +189,9 @@ pub fn ensure(
     }
 }
 
-/// One transaction. The first attempt is `polite` and takes the advisory lock: of many that
-/// start together one does it, and the others find it done. Anybody can keep it locked, so
-/// later ones do without: two that create the same things at once get an error, and repeat.
+/// One transaction. The first attempt is `polite` and takes the advisory lock: of many processes
+/// starting together one does the work, and the others find it done. Anybody can hold that lock, so
+/// later attempts skip it: if two create the same things at once, one gets an error and repeats.
 fn upgrade(
     connection: &mut Session,
     table_owner: Option<&str>,
@@ -201,18 +201,18 @@ fn upgrade(
     connection.batch(&format!("BEGIN; {}", start(polite)), budget)?;
     let mut state = check(connection, table_owner, budget)?;
     if !state.complete {
-        // The table may be in any schema of the search path; what is added
-        // belongs beside it.
+        // The table may be in any schema of the search path; create what is missing in the same
+        // one.
         connection.batch(&creation(&state.place()), budget)?;
-        // Somebody may have created a table of their own at the same moment.
+        // Another user may have created their own table at the same moment.
         state = check(connection, table_owner, budget)?;
     }
     connection.batch("COMMIT", budget)?;
     Ok(state.place())
 }
 
-/// How the transaction begins. `budget` limits it, and no setting of the role's: the network may
-/// take longer than those allow between two messages. Older servers do not know all of them.
+/// How the transaction begins. Only `budget` limits it, not the role's settings: between two
+/// messages the network may take longer than those allow. Older servers do not know all of them.
 fn start(polite: bool) -> String {
     let lock = format!("SELECT pg_catalog.pg_advisory_xact_lock({KEY});");
     let lock = if polite { lock.as_str() } else { "" };
@@ -226,8 +226,8 @@ fn start(polite: bool) -> String {
     )
 }
 
-/// The same in one message, which is a transaction too: a pooler may give us the session for
-/// no longer. If others do it at the same moment, nothing is left to do for most of it.
+/// The same in one message, which is a transaction too: a pooler may give us the session for no
+/// longer. If others do it at the same moment, most of it finds nothing left to do.
 fn upgrade_at_once(
     connection: &mut Session,
     table_owner: Option<&str>,
@@ -240,8 +240,8 @@ fn upgrade_at_once(
     Ok(check(connection, table_owner, budget)?.place())
 }
 
-/// The search path that the server's command line options ask for, if they do. They are read as
-/// the server does: separated by spaces, of which a backslash makes a part.
+/// The search path that the server's command line options ask for, if any. Parsed as the server
+/// does: words are separated by spaces, and a backslash makes a space part of a word.
 fn search_path(options: &str) -> Option<String> {
     let mut words = vec![String::new()];
     let mut letters = options.chars();

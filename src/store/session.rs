@@ -17,7 +17,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 use tokio_postgres::{AsyncMessage, Client, Config};
 
-/// Why `CockroachDB` will not do.
+/// Why `CockroachDB` does not work.
 const NO_ADVISORY_LOCKS: &str = "sqlalchemy.url names a CockroachDB, whose advisory locks do \
     nothing and which has no notifications: processes that wait for a lock would not find out about \
     each other. Use a PostgreSQL";
@@ -28,11 +28,11 @@ type Wire = tokio_postgres::Connection<Stream, TlsStream>;
 /// The statements of a session that are prepared.
 type Prepared = [Option<tokio_postgres::Statement>; SLOTS];
 
-/// Runs `future` on the calling thread until it is done, the time is over or the caller
-/// does not want it any more. Whenever nothing moves, it waits for the socket.
+/// Runs `future` on the calling thread until it is done, the time is up or the caller no longer
+/// wants the result. Whenever nothing moves, waits for the socket.
 ///
-/// `step` moves the bytes of a connection that is set up; it fails when the connection ends.
-/// The first wait is a look-out, if there is one.
+/// `step` moves the bytes of an open connection; it fails when the connection ends. The first wait
+/// spins, if `spin` is given.
 pub fn run<F: Future>(
     future: F,
     channel: &Arc<Channel>,
@@ -50,7 +50,7 @@ pub fn run<F: Future>(
         }
         let stepped = step(&mut context);
         if let Err(reason) = stepped {
-            // What the server said before it hung up has reached the future.
+            // The future has received what the server said before it hung up.
             return match future.as_mut().poll(&mut context) {
                 Poll::Ready(output) => Ok(output),
                 Poll::Pending => Err(Failure::Broken(reason)),
@@ -69,7 +69,7 @@ pub fn run<F: Future>(
     }
 }
 
-/// Moves what there is to move, and keeps the notifications that come.
+/// Moves all pending bytes, and keeps the notifications that arrive.
 fn step(wire: &mut Wire, heard: &mut Vec<String>, context: &mut Context<'_>) -> Result<(), String> {
     loop {
         match wire.poll_message(context) {
@@ -94,21 +94,21 @@ pub struct Session {
     client: Option<Client>,
     wire: Wire,
     channel: Arc<Channel>,
-    /// The way that it took.
+    /// How it was reached.
     pub route: Route,
     prepared: Prepared,
-    /// Whether the server process is ours alone, so that what we prepare stays ours; `None`
-    /// as long as that was not asked.
+    /// Whether the server process is ours alone, so that what we prepare stays ours; `None` until
+    /// we have asked.
     alone: Option<bool>,
-    /// The process that has logged in. A forked child leaves its parent's session alone.
+    /// The process that logged in. A forked child leaves its parent's session alone.
     process: u32,
     /// When it was opened, for `pool_recycle`.
     pub opened: Instant,
     spin: Spin,
     broken: bool,
-    /// A statement was given up, and the server may still be at it.
+    /// A statement was abandoned, and the server may still be executing it.
     unfinished: bool,
-    /// Notifications that have arrived: what they say.
+    /// The payloads of notifications that have arrived.
     heard: Vec<String>,
 }
 
@@ -116,16 +116,16 @@ pub struct Session {
 pub struct Line {
     /// The socket.
     pub channel: Arc<Channel>,
-    /// The way to the same server.
+    /// The route to the same server.
     pub route: Route,
 }
 
-/// The way to a server.
+/// The route to a server.
 #[derive(Clone)]
 pub struct Route {
     /// Its address.
     pub address: SockAddr,
-    /// How what goes there is secured.
+    /// How connections to it are secured.
     pub connector: Connector,
 }
 
@@ -158,7 +158,7 @@ impl Session {
         })
     }
 
-    /// Has the client do something while the wire moves.
+    /// Has the client work while the wire moves.
     fn work<T>(
         &mut self,
         only_reads: bool,
@@ -179,13 +179,13 @@ impl Session {
         result.inspect_err(|failure| self.note(failure))
     }
 
-    /// Whether a statement was given up, which the server may still be at.
+    /// Whether a statement was abandoned that the server may still be executing.
     pub fn is_unfinished(&self) -> bool {
         self.unfinished
     }
 
-    /// Asks the server over another connection to cancel what it is at, and waits until it
-    /// has come to an end.
+    /// Asks the server over another connection to cancel the current statement, and waits until
+    /// that has ended.
     pub fn cancel(&mut self, line: Line, budget: Budget) -> Result<(), Failure> {
         let Some(client) = &self.client else {
             return Ok(());
@@ -194,11 +194,11 @@ impl Session {
         let request = client.cancel_token();
         let sent = request.cancel_query_raw(Stream(channel.clone(), None), route.connector);
         run(sent, &channel, budget, None, |_| Ok(()))?.map_err(|error| Failure::from(&error))?;
-        // One that leads nowhere gives no answer to that either.
+        // A dead connection does not answer this either.
         self.ping(budget.at_most(Duration::from_secs(1)))
     }
 
-    /// Whether this is the end of the session.
+    /// Marks the session as broken if the failure ends it.
     fn note(&mut self, failure: &Failure) {
         self.broken |= match failure {
             Failure::Server(server_error) => server_error.ends_session(),
@@ -206,14 +206,14 @@ impl Session {
         };
     }
 
-    /// Whether an idle session still looks alive; reads what the server said meanwhile,
-    /// for instance that it shuts down.
+    /// Whether an idle session still looks alive; reads what the server has sent meanwhile, for
+    /// instance that it is shutting down.
     pub fn is_alive(&mut self) -> bool {
         self.look(Duration::ZERO).is_ok()
     }
 
-    /// Reads what there is while nothing was asked for; waits for it, no longer than `slice`,
-    /// if nothing was heard yet.
+    /// Reads what has arrived unasked; if no notification is waiting yet, waits for at most
+    /// `slice`.
     fn look(&mut self, slice: Duration) -> Result<(), Failure> {
         if self.broken {
             return Err(Failure::Broken("the session has ended".to_owned()));
@@ -233,13 +233,13 @@ impl Session {
         stepped.map_err(Failure::Broken)
     }
 
-    /// Waits for notifications, no longer than `slice`; tells what they say.
+    /// Waits for notifications, no longer than `slice`; returns their payloads.
     pub fn listen(&mut self, slice: Duration) -> Result<Vec<String>, Failure> {
         self.look(slice)?;
         Ok(std::mem::take(&mut self.heard))
     }
 
-    /// Asks the server for a sign of life without any statement.
+    /// Pings the server without a statement.
     pub fn ping(&mut self, budget: Budget) -> Result<(), Failure> {
         self.work(false, budget, async |client, _| {
             client.check_connection().await
@@ -251,8 +251,8 @@ impl Session {
         self.broken
     }
 
-    /// Executes a statement in a transaction of its own: one round trip. It is prepared once
-    /// per session if that is ours alone.
+    /// Executes a statement in its own transaction: one round trip. Prepares it once per session if
+    /// that is ours alone.
     pub fn query(
         &mut self,
         statement: &Statement,
@@ -270,7 +270,7 @@ impl Session {
                 }
                 let prepare = client.prepare_typed(&statement.text, &statement.types);
                 let executed = execute(client, statement, parameters);
-                // Both are sent at once. A statement that cannot be prepared does without.
+                // Both are sent at once. A statement that cannot be prepared stays unprepared.
                 let (answer, prepared) = join(executed, prepare).await;
                 *slot = prepared.ok();
                 answer
@@ -278,19 +278,19 @@ impl Session {
         }
     }
 
-    /// Executes the first statement, and asks along with it whose the session is.
+    /// Executes the first statement, and at the same time asks whether the session is ours alone.
     ///
-    /// `tokio-postgres` counts the statements of a process to name them. A pooler that hands
-    /// sessions around may execute, under such a name, what another process has prepared. A
-    /// pooler invents the process number that it tells at the login, since it has no server
-    /// process then; PostgreSQL tells its own.
+    /// `tokio-postgres` names statements by a counter per process. A pooler that shares sessions
+    /// may, under such a name, execute what another process has prepared. A pooler makes up the
+    /// process number it reports at login, since it has no server process yet; PostgreSQL reports
+    /// its own.
     fn query_first(
         &mut self,
         statement: &Statement,
         parameters: &[Parameter],
         budget: Budget,
     ) -> Result<Answer, Failure> {
-        // It names no schema.
+        // The statement names no schema.
         let statements = Statements::new(&Schema::new(None));
         let (answer, alone) = self.work(false, budget, async |client, _| {
             let backend: [Parameter; 1] = [&super::cancel::backend(client)];
@@ -313,12 +313,12 @@ impl Session {
         answer.inspect_err(|failure| self.note(failure))
     }
 
-    /// Whether the server process is ours alone, and not one that a pooler hands around.
+    /// Whether the server process is ours alone, rather than shared through a pooler.
     pub fn is_ours(&mut self, budget: Budget) -> Result<bool, Failure> {
         if let Some(alone) = self.alone {
             return Ok(alone);
         }
-        // It names no schema.
+        // The statement names no schema.
         let statements = Statements::new(&Schema::new(None));
         let backend = self.client.as_ref().and_then(super::cancel::backend);
         let told = self.query_unprepared(&statements[Sql::Whose], &[&backend], budget)?;
@@ -339,8 +339,7 @@ impl Session {
         })
     }
 
-    /// Executes statements without parameters, in one transaction unless they
-    /// say otherwise.
+    /// Executes statements without parameters, in one transaction unless they say otherwise.
     pub fn batch(&mut self, sql: &str, budget: Budget) -> Result<(), Failure> {
         self.work(false, budget, async |client, _| {
             client.batch_execute(sql).await
@@ -349,8 +348,8 @@ impl Session {
 }
 
 impl Drop for Session {
-    /// Says goodbye, if that is possible at once: closing the socket alone would not end the
-    /// session while a forked child has a copy of it. In a child it only closes its copy.
+    /// Says goodbye if that is possible without waiting: closing the socket alone would not end the
+    /// session while a forked child has a copy. In a child, only closes that copy.
     fn drop(&mut self) {
         self.client = None;
         if self.process == std::process::id() {

@@ -1,5 +1,5 @@
-//! A socket that never blocks, and waiting for it with poll(2), which can be
-//! interrupted and given up.
+//! A socket that never blocks, and waits for it with poll(2), which can be interrupted and given
+//! up.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -27,7 +27,7 @@ impl AsFd for Socket {
     }
 }
 
-/// `None` if it would have had to wait.
+/// Does the work; `None` if it would block.
 fn at_once(mut work: impl FnMut() -> Result<usize>) -> Result<Option<usize>> {
     loop {
         match work() {
@@ -39,7 +39,7 @@ fn at_once(mut work: impl FnMut() -> Result<usize>) -> Result<Option<usize>> {
 }
 
 impl Socket {
-    /// Reads what there is; 0 at the end of the stream, `None` if there is nothing yet.
+    /// Reads what is available; 0 at the end of the stream, `None` if nothing is there yet.
     pub fn read(&self, room: &mut [u8]) -> Result<Option<usize>> {
         at_once(|| match self {
             Socket::Tcp(socket) => { socket }.read(room),
@@ -55,8 +55,8 @@ impl Socket {
         })
     }
 
-    /// Waits until there is something to read, or if wanted room to write, but no longer
-    /// than `slice`. Tells whether reading is going to say something: data, the end or an error.
+    /// Waits until there is something to read or, if `writable`, room to write, but no longer than
+    /// `slice`. Returns whether a read would return something: data, the end or an error.
     pub fn wait(&self, writable: bool, slice: Duration) -> bool {
         let mut wanted = PollFlags::IN;
         if writable {

@@ -1,39 +1,38 @@
 //! Spinning for a moment before going to sleep: polling the socket for an answer.
 //!
-//! Falling asleep and being woken takes the operating system some 10 µs, or 50 where
-//! an idle processor has to be started first, as virtual ones are. A local server's
-//! answer to a statement that need not reach the disk takes less. So a caller spins
-//! for as long as being woken would take: at worst the wait costs twice what it
-//! must, and usually the caller has spent no more than it would have on sleeping.
+//! Falling asleep and waking up takes the operating system some 10 µs, or 50 where it has to start
+//! an idle processor first, as with virtual ones. A local server answers a statement that need not
+//! reach the disk in less. So a caller spins for as long as waking up would take: at worst the wait
+//! costs twice what it must, and usually the caller has spent no more than on sleeping.
 //!
-//! That is done for statements that only read. One that writes takes longer than that,
-//! and a caller that keeps its processor busy meanwhile drives the server away from it:
-//! measured, cycles became slower (`docs/maintainers/tried.rst`).
+//! We do that only for statements that read. One that writes takes longer, and a caller that keeps
+//! its processor busy meanwhile drives the server off it: measured, cycles became slower
+//! (`docs/maintainers/tried.rst`).
 //!
-//! Whether answers come in time depends on the network too, and on what else the machine
-//! does. Each connection learns it: every answer that comes too late doubles the number of
-//! calls that do without spinning.
+//! Whether answers come in time also depends on the network and the load of the machine. Each
+//! connection learns it: every answer that comes too late doubles the number of calls that skip
+//! spinning.
 
 use super::stream::Channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long it pays to spin.
+/// How long spinning pays off.
 const LONGEST: Duration = Duration::from_micros(50);
-/// Upper bound on the number of calls that do without: then the world may have changed.
+/// The most calls that skip spinning before one tries again: conditions may have changed.
 const MOST_SKIPPED: u16 = 512;
 
-/// What was learned about the answers.
+/// What we know about the answers.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Spin {
-    /// How many calls are still to do without.
+    /// How many more calls skip spinning.
     skip: u16,
-    /// How many do so after the next answer that comes too late.
+    /// How many skip it after the next late answer.
     penalty: u16,
 }
 
 impl Spin {
-    /// Spins until there is something to read, if that is likely to come. Tells whether it has.
+    /// Spins until there is something to read, if that is likely soon. Returns whether it came.
     pub fn spot(&mut self, channel: &Channel) -> bool {
         if !self.is_due() {
             return false;
@@ -69,7 +68,7 @@ impl Spin {
 mod tests {
     use super::*;
 
-    /// How often it is looked out during so many calls.
+    /// How many of these calls spin.
     fn looks(spin: &mut Spin, calls: u32, in_time: impl Fn(u32) -> bool) -> u32 {
         let mut looks = 0;
         for call in 0..calls {
@@ -85,7 +84,7 @@ mod tests {
     fn where_answers_are_late_one_hardly_looks_out_any_more() {
         let mut spin = Spin::default();
         assert!(looks(&mut spin, 10_000, |_| false) < 30);
-        // And finds out when that changes.
+        // It notices when that changes.
         assert!(looks(&mut spin, 10_000, |_| true) > 9_000);
     }
 

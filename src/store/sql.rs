@@ -1,27 +1,26 @@
 //! Every SQL statement of the library, by name. Nothing else holds SQL.
 //!
-//! The statements are files of their own, each with its guarantees above it. What they
-//! have in common are fragments, which are filled in here: `{name}`, or `{name argument}`
-//! for those that contain `{argument}`. See [`FRAGMENTS`].
+//! Each statement has its own file, with its guarantees on top. Common parts are fragments, filled
+//! in here: `{name}`, or `{name argument}` for those that contain `{argument}`. See [`FRAGMENTS`].
 //!
-//! Nothing in them is looked up along the search path, where whoever may create something
-//! in one of its schemas could put an operator or a function that fits better than the
-//! system's. `{=}` is `OPERATOR(pg_catalog.=)`, and so for all operators. Written so, all
-//! have one precedence and go from left to right, so parentheses say what belongs together.
-//! Functions and types have their schema before them. Some words of SQL stand for an
-//! operator without saying so: `IN`, `BETWEEN`, `LIKE`, `NULLIF`, `IS DISTINCT FROM`,
-//! `CASE x WHEN`, `USING`. They do not occur. A test looks at every word.
+//! Nothing in them is looked up along the search path: a user who may create objects in one of its
+//! schemas could add an operator or function that matches better than the system's. `{=}` is
+//! `OPERATOR(pg_catalog.=)`, and so for all operators. In that form all operators have the same
+//! precedence and associate left to right, so grouping needs parentheses. Functions and types are
+//! schema-qualified. Some SQL keywords imply an unqualified operator: `IN`, `BETWEEN`, `LIKE`,
+//! `NULLIF`, `IS DISTINCT FROM`, `CASE x WHEN`, `USING`. They are not used. A test checks every
+//! word.
 
 use tokio_postgres::types::Type;
 
 /// A statement and the types of its parameters.
 #[derive(Debug)]
 pub struct Statement {
-    /// What it is called in the source.
+    /// Its name in the source.
     pub title: &'static str,
     /// The text, with `$n` parameters.
     pub text: String,
-    /// What `$1`, `$2`, … are.
+    /// The types of `$1`, `$2`, ….
     pub types: Vec<Type>,
     /// Its position in a session's list of prepared statements.
     pub slot: usize,
@@ -29,7 +28,7 @@ pub struct Statement {
     pub only_reads: bool,
 }
 
-/// Which schema the table is in, as statements name it.
+/// The table's schema, as statements name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schema {
     /// The schema and a dot, or nothing where the search path decides.
@@ -45,12 +44,12 @@ impl Schema {
         }
     }
 
-    /// Something in it that is called `name`, as the text of a literal.
+    /// The object `name` in the schema, as the text of a literal.
     fn named(&self, name: &str) -> String {
         literal(&format!("{}{name}", self.prefix))
     }
 
-    /// What `{part}` stands for, if it has to do with the schema.
+    /// What `{part}` expands to, if it concerns the schema.
     fn part(&self, part: &str) -> Option<String> {
         Some(match part {
             "schema" => self.prefix.clone(),
@@ -69,8 +68,8 @@ impl Schema {
     }
 }
 
-/// A text as a literal that is the same whatever `standard_conforming_strings` says, and
-/// has no dollar, which would look like a parameter or end a quotation between dollars.
+/// A text as a literal that means the same whatever `standard_conforming_strings` is, and has no
+/// dollar sign, which would look like a parameter or end a dollar quote.
 pub(super) fn literal(text: &str) -> String {
     let text = text.replace('\\', "\\\\").replace('\'', "''");
     format!("E'{}'", text.replace('$', "\\x24"))
@@ -81,9 +80,9 @@ pub(super) fn quote(identifier: &str) -> String {
     format!("\"{}\"", identifier.replace('"', "\"\""))
 }
 
-/// What `{name}` and `{name argument}` in a statement or a fragment stand for.
+/// What `{name}` and `{name argument}` in a statement or a fragment expand to.
 const FRAGMENTS: &[(&str, &str)] = &[
-    // May nobody else take this row, and for how many seconds?
+    // Whether nobody else may take this row, and for how many seconds.
     ("live", include_str!("sql/live.sql")),
     ("remaining", include_str!("sql/remaining.sql")),
     // The instant `argument` as 0.2.5 writes it.
@@ -91,7 +90,7 @@ const FRAGMENTS: &[(&str, &str)] = &[
         "local",
         "({argument} AT TIME ZONE pg_catalog.make_interval(secs => {zone}))",
     ),
-    // What the clock says, in seconds since 1970; whether it is not beyond `argument`.
+    // The clock, in seconds since 1970; whether it has not passed `argument`.
     (
         "instant",
         "pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())",
@@ -100,29 +99,29 @@ const FRAGMENTS: &[(&str, &str)] = &[
         "timely",
         "pg_catalog.clock_timestamp() {<=} pg_catalog.to_timestamp({argument})",
     ),
-    // Where its row is, for statements that have another to fall back on.
+    // The location of the row, for statements that have another to fall back on.
     ("latest", include_str!("sql/latest.sql")),
-    // What taking a lock writes, at the instant `argument`; a fence above all others; that
-    // the commit waits for the disk.
+    // What taking a lock writes, at the instant `argument`; a fence above all others; making the
+    // commit wait for the disk.
     ("taking", include_str!("sql/taking.sql")),
     ("drawn", include_str!("sql/drawn.sql")),
     ("durable", include_str!("sql/durable.sql")),
-    // What is told about a hold.
+    // What we report about a hold.
     ("record", include_str!("sql/record.sql")),
-    // The advisory lock that the listening connection of the ticket `argument` holds.
+    // The advisory lock that the listening connection of ticket `argument` holds.
     (
         "listener",
         "pg_catalog.hashtextextended(\
            ({argument} {>>} 24)::pg_catalog.text, 0 {-} {oid}::pg_catalog.int8)",
     ),
-    // The one that shows which process a listening connection is of.
+    // The advisory lock that shows the process of a listening connection.
     (
         "process",
         "pg_catalog.hashtextextended({argument}, 0 {-} {oid}::pg_catalog.int8)",
     ),
-    // The queue: may one of them be about to take its turn? How many processes come
-    // before? Is a ticket's process gone? The tickets of the others; what calls the
-    // first two; what 0.2.5 sees of a row left to them; no queue instead of an empty one.
+    // The queue: may a waiter be about to take its turn? How many processes are ahead? Is a
+    // ticket's process gone? The other tickets; notifying the first two; what 0.2.5 sees of a row
+    // reserved for them; NULL instead of an empty queue.
     ("awaited", include_str!("sql/awaited.sql")),
     ("ahead", include_str!("sql/ahead.sql")),
     ("dead", include_str!("sql/dead.sql")),
@@ -135,7 +134,7 @@ const FRAGMENTS: &[(&str, &str)] = &[
     ),
 ];
 
-/// What a statement's fragments are filled in with.
+/// The values for a statement's fragments.
 struct Filling<'a> {
     schema: &'a Schema,
     /// The numbers of the parameters that hold the host's `maxtime` and its offset from UTC.
@@ -144,7 +143,7 @@ struct Filling<'a> {
 }
 
 impl Filling<'_> {
-    /// The text without its comments, with all fragments filled in.
+    /// The text without comments, with all fragments expanded.
     fn fill(&self, text: &str) -> String {
         let code: Vec<&str> = text
             .lines()
@@ -153,7 +152,7 @@ impl Filling<'_> {
         self.fill_all(code.join("\n").trim())
     }
 
-    /// The text as it is, with all fragments filled in.
+    /// The text as it is, with all fragments expanded.
     fn fill_all(&self, text: &str) -> String {
         let mut filled = String::new();
         let mut rest = text;
@@ -202,7 +201,7 @@ macro_rules! statements {
         pub const SLOTS: usize = [$(Sql::$name),*].len();
 
         impl Statements {
-            /// All statements on the table of a schema.
+            /// All statements, for the table in a schema.
             #[must_use]
             pub fn new(schema: &Schema) -> Statements {
                 Statements(vec![$({
@@ -221,7 +220,7 @@ macro_rules! statements {
 }
 
 impl Sql {
-    /// Whether it can be executed where nothing can be written.
+    /// Whether it can be executed in a read-only session.
     #[must_use]
     pub fn only_reads(self) -> bool {
         matches!(
@@ -238,14 +237,14 @@ impl Sql {
         )
     }
 
-    /// Whether it may take a lock, and so has a limit as its last parameter: until when.
+    /// Whether it may take a lock, and so has a time limit as its last parameter.
     #[must_use]
     pub fn takes(self) -> bool {
         matches!(self, Sql::Acquire | Sql::Retake | Sql::Wait | Sql::Take)
     }
 
-    /// Whether it is not worth while to wait for other transactions: somebody wants to take the
-    /// lock now, and can be told that it is busy.
+    /// Whether waiting for other transactions is pointless: the caller wants the lock now, and can
+    /// be told that it is busy.
     #[must_use]
     pub fn is_limited(self) -> bool {
         self.takes() || self == Sql::Probe
@@ -308,8 +307,8 @@ statements! {
     Whose = "whose.sql" (lease 0, zone 0) [INT4];
 }
 
-/// What creates the table or adds what is missing; may be run at any time. It keeps its
-/// comments, for the administrator who reads it.
+/// Creates the table or adds what is missing; can be run at any time. Keeps its comments, for the
+/// administrator who reads it.
 #[must_use]
 pub fn creation(schema: &Schema) -> String {
     let filling = Filling {
@@ -320,12 +319,11 @@ pub fn creation(schema: &Schema) -> String {
     filling.fill_all(include_str!("sql/schema.sql"))
 }
 
-/// What lets the quoted role `role` work with the table in `schema`, which is `place` for
-/// statements.
+/// Lets the quoted role `role` work with the table in `schema`, which statements name `place`.
 #[must_use]
 pub fn grants(place: &Schema, schema: Option<&str>, role: &str) -> String {
-    // Tables can only be seen by those who may use their schema. Which that is, the server
-    // has to say if nobody else does.
+    // A role sees a table only if it may use the schema. If the schema is not given, the server has
+    // to find it.
     let usage = match schema.map(quote) {
         Some(schema) => format!("GRANT USAGE ON SCHEMA {schema} TO {role};\n"),
         None => format!(
@@ -368,7 +366,7 @@ mod tests {
     #[test]
     fn nothing_is_left_to_fill_in() {
         for statement in Statements::new(&Schema::new(None)).iter() {
-            // An empty array is no part.
+            // An empty array is not a fragment.
             let text = statement.text.replace("'{}'", "");
             assert!(!text.contains('{'), "{text}");
             assert!(!statement.text.contains("--"), "{}", statement.text);

@@ -1,8 +1,7 @@
-//! The byte stream below a session: a socket that never blocks, as `tokio-postgres`
-//! wants it.
+//! The byte stream under a session: a socket that never blocks, as `tokio-postgres` wants it.
 //!
-//! It needs no runtime, no thread and no epoll. It notes what it waits for, and
-//! `session.rs` waits with poll(2), which can be interrupted and given up.
+//! It needs no runtime, no thread and no epoll. It notes what it waits for, and `session.rs` waits
+//! with poll(2), which can be interrupted and given up.
 
 use super::auth::Watch;
 use super::socket::Socket;
@@ -16,19 +15,19 @@ use std::task::{Context, Poll, Wake};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// A socket and what is known about it; shared by the stream and by the one who waits.
-/// As a waker it notes that something has made progress.
+/// A socket and its state, shared by the stream and the waiting thread. As a waker it notes that
+/// there was progress.
 #[derive(Debug)]
 pub struct Channel {
     socket: Socket,
-    /// There may be something to read. Without that no read is tried, which saves a
-    /// system call for every answer.
+    /// There may be something to read. Otherwise no read is tried, which saves a system call per
+    /// answer.
     readable: AtomicBool,
     /// A write found no room.
     blocked: AtomicBool,
     /// Nothing can be sent any more.
     cut: AtomicBool,
-    /// Somebody was woken.
+    /// A waker was called.
     progress: AtomicBool,
 }
 
@@ -42,12 +41,12 @@ impl Wake for Channel {
     }
 }
 
-/// The descriptors of all sockets that are open. A child reads it right after a fork, when
-/// another thread of its parent may have been writing: so nobody locks it.
+/// The descriptors of all open sockets. A child reads it right after a fork, when another thread of
+/// its parent may have been writing: so it has no mutex.
 static OPEN: ArcSwapOption<Vec<RawFd>> = ArcSwapOption::const_empty();
 
-/// The descriptors that this process, which was just forked, has from its parent. Whoever
-/// asks is the only one who is told.
+/// The descriptors that this process, just forked, inherited from its parent. Only the first call
+/// gets them.
 pub fn inherited() -> Vec<RawFd> {
     OPEN.swap(None).map_or(Vec::new(), |open| open.to_vec())
 }
@@ -62,7 +61,7 @@ fn note(descriptor: RawFd, open: bool) {
 
 impl Drop for Channel {
     fn drop(&mut self) {
-        // Before it is closed: then the number may be that of another file.
+        // Before closing it: afterwards the number may belong to another file.
         note(self.socket.as_fd().as_raw_fd(), false);
     }
 }
@@ -80,12 +79,12 @@ impl Channel {
         })
     }
 
-    /// Whether somebody was woken since the last call.
+    /// Whether there was progress since the last call.
     pub fn take_progress(&self) -> bool {
         self.progress.swap(false, Relaxed)
     }
 
-    /// Waits until the socket is ready, but no longer than `slice`. Tells whether there is
+    /// Waits until the socket is ready, but no longer than `slice`. Returns whether there is
     /// something to read: data, the end or an error.
     pub fn wait(&self, slice: Duration) -> bool {
         let ready = self.socket.wait(self.blocked.load(Relaxed), slice);
@@ -96,15 +95,15 @@ impl Channel {
     }
 }
 
-/// How much is read at once: more than most answers of ours have, and no more than that,
-/// since what is read into is zeroed before.
+/// How much to read at once: enough for most of our answers, and no more, since the buffer is
+/// zeroed before every read.
 const CHUNK: usize = 1024;
 
-/// The stream itself, and who looks at what is read until the login is under way.
+/// The stream itself, and the watch on what is read until authentication begins.
 #[derive(Debug)]
 pub struct Stream(pub Arc<Channel>, pub Option<Watch>);
 
-/// Shows what was read to who looks at it, if there is somebody.
+/// Shows the watch, if there is one, what was read.
 pub fn show(watch: &mut Option<Watch>, read: &[u8]) -> Result<()> {
     if let Some(looking) = watch {
         if looking.read(read)? {
@@ -128,8 +127,8 @@ impl AsyncRead for Stream {
         let room = buffer.initialize_unfilled_to(size);
         match channel.socket.read(room)? {
             Some(count) => {
-                // Less than there was room for: that was all there is for now. poll(2)
-                // reports the end of the stream (0) again.
+                // A short read: that was all for now. poll(2) reports the end of the stream (0)
+                // again.
                 let more = count == size || channel.cut.load(Relaxed);
                 channel.readable.store(more, Relaxed);
                 buffer.advance(count);
@@ -157,7 +156,7 @@ impl AsyncWrite for Stream {
             Ok(Some(count)) => Poll::Ready(Ok(count)),
             Ok(None) => Poll::Pending,
             Err(_) => {
-                // Reading tells why: what the server said before it hung up comes first.
+                // Reading will tell why: what the server said before it hung up comes first.
                 channel.cut.store(true, Relaxed);
                 channel.readable.store(true, Relaxed);
                 channel.progress.store(true, Relaxed);
@@ -171,8 +170,8 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Result<()>> {
-        // Dropping the socket closes it. A shutdown(2) would also end the
-        // connection of the process that this one was forked from.
+        // Dropping the socket closes it. A shutdown(2) would also end the connection of our parent
+        // process.
         Poll::Ready(Ok(()))
     }
 }

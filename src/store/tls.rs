@@ -2,21 +2,21 @@
 
 use std::path::PathBuf;
 
-/// `sslmode`: how much the connection has to be protected.
+/// `sslmode`: how much protection the connection needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
     /// Without TLS.
     Disable,
-    /// Without TLS, and with it if the server refuses that.
+    /// Without TLS; with TLS if the server refuses that.
     Allow,
-    /// With TLS, and without it if the server has none or refuses the connection.
+    /// With TLS; without if the server has none or refuses the connection.
     #[default]
     Prefer,
-    /// With TLS. If there is a file with root certificates this is as [`Mode::VerifyCa`].
+    /// With TLS. If there is a root certificate file, the same as [`Mode::VerifyCa`].
     Require,
-    /// With TLS, and the server's certificate comes from a root that is trusted.
+    /// With TLS, and a trusted root must have issued the server's certificate.
     VerifyCa,
-    /// And it is for the host that the URL names.
+    /// The same, and the certificate must be for the host in the URL.
     VerifyFull,
 }
 
@@ -40,7 +40,7 @@ pub enum ChannelBinding {
     /// If the server offers it.
     #[default]
     Prefer,
-    /// Or else there is no login.
+    /// Required: otherwise the login fails.
     Require,
 }
 

@@ -25,13 +25,13 @@ use x509_cert::ext::pkix::name::GeneralName;
 use x509_cert::ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAltName};
 use x509_cert::{Certificate, Version};
 
-/// The certificates that are trusted: as with OpenSSL those that name themselves as their
-/// issuer. Others in the same file only help to find a way to one of those.
+/// The trusted certificates: as in OpenSSL, those that name themselves as issuer. Others in the
+/// same file only help to build a chain to one of those.
 #[derive(Debug)]
 pub struct Roots {
-    /// Those that may issue others, which webpki does not ask.
+    /// Those that may issue certificates, which webpki does not check.
     store: RootCertStore,
-    /// As what they are: a server's own certificate may be among them.
+    /// The certificates themselves: a server's own may be among them.
     trusted: Vec<CertificateDer<'static>>,
     others: Vec<CertificateDer<'static>>,
     /// How many authorities may stand between any of them and a server.
@@ -63,7 +63,7 @@ impl Roots {
         }
     }
 
-    /// Whether one of them, that may issue others, has signed the certificate.
+    /// Whether one of them that may issue certificates has signed this one.
     fn have_signed(
         &self,
         certificate: &Certificate,
@@ -78,7 +78,7 @@ impl Roots {
     }
 }
 
-/// Whether the issuer's key has made the certificate's signature.
+/// Whether the certificate's signature was made with the issuer's key.
 fn has_signed(
     issuer: &Certificate,
     certificate: &Certificate,
@@ -86,7 +86,7 @@ fn has_signed(
 ) -> Result<bool, x509_cert::der::Error> {
     let key = &issuer.tbs_certificate.subject_public_key_info;
     let message = certificate.tbs_certificate.to_der()?;
-    // As webpki names algorithms: what is within the outermost bracket.
+    // webpki identifies algorithms by the contents of the outermost sequence.
     let within = |der: Vec<u8>| AnyRef::from_der(&der).map(|any| any.value().to_vec());
     let signature_id = within(certificate.signature_algorithm.to_der()?)?;
     let key_id = within(key.algorithm.to_der()?)?;
@@ -99,14 +99,14 @@ fn has_signed(
     }))
 }
 
-/// What is demanded of a server's certificate.
+/// The requirements on a server's certificate.
 #[derive(Debug)]
 pub struct Trust {
-    /// Whom it has to come from; without that any will do.
+    /// The issuers to accept; `None` accepts any.
     pub roots: Option<Roots>,
-    /// For which host it has to be.
+    /// The host that it must be for.
     pub host: Option<String>,
-    /// The signatures that are understood.
+    /// The supported signature algorithms.
     pub algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -121,8 +121,8 @@ impl ServerCertVerifier for Trust {
     ) -> Result<ServerCertVerified, Error> {
         if let Some(roots) = &self.roots {
             if roots.trusted.iter().any(|root| root == certificate) {
-                // `openssl req -x509` makes a certificate that is server and authority at
-                // once. The chain ends where it begins.
+                // `openssl req -x509` makes a certificate that is server and authority at once: a
+                // chain of one.
                 verify_time(certificate, now)?;
                 if !serves(&parse(certificate)?) {
                     return Err(CertificateError::InvalidPurpose.into());
@@ -184,7 +184,7 @@ impl ServerCertVerifier for Trust {
 }
 
 impl Trust {
-    /// Whether the server has the key of its certificate, of which nothing but the key is read.
+    /// Whether the server has the key of its certificate, of which only the key is read.
     fn verify_with_bare_key(
         &self,
         message: &[u8],
@@ -198,8 +198,8 @@ impl Trust {
     }
 }
 
-/// Whether it is of an X.509 version before 3, which webpki refuses to read: without any
-/// extension. `openssl x509 -req` makes such ones, also as PostgreSQL's manual calls it.
+/// Whether it is X.509 before version 3, which webpki refuses to read: it has no extensions.
+/// `openssl x509 -req`, as used in PostgreSQL's manual, makes such certificates.
 fn is_old(certificate: &Certificate) -> bool {
     certificate.tbs_certificate.version != Version::V3
 }
@@ -208,7 +208,7 @@ fn parse(certificate: &CertificateDer<'_>) -> Result<Certificate, Error> {
     Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding.into())
 }
 
-/// Whether it may be used by a server, or to issue what is.
+/// Whether a server, or the issuer of a server's certificate, may use it.
 fn serves(certificate: &Certificate) -> bool {
     match certificate.tbs_certificate.get::<ExtendedKeyUsage>() {
         Ok(None) => true,
@@ -217,8 +217,8 @@ fn serves(certificate: &Certificate) -> bool {
     }
 }
 
-/// If it may issue others at this moment: how many authorities it allows beneath it, as far
-/// as it says.
+/// If it may issue certificates now: how many authorities it allows below itself, as far as it
+/// says.
 fn authority(certificate: &Certificate) -> Option<u8> {
     const UNDERSTOOD: [ObjectIdentifier; 6] = [
         ID_CE_BASIC_CONSTRAINTS,
@@ -258,7 +258,7 @@ fn verify_time(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), Er
     Ok(())
 }
 
-/// Whether the certificate is for this host. Its common name counts if it has no alternative
+/// Whether the certificate is for this host. The common name counts if there are no alternative
 /// names of the host's kind.
 fn verify_host(certificate: &Certificate, host: &str) -> Result<(), Error> {
     let address: Option<IpAddr> = host.parse().ok();
@@ -322,8 +322,8 @@ fn common_name(certificate: &Certificate) -> Option<String> {
     Some(text)
 }
 
-/// Whether a name in a certificate means this host: it may begin with `*.`, which stands for
-/// one label.
+/// Whether a name in a certificate matches this host: it may begin with `*.`, which stands for one
+/// label.
 fn matches(name: &str, host: &str) -> bool {
     if name.eq_ignore_ascii_case(host) {
         return true;

@@ -1,10 +1,10 @@
-//! A world for tests in which one thread runs at a time, shuttle chooses which, and every
-//! mutex, condition variable, atomic and process id is a place where it may choose another.
+//! A simulated world for tests: one thread runs at a time, shuttle chooses which, and at every
+//! mutex, condition variable, atomic and process id it may switch to another.
 //!
-//! Shuttle knows neither time nor processes. Its `wait_timeout` never ends by itself, so the
-//! condition variables here are made of its `park`, and a thread of their own, the clock,
-//! sets the time to the end of the wait that is over first. [`Pace`] says when. A fork stops all
-//! threads but the one that forked, wherever they are, as they stay in the child's memory.
+//! Shuttle knows neither time nor processes. Its `wait_timeout` never ends by itself, so our
+//! condition variables use its `park`, and a separate thread, the clock, advances the time to the
+//! end of the earliest wait. [`Pace`] says when. A fork stops all threads but the one that forked,
+//! wherever they are, as they stay in the child's memory.
 
 mod explore;
 
@@ -20,37 +20,37 @@ use std::time::Duration;
 
 pub use shuttle::sync::atomic;
 
-/// When the clock goes on.
+/// When the clock advances.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pace {
-    /// When all threads sleep: what a thread does takes no time.
+    /// When all threads sleep: execution takes no time.
     Idle,
-    /// At any moment too: a thread may be stopped for as long as another one sleeps.
+    /// At any moment, too: a thread may be paused for as long as another one sleeps.
     Any,
 }
 
-/// What shuttle does not know, of the execution that the test's thread is in.
+/// What shuttle does not model, for the current execution.
 struct World {
     now: Duration,
     sleepers: Vec<Arc<Sleeper>>,
     process: u32,
     /// After a fork: the thread that the child has, and the first that it starts.
     child: Option<(usize, usize)>,
-    /// Nobody but the clock can run.
+    /// Only the clock can run.
     idle: bool,
-    /// The clock wakes some, and nobody else runs before it has woken all of them.
+    /// The clock is waking sleepers; nobody else runs before it has woken all that are due.
     waking: bool,
-    /// The execution is to end.
+    /// The execution should end.
     over: bool,
 }
 
-/// Process ids that no execution had before: some things of the product are static.
+/// Process ids that no execution had before: some state of the product is static.
 static PROCESSES: AtomicU32 = AtomicU32::new(1_000_000);
 
 impl World {
     fn new() -> World {
         World {
-            // What is compared with an earlier time must not be before the beginning.
+            // Far enough from zero to subtract from.
             now: Duration::from_secs(1_000_000),
             sleepers: Vec::new(),
             process: PROCESSES.fetch_add(1, SeqCst),
@@ -70,19 +70,19 @@ fn world<T>(work: impl FnOnce(&mut World) -> T) -> T {
     WORLD.with_borrow_mut(work)
 }
 
-/// A place where another thread may go on.
+/// A point at which another thread may run.
 pub fn step() {
     shuttle::thread::yield_now();
 }
 
-/// The process that the calling thread is in.
+/// The calling thread's process.
 pub fn process_id() -> u32 {
     world(|world| world.process)
 }
 
-/// From now on the calling thread is alone, in a child.
+/// From now on the calling thread is the only one, in a child.
 pub fn fork() {
-    // Threads have numbers in the order of their beginning.
+    // Threads are numbered in starting order.
     let next = shuttle::thread::spawn(|| {}).thread().id().into();
     world(|world| {
         world.process = PROCESSES.fetch_add(1, SeqCst);
@@ -95,23 +95,23 @@ pub fn is_forked() -> bool {
     world(|world| world.child.is_some())
 }
 
-/// Ends the execution: threads that a fork has stopped never end.
+/// Ends the execution: threads stopped by a fork never end.
 pub fn exit() {
     world(|world| world.over = true);
     step();
 }
 
-/// A number by chance, which shuttle repeats along with the schedule.
+/// A random number, which shuttle repeats along with the schedule.
 pub fn random(range: Range<f64>) -> f64 {
     thread_rng().gen_range(range)
 }
 
-/// `true` once in so many times.
+/// `true` once in `times`, on average.
 pub fn once_in(times: u32) -> bool {
     thread_rng().gen_range(0..times) == 0
 }
 
-/// The time since the clock's beginning. To ask takes a moment.
+/// The time since the clock started. Asking takes a moment.
 pub fn now() -> Duration {
     world(|world| {
         world.now += Duration::from_micros(1);
@@ -119,7 +119,7 @@ pub fn now() -> Duration {
     })
 }
 
-/// As `std::time::Instant`, as far as it is used.
+/// Like `std::time::Instant`, as far as we use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Instant(Duration);
 
@@ -167,7 +167,7 @@ impl Sub<Instant> for Instant {
     }
 }
 
-/// A thread that is about to sleep, or sleeps, until it is woken or its time is over.
+/// A thread that sleeps, or is about to, until it is woken or its time is up.
 pub struct Sleeper {
     until: Duration,
     state: AtomicU8,
@@ -179,7 +179,7 @@ const WOKEN: u8 = 1;
 const TIMED_OUT: u8 = 2;
 
 impl Sleeper {
-    /// The calling thread. From here on it can be woken.
+    /// A sleeper for the calling thread. From here on it can be woken.
     pub fn new(timeout: Duration) -> Arc<Sleeper> {
         let sleeper = Arc::new(Sleeper {
             until: now().saturating_add(timeout),
@@ -190,7 +190,7 @@ impl Sleeper {
         sleeper
     }
 
-    /// Sleeps; tells whether the time was over.
+    /// Sleeps; returns whether the time ran out.
     pub fn sleep(&self) -> bool {
         while self.state.load(SeqCst) == ASLEEP {
             shuttle::thread::park();
@@ -214,18 +214,18 @@ impl Sleeper {
         }
     }
 
-    /// Wakes it.
+    /// Wakes the thread.
     pub fn wake(&self) {
         self.end(WOKEN);
     }
 }
 
-/// The work of the clock: whenever it runs, time passes until somebody's sleep is over. It ends
-/// when nobody else is left, so a thread that stays for ever fails the test.
+/// The clock's loop: whenever it runs, time passes until some sleep ends. It stops when no other
+/// thread is left, so a thread that stays for ever fails the test.
 fn tick() -> bool {
     let over = world(|world| {
         let asleep = world.sleepers.iter().filter(|sleeper| sleeper.is_asleep());
-        // What ends within a millisecond or two ends together, in any order.
+        // Sleeps that end within a millisecond or two end together, in any order.
         let latest = asleep.clone().map(|sleeper| sleeper.until).min()? + Duration::from_millis(2);
         let over: Vec<_> = asleep
             .filter(|sleeper| sleeper.until <= latest)
@@ -243,7 +243,7 @@ fn tick() -> bool {
             }
             world(|world| world.waking = false);
         }
-        // Shuttle tells of those that wait for each other.
+        // Shuttle reports deadlocks.
         None if world(|world| world.idle) => return false,
         None => {}
     }
@@ -251,16 +251,16 @@ fn tick() -> bool {
     true
 }
 
-/// As `std::sync::Mutex`, without poison: a panic ends the test. A child may not lock one that
-/// its parent has used, which may be locked for ever.
+/// Like `std::sync::Mutex`, without poisoning: a panic ends the test. A child must not lock one
+/// that its parent has used, as it may be locked for ever.
 #[derive(Debug, Default)]
 pub struct Mutex<T> {
     mutex: shuttle::sync::Mutex<T>,
-    /// The process that has locked it; 0 is none yet.
+    /// The process that last locked it; 0 means none yet.
     process: AtomicU32,
 }
 
-/// As `std::sync::MutexGuard`. A condition variable locks the mutex again.
+/// Like `std::sync::MutexGuard`. A condition variable locks the mutex again.
 pub struct MutexGuard<'a, T> {
     guard: shuttle::sync::MutexGuard<'a, T>,
     mutex: &'a Mutex<T>,
@@ -314,12 +314,12 @@ impl<T> DerefMut for MutexGuard<'_, T> {
     }
 }
 
-/// As `std::sync::Condvar`. Which of several threads is woken is left to chance, and now and
-/// then one wakes up for no reason.
+/// Like `std::sync::Condvar`. Which of several threads it wakes is random, and there are occasional
+/// spurious wakeups.
 #[derive(Default)]
 pub struct Condvar(std::sync::Mutex<Vec<Arc<Sleeper>>>);
 
-/// As `std::sync::WaitTimeoutResult`.
+/// Like `std::sync::WaitTimeoutResult`.
 #[derive(Clone, Copy, Debug)]
 pub struct WaitTimeoutResult(bool);
 
@@ -377,11 +377,11 @@ impl Condvar {
     }
 }
 
-/// As `std::thread`.
+/// Like `std::thread`.
 pub mod thread {
     pub use shuttle::thread::{Builder, JoinHandle, ThreadId, current, spawn};
 
-    /// Sleeps for so long.
+    /// Sleeps for this long.
     pub fn sleep(time: std::time::Duration) {
         super::Sleeper::new(time).sleep();
     }

@@ -3,12 +3,12 @@
 use super::super::{Caller, Condition, Entered, Hold, HoldId, Lease, LockId, Loss, Moment, Token};
 use super::{Holds, Reported};
 
-/// What the end of a block, or a release, has to do.
+/// What ending a block, or a release, requires.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Ending {
-    /// Nothing: an inner level is left, or a release that seemed to fail has succeeded.
+    /// Nothing: an inner level was left, or a release that seemed to fail has succeeded.
     Done,
-    /// An inner level is left past the deadline: confirm the hold.
+    /// An inner level was left past the deadline: confirm the hold.
     Confirm {
         /// The hold.
         hold: HoldId,
@@ -19,28 +19,28 @@ pub enum Ending {
     },
     /// Release the hold of this token.
     Release {
-        /// The hold, if its caller can call again; a block's end has forgotten it.
+        /// The hold, if its caller can retry; the end of a block has already forgotten it.
         hold: Option<HoldId>,
-        /// The proof.
+        /// Proves ownership.
         token: Token,
         /// The token that a transfer may be giving it.
         pending: Option<Token>,
-        /// Its lease, if it is known.
+        /// Its lease, if known.
         lease: Option<Lease>,
         /// Its deadline has not passed.
         held: bool,
-        /// The owner does it, or a stranger through the owner's Lock object.
+        /// Whether its owner does it, rather than a stranger through the owner's Lock object.
         own: bool,
     },
-    /// The hold is lost; release it nevertheless (`owed`) if the database did not say so.
+    /// The hold is lost; release it anyway (`owed`) unless the database said so.
     Lost {
-        /// The proof.
+        /// Proves ownership.
         token: Token,
         /// Its lease.
         lease: Lease,
         /// Why.
         reason: Loss,
-        /// It may be in the database yet.
+        /// The database may still have it.
         owed: bool,
     },
     /// There is no hold to end.
@@ -48,7 +48,7 @@ pub enum Ending {
 }
 
 impl Ending {
-    /// Release the hold of a token that no Lock object of this process has acquired.
+    /// Releases the hold of a token that no Lock object of this process has acquired.
     fn of_a_stranger(token: &Token) -> Ending {
         Ending::Release {
             hold: None,
@@ -62,13 +62,13 @@ impl Ending {
 }
 
 impl Holds {
-    /// A block ends. Its level is gone afterwards.
+    /// A block ends. Afterwards its level is gone.
     #[must_use]
     pub fn leave(&mut self, entered: Entered, now: Moment) -> Ending {
         let mut id = entered.hold;
         let has_level = |hold: &Hold| hold.levels.iter().any(|level| level.id == entered.level);
         if !self.all.get(&id).is_some_and(has_level) {
-            // Of a hold that was released inside of the block, and acquired again.
+            // The hold was released inside the block, and the lock acquired again.
             let moved = self.all.iter().find(|(_, hold)| has_level(hold));
             id = moved.map_or(id, |(id, _)| *id);
         }
@@ -76,7 +76,7 @@ impl Holds {
             return Ending::Nothing;
         };
         let Some(holding) = hold.end_block(entered.level) else {
-            // An attempt that came to nothing, or that has been given up before.
+            // The attempt failed, or was given up before.
             return Ending::Done;
         };
         let (token, lease, last) = (hold.token.clone(), hold.lease, hold.depth() == 0);
@@ -119,7 +119,7 @@ impl Holds {
         ending
     }
 
-    /// Somebody calls `release()`, with a token or for what the Lock object holds.
+    /// A caller calls `release()`, with a token or for the Lock object's own hold.
     #[must_use]
     #[allow(clippy::too_many_lines)] // the last column of the table of conditions
     pub fn release(
@@ -193,8 +193,8 @@ impl Holds {
         }
     }
 
-    /// The database has ended a hold for `release()`. Its owner is to hear of it if it is
-    /// in a block, or if somebody else (not `own`) has done it.
+    /// The database has ended a hold for `release()`. Tells its owner if it is in a block, or if
+    /// another caller (not `own`) ended it.
     pub fn released(&mut self, id: HoldId, own: bool) -> Option<Reported> {
         let blocks = self.all.get(&id)?.has_blocks();
         if own && !blocks {
@@ -208,7 +208,7 @@ impl Holds {
         Some(reported)
     }
 
-    /// A release that was owed has been done, or was not needed any more.
+    /// An owed release was done, or turned out to be unnecessary.
     pub fn settled(&mut self, token: &Token) -> Option<Reported> {
         let id = *self.by_token.get(token)?;
         let hold = self.all.get_mut(&id)?;
@@ -222,8 +222,8 @@ impl Holds {
         None
     }
 
-    /// The database said for `release()` that a hold was gone before. The caller is told
-    /// so; the hold stays for blocks that are open.
+    /// The database answered a `release()` that the hold was already gone. The caller is told so;
+    /// the hold stays for open blocks.
     pub fn not_released(&mut self, id: HoldId, reason: Loss, own: bool) -> Option<Reported> {
         if !self.all.get(&id)?.has_blocks() {
             self.remove(id);
@@ -236,7 +236,7 @@ impl Holds {
         reported
     }
 
-    /// A hold is gone. Tells it once.
+    /// A hold is lost. Reports it only once.
     pub fn lost(&mut self, id: HoldId, reason: Loss) -> Option<Reported> {
         let hold = self.all.get_mut(&id)?;
         if matches!(hold.condition, Condition::Lost { .. } | Condition::Ended(_)) {
@@ -254,7 +254,7 @@ impl Holds {
         })
     }
 
-    /// The lease of a hold is over for want of an extension, if it is.
+    /// Marks a hold as lost if its lease has run out.
     pub fn expire(&mut self, id: HoldId, reason: Loss, now: Moment) -> Option<Reported> {
         let hold = self.all.get(&id)?;
         if hold.condition == Condition::Held && hold.deadline.passed(now) {
@@ -263,7 +263,7 @@ impl Holds {
         None
     }
 
-    /// The same of the caller's hold of a Lock object, or else of the latest.
+    /// The same for the caller's hold of a Lock object, or else the latest.
     pub fn expire_of(&mut self, lock: LockId, caller: &Caller, now: Moment) -> Option<Reported> {
         let id = self.owned(lock, caller).or_else(|| self.newest(lock))?;
         let extended = |hold: &Hold| hold.levels.iter().any(|level| level.extended);
@@ -275,7 +275,7 @@ impl Holds {
         self.expire(id, reason, now)
     }
 
-    /// An acquire of the owner has said that the hold is lost.
+    /// An acquire by the owner has reported the loss.
     pub fn reported(&mut self, id: HoldId) {
         if let Some(hold) = self.all.get_mut(&id) {
             if let Condition::Lost { reported, .. } = &mut hold.condition {

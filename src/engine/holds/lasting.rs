@@ -4,8 +4,8 @@ use super::super::{Condition, Deadline, Entered, Hold, HoldId, Lease, Moment, To
 use super::Holds;
 
 impl Holds {
-    /// A level that is to be extended automatically, or watched, and its hold: `None` if
-    /// there is nothing to do for it any more.
+    /// A level to extend automatically or to watch, with its hold: `None` if there is nothing left
+    /// to do for it.
     #[must_use]
     pub fn watched(&self, entered: Entered) -> Option<(&Hold, bool)> {
         let hold = self.all.get(&entered.hold)?;
@@ -13,8 +13,8 @@ impl Holds {
         (hold.condition == Condition::Held).then_some((hold, level.extended))
     }
 
-    /// The lease to renew a hold by at once: a level wants it extended, and that is late
-    /// already.
+    /// The lease with which to renew a hold at once: a level wants it extended, and that is
+    /// overdue.
     #[must_use]
     pub fn overdue(&self, id: HoldId, now: Moment) -> Option<Lease> {
         let hold = self.all.get(&id)?;
@@ -23,7 +23,7 @@ impl Holds {
         (extended && late && hold.condition == Condition::Held).then_some(hold.lease)
     }
 
-    /// A level is extended automatically no longer.
+    /// Stops extending a level automatically.
     pub fn stop_extending(&mut self, entered: Entered) {
         let hold = self.all.get_mut(&entered.hold);
         let levels = hold.map_or(&mut [][..], |hold| &mut hold.levels);
@@ -32,10 +32,10 @@ impl Holds {
         }
     }
 
-    /// The lease of a hold was extended, though perhaps by less than is known by now: answers
-    /// come late, and the database shortens none. Tells the deadline that the hold has.
+    /// The lease of a hold was extended, though perhaps to an earlier deadline than already known:
+    /// answers come late, and the database never shortens a lease. Returns the hold's deadline.
     ///
-    /// `None` if the `fence` is another one: that is another hold, whose token is the same.
+    /// `None` if the `fence` differs: that is another hold with the same token.
     pub fn extended(
         &mut self,
         id: HoldId,
@@ -52,7 +52,7 @@ impl Holds {
         Some(hold.deadline)
     }
 
-    /// The hold of `old` is about to have another token.
+    /// The hold of `old` is about to get the token `new`.
     pub fn transferring(&mut self, old: &Token, new: &Token) {
         let Some(id) = self.by_token.get(old).copied() else {
             return;
@@ -66,7 +66,7 @@ impl Holds {
         self.by_token.insert(new.clone(), id);
     }
 
-    /// It is not going to have that one.
+    /// It will not get that token.
     pub fn not_transferred(&mut self, old: &Token, new: &Token) {
         let id = self.by_token.get(old).copied();
         let hold = id.and_then(|id| self.all.get_mut(&id));
@@ -76,7 +76,7 @@ impl Holds {
         }
     }
 
-    /// The hold of `old` has the token `new` now.
+    /// The hold of `old` now has the token `new`.
     pub fn transferred(&mut self, old: &Token, new: &Token) {
         let Some(id) = self.by_token.remove(old) else {
             return;

@@ -1,18 +1,18 @@
-//! The table of conditions, row by row, and what else each function promises.
+//! The table of conditions, row by row, and the other promises of each function.
 
 use super::ending::Ending;
 use super::*;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// One Lock object with a lease of a second, and the owners that use it.
+/// A Lock object with a lease of one second, and its owners.
 struct Scene {
     holds: Holds,
     lock: LockId,
     now: Moment,
 }
 
-/// An owner and what its context remembers.
+/// An owner, with what its context remembers.
 struct Owner {
     task: u64,
     remembered: Vec<HoldId>,
@@ -63,7 +63,7 @@ impl Scene {
         }
     }
 
-    /// The owner acquires, and has it already if it has.
+    /// The owner acquires, entering again if it already has the lock.
     fn enter(&mut self, owner: &mut Owner, how: (bool, bool)) -> Entered {
         let again = match self.holds.entry(self.lock, &owner.caller(), true) {
             Entry::Fresh => None,
@@ -94,7 +94,7 @@ impl Scene {
         self.holds.get(id).map_or(0, |hold| hold.levels.len())
     }
 
-    /// The lease is over.
+    /// The lease runs out.
     fn pass(&mut self) {
         self.now = self.now + Duration::from_secs(2);
     }
@@ -135,7 +135,7 @@ fn an_owner_enters_again_and_others_do_not() {
     let not_reentrant = scene.holds.entry(scene.lock, &owner.caller(), false);
     assert_eq!(not_reentrant, Entry::Fresh);
     assert_eq!(scene.entry(&other), Entry::Fresh);
-    // Elsewhere, though it remembers; and here, if it does not.
+    // At another place, though it remembers; and at this one, if it does not.
     let mut elsewhere = Owner::new(2);
     elsewhere.remembered = owner.remembered.clone();
     assert_eq!(scene.entry(&elsewhere), Entry::Fresh);
@@ -180,7 +180,7 @@ fn a_hold_counts_as_expired_when_it_is_over_or_lost() {
     );
     assert!(scene.holds.get(id).unwrap().expired(scene.now));
     assert_eq!(scene.holds.expire(id, Loss::Expired, later), None);
-    // What is being released is nobody's loss.
+    // A hold that is being released is no loss to anybody.
     let mut other = Owner::new(2);
     let releasing = scene.enter(&mut other, CALL).hold;
     scene.release(&other);
@@ -201,7 +201,7 @@ fn a_loss_is_told_once_outside_of_blocks_and_always_inside() {
     for _ in 0..2 {
         assert!(matches!(scene.entry(&owner), Entry::Lost(_, Loss::Unknown)));
     }
-    // An acquire in flight has said so.
+    // An acquire in flight has reported it.
     let mut other = Owner::new(2);
     let id = scene.enter(&mut other, CALL).hold;
     scene.holds.lost(id, Loss::Expired);
@@ -307,7 +307,7 @@ fn a_lost_block_owes_its_release_if_the_database_may_have_it() {
         assert_eq!(lost(&ending), Some((reason, false)));
         let ending = scene.holds.leave(outer, scene.now);
         assert_eq!(lost(&ending), Some((reason, owed)));
-        // And so with calls.
+        // The same with calls.
         let id = scene.enter(&mut owner, CALL).hold;
         scene.enter(&mut owner, CALL);
         scene.holds.lost(id, reason);
@@ -372,7 +372,7 @@ fn what_a_block_has_acquired_after_a_release_ends_with_it() {
         let inner = scene.enter(&mut owner, BLOCK);
         assert_eq!(scene.release(&owner), Ending::Done);
         scene.enter(&mut owner, CALL);
-        // A block that is still open then is no part of it.
+        // A block that is still open then does not belong to it.
         let third = open.then(|| scene.enter(&mut owner, BLOCK));
         assert_eq!(scene.holds.leave(inner, scene.now), Ending::Done);
         let levels = &scene.holds.get(outer.hold).unwrap().levels;
@@ -432,7 +432,7 @@ fn a_release_by_its_owner_is_no_news_and_one_by_others_is() {
             ..
         }
     ));
-    // What nobody here knows is released by its token.
+    // A token unknown here is used for a release as it is.
     let unknown = Token::random();
     let ending = scene
         .holds
@@ -480,7 +480,7 @@ fn a_release_that_succeeds_in_the_background_is_done_when_it_is_called_again() {
     assert!(!scene.holds.holds_any(scene.lock));
     assert_eq!(scene.release(&owner), Ending::Done);
     assert!(scene.holds.get(id).is_none());
-    // Its owner hears of it in a block.
+    // The owner is told if it is in a block.
     let block = scene.enter(&mut owner, BLOCK);
     let token = scene.token(block.hold);
     scene.release(&owner);
@@ -512,13 +512,13 @@ fn a_hold_is_not_entered_again_after_its_deadline_unless_it_was_extended() {
     scene.now = scene.now + Duration::from_secs(2);
     let (caller, now) = (owner.caller(), scene.now);
     assert!(scene.holds.open(late.clone(), &caller, now).is_none());
-    // A lease of no time at all is what was asked for.
+    // A zero lease was asked for.
     let none = Grant {
         lease: Lease::ZERO,
         ..late.clone()
     };
     assert!(scene.holds.open(none, &caller, now).is_some());
-    // The answer is as late, but others have come since.
+    // The answer is as late, but newer ones have come since.
     let fence = scene.holds.get(id).unwrap().fence;
     scene.holds.extended(id, fence, Deadline::new(now, 1.0));
     assert!(scene.holds.open(late, &caller, now).is_some());
@@ -662,7 +662,7 @@ fn a_transfer_is_known_by_both_tokens_until_it_is_done() {
     scene.holds.transferred(&old, &new);
     assert!(!knows(&scene, &old) && knows(&scene, &new) && !knows(&scene, &other));
     assert_eq!(scene.token(id), new);
-    // What is gone is known by neither.
+    // Neither token finds a hold that is gone.
     scene.holds.transferring(&new, &other);
     scene.holds.released(id, true);
     assert!(scene.holds.by_token.is_empty());

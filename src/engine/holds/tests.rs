@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What owners, blocks and the database may do.
+/// The actions of owners, blocks and the database.
 #[derive(Clone, Debug)]
 enum Step {
     Acquire {
@@ -62,7 +62,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..80)
 }
 
-/// What the model knows of an owner: the levels that it opened and did not leave.
+/// The model of an owner: the levels that it has opened and not left.
 #[derive(Clone, Debug, Default)]
 struct Model {
     remembered: Vec<HoldId>,
@@ -81,9 +81,9 @@ fn caller(owner: usize, model: &Model) -> Caller {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
-    /// Whatever happens: a block is left once and its level is gone, nobody enters a
-    /// hold that is ending or lost, no owner's step changes the levels of another's
-    /// hold, and what nobody has open is not extended.
+    /// Invariants: a block is left once and its level is gone, nobody enters a hold that is ending
+    /// or lost, no owner's step changes the levels of another's hold, and a hold that nobody has
+    /// open is not extended.
     #[test]
     fn levels_are_what_was_opened_and_not_left(steps in steps()) {
         let mut holds = Holds::default();
@@ -135,7 +135,7 @@ proptest! {
                     prop_assert!(holds.open(grant, &caller, Moment::now()).is_some());
                     let model = &mut models[owner];
                     for open in &mut model.blocks {
-                        // Those of a hold that was released inside of them have moved.
+                        // The levels of a hold released inside them have moved.
                         let hold = holds.get(entered.hold).unwrap();
                         if hold.levels.iter().any(|level| level.id == open.level) {
                             open.hold = entered.hold;
@@ -165,7 +165,7 @@ proptest! {
                     let told = matches!(ending, Ending::Lost { .. });
                     prop_assert!(told || !over, "a block ends that holds nothing");
                     models[owner].left.push(entered);
-                    // Whatever the database is going to say.
+                    // Whatever the database will say.
                     prop_assert!(holds.watched(entered).is_none());
                     if last {
                         prop_assert!(holds.get(entered.hold).is_none());
@@ -193,7 +193,7 @@ proptest! {
                         let id = hold.unwrap();
                         prop_assert!(own);
                         prop_assert_eq!(holds.get(id).unwrap().condition, Condition::Releasing);
-                        // Neither entered nor extended from now on.
+                        // From now on neither entered nor extended.
                         prop_assert_eq!(holds.entry(lock, &caller, true), Entry::Fresh);
                         for entered in &models[owner].blocks {
                             prop_assert!(holds.watched(*entered).is_none());
@@ -218,7 +218,7 @@ proptest! {
                             let reported = holds.released(id, own).unwrap();
                             prop_assert_eq!(reported.reason, Loss::Released);
                             prop_assert!(holds.get(id).unwrap().expired(now));
-                            // Told once.
+                            // Reported once.
                             prop_assert_eq!(holds.lost(id, Loss::Unknown), None);
                         }
                         Ending::Lost { .. } | Ending::Done => {}
@@ -259,7 +259,7 @@ proptest! {
             }
             for (id, hold) in &holds.all {
                 prop_assert_eq!(holds.by_token.get(&hold.token), Some(id));
-                // What is extended or kept, somebody is inside of or has to release.
+                // Any hold that stands has somebody inside it, or somebody who has to release it.
                 prop_assert!(hold.condition != Condition::Held || hold.depth() > 0);
                 let released = |level: &Level| level.kind == Kind::Released;
                 prop_assert!(!hold.levels.iter().any(|level| released(level) && level.extended));

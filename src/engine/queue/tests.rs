@@ -34,8 +34,8 @@ const LIMIT: Duration = Duration::from_millis(550);
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
-    /// However its callers interleave: one statement at a time, the first that is able
-    /// to run acts, nobody is forgotten, and the ticket leaves with the last one.
+    /// However its callers interleave: one statement at a time, the first waiter able to run acts,
+    /// nobody is forgotten, and the ticket leaves with the last one.
     #[test]
     fn one_acts_and_nobody_is_forgotten(steps in steps()) {
         let mut now = Instant::now();
@@ -126,13 +126,13 @@ proptest! {
             }
             prop_assert_eq!(line.len(), waiting.len());
             if waiting.is_empty() {
-                // The service forgets a line that nobody waits in.
+                // The service drops an empty line.
                 line = Line::new(now);
                 prop_assert_eq!(flying, None);
             }
         }
-        // From here on all are able to run: they get the lock one after the other, and
-        // whoever leads is woken or knows when to come.
+        // From here on all are able to run: they get the lock one after the other, and the leader
+        // is woken or knows when to come.
         listener = Some(7);
         if let Some((number, _)) = flying {
             line.failed(number);
@@ -214,7 +214,7 @@ fn false_calls_are_heeded_less_and_less_and_never_forgotten() {
                 let Plan::Sleep(Some(until)) = plan else {
                     panic!("{plan:?}");
                 };
-                // It is not put off for longer than this, whether others come or not.
+                // It is delayed no longer than this, whether others come or not.
                 assert!(until <= now + Duration::from_millis(500));
             }
         }
@@ -240,7 +240,7 @@ fn a_leader_that_does_not_come_is_passed_by() {
     assert_eq!(line.pass_by(later, LIMIT), Some("second"));
     assert_eq!(line.plan(2, later, None, || 1), Plan::Try);
     line.refused(2, later);
-    // It comes at last, and is the first again.
+    // It finally comes, and is the first again.
     assert_ne!(line.plan(1, later, None, || 1), Plan::Sleep(None));
     assert_eq!(line.plan(2, later, None, || 1), Plan::Sleep(None));
 }
@@ -263,7 +263,7 @@ fn ticket(listener: i64, number: i64) -> i64 {
 }
 
 impl Test {
-    /// So many waiters, numbered from 1 on, who came one after the other.
+    /// This many waiters, numbered from 1 in order of arrival.
     fn new(waiters: u64) -> Test {
         let start = Instant::now();
         let mut test = Test {
@@ -277,7 +277,7 @@ impl Test {
         test
     }
 
-    /// The same, and the first was refused at the first attempt, which tells it to enter.
+    /// The same, and the first attempt was refused, so the first waiter has to enter the queue.
     fn refused(waiters: u64) -> Test {
         let mut test = Test::new(waiters);
         assert_eq!(test.plan(1, 0), Plan::Try);
@@ -285,7 +285,7 @@ impl Test {
         test
     }
 
-    /// The same, and the process is in the queue, behind the ticket 3; due after a second.
+    /// The same, and the process is queued behind ticket 3; due after a second.
     fn queued(waiters: u64) -> Test {
         let mut test = Test::refused(waiters);
         test.ask(1, 0);
@@ -317,13 +317,13 @@ impl Test {
         }
     }
 
-    /// It sleeps until then.
+    /// It sleeps until `until`.
     fn sleeps(&mut self, number: u64, millis: u64, until: u64) {
         let until = self.at(until);
         assert_eq!(self.plan(number, millis), Plan::Sleep(Some(until)));
     }
 
-    /// What is in the database: others' ticket 3 and ours, to look at again a second later.
+    /// The database has ticket 3 of another process, and ours; look again a second later.
     fn found(&mut self, number: u64, queued: bool, busy: bool, millis: u64) {
         let now = self.at(millis);
         let tickets = if queued {
@@ -409,7 +409,7 @@ fn only_the_leader_acts_and_only_once() {
         "its statement is under way"
     );
     assert!(test.line.leads(1) && !test.line.leads(2) && !test.line.leads(3));
-    // Somebody else's end changes nothing about that.
+    // Another waiter's end does not change that.
     test.line.failed(2);
     assert_eq!(test.plan(1, 0), Plan::Sleep(None));
     test.line.failed(1);
@@ -427,7 +427,7 @@ fn a_row_that_is_locked_delays_entering_the_queue() {
     assert_eq!(again.ticket, first.ticket, "the ticket stays");
     test.found(1, true, false, 1000);
     assert!(!test.line.was_refused());
-    // What was counted does not count when it has to be entered again.
+    // The count does not matter when it has to enter again.
     test.found(1, false, false, 1000);
     test.sleeps(1, 1999, 2000);
 }
@@ -477,7 +477,7 @@ fn a_call_is_heeded_at_once_and_once() {
     assert!(test.ask(1, 10).called);
     test.found(1, true, false, 10);
     test.sleeps(1, 10, 1010);
-    // What is called while the statement is under way is a new call.
+    // A call while the statement is in flight is a new call.
     test.line.look_at_once(test.at(20));
     assert!(!test.ask(1, 20).called);
     test.call(20);
@@ -517,7 +517,7 @@ fn calls_that_lead_to_nothing_are_put_off() {
     test.found(1, true, false, 10);
     assert!(test.call(29));
     assert!(test.call(30), "from then on it is heeded");
-    // Without notifications likewise.
+    // The same without notifications.
     let until = test.at(30);
     assert_eq!(test.plan_with(1, 29, None), Plan::Sleep(Some(until)));
     assert_eq!(test.plan_with(1, 30, None), Plan::Try);
@@ -535,7 +535,7 @@ fn a_hold_ends_what_was_put_off() {
     }
     test.call(0);
     test.acquired(1, Some(true), 5);
-    // Nobody calls, as that call is answered.
+    // Nobody calls, as that call has been answered.
     test.sleeps(2, 5, 5007);
     assert!(test.call(5));
     assert!(test.ask(2, 5).called);
@@ -558,7 +558,7 @@ fn without_notifications_it_tries_when_it_is_due() {
     test.line.refused(1, test.at(300));
     let until = test.at(300);
     assert_eq!(test.plan_with(1, 200, None), Plan::Sleep(Some(until)));
-    // They cease: sooner, never later.
+    // Notifications stop: look sooner, never later.
     test.line.poll_at(test.at(250));
     test.line.poll_at(test.at(260));
     assert_eq!(test.plan_with(1, 250, None), Plan::Try);
@@ -589,7 +589,7 @@ fn another_listener_means_another_ticket() {
     assert_eq!((ask.ticket, ask.previous), (second, first));
     assert_eq!(ask.known, [3], "its own tickets are not others'");
     assert!(!ask.called && !test.line.is_queued());
-    // The statement failed: the same once more.
+    // The statement failed: repeat it.
     test.line.failed(1);
     let Plan::Ask(ask) = test.plan_with(1, 0, Some(8)) else {
         panic!("it is not in the queue yet")
@@ -608,7 +608,7 @@ fn the_next_of_the_process_comes_to_the_queues_end() {
     assert!(ask.called && ask.more);
     assert_eq!(test.acquired(1, Some(true), 100), None);
     assert!(test.line.is_queued());
-    // Unless it is called it need not look before the lease is over.
+    // Unless called, it need not look before the lease ends.
     test.sleeps(2, 100, 5102);
     test.call(200);
     let ask = test.ask(2, 200);
@@ -636,13 +636,13 @@ fn what_was_acquired_without_the_queue_leaves_the_ticket_where_it_was() {
     assert_eq!(test.plan_with(1, 1000, None), Plan::Try);
     assert_eq!(test.acquired(1, None, 1000), None);
     assert_eq!(test.line.seen, None);
-    // Nobody knows whether the ticket is still there: it is tried, and then asked.
+    // Nobody knows whether the ticket is still there: try first, then ask.
     assert!(!test.line.is_queued());
     assert_eq!(test.plan(2, 1000), Plan::Try);
     test.line.refused(2, test.at(2000));
     let ask = test.ask(2, 1000);
     assert_eq!((ask.ticket, ask.known), (ticket(7, 1), vec![3]));
-    // The last one has it leave.
+    // The last one takes the ticket along.
     let ticket = test.line.ticket();
     assert_eq!(test.acquired(2, None, 1000), Some(ticket));
 }
@@ -663,7 +663,7 @@ fn the_last_who_gives_up_has_the_ticket_leave() {
     assert_eq!(test.gives_up(3, 0), None, "who is not there");
     assert_eq!(test.gives_up(1, 10), None);
     assert_eq!(test.line.len(), 1);
-    // The second does at once what the first may have been about to do.
+    // The second immediately does what the first may have been about to do.
     test.sleeps(2, 9, 10);
     test.ask(2, 10);
     assert_eq!(test.gives_up(2, 10), Some(ticket(7, 1)));
@@ -705,12 +705,12 @@ fn the_second_in_the_queue_looks_when_the_first_does_not_come() {
     assert!(!test.ask(1, 500).called);
     test.found(1, true, false, 500);
     test.sleeps(1, 500, 1500);
-    // What comes while the statement is under way is not forgotten.
+    // A call while the statement is in flight is not forgotten.
     test.ask(1, 1500);
     assert!(!test.line.call_next(test.at(1700)), "it is awake");
     test.found(1, true, false, 1500);
     test.sleeps(1, 1500, 1700);
-    // What would be later than it looks anyway is no news.
+    // A time later than its next look is no news.
     assert!(!test.line.call_next(test.at(9000)));
     test.sleeps(1, 1500, 1700);
 }
@@ -724,7 +724,7 @@ fn who_was_woken_sleeps_no_longer_once() {
     assert!(test.line.sleeps_no_longer(1));
     assert!(!test.line.sleeps_no_longer(1));
     assert!(test.line.sleeps_no_longer(3), "who has left");
-    // Also while its statement is under way: it then looks again.
+    // Even while its statement is in flight: it then looks again.
     test.ask(1, 1000);
     assert_eq!(test.line.wake(test.start), Some(1));
     assert!(test.line.sleeps_no_longer(1));
@@ -736,15 +736,15 @@ fn a_leader_has_until_the_limit_to_come() {
     test.sleeps(1, 0, 1000);
     let limit = ms(100);
     assert_eq!(test.line.pass_by(test.at(1100), limit), None);
-    // Woken earlier it is expected earlier, and not again later.
+    // Woken earlier, it is expected earlier, and not later again.
     test.line.wake(test.at(500)).unwrap();
     test.line.wake(test.at(550)).unwrap();
     assert_eq!(test.line.pass_by(test.at(600), limit), None);
     assert_eq!(test.line.pass_by(test.at(601), limit), Some(2));
     assert!(test.line.sleeps_no_longer(2));
-    // The second does at once what the first did not.
+    // The second immediately does what the first did not.
     test.ask(2, 601);
-    // Its statement is under way: nobody passes by.
+    // Its statement is in flight: it is not passed over.
     assert_eq!(test.line.pass_by(test.at(9999), limit), None);
     test.found(2, true, false, 601);
     // The first has come: it leads again.
@@ -767,7 +767,7 @@ fn where_all_are_stalled_the_first_who_comes_leads() {
     let limit = ms(100);
     test.line.wake(test.at(0)).unwrap();
     assert_eq!(test.line.pass_by(test.at(101), limit), Some(2));
-    // They are in their order again, and each has the limit once more.
+    // They are in their order again, each with the full limit.
     assert_eq!(test.line.pass_by(test.at(202), limit), Some(1));
     assert_eq!(test.line.pass_by(test.at(302), limit), None);
     assert_eq!(test.line.pass_by(test.at(303), limit), Some(2));
@@ -778,7 +778,7 @@ fn where_all_are_stalled_the_first_who_comes_leads() {
 fn who_does_not_lead_is_not_expected() {
     let mut test = Test::new(2);
     let limit = ms(100);
-    // The first was expected from when it came; the second was not.
+    // The first was expected since it came; the second was not.
     assert_eq!(test.line.pass_by(test.at(101), limit), Some(2));
     assert!(test.line.leads(1));
     assert!(!test.line.leads(2));

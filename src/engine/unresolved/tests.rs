@@ -1,4 +1,4 @@
-//! What is unresolved, and how it is settled.
+//! Unresolved attempts, and how they are settled.
 
 use super::*;
 
@@ -30,7 +30,7 @@ impl Test {
         }
     }
 
-    /// An acquire or release that owes a release for a lease of a minute.
+    /// An acquire or release that owes a release, with a lease of a minute.
     fn owing(attempt: Attempt) -> Test {
         let mut test = Test::new();
         let minute = lease(60.0);
@@ -52,7 +52,7 @@ impl Test {
         self.all.failed(&self.name, self.start + after);
     }
 
-    /// Whether something of the name is due then, and how long until it is to be looked at.
+    /// Whether the name has something due then, and how long until the next look.
     fn due(&mut self, after: Duration) -> (bool, Option<Duration>) {
         let due = self.all.due(self.start + after);
         assert!(due.names.iter().all(|name| *name == self.name));
@@ -62,13 +62,13 @@ impl Test {
         (!due.names.is_empty(), next)
     }
 
-    /// Whose releases are owed.
+    /// The tokens of the owed releases.
     fn owed(&self) -> Vec<Token> {
         let owed = self.all.of(&self.name).owed.into_iter();
         owed.map(|(token, _)| token).collect()
     }
 
-    /// Whether there is nothing to settle of a name.
+    /// Whether there is nothing to settle for a name.
     fn settled(&self, name: &Name) -> bool {
         let nothing = Unsettled {
             owed: vec![],
@@ -115,7 +115,7 @@ fn what_fails_is_tried_again_after_pauses_that_double_up_to_five_seconds() {
         assert_eq!(test.due(pause - MILLISECOND), (false, Some(pause)));
         assert_eq!(test.due(pause), (true, Some(pause)));
     }
-    // What is asked for anew begins anew.
+    // A new request starts afresh.
     test.all.owe(
         &test.name,
         &test.token,
@@ -160,7 +160,7 @@ fn a_release_that_found_nothing_is_done_too() {
 
 #[test]
 fn an_acquire_is_looked_for_as_long_as_one_of_its_statements_may_come_late() {
-    // Whatever was found: it may be what the repetition has taken, and the first may follow.
+    // Whatever was found: that may be the repetition's hold, and the first may follow.
     for found in [false, true] {
         let mut test = Test::owing(Attempt::Acquire);
         assert_eq!(test.all.may_be_released(&test.name, &test.token), None);
@@ -213,7 +213,7 @@ fn a_ticket_that_may_come_late_leaves_the_queue() {
     test.all
         .late
         .add(&test.name, Late::Entering(3), second, test.start);
-    // A newcomer has nothing to do with it.
+    // It does not concern a newcomer.
     assert!(test.settled(&test.name));
     let due = test.all.due(test.start + VALID);
     assert!(!due.is_empty() && due.names.is_empty());
@@ -275,10 +275,10 @@ fn what_a_statement_under_way_owes_stays_when_it_has_landed() {
     test.all.owe(&test.name, &token, acquire, second, later);
     test.all.landed(&test.name, &token);
     assert_eq!(test.due(SECOND), (true, Some(SECOND)));
-    // To begin what is owed changes nothing.
+    // Beginning an owed attempt changes nothing.
     test.all.begin(&test.name, &token, acquire, second, later);
     assert_eq!(test.owed().len(), 1);
-    // It matters for one lease, which may begin when the statement comes at last.
+    // It matters for one lease, which may begin when the statement finally executes.
     let over = SECOND + VALID + SECOND;
     assert!(test.due(over - MILLISECOND).0);
     assert_eq!(test.due(over), (false, None));

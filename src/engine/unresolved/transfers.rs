@@ -1,17 +1,17 @@
-//! Transfers whose caller does not know yet that they have succeeded, by their old token.
+//! Transfers, by their old token, whose callers do not know yet that they succeeded.
 //!
-//! Until then the old token stands for the new one. A transfer and a release under the old token
-//! may meet: then one of them has the hold, and the other one is refused.
+//! Until then the old token stands for the new one. If a transfer and a release meet under the old
+//! token, one of them gets the hold, and the other is refused.
 
 use crate::engine::{Deadline, Lease, Moment, Token};
 use std::collections::HashMap;
 
-/// How far a transfer is.
+/// The progress of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Progress {
-    /// Its statement is under way, or about to be.
+    /// Its statement is in flight, or about to be.
     UnderWay,
-    /// It has succeeded, and its caller does not know yet.
+    /// It has succeeded, and its caller has not been told yet.
     Unread,
     /// Its caller does not know the new token, and may try again.
     Failed,
@@ -21,12 +21,12 @@ enum Progress {
     Over,
 }
 
-/// A transfer that its caller does not know to have succeeded.
+/// A transfer whose caller does not know that it succeeded.
 #[derive(Clone, Debug)]
 struct Transfer {
     /// The token that the hold may have.
     new: Token,
-    /// From then on it does not matter any more.
+    /// When it no longer matters.
     until: Deadline,
     progress: Progress,
     /// The latest attempt.
@@ -36,7 +36,7 @@ struct Transfer {
 /// An attempt to transfer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Claim {
-    /// The token that is to be replaced.
+    /// The token to be replaced.
     pub old: Token,
     /// The token that the hold may have from now on.
     pub new: Token,
@@ -54,9 +54,9 @@ pub struct Transfers {
 }
 
 impl Transfers {
-    /// A transfer begins: the hold of `old` may have a new token from now on, which is that of an
-    /// attempt before that has failed, if there was one. `None` while another one is under way,
-    /// or a release is.
+    /// Begins a transfer: from now on the hold of `old` may have a new token, which is that of an
+    /// earlier failed attempt if there was one. `None` while another transfer or a release is in
+    /// progress.
     pub fn begin(&mut self, old: &Token, lease: Lease, now: Moment) -> Option<Claim> {
         self.by_old
             .retain(|_, transfer| !transfer.until.passed(now));
@@ -85,7 +85,7 @@ impl Transfers {
         Some(Claim { old, new, attempt })
     }
 
-    /// Whether a transfer of this token has to wait for another one, or for a release.
+    /// Whether a transfer of this token has to wait for another transfer or a release.
     #[must_use]
     pub fn is_busy(&self, old: &Token, now: Moment) -> bool {
         let under_way = |transfer: &Transfer| {
@@ -94,7 +94,7 @@ impl Transfers {
         self.releases.contains_key(old) || self.by_old.get(old).is_some_and(under_way)
     }
 
-    /// The database has made a transfer; its caller is about to hear of it.
+    /// The database has made the transfer; its caller is about to be told.
     pub fn made(&mut self, claim: &Claim) {
         if let Some(transfer) = self.claimed(claim) {
             if transfer.progress == Progress::UnderWay {
@@ -103,7 +103,7 @@ impl Transfers {
         }
     }
 
-    /// The caller of a transfer is not going to hear that it has succeeded.
+    /// The caller of a transfer will not learn that it succeeded.
     pub fn failed(&mut self, claim: &Claim) {
         if let Some(transfer) = self.claimed(claim) {
             if matches!(transfer.progress, Progress::UnderWay | Progress::Unread) {
@@ -112,7 +112,7 @@ impl Transfers {
         }
     }
 
-    /// The hold of a transfer stands: the old token means the new one for another lease.
+    /// The hold of a transfer stands: the old token stands for the new one for another lease.
     pub fn stands(&mut self, old: &Token, new: &Token, lease: Lease, now: Moment) {
         if let Some(transfer) = self.find(old, new) {
             transfer.until = Deadline::new(now, lease.seconds());
@@ -126,9 +126,8 @@ impl Transfers {
         (!transfer.until.passed(now)).then(|| transfer.new.clone())
     }
 
-    /// The caller of a transfer gets the new token, and the old one means nothing any more.
-    /// `false` if it must not: a release under the old token was faster, or somebody else tries
-    /// again.
+    /// Gives the new token to the caller of a transfer, and voids the old one. `false` if it must
+    /// not: a release under the old token was faster, or another caller is trying again.
     pub fn read(&mut self, claim: &Claim) -> bool {
         let releasing = self.releases.contains_key(&claim.old);
         let Some(transfer) = self.find(&claim.old, &claim.new) else {
@@ -218,7 +217,7 @@ mod tests {
         assert_eq!(all.meant(&old, now + SECOND), Some(new.clone()));
         all.stands(&old, &Token::random(), second, later + SECOND);
         assert_eq!(all.meant(&old, later + SECOND), None);
-        // Others are forgotten when they do not matter any more.
+        // Others are forgotten when they no longer matter.
         all.begin(&new, second, later + SECOND);
         assert_eq!(all.by_old.len(), 1);
     }
@@ -231,31 +230,31 @@ mod tests {
         assert!(all.is_busy(&old, now));
         assert!(!all.is_busy(&old, now + SECOND));
         assert_eq!(all.begin(&old, second, now), None);
-        // A failure is repeated with the same token, as the database may have it.
+        // A failed transfer is repeated with the same token, as the database may have it.
         all.failed(&first);
         assert!(!all.is_busy(&old, now));
         let claim = all.begin(&old, second, now).unwrap();
         assert_eq!(claim.new, first.new);
         assert_eq!(all.begin(&old, second, now), None);
-        // What becomes of the first attempt means nothing any more.
+        // The outcome of the first attempt no longer matters.
         all.failed(&first);
         assert!(all.is_busy(&old, now));
         all.made(&first);
         assert!(all.is_busy(&old, now));
         assert!(!all.read(&first));
-        // Who comes before the caller knows gets a token of its own, in vain.
+        // A caller that comes before the first one knows gets its own token, in vain.
         all.made(&claim);
         let other = all.begin(&old, second, now).unwrap();
         assert_ne!(other.new, claim.new);
         all.over(&old, &other.new);
         all.failed(&other);
         assert_eq!(all.meant(&old, now), Some(claim.new.clone()));
-        // Who was cancelled stays so, whatever the database says afterwards.
+        // A cancelled attempt stays failed, whatever the database says afterwards.
         all.failed(&claim);
         all.made(&claim);
         let claim = all.begin(&old, second, now).unwrap();
         assert_eq!(claim.new, first.new);
-        // Nothing brings back what is known.
+        // Once read, nothing revives it.
         assert!(all.read(&claim));
         all.stands(&old, &claim.new, second, now);
         all.made(&claim);
@@ -274,7 +273,7 @@ mod tests {
                 Progress::Failed => all.failed(&claim),
                 _ => {}
             }
-            // Two releases under way: nobody is given the token, and transfers wait.
+            // During two releases nobody is given the token, and transfers wait.
             for _ in 0..2 {
                 assert_eq!(all.begin_release(&old, now), Some(new.clone()));
             }
@@ -293,7 +292,7 @@ mod tests {
             let claim = all.begin(&old, second, now).unwrap();
             assert_eq!(claim.new, new);
             all.made(&claim);
-            // One has succeeded, whatever the others say, and nothing brings the hold back.
+            // One has succeeded, whatever the others report, and nothing revives the hold.
             for _ in 0..2 {
                 assert_eq!(all.begin_release(&old, now), Some(new.clone()));
             }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 impl Acquisition {
-    /// How often one that does not wait asks again because an attempt of this process has
-    /// come to an end since: it was not refused because of somebody else.
+    /// How often a caller that does not wait asks again because an attempt of this process has
+    /// ended since: then it may not have been another process that kept it out.
     const TRIES: usize = 5;
 
     pub(super) fn advance(&self, progress: &mut Progress, budget: Budget) -> Result<Step> {
@@ -69,7 +69,7 @@ impl Acquisition {
 
     fn granted(&self, progress: &mut Progress, grant: Grant) -> Step {
         if std::mem::take(&mut progress.unknown) {
-            // A statement before may take it once more, when this hold is over.
+            // An earlier statement may take the lock again once this hold is over.
             let late = Late::Taking {
                 token: locked(&self.token).clone(),
                 granted: grant.fence.filter(|_| !grant.again),
@@ -81,7 +81,7 @@ impl Acquisition {
         Step::Granted
     }
 
-    /// Asks without the queue.
+    /// Asks without entering the queue.
     fn ask(&self, progress: &mut Progress, budget: Budget) -> Result<Option<Grant>> {
         let token = locked(&self.token).clone();
         let fresh = !progress.unknown;
@@ -101,8 +101,8 @@ impl Acquisition {
         })
     }
 
-    /// Ends the hold of an attempt of this process that nobody wants any more, if there
-    /// is one. `true` if the lock may be free by that.
+    /// Ends a hold left by an abandoned attempt of this process, if there is one. `true` if that
+    /// may have freed the lock.
     fn settle(&self, settlements: &mut u64, budget: Budget) -> Result<bool> {
         let settled = self.locks.settle(&self.name, *settlements, budget)?;
         *settlements = self.locks.settlements(budget);
@@ -112,7 +112,7 @@ impl Acquisition {
         Ok(settled)
     }
 
-    /// Asks for the first time, or where notifications do not come through.
+    /// Asks for the first time, or while notifications do not get through.
     fn try_without_queue(
         &self,
         progress: &mut Progress,
@@ -178,13 +178,12 @@ impl Acquisition {
                 return Err(error);
             }
         };
-        // Where one waits, others often do: whoever releases in this process had better
-        // expect it.
+        // Where one waits, others often do: the next release in this process should expect waiters.
         self.locks.hint(budget, &self.name, Some(Hint::Awaited));
         Ok(granted)
     }
 
-    /// Takes the lock without further ado if it was called, or else as the queue allows.
+    /// Takes the lock directly if this waiter was called, or else as the queue allows.
     fn turn(
         &self,
         progress: &mut Progress,
@@ -225,7 +224,7 @@ impl Acquisition {
             return self.too_late();
         }
         let obstacle = if progress.busy {
-            // It is only for the message.
+            // Only for the error message.
             let budget = budget.at_most(Duration::from_secs(1));
             match self.locks.store().busy(budget) {
                 Err(Error::Forked) => return Error::Forked,

@@ -3,7 +3,7 @@
 use super::*;
 use crate::sync::simulated::{exit, fork, is_forked};
 
-/// All calls about one hold. A child that was forked within them gets no further.
+/// All calls about one hold. A child forked inside one of them gets no further.
 fn calls(locks: &Arc<Locks>, lock: &Lock, budget: Budget) -> Result<()> {
     let clear = || {
         if once_in(4) {
@@ -47,8 +47,8 @@ fn calls(locks: &Arc<Locks>, lock: &Lock, budget: Budget) -> Result<()> {
     changed.map(drop)
 }
 
-/// A thread forks while others acquire, wait, extend and owe. The child has that thread only,
-/// and what the others had locked stays locked there.
+/// A thread forks while others acquire, wait, extend and owe releases. Only that thread lives on in
+/// the child, and mutexes that the others held stay locked there.
 #[test]
 #[allow(clippy::too_many_lines)] // one scene
 fn a_child_meets_nothing_of_its_parent() {
@@ -73,7 +73,7 @@ fn a_child_meets_nothing_of_its_parent() {
         let stepping = inherited.clone();
         drop(thread::spawn(move || stepping.wait_for(budget())));
         let forker = thread::spawn(move || {
-            // In the middle of a call, as a signal handler does, or between two.
+            // In the middle of a call, as a signal handler would, or between calls.
             let check = || {
                 if once_in(8) && !is_forked() {
                     fork();

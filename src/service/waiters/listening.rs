@@ -7,14 +7,14 @@ use crate::sync::Instant;
 use std::cell::Cell;
 use std::time::Duration;
 
-/// The listening connection is closed when nobody has waited for so long.
+/// The listening connection is closed when nobody has waited for this long.
 const QUIET: Duration = Duration::from_secs(30);
 
-/// How long one attempt to listen, or a sign of life, may take.
+/// How long one attempt to listen, or one ping, may take.
 const OPENING: Duration = Duration::from_secs(5);
 
 impl Waiters {
-    /// Listens for as long as somebody waits. The work of a thread of its own.
+    /// Listens as long as anybody waits. The main loop of its own thread.
     pub fn attend(&self, store: &Store) {
         let mut pause = Duration::from_millis(50);
         loop {
@@ -50,7 +50,7 @@ impl Waiters {
         }
     }
 
-    /// Passes on what is heard; `false` if the connection is lost.
+    /// Passes on notifications; `false` if the connection is lost.
     fn listen(&self, listener: &mut Listener) -> bool {
         let heard = listener.hear(PING);
         let heard = heard.and_then(|calls| {
@@ -72,8 +72,8 @@ impl Waiters {
         }
     }
 
-    /// Asks the server for a sign of life. If that takes longer than it should, the
-    /// waiters look for themselves in the mean time: the server may just be slow.
+    /// Pings the server. If that takes longer than it should, the waiters look for themselves in
+    /// the meantime: the server may just be slow.
     fn ping(&self, listener: &mut Listener) -> Result<(), Failure> {
         let (started, number) = (Instant::now(), listener.number());
         let late = Cell::new(false);
@@ -108,7 +108,7 @@ impl Waiters {
         }
     }
 
-    /// Whether to go on listening: somebody waits, or did so not long ago.
+    /// Whether to go on listening: someone waits, or did so recently.
     fn wanted(&self) -> bool {
         let mut state = locked(&self.state);
         let wanted = state.quiet.is_none_or(|since| since.elapsed() < QUIET);
@@ -119,7 +119,7 @@ impl Waiters {
         wanted
     }
 
-    /// Ends the thread that listens, unless somebody waits. Tells whether it does.
+    /// Ends the listening thread, unless someone waits. Returns whether it ends.
     pub fn retire(&self) -> bool {
         let mut state = locked(&self.state);
         let idle = state.lines.is_empty();
@@ -131,7 +131,7 @@ impl Waiters {
         idle
     }
 
-    /// Nobody could be found to listen.
+    /// No thread could be started to listen.
     pub fn unattended(&self) {
         locked(&self.state).attended = false;
     }

@@ -1,4 +1,4 @@
-//! The table: what the statements do to it, each at one moment.
+//! The table, and what the statements do to it, each atomically.
 
 use super::super::listener::Call;
 use super::super::statements::{Answer, Candidate, Queue, Record, Released, Turn};
@@ -8,17 +8,17 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A free lock is left to the first in the queue for so long; see `wait.sql`.
+/// How long a free lock is reserved for the first in the queue; see `wait.sql`.
 const TURN: Duration = Duration::from_millis(500);
 
 /// The row of a lock.
 pub struct Row {
-    /// Of the hold that there is, or was.
+    /// The token of the current hold, or of the last one.
     pub(super) token: Token,
     pub(super) fence: i64,
     /// When the hold ends, or has ended.
     pub(super) expires: Moment,
-    /// It was ended by a release.
+    /// Whether a release ended it.
     pub(super) released: bool,
     pub(super) waiters: Vec<i64>,
 }
@@ -29,7 +29,7 @@ impl Row {
         !self.released && self.expires > Moment::now()
     }
 
-    /// Whether the token has it.
+    /// Whether the token has the hold.
     pub fn is_held(&self, token: &Token) -> bool {
         self.is_live() && self.token == *token
     }
@@ -43,7 +43,7 @@ impl Row {
         (self.fence, Deadline::new(now, lease.seconds()))
     }
 
-    /// How many other processes come before a ticket, or are in the queue at all.
+    /// How many other processes are ahead of a ticket, or in the queue at all if it is not.
     pub(super) fn ahead(&self, ticket: i64) -> u32 {
         let before = self.waiters.iter().take_while(|other| **other != ticket);
         let processes: HashSet<i64> = before.map(|other| other >> TICKET_BITS).collect();
@@ -58,7 +58,7 @@ impl Row {
     }
 }
 
-/// Where notifications lie until they are read, and who sleeps until there are some.
+/// Stores notifications until they are read, and who sleeps until there are some.
 #[derive(Default)]
 pub(super) struct Mailbox {
     pub(super) calls: Vec<Call>,
@@ -71,7 +71,7 @@ pub struct Database {
     rows: HashMap<Name, Row>,
     pub(super) listeners: BTreeMap<i64, Mailbox>,
     pub(super) latest_listener: i64,
-    /// Who has got a notification, and is still to be woken.
+    /// Sleepers that have a notification and are still to be woken.
     pub(super) woken: Vec<Arc<Sleeper>>,
 }
 
@@ -102,7 +102,7 @@ impl Database {
             };
         }
         if !row.is_free_after(row.ahead(0).min(2)) {
-            // Its row may be locked by somebody else.
+            // Another transaction may have locked its row.
             let (busy, unknown) = (once_in(2), false);
             return Answer::Refused { busy, unknown };
         }
@@ -122,7 +122,7 @@ impl Database {
         }
     }
 
-    /// Calls the first in the queue of a free lock, and tells the next process.
+    /// Calls the first in the queue of a free lock, and notifies the next process.
     pub(super) fn call(&mut self, name: &Name) -> Released {
         let listeners: Vec<i64> = self.listeners.keys().copied().collect();
         let row = self.row(name);
@@ -155,7 +155,7 @@ impl Database {
         self.call(name)
     }
 
-    /// What is known of the hold of a lock, and its token.
+    /// The record of a lock's hold, and its token.
     pub(super) fn revocable(&mut self, name: &Name) -> Option<(Record, String)> {
         let row = self.row(name);
         row.is_live().then(|| {

@@ -1,31 +1,30 @@
--- Takes the lock $1 if nobody holds it, and tells who does otherwise.
+-- Takes the lock $1 if nobody holds it; otherwise tells who does.
 --
--- $1 name, $2 the new token, $3 lease in seconds, $4 the host's offset from
--- UTC in seconds, $5 the holder's name for people, $6 until when it is wanted.
+-- $1 name, $2 the new token, $3 lease in seconds, $4 the host's offset from UTC in seconds, $5 the
+-- holder's name for people, $6 the time limit: when the caller stops waiting.
 --
 -- Guarantees:
--- * At most one caller gets a row: an expired or free row is locked before it
---   is changed, a missing one is inserted under the unique name.
--- * The fence grows with every acquisition of the name. It is drawn under the lock on
---   the name's row, which lasts until the commit, so numbers of one name are drawn in the
---   order of their commits. Only for a new row it is drawn before there is anything to
---   lock: `newest` tells whether nobody has drawn another number between that and the
---   insertion. If somebody has, it may have been for this name, whose row was made and
---   deleted in between: number.sql then draws another, under the lock.
--- * What is taken is on disk before the answer, even where `synchronous_commit` is
---   `off`. So it is wherever a crash that forgets the statement would let two hold it.
--- * It never waits for a row: a guard (FOR KEY SHARE) or another taker makes
---   it skip. Then no row comes back as taken although none is live: "busy". Only if
---   another transaction has just inserted the row it waits for that one's end, though not
---   for long. An error 55P03 says that it was in vain.
--- * A refused attempt writes nothing: no row version, no lock on a row, no
---   sequence value, no WAL.
--- * Nothing is taken after $6, by the database's clock, in seconds since 1970: nobody waits
---   for the answer any more. That is asked when the row is locked, or about to be inserted.
---   `instant` is what the clock says.
+-- * At most one caller gets a row: an expired or free row is locked before it is changed, a missing
+--   one is inserted under the unique name.
+-- * The fence grows with every acquisition of the name. It is drawn under the lock on the name's
+--   row, which lasts until the commit, so the numbers of one name are drawn in commit order. Only
+--   for a new row is it drawn before there is anything to lock: `newest` tells whether nobody has
+--   drawn another number between that and the insertion. If another transaction has, that may have
+--   been for this name, whose row was made and deleted in between: number.sql then draws another,
+--   under the lock.
+-- * A new hold is on disk before the answer, even where `synchronous_commit` is `off`. The same
+--   goes for every statement that a crash must not forget because then two could hold the lock.
+-- * It never waits for a row: it skips one that a guard (FOR KEY SHARE) or another taker has
+--   locked. Then it returns no taken row although none is live: "busy". Only if another transaction
+--   has just inserted the row does it wait for that one's end, though not for long. Error 55P03
+--   means that it waited in vain.
+-- * A refused attempt writes nothing: no row version, no row lock, no sequence value, no WAL.
+-- * Nothing is taken after $6, by the database's clock, in seconds since 1970: nobody waits for the
+--   answer any more. The clock is read when the row is locked, or about to be inserted. `instant`
+--   is what it reads.
 -- * Repeated after a lost answer it finds its own token: `mine`.
--- * Where others wait in the row's queue, it leaves them a second to take their
---   turn. Until then the lock is `awaited`, which to a newcomer is as good as held.
+-- * Where others wait in the row's queue, it leaves them a second to take their turn. Until then
+--   the lock is `awaited`, which for a newcomer is as good as held.
 WITH free AS MATERIALIZED (
     SELECT id, pg_catalog.clock_timestamp() AS instant
       FROM {table}

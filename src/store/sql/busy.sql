@@ -1,8 +1,8 @@
--- Tells which server processes have rows of the table locked, other than this one.
+-- Tells which server processes, other than this one, have locked rows of the table.
 --
 -- Guarantees:
--- * It reads what the server knows about locks of whole tables, so it may name some that
---   have locked other rows.
+-- * It reads the server's table-level locks, so it may include processes that have locked other
+--   rows.
 SELECT DISTINCT pid::pg_catalog.int8 AS pid
   FROM pg_catalog.pg_locks
  WHERE locktype {=} 'relation'

@@ -1,16 +1,16 @@
--- Tells where the table is, whether anything is missing, and whether its owner is to be
--- trusted. Reads catalogues only.
+-- Tells where the table is, whether anything is missing, and whether its owner can be trusted.
+-- Reads only catalogues.
 --
--- $1 the role whose table is trusted too, or NULL.
+-- $1 an additional role whose table is trusted, or NULL.
 --
 -- Guarantees:
--- * The table is that of the search path. It is all that the search path decides.
--- * Whoever owns a table, or one of its sequences, reads what is in it, and gives it
---   triggers, rules and defaults, whose code then runs as the role that writes. `strangers`
---   are the owners that could not do so anyway: neither this role, nor one that it is a
---   member of, nor the owner of the database, nor a superuser, nor $1. Being a superuser
---   makes nobody a member. The same is asked of the functions of triggers, and of what their
---   conditions call, which whoever has been granted TRIGGER may have added.
+-- * The table is the one found on the search path. Nothing else depends on the search path.
+-- * The owner of a table, or of one of its sequences, can read its contents, and give it triggers,
+--   rules and defaults, whose code then runs as the role that writes. `strangers` are the owners
+--   that could not do so anyway: neither this role, nor one that it is a member of, nor the owner
+--   of the database, nor a superuser, nor $1. Being a superuser does not count as membership. The
+--   same check applies to the functions of triggers, and to what their conditions call: a role with
+--   the TRIGGER privilege may have added those.
 -- * `additions` are the triggers, rules and policies of the table that are not ours.
 WITH RECURSIVE found AS MATERIALIZED (
     SELECT class.oid, class.relnamespace, class.relkind, class.relowner
@@ -58,7 +58,7 @@ WITH RECURSIVE found AS MATERIALIZED (
      UNION
     SELECT proowner FROM triggers WHERE NOT ours
      UNION
-    -- What the conditions of triggers, also of ours, call.
+    -- The functions that the conditions of triggers call, even of ours.
     SELECT routine.proowner
       FROM triggers
       JOIN pg_catalog.pg_depend AS dependency ON dependency.objid {=} triggers.oid
@@ -73,8 +73,8 @@ WITH RECURSIVE found AS MATERIALIZED (
      WHERE dependency.classid {=} 'pg_catalog.pg_trigger'::pg_catalog.regclass::pg_catalog.oid
        AND dependency.refclassid {=} 'pg_catalog.pg_operator'::pg_catalog.regclass::pg_catalog.oid
      UNION
-    -- A condition of the system's functions alone can send tokens elsewhere. Whose it is
-    -- nobody knows, but who can have attached it.
+    -- A condition of system functions alone can send tokens elsewhere. We cannot tell who attached
+    -- it, only who was able to.
     SELECT granted.grantee
       FROM found
       JOIN pg_catalog.pg_class AS class ON class.oid {=} found.oid

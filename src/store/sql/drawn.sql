@@ -1,8 +1,7 @@
--- A number that is above all that were drawn before, by whomever.
+-- A number above all that any session has drawn before.
 --
--- If the sequence has a cache, this session may hold numbers that are older than those of
--- others: it goes on drawing until one is beyond all that were handed out before. Without
--- a cache the first is.
+-- If the sequence has a cache, this session may hold numbers older than those of others: it draws
+-- until one is above all that were handed out before. Without a cache the first one is.
 (
   SELECT coalesce(
            CASE WHEN drawn {<=} last THEN (

@@ -1,8 +1,8 @@
--- Tells what decides about how well locks are kept here: names and values, for `doctor`.
+-- Reports facts that affect how reliable the locks are: names and values, for `doctor`.
 --
 -- Guarantees:
--- * It reads catalogues, settings and statistics only, and no row of the table.
--- * What this server or role does not tell is NULL.
+-- * It reads only catalogues, settings and statistics, and no row of the table.
+-- * What the server does not reveal to this role is NULL.
 SELECT fact, value
   FROM (VALUES
     ('server_version', pg_catalog.current_setting('server_version')),

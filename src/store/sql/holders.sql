@@ -1,4 +1,4 @@
--- Tells of every hold what record.sql says.
+-- Returns for every hold the columns of record.sql.
 --
 -- $1 lease in seconds for holds that score.distlock 0.2.5 wrote, $2 the host's offset from
 -- UTC in seconds.

@@ -4,9 +4,9 @@
 -- wrote, $4 the host's offset from UTC in seconds.
 --
 -- Guarantees:
--- * If the lock is free, so that it may have been this waiter's turn, the next
---   one is notified in the same transaction.
--- * The commit is not waited for on disk. Repeated, it changes nothing.
+-- * If the lock is free, so that it may have been this waiter's turn, the next one is notified in
+--   the same transaction.
+-- * The commit does not wait for the disk. Repeated, it changes nothing.
 WITH asynchronous AS MATERIALIZED (
     SELECT pg_catalog.set_config('synchronous_commit', 'off', true) AS durability
 ), gone AS (

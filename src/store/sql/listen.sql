@@ -1,7 +1,7 @@
--- Shows by a lock of the session that the process that listens as $1 lives.
+-- Shows by a session-level lock that the process listening as $1 is alive.
 --
 -- Guarantees:
--- * The lock goes with the connection, so a process that is gone is known to be
---   gone by whoever would otherwise leave it its turn.
--- * No other session has it: listeners have numbers of their own.
+-- * The lock ends with the connection, so when a process is gone, everyone who would otherwise
+--   leave it its turn can see that.
+-- * No other session has this lock: every listener has its own number.
 SELECT pg_catalog.pg_try_advisory_lock({listener ticket}) AS alone FROM (VALUES ($1 {<<} 24)) AS own (ticket)

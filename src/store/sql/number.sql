@@ -1,17 +1,17 @@
--- Draws another fence for the hold of $1 with token $2, whose row was inserted with the number
--- $5, which may be older than others of the name.
+-- Draws a new fence for the hold of $1 with token $2, whose row was inserted with fence $5, which
+-- may be older than others of the name.
 --
 -- $1 name, $2 token, $3 lease in seconds for a hold that score.distlock 0.2.5
 -- extended, $4 the host's offset from UTC in seconds, $5 the fence that the row has,
 -- or 0.
 --
 -- Guarantees:
--- * The number is above all that were drawn for the name before: nobody else can take the
---   name between the draw and the change of the row, which would then be another version
---   and make this statement draw again.
+-- * The number is above all drawn for the name before: nobody else can take the name between the
+--   draw and the change of the row, as that would be a new row version and make this statement draw
+--   again.
 -- * Only the holder's own row is touched, and only while its lease stands.
--- * On disk before the answer. Repeated, or executed late, it finds another number than $5,
---   leaves it and tells it: what a holder was told is the number of its hold.
+-- * On disk before the answer. Repeated, or executed late, it finds a number other than $5, keeps
+--   it and returns it: the number that a holder was told is the number of its hold.
 UPDATE {table}
    SET fence = CASE
          WHEN coalesce(fence, 0) {=} $5 THEN greatest({drawn}, coalesce(fence, 0) {+} 1)

@@ -1,11 +1,11 @@
--- What is told about a live hold: everything but its token.
+-- What is reported about a live hold: everything but its token.
 --
--- `acquired` is what the clock of the writing host showed, `shown` by how much that differed
--- from UTC when the lease began: `expires` is without a zone's doing, `updated` is not. Of a
--- hold that score.distlock 0.2.5 wrote, only our own zone can be assumed.
+-- `acquired` is local time on the writing host, `shown` its offset from UTC when the lease began:
+-- `expires` does not depend on the zone, `updated` does. For a hold that score.distlock 0.2.5
+-- wrote, we have to assume our own zone.
 --
--- `waiting` counts processes and not tickets, and leaves out those that are gone. What is
--- locked by that is free again when the statement is over.
+-- `waiting` counts processes rather than tickets, and excludes those that are gone. The locks that
+-- this takes are free again when the statement ends.
 name,
 fence,
 holder,

@@ -1,19 +1,19 @@
--- Ends the hold of $1 with token $2, if nobody waits for the lock: the row stays,
--- free for the next taker.
+-- Ends the hold of $1 with token $2 if nobody waits for the lock: the row stays, free for the next
+-- taker.
 --
 -- $1 name, $2 token.
 --
 -- Guarantees:
--- * Only the holder's own hold ends, and only while its lease stands.
--- * No row is changed if others wait, if score.distlock 0.2.5 extended the hold, or
---   if there is none: release_awaited.sql finds out which. This one has no part that
---   is not needed when nobody waits. That is judged under the row's lock, so whoever
---   enters the queue later sees a free lock.
--- * The commit is not waited for on disk: a crash that forgets it leaves a hold that
---   expires. No row is changed without `set_config` having been evaluated.
--- * The row looks ancient to 0.2.5, whose next attempt removes it before it
---   inserts its own. No indexed column changes: a heap-only update.
--- * The token stays, to be recognised by `released` when an answer was lost.
+-- * Only the hold of this token ends, and only while its lease stands.
+-- * It changes no row if others wait, if score.distlock 0.2.5 extended the hold, or if there is no
+--   hold: release_awaited.sql finds out which. This one contains only what is needed when nobody
+--   waits. It decides under the row's lock, so a waiter that enters the queue later sees a free
+--   lock.
+-- * The commit does not wait for the disk: a crash that forgets it leaves a hold that expires. No
+--   row is changed before `set_config` has been evaluated.
+-- * The row looks ancient to 0.2.5, whose next attempt removes it before it inserts its own. No
+--   indexed column changes: a heap-only update.
+-- * The token stays, so that `released` can recognise it after a lost answer.
 UPDATE {table}
    SET updated = '0001-01-01',
        touched = '0001-01-01',

@@ -1,10 +1,10 @@
--- Tells why $1 is not held with token $2: by a row whether a release has ended the hold, or
--- else its lease has.
+-- Tells why $1 is not held with token $2: true if a release ended the hold, false if its lease ran
+-- out.
 --
 -- $1 name, $2 token.
 --
--- Only asked when no hold was found, as by the repetition of a release whose answer was
--- lost. A row that was taken over since, or is gone, gives no answer.
+-- Sent only when no hold was found, for instance by a repeated release whose answer was lost. If
+-- the row was taken over since, or is gone, there is no answer.
 SELECT lease IS NULL AS released
   FROM {table}
  WHERE name {=} $1

@@ -1,15 +1,15 @@
--- Gives many holds a new lease that begins now; tells by position which are there, with which
--- fence, and which of these were extended.
+-- Gives many holds a new lease starting now; returns by position which exist, with which fence, and
+-- which of these were extended.
 --
 -- $1 names, $2 tokens, $3 leases in seconds, $4 the host's offset from UTC in
 -- seconds.
 --
 -- Guarantees:
--- * As extend.sql for each of them, but it waits for no row: what another transaction has
---   locked at this moment is there, but not extended. So no hold waits for another's row,
---   and two processes that renew many never wait for each other.
+-- * Works like extend.sql for each hold, but waits for no row: a hold whose row another transaction
+--   has locked is reported as present, but not extended. So no hold waits for another's row, and
+--   two processes that renew many never wait for each other.
 -- * No lease gets shorter: its owner may have entered the hold again with a longer one.
--- * No row comes back for a token that has no hold.
+-- * A token without a hold gets no row.
 WITH wanted AS MATERIALIZED (
     SELECT *
       FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3))

@@ -1,16 +1,16 @@
--- Advances the sequences past what the table has, after something has set them back: a
--- restore, or a switch-over to a logical replica, which copies rows and not sequences.
--- Tells whether the sequence of `id` is past it; if not, this wants to be repeated.
+-- Advances the sequences past the numbers in the table, after something has set them back: a
+-- restore, or a switch-over to a logical replica, which copies rows but not sequences. Tells
+-- whether the sequence of `id` is past them; if not, repeat this.
 --
--- $1 how many numbers to draw at most.
+-- $1 the most numbers to draw.
 --
 -- Guarantees:
--- * No sequence is ever set back, whatever others draw at the same time: it draws
---   numbers until one is beyond, and sets nothing. `setval` could undo what another
---   session drew a moment ago, and needs a right on the sequence that drawing does not.
--- * What is drawn is looked at, rather than how far the sequence has got: if it has a
---   cache, this session has numbers in store, and those have to be used up too.
--- * It needs no right that an acquisition does not need.
+-- * It never sets a sequence back, whatever others draw at the same time: it draws numbers until
+--   one is high enough, and sets nothing. `setval` could undo what another session drew a moment
+--   ago, and needs a privilege that drawing does not.
+-- * It checks the drawn numbers, not the sequence's position: if the sequence has a cache, this
+--   session has numbers in store, and has to use those up too.
+-- * It needs no privilege that an acquisition does not need.
 WITH highest AS MATERIALIZED (
     SELECT coalesce(pg_catalog.max(id), 0) AS id, coalesce(pg_catalog.max(fence), 0) AS fence
       FROM {table}

@@ -1,10 +1,10 @@
--- What taking a lock writes, at the instant that the argument tells.
+-- What taking a lock writes, at the instant given by the argument.
 --
--- The fence rises above what the row has, whatever the sequence says: it may have been
--- set back, by a restore or a switch-over to a logical replica, which copies no sequences,
--- or have a cache, so that every session draws from numbers of its own. `beyond`, which the
--- statements return, tells whether it is above all that the sequence has handed out. Then
--- the sequence has to catch up: if the row is deleted, its number is known to nobody.
+-- The fence rises above the row's, whatever the sequence says: the sequence may have been set back,
+-- by a restore or a switch-over to a logical replica, which copies no sequences, or have a cache,
+-- so that every session draws from its own numbers. `beyond`, which the statements return, tells
+-- whether the fence is above all that the sequence has handed out. Then the sequence has to catch
+-- up: if the row is deleted, its number is lost.
 token = $2,
 acquired = {local {argument}},
 updated = {local {argument}},

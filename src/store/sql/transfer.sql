@@ -5,10 +5,10 @@
 -- the holder's name for people.
 --
 -- Guarantees:
--- * One statement: there is no moment with two valid tokens, or with none.
--- * The lease goes on as it was, and so does the fence.
--- * On disk before the answer, like an acquisition: a crash that forgot it would bring
---   the old token back to life.
+-- * One statement: at no moment are two tokens valid, or none.
+-- * Lease and fence stay the same.
+-- * On disk before the answer, like an acquisition: a crash that forgot it would revive the old
+--   token.
 -- * Repeated after a lost answer it finds the new token and changes nothing.
 UPDATE {table}
    SET token = $3,

@@ -4,9 +4,8 @@
 -- offset from UTC in seconds.
 --
 -- Guarantees:
--- * The state is judged again under the row's lock, so a hold that was taken
---   or extended meanwhile stays.
--- * A free row in whose queue somebody may be about to take its turn stays.
+-- * The state is judged again under the row's lock, so a hold taken or extended meanwhile stays.
+-- * A free row stays if a waiter in its queue may be about to take its turn.
 -- * Rows that a guard or a taker has locked are skipped, not waited for.
 DELETE FROM {table}
  WHERE id {=} ANY (ARRAY(

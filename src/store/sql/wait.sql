@@ -1,32 +1,28 @@
 -- Takes the lock $1 if it is this waiter's turn, or puts the waiter into the
 -- queue, which is the column `waiters` of the lock's row.
 --
--- $1 name, $2 the token to take it with, $3 lease in seconds, $4 the host's
--- offset from UTC in seconds, $5 the holder's name for people, $6 the waiter's
--- ticket, $7 an earlier ticket of the same waiter or 0, $8 the queue as last
--- seen, without this waiter, $9 whether more of its process wait: if the lock is taken,
--- the ticket goes to the queue's end, $10 until when it is wanted.
+-- $1 name, $2 the token to take it with, $3 lease in seconds, $4 the host's offset from UTC in
+-- seconds, $5 the holder's name for people, $6 the waiter's ticket, $7 an earlier ticket of the
+-- same waiter or 0, $8 the queue as last seen, without this waiter, $9 whether more waiters of its
+-- process wait: if the lock is taken, the ticket then goes to the queue's end, $10 the time limit.
 --
 -- Guarantees:
--- * Taking is as in acquire.sql: one taker, a fence above all before, no
---   waiting for a row.
+-- * Taking works as in acquire.sql: one taker, a fence above all before, no waiting for a row.
 -- * After $10 nothing is taken, as in acquire.sql, and the queue is not entered.
--- * Entering the queue waits for the row, but not for long: others enter, extend
---   or release, a guard does not disturb. So does inserting it, if another transaction has
---   done that and not yet committed. An error 55P03 says that it was in vain.
--- * A free lock belongs to the first in the queue for half a second, then also
---   to the second, and so on. Of the tickets of one process only the first
---   counts, and those of processes that are gone do not count at all.
--- * No wake-up is lost: the ticket enters the queue under the row's lock, and
---   whether the lock is held is judged under it too. Who releases afterwards
---   sees the ticket and notifies.
--- * Queueing changes nothing that a hold consists of, and its commit is not
---   waited for on disk.
--- * Repeated, it finds its own token, and does not queue up behind itself; or it finds
---   its own ticket. A ticket of a process that has opened a new listening connection
---   since keeps its place.
--- * If score.distlock 0.2.5 has deleted the row and the queue with it, the
---   queue is restored with the new row.
+-- * To enter the queue it waits for the row, but not for long: others enter, extend or release; a
+--   guard does not block it. It also waits to insert the row if another transaction has done so and
+--   not yet committed. Error 55P03 means that it waited in vain.
+-- * A free lock belongs to the first in the queue for half a second, then also to the second, and
+--   so on. Of the tickets of one process only the first counts, and those of dead processes do not
+--   count at all.
+-- * No wakeup is lost: the ticket enters the queue under the row's lock, and whether the lock is
+--   held is judged under it too. A later release sees the ticket and notifies.
+-- * Queueing does not change the hold, and its commit does not wait for the disk.
+-- * Repeated, it finds its own token, and does not queue behind itself; or it finds its own ticket.
+--   If the process has opened a new listening connection since, the waiter keeps its earlier
+--   ticket's place.
+-- * If score.distlock 0.2.5 has deleted the row and with it the queue, the queue is restored with
+--   the new row.
 WITH free AS MATERIALIZED (
     SELECT id, pg_catalog.clock_timestamp() AS instant
       FROM {table}

@@ -1,12 +1,12 @@
--- Tells of holders that wait for locks: the holder of `held` waits for `awaited`, for `doctor`.
+-- Returns holders that wait for locks: the holder of `held` waits for `awaited`, for `doctor`.
 --
 -- $1 lease in seconds for holds that score.distlock 0.2.5 wrote, $2 the host's offset from UTC
 -- in seconds.
 --
 -- Guarantees:
 -- * It reads the whole table and the locks of all sessions, and no token. It locks nothing.
--- * Processes are told apart by the locks of their listening connections, see listen.sql and
---   process.sql. Of those that cannot listen nothing is told.
+-- * The locks of their listening connections tell processes apart, see listen.sql and process.sql.
+--   Processes that cannot listen are not reported.
 WITH hold AS MATERIALIZED (
     SELECT name, waiters,
            pg_catalog.substring(holder, '^[^ :]+:[0-9]+') AS process

@@ -1,18 +1,18 @@
--- Tells whether this session is the server process $1, and nobody else's; then makes its
--- planner use indexes and compile nothing, and no statement wait long for a lock. Tells also
--- what the database's clock says.
+-- Tells whether this session has the server process $1 to itself; if so, makes its planner use
+-- indexes and skip JIT compilation, and limits how long statements wait for a lock. Also returns
+-- the database's clock.
 --
--- $1 the number of the server process that was told at the login.
+-- $1 the server process number reported at login.
 --
 -- Guarantees:
--- * A pooler invents the number that it tells, as it has no server process then. Behind
---   one nothing of the session is changed, since others use it too.
--- * While the table is small the planner reads all of it. A plan that was made then is
---   slow when the table grows, as it does beside an old snapshot; see latest.sql.
--- * To a planner that may read no whole table, a statement that has to is very expensive
---   (up to PostgreSQL 17), and worth compiling. That took a second for each `init`.
--- * Somebody may keep the whole table locked. Whoever does not want to wait is told so after
---   200 ms; the other statements are repeated. A `lock_timeout` that is set already stays.
+-- * A pooler makes up the number it reports, as it has no server process yet. Behind one the
+--   session is not changed, since others use it too.
+-- * While the table is small the planner scans all of it. A plan made then is slow when the table
+--   grows, as it does beside an old snapshot; see latest.sql.
+-- * With sequential scans disabled, the planner rates a statement that needs one as very expensive
+--   (up to PostgreSQL 17), and so worth compiling. That took a second for each `init`.
+-- * A transaction may keep the whole table locked. A caller that does not want to wait is told so
+--   after 200 ms; the other statements are repeated. An existing `lock_timeout` stays.
 SELECT CASE
          WHEN pg_catalog.pg_backend_pid() {=} $1
          THEN CASE

@@ -1,4 +1,4 @@
-//! Statements that take a lock, or find out what is in the way.
+//! Statements that take a lock, or find out what stands in the way.
 
 use super::super::answer::{Parameter, Row};
 use super::super::budget::Budget;
@@ -11,23 +11,23 @@ use crate::zone;
 use rand::RngExt;
 use std::time::Duration;
 
-/// What an attempt to acquire came to.
+/// The outcome of an attempt to acquire.
 #[derive(Debug)]
 pub enum Answer {
     /// The lock is held.
     Acquired {
         /// The fencing number.
         fence: i64,
-        /// Until when.
+        /// When the hold ends.
         deadline: Deadline,
-        /// An answer was lost on the way: its statement may take the lock once more.
+        /// An answer was lost on the way: its statement may take the lock again.
         unknown: bool,
     },
-    /// It could not be taken.
+    /// The lock could not be taken.
     Refused {
-        /// Nobody has it, but its row is locked.
+        /// Nobody holds it, but its row is locked.
         busy: bool,
-        /// An answer was lost on the way: the token may turn out to be that of a hold.
+        /// An answer was lost on the way: the token may turn out to have a hold.
         unknown: bool,
     },
 }
@@ -35,7 +35,7 @@ pub enum Answer {
 /// What a look at a lock found.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Look {
-    /// Somebody holds it, or others wait for it.
+    /// It is held, or others wait for it.
     Held,
     /// It has a row, and nobody holds it.
     Free,
@@ -44,15 +44,15 @@ pub enum Look {
 }
 
 impl Store {
-    /// After these many tries, about 50 ms, a locked row counts as held: that
-    /// is what a guard means by its lock.
+    /// After this many tries, about 50 ms, a locked row counts as held: that is what a guard's row
+    /// lock means.
     const TRIES_WHILE_BUSY: u32 = 6;
 
-    /// Acquires `name` with a token made by the caller. An earlier attempt with
-    /// the same token that succeeded unknown to the caller is found.
+    /// Acquires `name` with a token made by the caller. Finds an earlier attempt with the same
+    /// token that succeeded without the caller's knowledge.
     ///
-    /// If it is `likely` that the lock's row is there and free, a statement that can do
-    /// no more than take it goes first.
+    /// If the row is `likely` to be there and free, first sends a statement that can only take the
+    /// lock.
     pub fn acquire(
         &self,
         name: &Name,
@@ -70,7 +70,7 @@ impl Store {
             &holder,
         ];
         let mut unknown = false;
-        // What is asked otherwise tells what the clock says.
+        // Only the full statement reads the clock.
         if likely && self.clock.is_recent(Moment::now()) {
             match self.retake(&parameters, lease, budget)? {
                 Ok(acquired) => return Ok(acquired),
@@ -83,8 +83,8 @@ impl Store {
             let answer = self
                 .execute(Sql::Acquire, &parameters, budget)
                 .map_err(|error| error.after(unknown).about(name));
-            // Nobody holds it, but its row is locked: by another taker who is
-            // about to commit, by a guard, or by 0.2.5 cleaning up.
+            // Nobody holds it, but its row is locked: by another taker about to commit, by a guard,
+            // or by 0.2.5 cleaning up.
             let mut busy = true;
             match unless_locked(answer)? {
                 Ok(answer) => {
@@ -103,7 +103,7 @@ impl Store {
                 }
                 Err(locked) => {
                     unknown |= locked.unknown;
-                    // It has waited already.
+                    // The statement has already waited.
                     tries = Store::TRIES_WHILE_BUSY;
                 }
             }
@@ -116,8 +116,8 @@ impl Store {
         }
     }
 
-    /// Takes a lock that has a row and is free. `Err` if it is not, and whether an answer
-    /// was lost on the way.
+    /// Takes a lock that has a row and is free. `Err` if it is not, with whether an answer was lost
+    /// on the way.
     fn retake(
         &self,
         parameters: &[Parameter],
@@ -141,8 +141,8 @@ impl Store {
         }))
     }
 
-    /// Lets the sequence catch up with the fence of a row that was taken, or a part of the
-    /// way: who takes it next goes on.
+    /// Lets the sequence catch up with the fence of a row that was taken, or part of the way: the
+    /// next taker continues.
     pub(super) fn catch_up(&self, taken: &Row, budget: Budget) -> Result<()> {
         if taken.get::<Option<bool>>("beyond")? != Some(true) {
             return Ok(());
@@ -157,10 +157,10 @@ impl Store {
         }
     }
 
-    /// What acquire.sql or wait.sql has taken, if it has: the fence and the deadline.
+    /// The fence and deadline of the hold that acquire.sql or wait.sql took, if any.
     ///
-    /// If the fence may be older than another of the same name, a new one is drawn. So it
-    /// is for a hold that an earlier statement took whose answer was lost.
+    /// Draws a new fence if this one may be older than another of the same name, as may be if an
+    /// earlier statement took the hold and its answer was lost.
     pub(super) fn taken(
         &self,
         name: &Name,
@@ -197,7 +197,7 @@ impl Store {
             .map_err(|error| error.after(true).about(name))?;
         match numbered.rows.first() {
             Some(row) => Ok(Some((row.get("fence")?, deadline))),
-            // It has ended meanwhile.
+            // The hold has ended meanwhile.
             None => Ok(None),
         }
     }
@@ -207,7 +207,7 @@ impl Store {
         let parameters: [Parameter; 3] = [&name.as_str(), &zone::offset(), &lease.seconds()];
         let answer = unless_locked(self.execute(Sql::Probe, &parameters, budget))?;
         let Ok(answer) = answer else {
-            // Somebody keeps the table locked: who tries to take it is told who.
+            // The table is locked: an attempt to take the lock will tell by whom.
             return Ok(Look::Free);
         };
         Ok(match answer.rows.first() {
@@ -217,7 +217,7 @@ impl Store {
         })
     }
 
-    /// Which server processes may have locked the row of a lock that nobody holds.
+    /// The server processes that may have locked the row of a free lock.
     pub fn busy(&self, budget: Budget) -> Result<Vec<i64>> {
         let answer = self.execute(Sql::Busy, &[], budget)?;
         answer.rows.iter().map(|row| row.get("pid")).collect()

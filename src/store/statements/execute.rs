@@ -1,7 +1,7 @@
-//! The table of locks of one database, and how a statement is executed on it.
+//! The table of locks of one database, and how to execute a statement on it.
 //!
-//! Every statement is safe to repeat, so a connection that breaks is replaced
-//! within the call. A repetition is recognized by its token.
+//! Every statement is safe to repeat, so a broken connection is replaced within the call. The token
+//! identifies a repetition.
 
 use super::super::answer::{Parameter, Row};
 use super::super::budget::Budget;
@@ -23,7 +23,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-/// How the name of the table's primary key begins; a number may follow. That of `name` is
+/// How the name of the primary key begins; a number may follow. A conflict on the key of `name` is
 /// no error: the statements that insert expect it.
 const PRIMARY: &str = "_score_distlock_pkey";
 
@@ -32,21 +32,21 @@ pub struct Store {
     pool: Pool,
     pub(super) clock: Clock,
     holder: OnceLock<String>,
-    /// Whose table is to be trusted besides those of roles that need no trust.
+    /// A table owner to trust in addition to the roles that are always trusted.
     table_owner: Option<String>,
-    /// The statements on the table, once it is known to be there and complete.
+    /// The statements, once the table is known to be there and complete.
     statements: OnceLock<Statements>,
-    /// Something was written: the database is the right one.
+    /// We have written once, so the database is the right one.
     written: AtomicBool,
     /// When to remove rows that nobody needs.
     pub(super) pace: Pace,
 }
 
-/// What became of the attempts to execute a statement.
+/// The history of the attempts to execute a statement.
 struct Attempts {
-    /// One of them may have had an effect: its answer was lost.
+    /// An attempt may have had an effect: its answer was lost.
     repeated: bool,
-    /// How often the sequences were repaired, a limit was met, a session retired.
+    /// How often sequences were repaired, a limit was hit, a session retired.
     repairs: u32,
     limited: u32,
     retired: usize,
@@ -69,8 +69,8 @@ impl Attempts {
         }
     }
 
-    /// Waits before the next one. The first repetition goes at once, as an idle connection
-    /// that broke is the usual reason.
+    /// Waits before the next attempt. The first repetition goes at once, as it is usually an idle
+    /// connection that broke.
     fn pause(&mut self, taken: bool, budget: Budget) -> Result<()> {
         if !taken || self.pause > Attempts::SHORTEST {
             budget.pause(self.pause.mul_f64(rand::rng().random_range(0.5..1.5)))?;
@@ -80,8 +80,8 @@ impl Attempts {
     }
 }
 
-/// How one execution of a statement went, and whether earlier ones of the same
-/// call may have had an effect.
+/// The result of executing a statement, and whether earlier attempts in the same call may have had
+/// an effect.
 pub(in super::super) struct Outcome {
     pub(in super::super) rows: Vec<Row>,
     /// How many rows the statement changed or returned.
@@ -96,7 +96,7 @@ pub(super) struct Locked {
     pub(super) unknown: bool,
 }
 
-/// The answer to a statement that waits for other transactions only so long.
+/// The answer to a statement that limits its wait for other transactions.
 pub(super) fn unless_locked(
     answer: Result<Outcome>,
 ) -> Result<std::result::Result<Outcome, Locked>> {
@@ -114,11 +114,11 @@ fn is_a_limit(sqlstate: &str) -> bool {
     matches!(sqlstate, "55P03" | "57014")
 }
 
-/// The first column-set of an answer; statements that always bring a row.
+/// The first row of the answer to a statement that always returns one.
 pub(super) fn only(rows: &[Row]) -> Result<&Row> {
     rows.first().ok_or_else(|| Error::Sql {
         sqlstate: "02000".to_owned(),
-        // It was executed.
+        // The statement was executed.
         unknown: true,
         message: "the statement brought no row".to_owned(),
     })
@@ -161,12 +161,12 @@ impl Store {
         most.clamp(1, 256)
     }
 
-    /// What the holds of this process begin with.
+    /// What the `holder` of this process's holds begins with.
     pub(in crate::store) fn process(&self, budget: Budget) -> String {
         self.holder(budget.process, &About::default())
     }
 
-    /// Who holds, for people: see [`About`].
+    /// The holder, for people to read: see [`About`].
     pub(super) fn holder(&self, process: u32, about: &About) -> String {
         let host = self.holder.get_or_init(|| {
             rustix::system::uname()
@@ -177,8 +177,7 @@ impl Store {
         about.of(host, process)
     }
 
-    /// Creates or upgrades the table over a connection of its own, which is
-    /// closed again.
+    /// Creates or upgrades the table over a separate connection, which is then closed.
     pub fn ensure_schema(&self, budget: Budget) -> Result<()> {
         let outcome = self.pool.connect(budget).and_then(|mut connection| {
             let owner = self.table_owner.as_deref();
@@ -190,7 +189,7 @@ impl Store {
         Ok(())
     }
 
-    /// The statements on the table; makes sure that it is there if that is not known.
+    /// The statements on the table; makes sure that it exists if that is not known yet.
     pub fn statements(&self, budget: Budget) -> Result<&Statements> {
         loop {
             match self.statements.get() {
@@ -205,7 +204,7 @@ impl Store {
         self.pool.close(budget)
     }
 
-    /// A connection that is not in the pool.
+    /// A connection outside the pool.
     pub(in super::super) fn connect(
         &self,
         budget: Budget,
@@ -230,7 +229,7 @@ impl Store {
                 sent = Moment::now();
                 let mut attempt = budget;
                 if !session.is_fresh() {
-                    // A firewall may have dropped it, or the server stand still.
+                    // A firewall may have dropped it, or the server may have stalled.
                     let silence = budget.left() / 2;
                     attempt = attempt.at_most(silence.clamp(Store::SILENCE.0, Store::SILENCE.1));
                 }
@@ -283,8 +282,8 @@ impl Store {
             .map_err(|error| error.about(name))
     }
 
-    /// Waits for the next attempt, or tells why there is none. A session was `taken` for the
-    /// one that failed.
+    /// Waits for the next attempt, or returns why there is none. `taken`: the failed one had a
+    /// session.
     fn try_again(
         &self,
         sql: Sql,
@@ -299,8 +298,8 @@ impl Store {
                     return Err(server_error.refused().after(attempts.repeated));
                 }
             }
-            // Nothing answers at an address that never did: a mistake
-            // rather than a restart, so say so at once.
+            // The address has never answered: a mistake rather than a restart, so report it at
+            // once.
             Failure::Broken(_) if !taken && !self.pool.was_reached() => {
                 return result(Err(failure), &self.pool);
             }
@@ -309,12 +308,12 @@ impl Store {
                 attempts.repeated |= taken;
                 attempts.last = Some(reason);
             }
-            // The session gives no answer: another one may.
+            // The session does not answer: another one may.
             Failure::TimedOut if taken && !budget.over() => {
                 attempts.repeated = true;
                 attempts.last = Some("no answer in time".to_owned());
             }
-            // The time ended between two attempts: tell how they failed.
+            // The time ran out between two attempts: report how they failed.
             Failure::TimedOut if !taken && attempts.last.is_some() => {
                 let reason = attempts.last.take().unwrap_or_default();
                 return result(Err(Failure::Broken(reason)), &self.pool);
@@ -324,7 +323,7 @@ impl Store {
         attempts.pause(taken, budget)
     }
 
-    /// Whether the statement may succeed if it is repeated.
+    /// Whether the statement may succeed if repeated.
     fn may_repeat(
         &self,
         sql: Sql,
@@ -334,27 +333,26 @@ impl Store {
     ) -> Result<bool> {
         Ok(match server_error.sqlstate.as_str() {
             _ if budget.over() => false,
-            // A primary that was demoted. Another host may be the primary now, or this
-            // one may become it.
+            // A demoted primary. Another host may be the primary now, or this one may become it.
             _ if server_error.is_read_only() => {
                 attempts.last = Some(server_error.message.clone());
                 self.written.load(Relaxed)
             }
-            // The session has ended by that. There may be others like it in the pool.
+            // That ends the session. The pool may hold others like it.
             _ if server_error.ends_session() => {
                 attempts.retired += 1;
                 attempts.retired <= self.connections()
             }
-            // Serialization failure, deadlock: only where the database's
-            // default isolation is stricter than ours needs to be.
+            // Serialization failure, deadlock: only where the database's default isolation is
+            // stricter than we need.
             "40001" | "40P01" => true,
-            // A limit that the role or the server has set. Statements that set one
-            // themselves are not repeated because of a lock, and not for long.
+            // A limit set by the role or the server. Statements that set one themselves are not
+            // repeated after a lock timeout, and after others only a few times.
             state if is_a_limit(state) => {
                 attempts.limited += 1;
                 !sql.is_limited() || state != "55P03" && attempts.limited <= Store::TRIES_LIMITED
             }
-            // An `id` that a row has already: the sequence was set back.
+            // A duplicate `id`: the sequence was set back.
             "23505"
                 if attempts.repairs < Store::REPAIRS
                     && server_error.constraint.starts_with(PRIMARY) =>
@@ -368,23 +366,22 @@ impl Store {
         })
     }
 
-    /// How long a session that was used before may take for an answer, at least and at most,
-    /// before another one is asked.
+    /// The least and most time that a session used before may take to answer before we try another
+    /// one.
     const SILENCE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
 
-    /// How often a statement that should not take long is repeated when it did.
+    /// How often to repeat a statement that exceeded its time limit.
     const TRIES_LIMITED: u32 = 3;
 
     /// How often one call repairs the sequences: others may insert rows meanwhile.
     const REPAIRS: u32 = 5;
-    /// How many numbers one statement of a repair draws at most, which takes it less than
-    /// half a second. What was drawn stays drawn, so a call that finds no time for all of
-    /// them leaves less to do for the next.
+    /// How many numbers one repair statement draws at most, in less than half a second. Drawn
+    /// numbers stay drawn, so a call that runs out of time leaves less for the next.
     pub(super) const NUMBERS_PER_REPAIR: i64 = 200_000;
 
-    /// Advances the sequences of a table that was restored, or switched over to, without
-    /// them. Every new name would meet a taken `id` until they have caught up, so whoever
-    /// is the first to meet one does this, and then repeats what it was about to do.
+    /// Advances the sequences of a table that was restored, or switched over to, without them.
+    /// Until they have caught up, every new name meets a taken `id`; so the first caller to meet
+    /// one does this, and then repeats its statement.
     fn repair(&self, budget: Budget) -> Result<()> {
         log::warn!("the sequences of _score_distlock were set back: advancing them");
         loop {

@@ -9,30 +9,30 @@ use crate::engine::{Deadline, Lease, Loss, Name, Token};
 use crate::error::{Error, Result};
 use crate::zone;
 
-/// What came of a release.
+/// The outcome of a release.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Released {
-    /// The hold has ended, and nobody waited.
+    /// The hold has ended, and nobody was waiting.
     Quietly,
-    /// The hold has ended, and the first who waited was called.
+    /// The hold has ended, and the first waiter was called.
     Calling,
-    /// It was lost before.
+    /// The hold was already lost.
     Lost,
 }
 
-/// What came of the attempt to renew a hold along with others.
+/// The outcome of renewing one of many holds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Renewed {
     /// The hold with this fence is extended until this deadline.
     Until(Deadline, Option<i64>),
-    /// It is there, but another transaction has locked its row.
+    /// The hold is there, but another transaction has locked its row.
     Locked,
     /// The token has no hold.
     Gone,
 }
 
 impl Store {
-    /// Extends the hold; tells its fence and new deadline, `None` if it is lost.
+    /// Extends the hold; returns its fence and new deadline, `None` if it is lost.
     pub fn extend(
         &self,
         name: &Name,
@@ -52,7 +52,7 @@ impl Store {
         Ok(Some(extended))
     }
 
-    /// Extends many holds in one statement, which waits for no row.
+    /// Extends many holds in one statement, which never waits for a row.
     pub fn renew(&self, holds: &[(Name, Token, Lease)], budget: Budget) -> Result<Vec<Renewed>> {
         let names: Vec<&str> = holds.iter().map(|(name, _, _)| name.as_str()).collect();
         let tokens: Vec<&str> = holds.iter().map(|(_, token, _)| token.as_str()).collect();
@@ -78,8 +78,7 @@ impl Store {
         Ok(renewed)
     }
 
-    /// Gives the hold the token `new`; tells its fence and deadline, `None` if
-    /// it is lost.
+    /// Gives the hold the token `new`; returns its fence and deadline, `None` if it is lost.
     pub fn transfer(
         &self,
         name: &Name,
@@ -109,9 +108,9 @@ impl Store {
 
     /// Ends the hold.
     ///
-    /// If the caller's own deadline has not passed (`held`), a hold that is not found
-    /// after an answer was lost was ended by ourselves; so it may be if an earlier call has
-    /// tried (`again`). `awaited`: others are likely to wait for the lock.
+    /// If the caller's own deadline has not passed (`held`), a hold that is missing after a lost
+    /// answer was ended by our own statement; the same may be so if an earlier call has tried
+    /// (`again`). `awaited`: others probably wait for the lock.
     pub fn release(
         &self,
         name: &Name,
@@ -156,12 +155,12 @@ impl Store {
         }
         match self.sweep_if_due(self.pace.after_call(), lease, budget) {
             Err(Error::Forked) => Err(Error::Forked),
-            // The release is done; what interrupts the caller is its own business.
+            // The release is done; an interrupt is up to the caller.
             _ => Ok(released),
         }
     }
 
-    /// Whether the token has a hold. It reads and writes nothing.
+    /// Whether the token has a hold. Only one read, no write.
     pub fn is_held(
         &self,
         name: &Name,
@@ -187,7 +186,7 @@ impl Store {
         let Some(row) = answer.rows.first() else {
             return Ok(None);
         };
-        // That of 0.2.5 may be none of ours.
+        // A token of 0.2.5's may not parse as one of ours.
         let token = Token::parse(row.get("token")?);
         Ok(match token {
             Some(token) => Some((token, row.get("fence")?)),
@@ -195,7 +194,7 @@ impl Store {
         })
     }
 
-    /// What has ended the hold of a token, as far as the row tells.
+    /// What ended the hold of a token, as far as the row shows.
     fn ended_by(&self, name: &Name, token: &Token, budget: Budget) -> Result<Loss> {
         let parameters: [Parameter; 2] = [&name.as_str(), &token.as_str()];
         let answer = self.execute(Sql::Released, &parameters, budget)?;
@@ -206,9 +205,9 @@ impl Store {
         })
     }
 
-    /// Why a hold that should stand is not there.
+    /// Why an expected hold is not there.
     pub fn why_lost(&self, name: &Name, token: &Token, budget: Budget) -> Loss {
-        // It is only about the words of an exception.
+        // Only for the words of an exception.
         self.ended_by(name, token, budget).unwrap_or(Loss::Unknown)
     }
 }

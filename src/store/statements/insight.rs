@@ -9,20 +9,20 @@ use crate::engine::{Lease, Name};
 use crate::error::Result;
 use crate::zone;
 
-/// What is known about a hold; never its token.
+/// Everything known about a hold, except its token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
     /// The name of the lock.
     pub name: String,
     /// The fencing number; score.distlock 0.2.5 draws none.
     pub fence: Option<i64>,
-    /// Which machine and process took it.
+    /// The machine of the process that took it.
     pub host: Option<String>,
     /// The number of that process there.
     pub process: Option<i64>,
-    /// Which of its threads, by the number that the operating system gave it.
+    /// Its thread, by the operating system's number.
     pub thread: Option<i64>,
-    /// What the holder said about it.
+    /// The holder's note.
     pub note: Option<String>,
     /// When it was acquired, in seconds since 1970.
     pub acquired: f64,
@@ -32,23 +32,23 @@ pub struct Record {
     pub waiters: i64,
 }
 
-/// What came of the attempt to end a hold by force.
+/// The outcome of ending a hold by force.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Ended {
-    /// It has ended, and nobody waited.
+    /// It has ended, and nobody was waiting.
     Quietly,
-    /// It has ended, and who waits first was called.
+    /// It has ended, and the first waiter was called.
     Calling,
     /// The token has no hold.
     Not,
-    /// It has none now, but an answer was lost, which may have been that of the end.
+    /// It has none now, but an answer was lost that may have reported the end.
     Perhaps,
 }
 
-/// How far a host's clock was from UTC, in seconds, if it is what the row shows.
+/// The writing host's offset from UTC, in seconds, if the row shows it.
 ///
-/// It is not if the last extension was for a shorter time than the lease that stands. Zones
-/// differ by whole minutes, and such an extension comes at any moment.
+/// It does not if the last extension was for a shorter time than the current lease. Zones differ by
+/// whole minutes, while such an extension comes at any moment.
 fn zone_of(shown: Option<f64>, own: f64) -> f64 {
     const FARTHEST: f64 = 26.0 * 3600.0;
     let minutes = |seconds: f64| (seconds / 60.0).round() * 60.0;
@@ -58,7 +58,7 @@ fn zone_of(shown: Option<f64>, own: f64) -> f64 {
 }
 
 impl Record {
-    /// Whether both are of one hold, however often it was extended or transferred.
+    /// Whether both describe the same hold, even if extended or transferred in between.
     #[must_use]
     pub fn is_of(&self, other: &Record) -> bool {
         match (self.fence, other.fence) {
@@ -102,7 +102,7 @@ impl Store {
         found.as_ref().map(Record::read).transpose()
     }
 
-    /// The same and its token, which may be none of ours.
+    /// The same, and its token, which may have a foreign format.
     pub fn revocable(
         &self,
         name: &Name,
@@ -115,7 +115,7 @@ impl Store {
             .transpose()
     }
 
-    /// What decides about how well locks are kept here: names and values.
+    /// Facts that affect how reliable the locks are here: names and values.
     pub fn facts(&self, budget: Budget) -> Result<Vec<(String, Option<String>)>> {
         let answer = self.execute(Sql::Facts, &[], budget)?;
         let facts = answer.rows.iter();
@@ -124,7 +124,7 @@ impl Store {
             .collect()
     }
 
-    /// Pairs of locks: who holds the first waits for the second.
+    /// Pairs of locks: the holder of the first waits for the second.
     pub fn waits(&self, lease: Lease, budget: Budget) -> Result<Vec<(String, String)>> {
         let parameters: [Parameter; 2] = [&lease.seconds(), &zone::offset()];
         let answer = self.execute(Sql::Waits, &parameters, budget)?;
@@ -142,7 +142,7 @@ impl Store {
         Ok(answer.rows.into_iter().next())
     }
 
-    /// Ends the hold that has this token, whatever it looks like, as a release does.
+    /// Ends the hold with this token, whatever its format, as a release does.
     pub fn end(&self, name: &Name, token: &str, lease: Lease, budget: Budget) -> Result<Ended> {
         let parameters: [Parameter; 4] =
             [&name.as_str(), &token, &lease.seconds(), &zone::offset()];

@@ -1,5 +1,4 @@
-//! The statements on the table, one function each, by topic. Those about locks are safe to
-//! repeat.
+//! The statements on the table, one function each, by topic. Those on locks are safe to repeat.
 
 mod acquire;
 mod execute;

@@ -8,18 +8,18 @@ use crate::engine::{Deadline, Lease, Name, Token};
 use crate::error::Result;
 use crate::zone;
 
-/// What a waiter came to.
+/// The outcome of a waiter's attempt.
 #[derive(Debug)]
 pub enum Turn {
     /// The lock is held.
     Acquired {
         /// The fencing number.
         fence: i64,
-        /// Until when.
+        /// When the hold ends.
         deadline: Deadline,
-        /// The ticket is in the queue, at its end.
+        /// Whether the ticket is queued again, at the end.
         queued: bool,
-        /// An answer was lost on the way: its statement may take the lock once more.
+        /// An answer was lost on the way: its statement may take the lock again.
         unknown: bool,
     },
     /// Not yet.
@@ -30,17 +30,17 @@ pub enum Turn {
 #[derive(Debug, Default)]
 #[allow(clippy::struct_excessive_bools)] // they are independent of each other
 pub struct Queue {
-    /// The waiter is in it.
+    /// The waiter is in the queue.
     pub queued: bool,
-    /// Somebody holds the lock.
+    /// The lock is held.
     pub live: bool,
     /// score.distlock 0.2.5 has acquired or extended the hold.
     pub foreign: bool,
     /// The fence of the hold.
     pub fence: Option<i64>,
-    /// For how long the hold lasts, in seconds; negative since it has ended.
+    /// How long the hold lasts, in seconds; negative once it has ended.
     pub remaining: f64,
-    /// How many other processes come first.
+    /// How many other processes are ahead.
     pub ahead: u32,
     /// All tickets.
     pub tickets: Vec<i64>,
@@ -49,13 +49,13 @@ pub struct Queue {
 }
 
 impl Queue {
-    /// Whether something else than a hold or another waiter is in the way: the row is locked.
+    /// Whether something other than a hold or a waiter is in the way: a lock on the row.
     #[must_use]
     pub fn is_busy(&self) -> bool {
         !self.live && self.ahead == 0
     }
 
-    /// Nothing was seen of it.
+    /// Nothing is known of the queue.
     fn unseen(unknown: bool) -> Queue {
         Queue {
             unknown,
@@ -64,7 +64,7 @@ impl Queue {
     }
 }
 
-/// Who waits, and for what.
+/// A waiter, and what it waits for.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
     /// The name of the lock.
@@ -73,19 +73,19 @@ pub struct Candidate<'a> {
     pub token: &'a Token,
     /// The lease to take it for.
     pub lease: Lease,
-    /// What is to be known about its holder.
+    /// Information about the holder.
     pub about: &'a About,
     /// The waiter's ticket.
     pub ticket: i64,
-    /// An earlier one, or 0.
+    /// The waiter's earlier ticket, or 0.
     pub previous: i64,
-    /// Others of the process wait: the ticket is to go to the queue's end.
+    /// Others of the process wait: the ticket should go to the queue's end.
     pub more: bool,
 }
 
 impl Store {
-    /// Takes the lock for a waiter that was called. "Later" if something is
-    /// otherwise than expected: [`Store::wait`] finds out.
+    /// Takes the lock for a waiter that was called. "Later" if the row is not as expected: then
+    /// [`Store::wait`] finds out why.
     pub fn take(&self, waiter: Candidate, budget: Budget) -> Result<Turn> {
         let lease = waiter.lease.seconds();
         let holder = self.holder(budget.process, waiter.about);
@@ -173,7 +173,7 @@ impl Store {
         }))
     }
 
-    /// Takes a waiter out of the queue; the next one is notified if need be.
+    /// Takes a waiter out of the queue; notifies the next one if necessary.
     pub fn leave(&self, name: &Name, ticket: i64, lease: Lease, budget: Budget) -> Result<()> {
         self.execute(
             Sql::Leave,

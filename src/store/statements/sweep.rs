@@ -8,17 +8,17 @@ use crate::engine::Lease;
 use crate::error::{Error, Result};
 use crate::zone;
 
-/// How many rows one step of a vacuum looks at: some hundred milliseconds.
+/// How many rows one step of a vacuum checks: some hundred milliseconds.
 const ROWS_PER_STEP: i64 = 10_000;
 
-/// How many rows are looked at now and then, and for how many seconds those that are removed
-/// have been out of use.
+/// How many rows an occasional sweep checks, and for how many seconds a row must have been unused
+/// to be removed.
 const ROWS_PER_SWEEP: i64 = 200;
 const UNUSED: f64 = 60.0;
 
 impl Store {
-    /// Removes all expired and free rows, in as many steps as it takes. The time that
-    /// `budget` has left is that of each step.
+    /// Removes all expired and free rows, in as many steps as it takes. Each step may take the time
+    /// that `budget` has left.
     pub fn vacuum(&self, lease: Lease, budget: Budget) -> Result<()> {
         let mut after = Some(i64::MIN);
         while let Some(start) = after {
@@ -28,7 +28,7 @@ impl Store {
         Ok(())
     }
 
-    /// Of so many rows after an `id`, removes those that have been out of use for so many
+    /// Checks the next rows after an `id`, and removes those unused for the given number of
     /// seconds. Returns the last row's `id` if there may be more.
     fn sweep(
         &self,
@@ -47,7 +47,7 @@ impl Store {
 
     /// Removes some rows if it is time to: `after` is the `id` where the last sweep ended.
     ///
-    /// This is not needed to take a lock, so a failure is only logged; but an error tells if
+    /// Taking a lock does not depend on this, so a failure is only logged; but returns an error if
     /// the caller was interrupted meanwhile.
     pub(super) fn sweep_if_due(
         &self,

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 /// One place where the server may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// What the URL calls it.
+    /// Its name in the URL.
     pub place: Place,
-    /// `hostaddr`: where to connect to instead of looking the host's name up; an IPv6 address
-    /// may have a zone.
+    /// `hostaddr`: where to connect instead of looking up the host's name; an IPv6 address may have
+    /// a zone.
     pub address: Option<String>,
-    /// The password of the password file for this host, if the URL has none.
+    /// The password from the password file for this host, if the URL has none.
     pub password: Option<Password>,
 }
 
@@ -27,7 +27,7 @@ pub enum Place {
     Unix(PathBuf),
 }
 
-/// A password, which nothing shows.
+/// A password; never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Password(pub Vec<u8>);
 
@@ -47,7 +47,7 @@ impl Display for Endpoint {
     }
 }
 
-/// libpq has the folder of its sockets compiled in: /tmp, or on Debian and Red Hat
+/// The folder for sockets that is compiled into libpq: /tmp, or on Debian and Red Hat
 /// /var/run/postgresql.
 pub fn default_folder() -> &'static str {
     let debian = "/var/run/postgresql";
@@ -78,7 +78,7 @@ impl Spot {
         Place::Tcp(self.host.clone(), self.port)
     }
 
-    /// The name under which a password file has it.
+    /// The host's name in a password file.
     pub fn name_in_passfile(&self) -> &str {
         match self.host.as_str() {
             host if host == default_folder() => "localhost",

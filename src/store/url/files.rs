@@ -6,13 +6,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-/// Where distributors put `pg_service.conf`; libpq has one of them compiled in.
+/// Where distributors put `pg_service.conf`; libpq has one of these compiled in.
 const SYSTEM: &[&str] = &["/etc/postgresql-common", "/etc/sysconfig/pgsql", "/etc"];
 
 /// The lines of a service: names and values.
 type Lines = Vec<(String, Vec<u8>)>;
 
-/// Looks a service up; returns the file it stands in, too.
+/// Looks up a service; also returns the file it was found in.
 pub fn service(name: &str, around: &Surroundings<'_>) -> Result<(PathBuf, Lines), Problem> {
     let own = match around.text("PGSERVICEFILE") {
         Some(path) => Some(PathBuf::from(path)),
@@ -96,12 +96,12 @@ fn section(bytes: &[u8], name: &str, path: &Path) -> Result<Option<Lines>, Probl
 pub struct Passwords(Vec<[Vec<u8>; 5]>);
 
 impl Passwords {
-    /// Reads it; what is no file of its owner's alone is not used, as with libpq.
+    /// Reads it; like libpq, ignores a file that is not its owner's alone.
     pub fn read(path: &Path) -> Option<Passwords> {
         let metadata = fs::metadata(path).ok()?;
         let shown = path.display();
         if !metadata.is_file() {
-            // /dev/null is how one says that there is none.
+            // /dev/null is the usual way to say that there is none.
             log::debug!("the password file {shown} is no file and not used");
             return None;
         }
@@ -127,7 +127,7 @@ impl Passwords {
         Passwords(lines.filter_map(fields).collect())
     }
 
-    /// The password of the first line that fits.
+    /// The password on the first matching line.
     pub fn find(&self, host: &str, port: u16, database: &str, user: &str) -> Option<Vec<u8>> {
         let port = port.to_string();
         let wanted = [host, &port, database, user];
@@ -141,7 +141,7 @@ impl Passwords {
     }
 }
 
-/// The fields of a line, still escaped: a lone `*` is different from `\*`.
+/// The fields of a line, still escaped: a lone `*` differs from `\*`.
 fn fields(line: &[u8]) -> Option<[Vec<u8>; 5]> {
     let mut fields = vec![Vec::new()];
     let mut bytes = line.iter();
@@ -156,7 +156,7 @@ fn fields(line: &[u8]) -> Option<[Vec<u8>; 5]> {
             _ => fields.last_mut()?.push(*byte),
         }
     }
-    // What follows the password is none of it.
+    // Ignore anything after the password.
     fields.truncate(5);
     fields.try_into().ok()
 }

@@ -1,4 +1,4 @@
-//! What the URL, the service file and the environment say, and who said it.
+//! The options from the URL, the service file and the environment, and their sources.
 
 use super::options::{self, Fate};
 use super::text::{Given, Parts, Problem};
@@ -7,14 +7,14 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Who said something, and is to be changed if it cannot be used.
+/// Where an option was set, and has to be changed if it cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// The URL.
     Url,
     /// `sqlalchemy.connect_args`.
     ConnectArgs,
-    /// The service file, and the section.
+    /// The service file and section.
     Service(String),
     /// An environment variable.
     Variable(&'static str),
@@ -29,21 +29,21 @@ pub struct Value {
     pub harmless: bool,
 }
 
-/// All that was found, by libpq's name of the option.
+/// All options found, by libpq's names.
 pub struct Found<'a> {
     values: BTreeMap<&'static str, Value>,
     /// What to call the URL in messages.
     label: &'a str,
 }
 
-/// The names of passwords; they are never shown.
+/// Names of secret options; never shown.
 fn is_secret(name: &str) -> bool {
     ["password", "sslpassword", "oauth_client_secret"].contains(&name) || name.starts_with("scram_")
 }
 
 impl<'a> Found<'a> {
-    /// Asks the URL, what comes with it, the service that one of them names, and the
-    /// environment; the first that knows an option decides.
+    /// Reads the URL, the arguments beside it, the service that either names, and the environment;
+    /// the first to set an option wins.
     pub fn new(
         label: &'a str,
         parts: &Parts,
@@ -94,8 +94,8 @@ impl<'a> Found<'a> {
         self.add_lists(&lists)
     }
 
-    /// `host=` and `port=`, which may stand there several times: SQLAlchemy's way to write a
-    /// list, also as `host=name:port`. As for libpq they replace those before the `?`.
+    /// `host=` and `port=`, which may occur several times: SQLAlchemy's way to write a list, also
+    /// as `host=name:port`. As in libpq they replace those before the `?`.
     fn add_lists(&mut self, lists: &[&Given]) -> Result<(), Problem> {
         let of = |name: &str| {
             let found = lists.iter().filter(|given| given.name == name);
@@ -122,11 +122,11 @@ impl<'a> Found<'a> {
         Ok(())
     }
 
-    /// Adds an option, whatever it is called.
+    /// Adds an option under any of its names.
     fn add(&mut self, given: &Given, source: Source) -> Result<(), Problem> {
         let text = String::from_utf8_lossy(&given.value);
         let (name, value): (&str, Cow<'_, [u8]>) = match (given.name.as_str(), &*text) {
-            // JDBC's, which libpq understands, and asyncpg's.
+            // JDBC's spelling, which libpq understands, and asyncpg's.
             ("ssl", "true") => ("sslmode", Cow::Borrowed(b"require")),
             ("ssl", _) => ("sslmode", Cow::Borrowed(&given.value)),
             ("requiressl", text) if text.starts_with('1') => ("sslmode", Cow::Borrowed(b"require")),
@@ -182,7 +182,7 @@ impl<'a> Found<'a> {
                 self.set(option.name, value, Source::Variable(option.variable), true)?;
             }
         }
-        // Deprecated, but libpq still demands TLS if it says so.
+        // Deprecated, but libpq still demands TLS if it is set.
         let required = around.text("PGREQUIRESSL");
         if required.is_some_and(|text| text.starts_with('1'))
             && !self.values.contains_key("sslmode")
@@ -193,7 +193,7 @@ impl<'a> Found<'a> {
         Ok(())
     }
 
-    /// `sslrootcert=system` means verify-full, and nothing less goes with it.
+    /// `sslrootcert=system` implies verify-full, and rejects anything less.
     fn root_of_the_system(&mut self) -> Result<(), Problem> {
         let Some(value) = self.values.get("sslrootcert").cloned() else {
             return Ok(());
@@ -211,7 +211,7 @@ impl<'a> Found<'a> {
         }
     }
 
-    /// Notes a value, if what it asks for can be had.
+    /// Sets a value, if we support what it asks for.
     fn set(
         &mut self,
         name: &'static str,
@@ -265,17 +265,17 @@ impl<'a> Found<'a> {
         }
     }
 
-    /// The same, but nothing if it is blank.
+    /// The same; `None` if it is blank.
     pub fn filled(&self, name: &str) -> Result<Option<String>, Problem> {
         Ok(self.text(name)?.filter(|text| !text.is_empty()))
     }
 
-    /// What is wrong with the value of an option, and who is to change it.
+    /// What is wrong with the value of an option, and where to change it.
     pub fn complaint(&self, name: &str, why: &str) -> Problem {
         format!("{} {why}", self.said(name))
     }
 
-    /// Who says what about an option.
+    /// Where an option was set, and to what.
     pub fn said(&self, name: &str) -> String {
         let Some(value) = self.values.get(name) else {
             return format!("{}: {name}", self.label);
@@ -297,7 +297,7 @@ impl<'a> Found<'a> {
         }
     }
 
-    /// Whether the password is in it, which somebody may have put in the wrong place.
+    /// Whether it contains the password, which the user may have put in the wrong place.
     fn tells_a_password(&self, value: &Value) -> bool {
         ["password", "sslpassword"].iter().any(|name| {
             let secret = self
@@ -323,7 +323,7 @@ impl<'a> Found<'a> {
         }
     }
 
-    /// What the URL itself and its arguments say, for others who ask the environment themselves.
+    /// The options of the URL and its arguments, for clients that read the environment themselves.
     pub fn explicit(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
         let ours = self
             .values
@@ -345,7 +345,7 @@ impl<'a> Found<'a> {
     }
 }
 
-/// `name:port` in its parts, unless it is an IPv6 address or a folder.
+/// Splits `name:port`, unless it is an IPv6 address or a folder.
 fn with_port(host: &str) -> (&str, Option<&str>) {
     if host.starts_with(['/', '@']) {
         return (host, None);
@@ -364,7 +364,7 @@ fn with_port(host: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// Whether a value is one of those, as libpq compares.
+/// Whether a value is one of those, compared as in libpq.
 fn is_one_of(name: &str, text: &str, usable: &[&str]) -> bool {
     let any_case = |word: &&str| word.eq_ignore_ascii_case(text);
     usable.contains(&text) || (name == "replication" && usable.iter().any(any_case))

@@ -1,8 +1,8 @@
 //! Database URLs: where the server is and how to log in.
 //!
-//! `text.rs` splits a URL, `found.rs` adds what the service file and the environment say
-//! (`options.rs` lists all that libpq knows), `endpoints.rs` and `settings.rs` check it, and
-//! `shown.rs` is what may be shown of it.
+//! `text.rs` splits a URL, `found.rs` adds the service file and the environment (`options.rs` lists
+//! all of libpq's options), `endpoints.rs` and `settings.rs` check it, and `shown.rs` is what may
+//! be shown of it.
 
 mod endpoints;
 mod files;
@@ -30,38 +30,38 @@ use text::{Parts, Problem};
 use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 
-/// A parsed URL, completed with what the service file and the environment say.
+/// A parsed URL, completed from the service file and the environment.
 #[derive(Clone)]
 pub struct Url {
-    /// User, password, database and what else the server is told. Hosts, TLS and times are not
-    /// in here but below.
+    /// User, password, database and other parameters for the server. Hosts, TLS and timeouts are in
+    /// the other fields.
     pub config: Config,
     /// Where to try, in order.
     pub endpoints: Vec<Endpoint>,
-    /// What is asked of TLS. It is about TCP only, as for libpq.
+    /// The TLS options. As in libpq, they only concern TCP.
     pub tls: Tls,
-    /// How the server may have the user log in.
+    /// The authentication methods that the server may ask for.
     pub require_auth: Option<RequireAuth>,
-    /// Which server of a list will do.
+    /// Which server of a list is acceptable.
     pub target_session_attrs: TargetSessionAttrs,
     /// Whether to try hosts, and the addresses of a name, in random order.
     pub load_balance_hosts: bool,
     /// How long to try each address.
     pub connect_timeout: Option<Duration>,
-    /// How long the operating system waits for what it has sent to be confirmed.
+    /// How long the operating system waits for sent data to be acknowledged.
     pub tcp_user_timeout: Option<Duration>,
-    /// Whether and how the operating system asks for a sign of life.
+    /// Whether and how the operating system probes the connection.
     pub keepalives: Keepalives,
-    /// What the URL and its arguments say themselves, with libpq's names, and the password
-    /// among them.
+    /// The options of the URL and its arguments themselves, with libpq's names, including the
+    /// password.
     explicit: Vec<(&'static str, Vec<u8>)>,
-    /// Who demands what can fail to be had, and is to be changed then.
+    /// The sources of options that may be impossible to satisfy, and then have to be changed.
     said: Vec<(&'static str, String)>,
     scheme: String,
     redacted: String,
 }
 
-/// What a connection may lack, and what a server may not know.
+/// Options that a connection or a server may fail to satisfy.
 const DEMANDS: [&str; 7] = [
     "user",
     "password",
@@ -85,7 +85,7 @@ impl std::fmt::Debug for Url {
     }
 }
 
-/// The process's environment, or one that a test makes up.
+/// The process's environment, or a made-up one in tests.
 pub struct Surroundings<'a> {
     /// The value of an environment variable.
     pub variable: &'a dyn Fn(&str) -> Option<Vec<u8>>,
@@ -96,25 +96,25 @@ pub struct Surroundings<'a> {
 }
 
 impl Surroundings<'_> {
-    /// A variable as text; what is no text cannot be found.
+    /// A variable as text; `None` if it is empty.
     fn text(&self, name: &str) -> Option<String> {
         let value = (self.variable)(name)?;
         Some(String::from_utf8_lossy(&value).into_owned()).filter(|text| !text.is_empty())
     }
 }
 
-/// What the configuration says besides the URL.
+/// The configured URL, and what comes with it.
 pub struct Request<'a> {
     /// The URL.
     pub text: &'a str,
     /// What to call it in messages.
     pub label: &'a str,
-    /// What `connect_args` adds and overrides, with libpq's names.
+    /// What `connect_args` adds or overrides, with libpq's names.
     pub arguments: &'a [(String, String)],
 }
 
 impl<'a> Request<'a> {
-    /// A URL and nothing else.
+    /// A URL without arguments.
     #[must_use]
     pub fn new(text: &'a str) -> Request<'a> {
         Request {
@@ -126,7 +126,7 @@ impl<'a> Request<'a> {
 }
 
 impl Url {
-    /// Parses a URL and fills in what it leaves out.
+    /// Parses a URL and fills in the missing parts.
     pub fn parse(request: &Request<'_>) -> Result<Url> {
         let variable = |name: &str| env::var_os(name).map(OsStringExt::into_vec);
         let account = nix::unistd::User::from_uid(nix::unistd::geteuid());
@@ -206,15 +206,15 @@ impl Url {
         })
     }
 
-    /// Where one of [`DEMANDS`] comes from, with its value.
+    /// The source of one of [`DEMANDS`], with its value.
     #[must_use]
     pub fn said<'a>(&'a self, name: &'a str) -> &'a str {
         let found = self.said.iter().find(|(known, _)| *known == name);
         found.map_or(name, |(_, said)| said)
     }
 
-    /// The driver that the URL names, and what it and its arguments say with libpq's names. The
-    /// password is among it.
+    /// The driver that the URL names, and the options of the URL and its arguments with libpq's
+    /// names, including the password.
     #[must_use]
     pub fn explicit(&self) -> (Option<&str>, &[(&'static str, Vec<u8>)]) {
         let driver = self.scheme.split_once('+').map(|(_, driver)| driver);
@@ -222,14 +222,14 @@ impl Url {
     }
 }
 
-/// Whether libpq's environment names a database, so that an empty URL will do.
+/// Whether libpq's environment names a database, so that an empty URL is enough.
 fn says_where(around: &Surroundings<'_>) -> bool {
     ["PGSERVICE", "PGHOST", "PGHOSTADDR", "PGDATABASE"]
         .iter()
         .any(|name| around.text(name).is_some())
 }
 
-/// What the server is told.
+/// The parameters for the server.
 fn config(found: &Found<'_>, around: &Surroundings<'_>) -> std::result::Result<Config, Problem> {
     let mut config = Config::new();
     // The client does TLS itself, by `Url::tls`.

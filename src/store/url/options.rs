@@ -1,15 +1,15 @@
 //! All options and environment variables of libpq 18, and how each is handled.
 
-/// What becomes of an option.
+/// How an option is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// It has the meaning that it has for libpq.
+    /// It means the same as in libpq.
     Honoured,
-    /// These values mean what we do anyway; others are refused. Libpq takes "" for some.
+    /// Accepts only these values, which match what we do anyway. libpq accepts "" for some.
     Only(&'static [&'static str]),
-    /// It is refused.
+    /// Rejected, for this reason.
     Refused(&'static str),
-    /// It changes nothing here; the reason stands beside it.
+    /// Has no effect here; a comment beside it says why.
     Meaningless,
 }
 
@@ -21,7 +21,7 @@ pub struct Option_ {
     pub name: &'static str,
     /// The environment variable, or "".
     pub variable: &'static str,
-    /// What becomes of it.
+    /// How it is handled.
     pub fate: Fate,
 }
 
@@ -49,7 +49,7 @@ pub const OPTIONS: &[Option_] = &[
     option("host", "PGHOST", Honoured),
     option("hostaddr", "PGHOSTADDR", Honoured),
     option("port", "PGPORT", Honoured),
-    // It is about the bytes between server and client library, and changes no str of Python's.
+    // Only concerns the bytes between server and client library; Python's str is not affected.
     option("client_encoding", "PGCLIENTENCODING", Meaningless),
     option("options", "PGOPTIONS", Honoured),
     option("application_name", "PGAPPNAME", Honoured),
@@ -81,7 +81,7 @@ pub const OPTIONS: &[Option_] = &[
         Refused("the owner of a socket is not looked at"),
     ),
     option("require_auth", "PGREQUIREAUTH", Honoured),
-    // Protocol 3.0 is spoken.
+    // We speak protocol 3.0.
     option(
         "min_protocol_version",
         "PGMINPROTOCOLVERSION",
@@ -92,7 +92,7 @@ pub const OPTIONS: &[Option_] = &[
         "PGMAXPROTOCOLVERSION",
         Only(&["3.0", "3.2", "latest"]),
     ),
-    // Never below 1.2, and the newest that both know.
+    // Never below 1.2; the newest that both sides know.
     option(
         "ssl_min_protocol_version",
         "PGSSLMINPROTOCOLVERSION",
@@ -103,9 +103,9 @@ pub const OPTIONS: &[Option_] = &[
         "PGSSLMAXPROTOCOLVERSION",
         Only(&["TLSv1.3", ""]),
     ),
-    // There is no GSSAPI, which "prefer" does without.
+    // We have no GSSAPI; "prefer" works without it.
     option("gssencmode", "PGGSSENCMODE", Only(&["disable", "prefer"])),
-    // These three say how to log in with GSSAPI, which never happens.
+    // These three are about logging in with GSSAPI, which never happens.
     option("krbsrvname", "PGKRBSRVNAME", Meaningless),
     option("gsslib", "PGGSSLIB", Meaningless),
     option("gssdelegation", "PGGSSDELEGATION", Meaningless),
@@ -125,25 +125,25 @@ pub const OPTIONS: &[Option_] = &[
     ),
 ];
 
-/// Options of drivers that SQLAlchemy takes out of a URL. They say how the driver treats its
-/// own statements; `conf.engine` does not need them either.
+/// Driver options that SQLAlchemy removes from a URL. They concern the driver's own statements;
+/// `conf.engine` does not need them either.
 pub const DRIVERS: &[&str] = &[
     "async_fallback",
     "prepared_statement_cache_size",
     "statement_cache_size",
 ];
 
-// Variables of libpq that belong to no option: PGSERVICEFILE, PGSYSCONFDIR and PGREQUIRESSL are
-// honoured, see found.rs and files.rs. PGDATESTYLE, PGTZ and PGGEQO change nothing that our
-// statements do, as they compare and return numbers; PGLOCALEDIR is the language of libpq's own
-// messages, PGOAUTHDEBUG is about what is not spoken.
+// libpq's variables that belong to no option: PGSERVICEFILE, PGSYSCONFDIR and PGREQUIRESSL are
+// honoured, see found.rs and files.rs. PGDATESTYLE, PGTZ and PGGEQO do not affect our statements,
+// which compare and return numbers; PGLOCALEDIR is the language of libpq's own messages, and
+// PGOAUTHDEBUG concerns a method that we do not support.
 
 /// The option of this name.
 pub fn find(name: &str) -> std::option::Option<&'static Option_> {
     OPTIONS.iter().find(|option| option.name == name)
 }
 
-/// The names of those that may be set, for messages.
+/// The names of the usable options, for messages.
 pub fn allowed() -> String {
     let usable = OPTIONS
         .iter()

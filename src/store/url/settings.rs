@@ -1,4 +1,4 @@
-//! Settings of a connection, as checked values.
+//! Connection settings, as checked values.
 
 use super::found::Found;
 use super::text::Problem;
@@ -6,24 +6,24 @@ use crate::store::tls::{ChannelBinding, Mode, Roots, Tls};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// `require_auth`: how the server may have the user log in.
+/// `require_auth`: which authentication methods the server may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequireAuth {
-    /// The ways that are named.
+    /// The named methods.
     pub methods: Vec<AuthMethod>,
-    /// Whether these are the forbidden ones and all others are allowed.
+    /// Whether those are forbidden, and all others allowed.
     pub negated: bool,
 }
 
 impl RequireAuth {
-    /// Whether the server may ask for this.
+    /// Whether the server may ask for this method.
     #[must_use]
     pub fn allows(&self, method: AuthMethod) -> bool {
         self.methods.contains(&method) != self.negated
     }
 }
 
-/// A way to log in.
+/// An authentication method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AuthMethod {
     /// The password itself.
@@ -32,7 +32,7 @@ pub enum AuthMethod {
     Md5,
     /// Kerberos.
     Gss,
-    /// Windows' own.
+    /// Windows' own method.
     Sspi,
     /// SCRAM, with or without channel binding.
     ScramSha256,
@@ -43,7 +43,7 @@ pub enum AuthMethod {
 }
 
 impl AuthMethod {
-    /// libpq's word for it.
+    /// libpq's name for it.
     #[must_use]
     pub fn word(self) -> &'static str {
         word(METHODS, &self)
@@ -60,21 +60,21 @@ const METHODS: &[(&str, AuthMethod)] = &[
     ("none", AuthMethod::None),
 ];
 
-/// `target_session_attrs`: which server of a list will do.
+/// `target_session_attrs`: which server of a list is acceptable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TargetSessionAttrs {
-    /// Whichever.
+    /// Any.
     #[default]
     Any,
     /// Sessions can write: `default_transaction_read_only` and `in_hot_standby` are off.
     ReadWrite,
     /// One of them is on.
     ReadOnly,
-    /// The server is no standby.
+    /// The server is not a standby.
     Primary,
-    /// It is one.
+    /// The server is a standby.
     Standby,
-    /// A standby, or if no host of the list is one, whichever.
+    /// A standby, or if no host of the list is one, any.
     PreferStandby,
 }
 
@@ -102,7 +102,7 @@ const BINDINGS: &[(&str, ChannelBinding)] = &[
     ("require", ChannelBinding::Require),
 ];
 
-/// The word for a value.
+/// The name of a value.
 fn word<T: PartialEq>(table: &'static [(&'static str, T)], value: &T) -> &'static str {
     let found = table.iter().find(|(_, known)| known == value);
     found.map_or("", |(word, _)| *word)
@@ -134,20 +134,20 @@ pub fn auth_words(required: Option<&RequireAuth>) -> String {
     words.collect::<Vec<_>>().join(",")
 }
 
-/// `keepalives` and what belongs to it. What is `None` is left to the operating system.
+/// `keepalives` and related options. `None` leaves the choice to the operating system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Keepalives {
-    /// Whether the operating system asks the other end for a sign of life.
+    /// Whether the operating system probes the connection.
     pub enabled: bool,
-    /// After how long without traffic.
+    /// How long without traffic before the first probe.
     pub idle: Option<Duration>,
-    /// How long between two attempts.
+    /// How long between two probes.
     pub interval: Option<Duration>,
-    /// How many attempts.
+    /// How many probes.
     pub count: Option<u32>,
 }
 
-/// All of it.
+/// All of these settings.
 #[derive(Clone, Debug)]
 pub struct Wishes {
     pub tls: Tls,
@@ -160,7 +160,7 @@ pub struct Wishes {
 }
 
 impl Wishes {
-    /// Checks what was found.
+    /// Checks the options found.
     pub fn new(found: &Found<'_>) -> Result<Wishes, Problem> {
         let seconds = |name| -> Result<_, Problem> {
             Ok(number(found, name)?.map(|n| Duration::from_secs(u64::from(n))))
@@ -202,7 +202,7 @@ fn tls(found: &Found<'_>) -> Result<Tls, Problem> {
     })
 }
 
-/// One word out of several.
+/// One of several words.
 fn choice<T: Copy + Default>(
     found: &Found<'_>,
     name: &str,
@@ -230,7 +230,7 @@ fn integer(found: &Found<'_>, name: &str) -> Result<Option<i32>, Problem> {
         .map_err(|_| found.complaint(name, "is not understood; allowed are whole numbers"))
 }
 
-/// A number above zero; others are for the default.
+/// A positive number; anything else means the default.
 fn number(found: &Found<'_>, name: &str) -> Result<Option<u32>, Problem> {
     let number = integer(found, name)?.and_then(|number| u32::try_from(number).ok());
     Ok(number.filter(|number| *number > 0))

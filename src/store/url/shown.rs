@@ -1,4 +1,4 @@
-//! Shows a URL in messages and to tests, without its passwords.
+//! Shows a URL in messages and tests, without its passwords.
 
 use super::endpoints::{Endpoint, Place};
 use super::settings::{attributes_word, binding_word, mode_word};
@@ -7,14 +7,14 @@ use crate::store::tls::Roots;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio_postgres::Config;
 
-/// What stays readable.
+/// Characters that stay readable.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'_')
     .remove(b'.')
     .remove(b'/');
 
-/// User and database as they are usual; in anything else there may be more than a name.
+/// An ordinary user or database name; anything else may contain more than a name.
 fn clean(text: Option<&str>) -> String {
     let text = text.unwrap_or_default();
     if text.contains(['=', '?', '&', ':', ';', '\n', '\'']) || text.len() > 63 {
@@ -23,7 +23,7 @@ fn clean(text: Option<&str>) -> String {
     utf8_percent_encode(text, ENCODED).to_string()
 }
 
-/// The URL as it is understood, without password and options.
+/// The URL as we understand it, without password and options.
 pub fn redacted(
     scheme: &str,
     explicit: &[(&'static str, Vec<u8>)],
@@ -47,7 +47,7 @@ pub fn redacted(
 }
 
 impl Url {
-    /// How the URL is understood, for tests; without the password.
+    /// How we understand the URL, for tests; without the password.
     #[must_use]
     #[allow(clippy::too_many_lines)] // a table
     pub fn explain(&self) -> Vec<(&'static str, String)> {

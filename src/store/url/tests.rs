@@ -1,9 +1,9 @@
-//! What the tables in `tests/test_configuration_like_libpq.py` do not show: secrets, and words.
+//! What the tables in `tests/test_configuration_like_libpq.py` do not show: secrets, and wording.
 
 use super::*;
 use proptest::prelude::*;
 
-/// An environment of these variables, without a home.
+/// Reads a URL with these environment variables, without a home.
 fn read_with(text: &str, variables: &[(&str, &str)]) -> Result<Url> {
     let variable = |name: &str| {
         let found = variables.iter().find(|(known, _)| *known == name);
@@ -133,7 +133,7 @@ fn an_empty_url_will_do_where_the_environment_says_it() {
     assert_eq!(url.to_string(), "postgresql://me@h:5432/d");
 }
 
-/// Pieces that decide how a URL is split.
+/// Pieces that affect how a URL is split.
 fn password() -> impl Strategy<Value = String> {
     prop::collection::vec(
         prop_oneof![
@@ -167,7 +167,7 @@ fn around_it() -> impl Strategy<Value = (&'static str, &'static str)> {
     ]
 }
 
-/// URLs of whatever pieces, many of which are accepted.
+/// URLs of arbitrary pieces, many of which are accepted.
 fn url_of_pieces() -> impl Strategy<Value = String> {
     let names = options::OPTIONS.iter().map(|option| option.name);
     let option = proptest::sample::select(names.collect::<Vec<_>>());
@@ -212,7 +212,7 @@ fn url_of_pieces() -> impl Strategy<Value = String> {
     (begin, pieces).prop_map(|(begin, pieces)| format!("{begin}{pieces}"))
 }
 
-/// A URL that says the same, everything in it encoded and an option.
+/// An equivalent URL, with everything encoded and written as an option.
 fn written(url: &Url) -> String {
     let (_, explicit) = url.explicit();
     let encoded = |value: &[u8]| {
@@ -231,7 +231,7 @@ fn written(url: &Url) -> String {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
-    /// What is accepted is understood: written down again it means the same.
+    /// Whatever we accept, we understand: written down again it means the same.
     #[test]
     fn what_is_accepted_can_be_written_down(given in url_of_pieces()) {
         if let Ok(url) = read(&given) {
@@ -240,16 +240,16 @@ proptest! {
             prop_assert_eq!(again.explain(), url.explain());
             prop_assert_eq!(again.passwords(), url.passwords());
             let secret = url.passwords().contains(&Some(b"SECRET"));
-            // It may be another option's value too.
+            // It may be the value of another option, too.
             let shown = given.matches("SECRET").count() > 1;
             prop_assert!(!secret || shown || !url.to_string().contains("SECRET"));
         }
     }
 
-    /// Also of the environment and of arguments.
+    /// Also for passwords from the environment and the arguments.
     #[test]
     fn no_part_of_a_password_from_elsewhere_is_shown(
-        // No four of these are in the name of an option or a variable.
+        // No four of these letters occur in the name of an option or a variable.
         secret in "[QXZ]{4,9}",
         text in url_of_pieces(),
         argument in any::<bool>(),
@@ -277,7 +277,7 @@ proptest! {
 }
 
 proptest! {
-    /// Every run of four letters or digits of the password, which is nowhere else.
+    /// No four consecutive letters or digits of the password, which occurs nowhere else.
     #[test]
     fn no_part_of_a_password_is_shown(secret in password(), (before, after) in around_it()) {
         // Without a host after it, `u:1,more` and `u:1/more` are a host, its port, and more, and
@@ -306,7 +306,7 @@ proptest! {
         let _ = read(&format!("postgresql://{text}@{rest}"));
     }
 
-    /// What is percent-encoded arrives.
+    /// A percent-encoded password arrives intact.
     #[test]
     fn a_password_of_any_characters_arrives(password in "[^\0]{1,20}") {
         let encoded = percent_encoding::utf8_percent_encode(

@@ -1,14 +1,14 @@
-//! Splitting the text of a URL, before anything of it may be shown.
+//! Splits the text of a URL, before any part of it may be shown.
 //!
-//! `sqlalchemy.url` has always been read by SQLAlchemy, so its reading decides wherever it is
-//! usable; where SQLAlchemy's own cannot be (host lists, percent-encoded hosts, `postgres:`),
-//! libpq's does. Where the two differ and either could be meant, the URL is refused: a wrong
-//! guess would send a part of the password to a name server.
+//! SQLAlchemy has always read `sqlalchemy.url`, so its reading applies wherever it is usable; where
+//! it is not (host lists, percent-encoded hosts, `postgres:`), libpq's does. Where the two differ
+//! and either could be meant, the URL is rejected: a wrong guess would send a part of the password
+//! to a name server.
 
 use super::options;
 use std::borrow::Cow;
 
-/// What is wrong, in words that hold nothing of the password.
+/// What is wrong, in words that contain no part of the password.
 pub type Problem = String;
 
 /// An option after `?`.
@@ -18,20 +18,20 @@ pub struct Given {
     pub name: String,
     /// Its value, decoded.
     pub value: Vec<u8>,
-    /// Whether name and value may be shown: what follows a password may belong to it.
+    /// Whether name and value may be shown: text after a password may belong to it.
     pub harmless: bool,
 }
 
-/// A URL in its parts, decoded. What is missing or empty is `None`.
+/// The parts of a URL, decoded. Missing or empty parts are `None`.
 #[derive(Default)]
 pub struct Parts {
     /// `postgresql+psycopg2`, for instance.
     pub scheme: String,
     pub user: Option<String>,
     pub password: Option<Vec<u8>>,
-    /// With commas between several.
+    /// Several are separated by commas.
     pub host: Option<String>,
-    /// As many as hosts.
+    /// As many as there are hosts.
     pub port: Option<String>,
     pub database: Option<String>,
     pub options: Vec<Given>,
@@ -43,7 +43,7 @@ pub const FORMS: &str = "allowed are postgresql://…, postgres://…, postgresq
 const AMBIGUOUS: &str = "can be read in two ways; percent-encode special characters in user, \
                          password and options: @ as %40, / as %2F, ? as %3F";
 
-/// Schemes that people try; only these are shown.
+/// Schemes that users try; only these are shown.
 const OTHERS: &[&str] = &[
     "cockroachdb",
     "file",
@@ -112,11 +112,11 @@ fn some(text: String) -> Option<String> {
     Some(text).filter(|text| !text.is_empty())
 }
 
-/// User and password, and what follows the `@` after them.
+/// User and password, and the text after the `@` that follows them.
 type UserAndRest<'a> = (Option<(&'a str, Option<&'a str>)>, &'a str);
 
-/// A user may have a raw `@` and a password whatever it likes, as for SQLAlchemy; the last `@`
-/// ends them. (Newer versions take the first one; what then follows cannot be a host.)
+/// As in SQLAlchemy, a user may contain a raw `@`, and a password anything; the last `@` ends them.
+/// (Newer versions take the first `@`; what follows then cannot be a host.)
 fn user_and_rest(text: &str) -> Result<UserAndRest<'_>, Problem> {
     let user = text.find([':', '/', '?']).unwrap_or(text.len());
     let Some((colon, last)) = text
@@ -124,14 +124,14 @@ fn user_and_rest(text: &str) -> Result<UserAndRest<'_>, Problem> {
         .filter(|at| *at > user && text[user..].starts_with(':'))
         .map(|at| (user, at))
     else {
-        // Without a password: the last @ before what ends a host.
+        // Without a password: the last @ before the end of the host.
         return Ok(match text[..user].rfind('@') {
             Some(at) => (Some((&text[..at], None)), &text[at + 1..]),
             None => (None, text),
         });
     };
     let (password, rest) = (&text[colon + 1..last], &text[last + 1..]);
-    // The first reading would have a host and then more; the last has it in the password.
+    // The first @ would leave a host and more; the last puts that into the password.
     let first = password.find('@').unwrap_or(password.len());
     let first_has_more = password[first..].contains(['/', '?']);
     if first_has_more && ends_in_options(&text[colon + 2 + first..]) {
@@ -158,7 +158,7 @@ fn ends_in_options(text: &str) -> bool {
     place.chars().all(usual) && query.split('&').all(known)
 }
 
-/// Whether this may be no password but the port of a URL without one: `5432/database?name=`.
+/// Whether this may be the port of a URL without a password: `5432/database?name=`.
 fn is_port_and_options(password: &str) -> bool {
     let more = password.trim_start_matches(|c: char| c.is_ascii_digit());
     let has_port = more.len() < password.len();
@@ -201,14 +201,14 @@ fn hosts_and_ports(text: &str) -> Result<(Option<String>, Option<String>), Probl
             .any(|item| !item.is_empty())
             .then(|| list.join(","))
     };
-    // A list of several is one even if all of them are empty: libpq tries its default twice.
+    // Several empty hosts still form a list: libpq tries its default twice.
     if hosts.len() > 1 {
         return Ok((Some(hosts.join(",")), given(ports)));
     }
     Ok((given(hosts), given(ports)))
 }
 
-/// Whether this is a port, or nothing.
+/// Whether this is a port, or empty.
 pub fn is_port(text: &str) -> bool {
     text.is_empty() || text.parse::<u16>().is_ok_and(|port| port > 0)
 }
@@ -228,7 +228,7 @@ fn given(query: &str) -> Result<Vec<Given>, Problem> {
         let name = text_of(name.trim(), "name of an option")?;
         let value = plus(value);
         let value = bytes_of(&value, "value of an option")?;
-        // SQLAlchemy leaves out what is blank.
+        // SQLAlchemy drops blank values.
         if !value.is_empty() {
             found.push(Given {
                 name: name.clone(),
@@ -241,7 +241,7 @@ fn given(query: &str) -> Result<Vec<Given>, Problem> {
     Ok(found)
 }
 
-/// Whether an option's name, or what it was meant to be, is one whose value is secret.
+/// Whether the value of an option of this (perhaps misspelt) name is secret.
 fn is_secret(name: &str) -> bool {
     let name = name.to_lowercase();
     ["pass", "pw", "secret", "key", "token"]
@@ -249,7 +249,7 @@ fn is_secret(name: &str) -> bool {
         .any(|part| name.contains(part))
 }
 
-/// SQLAlchemy takes a plus after the question mark for a space.
+/// SQLAlchemy reads a plus after the question mark as a space.
 fn plus(text: &str) -> Cow<'_, str> {
     if text.contains('+') {
         Cow::Owned(text.replace('+', " "))
@@ -258,7 +258,7 @@ fn plus(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Decodes what is percent-encoded; other percent signs stay, as for SQLAlchemy.
+/// Decodes percent-encoding; other percent signs stay, as in SQLAlchemy.
 fn bytes_of(text: &str, what: &str) -> Result<Vec<u8>, Problem> {
     let bytes: Vec<u8> = percent_encoding::percent_decode_str(text).collect();
     if bytes.contains(&0) {

@@ -1,4 +1,4 @@
-//! Which thread runs next.
+//! Decides which thread runs next.
 
 use super::{Pace, World, tick, world};
 use shuttle::scheduler::{RandomScheduler, Schedule, Scheduler, Task, TaskId};
@@ -7,14 +7,14 @@ use shuttle::{Config, Runner};
 /// The first thread that a test starts is the clock.
 const CLOCK: usize = 1;
 
-/// Lets the clock run at its pace and the threads by chance.
+/// Runs the clock at its pace, and the threads at random.
 struct Paced {
     random: RandomScheduler,
     pace: Pace,
-    /// The thread changes once in so many steps: some faults need one that gets far while
-    /// another one stands still.
+    /// Switches threads once in this many steps: some bugs need one thread to get far while another
+    /// stands still.
     slice: u64,
-    /// The same sequence for the same seed, and no part of what shuttle counts.
+    /// The same sequence for the same seed, not counted by shuttle.
     dice: u64,
 }
 
@@ -49,7 +49,7 @@ impl Scheduler for Paced {
         let others = runnable.iter().copied().filter(|task| {
             let number = usize::from(task.id());
             let exists = |(forker, next)| number == forker || number >= next;
-            // Shuttle also offers those that are parked, to wake up for no reason.
+            // Shuttle also offers parked threads, for spurious wakeups.
             task.runnable() && number != CLOCK && child.is_none_or(exists)
         });
         let others: Vec<&Task> = others.collect();
@@ -79,10 +79,10 @@ impl Scheduler for Paced {
     }
 }
 
-/// Runs a test with many schedules. `SHUTTLE_ITERATIONS` says how many; to see a failure
-/// again, `SHUTTLE_RANDOM_SEED` takes the seed that was printed.
+/// Runs a test with many schedules: `SHUTTLE_ITERATIONS` of them. To reproduce a failure, set
+/// `SHUTTLE_RANDOM_SEED` to the printed seed.
 pub fn explore(pace: Pace, test: fn()) {
-    // They share what is static in the product.
+    // Tests share the product's statics.
     static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let _one = ONE
         .lock()
