@@ -239,7 +239,7 @@ def half_open(stage: Stage) -> None:
 
 @only("proxy")
 def refuse(stage: Stage) -> None:
-    """Refuses all new connections for a while."""
+    """Cuts all connections, and refuses new ones for a while."""
     stage.proxy.refuse(True)
     stage.proxy.cut_all()
     time.sleep(stage.rng.uniform(0.2, 2))
