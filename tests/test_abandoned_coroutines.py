@@ -78,7 +78,7 @@ async def entered(conf: Conf, inside: asyncio.Event) -> None:
 def test_a_block_whose_loop_is_gone_is_over(
     url: str, conf: Conf, work: Work, steps: int | None
 ) -> None:
-    """It ends within a lease: nothing extends it any more. The task is inside, or on its way there."""
+    """It ends within a lease, as nothing extends it. The task is inside, or on its way there."""
     brief = Conf(url, "1s", timeout=30, autoextend=True)
 
     async def begin() -> None:

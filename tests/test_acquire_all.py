@@ -322,7 +322,7 @@ def test_the_lease_of_each_begins_when_all_are_there(
     token = conf.acquire("c")
     waiter = Background(take, late, NAMES, timeout=None)
     wait_until_waiting(db, 1, "c")
-    # A renewal may have happened since, but only since.
+    # A renewal may have come in between, but not from before.
     row = db.execute("""
         SELECT clock_timestamp() FROM _score_distlock,
                pg_sleep_until(expires - make_interval(secs => 0.8 * lease)) WHERE name = 'a'

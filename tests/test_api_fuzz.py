@@ -114,7 +114,7 @@ class World:
         return 1
 
     def lost(self) -> score.distlock.Lock:
-        """A lock whose hold is lost, with the loss already reported."""
+        """A lock whose hold is already lost: waiting for the loss returns immediately."""
         lock = score.distlock.Lock(self.conf, "lost")
         lock.hold(maxtime=0).__enter__()
         return lock
