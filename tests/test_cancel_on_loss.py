@@ -49,7 +49,7 @@ def test_the_task_is_cancelled_and_told_why(conf: Conf, run: Run) -> None:
                 await for_ever()
         assert isinstance(raised.value.__context__, asyncio.CancelledError)
         assert raised.value.reason == "released"
-        # It is not cancelled any more.
+        # The task is no longer cancelled.
         assert cancelling() == 0
         await asyncio.sleep(0.01)
         async with lock.hold(cancel_on_loss=True):
