@@ -287,7 +287,7 @@ def test_a_block_ends_while_the_database_fails(
 def test_a_failed_end_needs_nobody_to_free_the_name_for_its_owner(
     front: Front, kind: str, fault: str
 ) -> None:
-    """The next block of the same unit of work enters, whether or not the release is still pending."""
+    """The next block of the same unit of work enters, even if the release is still pending."""
     conf, block = front.configure(pool_timeout="2s"), BLOCKS[kind]
     lock = conf.get("name")
     begin, end = FAULTS[fault]

@@ -56,8 +56,8 @@ def test_the_interpreter_ends_calmly(url: str, conf: Conf, db: Db) -> None:
         ]
         for ended in programs:
             output, errors = ended.communicate()
-            # The log is printed: losses, and that a server does not answer in time, which is within
-            # milliseconds for such leases.
+            # The log is printed: losses, and that a server does not answer in time, which for
+            # such leases means milliseconds.
             logged = ("the hold of ", "the database at ")
             other = [line for line in errors.splitlines() if not line.startswith(logged)]
             assert (output, other, ended.returncode) == ("", [], 0)

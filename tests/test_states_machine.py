@@ -307,14 +307,14 @@ class States(RuleBasedStateMachine):
         self.levels[actor.number, name].append(Level(block, token, lease))
 
     def told(self, actor: Actor, name: str) -> None:
-        """The actor now knows of the loss: its acquires are gone, its blocks still have to be left."""
+        """The actor now knows of the loss: its acquires are gone, its blocks are still open."""
         levels = self.levels[actor.number, name]
         levels[:] = [level for level in levels if level.block is not None]
         for level in levels:
             self.ended_elsewhere.add(level.token)
 
     def prepare(self, actor: Actor, name: str, how: str, timeout: Any) -> tuple[Any, Work]:
-        """Prepares to enter; returns the block to leave, and work that enters and returns a token."""
+        """Prepares to enter; returns the block to leave, and work that returns the token."""
         lock = actor.lock(name)
         if how == "acquire":
             return None, functools.partial(lock.acquire, timeout=timeout)
@@ -614,7 +614,7 @@ class States(RuleBasedStateMachine):
             self.proxy.thaw()
 
     def given_back(self, name: str) -> None:
-        """After an interrupt on entering or leaving, neither the actor nor the database has a hold."""
+        """After an interrupt on entering or leaving, neither actor nor database has the hold."""
         self.proxy.thaw()
         deadline = time.monotonic() + LIMIT
         while name not in self.doubtful and (token := self.live(name)):
@@ -718,8 +718,8 @@ class States(RuleBasedStateMachine):
                 token = self.belief(lock)
                 if token is None or token in self.ended_elsewhere or name in self.doubtful:
                     continue
-                # A wait may end and a hold may be lost at this moment; an actor that believes before
-                # and after believes now.
+                # A wait may end and a hold may be lost at this moment; whoever believes before
+                # and after this query believes now.
                 there = self.live(name)
                 if self.belief(lock) == token and token not in self.ended_elsewhere:
                     assert there == token, f"{name} in {conf is self.through}"

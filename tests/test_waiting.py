@@ -403,7 +403,7 @@ def test_the_places_of_the_dead_are_passed_over_at_once(conf: Conf, other: Conf,
             come_first(db, 7654321)
         conf.release("name", token)
         token = waiter.result()
-        # A waiter that takes the lock out of turn leaves the tickets before it in the queue.
+        # A waiter that takes the lock once its turn has come leaves those before it in the queue.
         assert waiting(db) == 0
         other.release("name", token)
 
