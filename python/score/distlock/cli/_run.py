@@ -31,7 +31,7 @@ NO_DATABASE, NOT_ACQUIRED, LOST, NOT_EXECUTABLE, NOT_FOUND = 69, 75, 76, 126, 12
 #: Signals that end a process, and others to forward; the sender means the command.
 _ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _FORWARDED = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
-#: Signals that must not end this process: they are meant for the command, or report about it. If
+#: Signals that must not end this process: they are meant for the command, or tell us about it. If
 #: Ctrl-Z stopped us, the command would go on while nobody extends the hold.
 _HARMLESS = (signal.SIGTSTP, signal.SIGCHLD, signal.SIGCONT, signal.SIGUSR1, signal.SIGUSR2)
 #: In seconds: how often to check whether the hold is lost; how long closing may take to release
