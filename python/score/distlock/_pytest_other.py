@@ -33,7 +33,7 @@ _LOCK_TIMEOUT = "2s"
 
 
 class _Admin:
-    """The administration's own statements, through SQLAlchemy and whichever driver there is."""
+    """The plugin's own statements, through SQLAlchemy and whichever driver there is."""
 
     def __init__(self, url: str) -> None:
         self._conf = ConfiguredDistlockModule(url, 60)

@@ -27,7 +27,7 @@ def demonstrate(url: str) -> int:
     # One pipe for all of them keeps their messages in order.
     reader, writer = os.pipe()
     with connect(url, maxtime=_LEASE) as conf:
-        conf.holders()  # creates the table
+        conf.holders()  # makes sure that the table exists
         click.echo(f"three processes want the lock {name!r}; each hold lasts {_LEASE:g} s at most")
         workers = [
             subprocess.Popen(
