@@ -1,8 +1,8 @@
-# Commands for everybody: `make demo` shows the locks at work, `make test`
+# Development commands: `make demo` shows the locks at work, `make test`
 # checks everything, `make bench` measures, `make mutants` changes the code to see
 # whether the tests notice, `make matrix` tries other Pythons and servers. All need
-# a Rust toolchain and Python 3.10 or later, and make environments of their own in
-# build/, anew if PYTHON changes.
+# a Rust toolchain and Python 3.10 or later, and create their own environments in
+# build/, again if PYTHON changes.
 
 PYTHON ?= python3
 BUILD := build
@@ -21,12 +21,12 @@ SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md \
 demo: $(BUILD)/installed
 	$(BIN)/python demo/demo.py
 
-# Two minutes of chaos, always those of one seed: whoever changes nothing sees nothing new.
+# Two minutes of chaos, always with one seed: without a change the result does not change.
 test: SEED ?= test
 test: rust lint types stubs pytest chaos docs
 	@echo "== everything passed"
 
-# The interpreter. It is written only if it is another one, and what it made then goes.
+# Identifies the interpreter. Rewritten only when that changes, which discards its environments.
 $(BUILD)/python: always
 	@mkdir -p $(BUILD)
 	@$(PYTHON) -c 'import sys; print(sys.executable, sys.version)' > $@.now
@@ -41,8 +41,8 @@ $(BUILD)/tools: $(BUILD)/python requirements/develop.txt requirements/tests.txt
 	$(BIN)/python $(PIP) -r requirements/develop.txt
 	touch $@
 
-# The wheel, built once per change and installed as users install it: an
-# editable install would not be found beside other packages of `score`.
+# The wheel, built once per change and installed as users install it: Python
+# would not find an editable install beside other packages of `score`.
 $(BUILD)/installed: $(BUILD)/tools $(SOURCES)
 	rm -rf $(BUILD)/wheel
 	$(BIN)/maturin build --quiet --release --locked --interpreter $(BIN)/python --out $(BUILD)/wheel
@@ -53,8 +53,8 @@ $(BUILD)/installed: $(BUILD)/tools $(SOURCES)
 wheel: $(BUILD)/installed
 	@ls $(BUILD)/wheel
 
-# What is published, in build/dist: wheels for glibc from 2.17 and musl from 1.2, which zig links,
-# and the source. Those that fit this machine are installed and tried.
+# The release, in build/dist: wheels for glibc from 2.17 and musl from 1.2, linked by zig, and the
+# source distribution. Those that fit this machine are installed and tested.
 TARGETS ?= x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu \
     x86_64-unknown-linux-musl aarch64-unknown-linux-musl
 dist: $(BUILD)/tools
@@ -70,8 +70,8 @@ dist: $(BUILD)/tools
 	$(BIN)/maturin sdist --out $(BUILD)/dist
 	$(BIN)/python checks/wheels.py $(BUILD)/dist/*
 
-# Licences, sources and duplicates of the crates; known holes in them and in the Python packages,
-# which needs a network.
+# Licences, sources and duplicates of the crates; known vulnerabilities of crates and Python
+# packages. Needs a network.
 audit: $(BUILD)/tools
 	command -v cargo-deny > /dev/null || cargo install --quiet --locked cargo-deny
 	cargo deny --all-features check bans licenses sources
@@ -79,8 +79,8 @@ audit: $(BUILD)/tools
 	$(BIN)/python $(PIP) pip-audit
 	$(BIN)/pip-audit --requirement requirements/tests.txt
 
-# score.distlock 0.2.5, the original, with what it needs. Python 3.12 and later
-# may not be able to install that; the tests are then skipped with the reason.
+# score.distlock 0.2.5, the original, with its dependencies. Python 3.12 and later
+# may not be able to install them; its tests are then skipped, with the reason.
 $(BUILD)/original.done: $(BUILD)/python requirements/original.txt
 	rm -rf $(ORIGINAL)
 	$(PYTHON) -m venv $(ORIGINAL)
@@ -99,9 +99,9 @@ rust:
 	@echo "== cargo test"
 	cargo test --locked
 
-# The orders in which the core's threads may run, by chance (shuttle): of each test as many as
-# SHUTTLE_ITERATIONS says, by default 2000, which take 30 to 60 seconds. THREADS='a_loss' selects
-# tests. To see a failure again, give SHUTTLE_RANDOM_SEED the seed that it prints.
+# Runs the core's threads in random orders (shuttle): SHUTTLE_ITERATIONS orders of each test, by
+# default 2000, which take 30 to 60 seconds. THREADS='a_loss' selects tests. To reproduce a
+# failure, set SHUTTLE_RANDOM_SEED to the seed it prints.
 threads:
 	cargo test --quiet --locked --features shuttle --lib interleavings::$(THREADS) -- --nocapture
 
@@ -119,14 +119,14 @@ stubs: $(BUILD)/installed
 	@echo "== stubtest"
 	cd $(BUILD) && env/bin/python -m mypy.stubtest score.distlock --mypy-config-file ../pyproject.toml
 
-# Most tests wait more than they work. Each file stays on one of the three.
+# Most tests wait more than they compute. Each file stays on one of the three workers.
 PYTEST ?= -n 3 --dist loadfile
 pytest: $(BUILD)/installed $(BUILD)/original.done
 	@echo "== pytest"
 	$(BIN)/python -m pytest $(PYTEST)
 
 # Small changes of the SQL and the Python, then of the Rust that needs no database.
-# MUTANTS='release.sql _all.py' selects some; whoever survives fails it. Some forty minutes.
+# MUTANTS='release.sql _all.py' selects some; a survivor fails the run. Some forty minutes.
 mutants: $(BUILD)/installed $(BUILD)/original.done
 	$(BIN)/python checks/mutants.py $(MUTANTS)
 	command -v cargo-mutants > /dev/null || cargo install --quiet --locked cargo-mutants
@@ -135,11 +135,11 @@ mutants: $(BUILD)/installed $(BUILD)/original.done
 matrix: $(BUILD)/installed $(BUILD)/original.done
 	$(BIN)/python checks/matrix.py $(BUILD)/wheel/*.whl
 
-# Tries to break the locks for MINUTES, as SEED says; CHAOS='--way proxy --keep FOLDER' says more.
+# Tries to break the locks for MINUTES, with SEED; CHAOS='--way proxy --keep FOLDER' adds options.
 chaos: $(BUILD)/installed $(BUILD)/original.done
 	$(BIN)/python -m checks.chaos --minutes $(or $(MINUTES),2) --seed "$(SEED)" $(CHAOS)
 
-# Whether it would notice: five broken versions, and 0.2.5. Some five minutes.
+# Checks that chaos catches five broken versions, and 0.2.5. Some five minutes.
 chaos-selftest: $(BUILD)/installed $(BUILD)/original.done
 	$(BIN)/python -m checks.chaos.selftest
 
@@ -148,7 +148,7 @@ model:
 	cargo test --quiet --release --locked --manifest-path checks/model/Cargo.toml
 	cargo run --quiet --release --locked --manifest-path checks/model/Cargo.toml -- $(MODEL)
 
-# All that docs/maintainers/proof.rst shows: an hour of chaos for this module, ten minutes for 0.2.5, the
+# Everything docs/maintainers/proof.rst shows: an hour of chaos for this module, ten minutes for 0.2.5, the
 # broken versions, the whole model, a million calls. Some two hours; PROOF_MINUTES=2 is quick.
 PROOF_MINUTES ?= 60
 proof: $(BUILD)/installed $(BUILD)/original.done
@@ -165,8 +165,8 @@ docs: $(BUILD)/installed
 	$(BIN)/sphinx-build -q -n -W --keep-going -b html docs $(BUILD)/docs
 	@echo "see $(BUILD)/docs/index.html"
 
-# The competitors, each in an environment of its own; those that cannot be
-# installed here are left out, and the results say so.
+# The competitors, each in its own environment; those that cannot be installed
+# here are left out, and the results say so.
 $(BUILD)/bench.done: $(BUILD)/python requirements/bench.txt
 	mkdir -p $(BUILD)/bench
 	newest=$(PYTHON); for version in 3.12 3.13 3.14; do \
@@ -185,13 +185,13 @@ $(BUILD)/bench.done: $(BUILD)/python requirements/bench.txt
 	ln -sfn ../original $(BUILD)/bench/original
 	touch $@
 
-# Some fifteen minutes. BENCH_ROUNDS, BENCH_SECONDS, BENCH_CYCLES and BENCH_PARTS make
-# it shorter. The results go into docs/, from where the documentation shows them.
+# Some fifteen minutes; BENCH_ROUNDS, BENCH_SECONDS, BENCH_CYCLES and BENCH_PARTS make
+# it shorter. The documentation shows the results, which go into docs/.
 bench: $(BUILD)/installed $(BUILD)/original.done $(BUILD)/bench.done
 	BENCH_OUTPUT=docs $(BIN)/python bench/run.py $(BUILD)/bench
 	$(BUILD)/bench/matplotlib/bin/python bench/plot.py docs/benchmarks.json docs
 
-# Patroni in an environment of its own. Root starts it as another user, who may not reach
+# Patroni in its own environment. Root starts it as another user, who may have no access to
 # a Python in root's home, so the system's is preferred.
 $(BUILD)/patroni.done: requirements/failover.txt $(BUILD)/tools
 	rm -rf $(BUILD)/patroni
@@ -202,11 +202,11 @@ $(BUILD)/patroni.done: requirements/failover.txt $(BUILD)/tools
 	  || { apt-get update -q && apt-get install -y -q etcd-server; } || true
 	touch $@
 
-# Some five minutes: the leader of three PostgreSQLs is lost in four ways under load.
+# Some five minutes: three PostgreSQLs lose their leader in four ways under load.
 failover: $(BUILD)/installed $(BUILD)/patroni.done
 	$(BIN)/python -m tests.failover.run $(BUILD)/patroni
 
-# Some ten minutes: memory, descriptors, threads, sessions and the table stay as they are.
+# Some ten minutes: memory, descriptors, threads, sessions and the table must not grow.
 CALLS ?= 1000000
 leaks: $(BUILD)/installed
 	$(BIN)/python -m checks.leaks --calls $(CALLS) --json $(BUILD)/leaks.json

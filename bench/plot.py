@@ -1,6 +1,6 @@
 """Draws the benchmarks. Usage: plot.py benchmarks.json FOLDER.
 
-Writes benchmarks-light.svg and benchmarks-dark.svg, which differ in nothing but their colours.
+Writes benchmarks-light.svg and benchmarks-dark.svg, which differ only in their colours.
 """
 
 import json

@@ -7,7 +7,7 @@ import socket
 
 from tests.support.proxy import Proxy, Side
 
-#: ReadyForQuery outside of a transaction: what ends a login.
+#: ReadyForQuery outside a transaction, which ends a login.
 READY = b"Z\0\0\0\5I"
 
 
@@ -26,12 +26,12 @@ class Counting(Proxy):
 
     @property
     def connections(self) -> int:
-        """How many were opened."""
+        """The number of connections opened."""
         return len(self._counts)
 
     @property
     def roundtrips(self) -> int:
-        """How many there were, over all connections."""
+        """The number of round trips, over all connections."""
         return sum(count or 0 for count in self._counts.values())
 
     def _forward(

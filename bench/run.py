@@ -1,8 +1,8 @@
-"""Measures the locks against pgbench, and against what one would take instead.
+"""Measures the locks against pgbench and against the alternatives.
 
 Usage: run.py PYTHONS, a folder with one Python environment for each contender
-(`make bench` makes them). Everything is measured side by side: the rounds
-alternate, and what is shown is the median with the least and the most.
+(`make bench` creates them). Everything is measured side by side: the rounds
+alternate, and the results are medians with minimum and maximum.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ CONTENDERS = {
     "python-redis-lock, appendfsync always": ("redis", "python_redis_lock_", "redis syncing"),
     "python-redis-lock (not durable)": ("redis", "python_redis_lock_", "redis"),
 }
-#: What would only measure how long a stall lasts.
+#: Combinations that would only measure how long a stall lasts.
 TOO_SLOW = {
     ("score.distlock 0.2.5", "threads"): "8 threads exhaust its pool of connections and stall"
 }
-#: Mode → how many threads, processes or clients of pgbench.
+#: Mode → the number of threads, processes or pgbench clients.
 MODES = {"cycle": 1, "threads 2": 2, "threads 4": 4, "threads": 8, "processes": 8, "refuse": 1}
-#: Only to show how our own threads scale.
+#: Modes that only show how our own threads scale.
 SCALING = ("threads 2", "threads 4")
 MEANING = {
     "cycle": "acquire + release, 1 thread",
@@ -103,7 +103,7 @@ class Measured:
         self.process.stdin.flush()
 
     def end(self) -> None:
-        """Has a holder release and end."""
+        """Makes a holder release and end."""
         if self.process.poll() is None:
             self.go()
             self.process.communicate()
@@ -117,7 +117,7 @@ class Measured:
 
 
 def measure(python: str, script: str, url: str, mode: str) -> float:
-    """Operations a second."""
+    """Operations per second."""
     with ExitStack() as stack:
         if mode == "refuse":
             holder = Measured(python, script, url, "hold", 0)
@@ -135,18 +135,18 @@ def measure(python: str, script: str, url: str, mode: str) -> float:
         return sum(process.rate() for process in processes)
 
 
-#: What pgbench fills in for the parameters of our statements, in their order.
-#: Name and token are variables of its own, and so parameters again.
+#: What pgbench substitutes for our statements' parameters, in order. Name and
+#: token are pgbench variables, and so become parameters again.
 ACQUIRE = [":client_id::text", ":token::text", "60::float8", "0::float8", "'bench'::text"]
 RELEASE = ACQUIRE[:2]
 
 
 def pgbench_statement(sql: str, values: list[str]) -> str:
-    """A statement with values instead of its parameters.
+    """Replaces a statement's parameters with values.
 
     pgbench makes a parameter of every mention of a variable, so only the first
-    mention of each stays one and the others name the parameter: everything is
-    sent once, as our client sends it.
+    mention of each stays one and the others refer to that parameter: everything
+    is sent once, as our client sends it.
     """
     sent: list[str] = []
 
@@ -162,7 +162,7 @@ def pgbench_statement(sql: str, values: list[str]) -> str:
 
 
 class Pgbench:
-    """What the server can do at most: its own client, with our statements prepared."""
+    """The server's maximum: PostgreSQL's own client, with our statements prepared."""
 
     def __init__(self, server: Server, database: str, folder: Path) -> None:
         self.server = server
@@ -177,9 +177,9 @@ class Pgbench:
         self.select = folder / "select.sql"
 
     def use(self) -> None:
-        """Sees to it that the rows are there, as they are for who has used the names before.
+        """Makes sure that the rows exist, as for a client that has used the names before.
 
-        They are removed when they have been out of use for a minute.
+        The module removes rows that have been out of use for a minute.
         """
         for client in range(max(MODES.values())):
             self.conf.release(str(client), self.conf.acquire(str(client)))
@@ -190,7 +190,7 @@ class Pgbench:
             self.select.write_text(f"SELECT token FROM _score_distlock WHERE id = {row[0]};\n")
 
     def run(self, script: Path, clients: int, *limit: str) -> float:
-        """Transactions a second."""
+        """Transactions per second."""
         self.use()
         program = [str(self.server.bin / "pgbench"), "-n", "-M", "prepared", *limit]
         program += ["-c", str(clients), "-j", str(clients), "-f", str(script)]
@@ -208,7 +208,7 @@ class Pgbench:
         return float(found[2])
 
     def fences(self) -> int:
-        """How many locks were acquired so far."""
+        """The number of acquisitions so far."""
         with psycopg.connect(self.server.url(self.database)) as connection:
             row = connection.execute("SELECT last_value FROM _score_distlock_fence_seq").fetchone()
             assert row is not None
@@ -221,7 +221,7 @@ class Pgbench:
 
 @contextmanager
 def redis_server(binary: str, folder: Path, durable: bool) -> Iterator[str]:
-    """A Redis that syncs after every write, or keeps nothing."""
+    """A Redis that either syncs after every write or persists nothing."""
     port = free_port()
     folder.mkdir()
     options = ["--port", str(port), "--dir", str(folder), "--save", ""]
@@ -248,15 +248,15 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def ratios(above: list[float], below: list[float]) -> list[float]:
-    """Of what was measured side by side."""
+    """Ratios of values measured side by side."""
     return [one / other for one, other in zip(above, below, strict=False)]
 
 
 def order(number: int, mode: str) -> list[str]:
-    """Who is measured when in a round.
+    """The order of measurements in a round.
 
-    We come right beside pgbench; who of the two is the first changes from round
-    to round, and so does where the others begin, so that a drift hits them all.
+    We run right next to pgbench. Which of the two comes first alternates from round
+    to round, and the others start at a different one, so that a drift affects all.
     """
     pair = ["pgbench", "score.distlock"][:: (-1) ** number]
     others = [name for name in CONTENDERS if name not in pair and mode not in SCALING]
@@ -322,7 +322,7 @@ def contest(pythons: Path, server: Server, folder: Path) -> dict[str, Any]:
 
 
 def stall(pythons: Path, server: Server) -> dict[str, float]:
-    """What 0.2.5 does after 596 cycles of one thread: the longest of 700 cycles, in seconds."""
+    """How long 0.2.5 stalls after 596 cycles on one thread: the longest of 700 cycles (seconds)."""
     code = (
         "import sys, time, score.distlock\n"
         "conf = score.distlock.init({'sqlalchemy.url': sys.argv[1], 'maxtime': '1m',"
@@ -373,7 +373,7 @@ SELECT 'other ' || number, repeat('a', 256), instant, instant, instant,
 
 
 def growth(server: Server, folder: Path) -> dict[str, Any]:
-    """What a cycle costs with a million other rows, and after a million cycles."""
+    """The cost of a cycle with a million other rows, and after a million cycles."""
     found: dict[str, Any] = {}
     with psycopg.connect(server.url(), autocommit=True) as admin:
         for name in ("empty", "live", "expired", "million"):
@@ -392,7 +392,7 @@ def growth(server: Server, folder: Path) -> dict[str, Any]:
     for number in range(2 * ROUNDS + 1):
         for name, medians in costs.items():
             median = statistics.median(timed(cycle_of(confs[name], "growth"), 400))
-            if number:  # the first round warms up
+            if number:  # the first round is a warm-up
                 medians.append(median)
     for name in ("live", "expired"):
         found[f"cycle with a million {name} holds, times that with none"] = spread(
@@ -404,7 +404,7 @@ def growth(server: Server, folder: Path) -> dict[str, Any]:
     first = [statistics.median(timed(row, 100)) for _ in range(10)]
     pgbench = Pgbench(server, "million", folder)
     pgbench.run(pgbench.cycle, 8, "-t", str(count // 8))
-    # A name that pgbench has worked on, and at the same moment a table at rest.
+    # A name that pgbench has worn out and, at the same moment, a table at rest.
     worn, rested = cycle_of(confs["million"], "0"), cycle_of(confs["empty"], "growth")
     after, empty = [], []
     for _ in range(10):
@@ -448,7 +448,7 @@ for line in sys.stdin:
 """
 
 
-#: Coroutines of one process that queue up and are served; "waiting" when all of them wait.
+#: Coroutines of one process that queue up and are served; prints "waiting" once all of them wait.
 CROWD = """
 import asyncio, sys, time, score.distlock
 from score.distlock._distlock import _waiting
@@ -467,7 +467,7 @@ for line in sys.stdin: asyncio.run(main())
 
 
 def crowd(script: str, url: str, count: int, waiters: int) -> list[subprocess.Popen[str]]:
-    """So many processes that run a script, each with its share of the waiters."""
+    """Starts `count` processes that run a script, each with its share of the waiters."""
     return [
         subprocess.Popen(
             [sys.executable, "-c", script, url, str(waiters // count)],
@@ -486,7 +486,7 @@ def all_say(processes: list[subprocess.Popen[str]], word: str) -> None:
 
 
 def start(processes: list[subprocess.Popen[str]]) -> None:
-    """Returns when all wait."""
+    """Makes the processes queue up; returns when all waiters wait."""
     for process in processes:
         assert process.stdin is not None
         process.stdin.write("\n")
@@ -505,7 +505,7 @@ def crowds(server: Server) -> dict[str, Any]:
     for _, size in itertools.product(range(ROUNDS), sizes):
         processes = crowd(CROWD, url, 4, size)
 
-        # The first time warms up; small crowds come as often as it takes to be measured.
+        # The first repetition is a warm-up; small crowds repeat often enough to be measurable.
         for repetition in range(1 + max(1, 400 // size)):
             token = conf.acquire("crowd", timeout=60)
             began = time.monotonic()
@@ -535,7 +535,7 @@ def queue(
     conf: score.distlock.ConfiguredDistlockModule,
     processes: list[subprocess.Popen[str]],
 ) -> list[float]:
-    """Has everybody queue up, and tells how long each hand-over took."""
+    """Makes all waiters queue up; returns how long each hand-over took."""
     token = conf.acquire("handover", timeout=60)
     start(processes)
     log = [(0, 0.0, time.monotonic())]
@@ -550,7 +550,7 @@ def queue(
 
 
 def handover(server: Server) -> dict[str, Any]:
-    """From the moment a holder begins to release to that when the next one has acquired."""
+    """The time from when a holder begins to release until the next one has acquired."""
     with psycopg.connect(server.url(), autocommit=True) as admin:
         admin.execute("CREATE DATABASE handover")
     url = server.url("handover")
@@ -559,9 +559,9 @@ def handover(server: Server) -> dict[str, Any]:
     medians: dict[int, list[float]] = {2: [], 20: [], 200: []}
     alone: dict[int, list[float]] = {2: [], 20: [], 200: []}
     for _, waiters in itertools.product(range(ROUNDS), medians):
-        # No others are there meanwhile: the server wakes every process that listens.
+        # No other processes may run at that time: the server wakes every listener.
         processes = crowd(HANDOVER, url, 2, waiters)
-        queue(conf, processes)  # warms up
+        queue(conf, processes)  # warm-up
         gaps, acquires = [], []
         for _ in range(max(1, 40 // waiters)):
             for _ in range(max(3, waiters)):
@@ -633,7 +633,7 @@ print(*(now - then for counts in (unused, count()) for now, then in zip(counts, 
 
 
 def small(server: Server) -> dict[str, Any]:
-    """Figures of a process of its own."""
+    """Figures that each need a process of their own."""
 
     def run(code: str, *arguments: str) -> list[float]:
         output = subprocess.run(
@@ -672,7 +672,7 @@ def small(server: Server) -> dict[str, Any]:
 
 
 def callgrind(server: Server) -> float | None:
-    """Instructions of a cycle in the client, without Python; ``None`` without valgrind."""
+    """Client instructions per cycle, without Python; ``None`` without valgrind."""
     valgrind = shutil.which("valgrind")
     built = subprocess.run(
         ["cargo", "build", "--release", "--quiet", "--example", "cycle"], cwd=PROJECT, check=False
@@ -703,7 +703,7 @@ def callgrind(server: Server) -> float | None:
 
 
 def shown(value: float | dict[str, float], digits: str = ".4g") -> str:
-    """A figure, or the median of several with the least and the most."""
+    """A figure, or the median of several with minimum and maximum."""
     if not isinstance(value, dict):
         return f"{value:{digits}}"
     return "{median} ({least} … {most})".format(
@@ -712,7 +712,7 @@ def shown(value: float | dict[str, float], digits: str = ".4g") -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """For people, in the documentation's markup."""
+    """The results for people, in the documentation's markup."""
     lines = [
         f"Measured on {results['machine']}, {results['rounds']} rounds of "
         f"{results['seconds']:g} s; the median, with the minimum and maximum in brackets.",

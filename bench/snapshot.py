@@ -1,8 +1,8 @@
-"""One hot name beside an old snapshot, which keeps every version of its row.
+"""One hot name beside an old snapshot, which keeps every version of its row alive.
 
-Compares the look-up from the newest version on (``latest.sql``) with a plain one by name,
-in alternating rounds on one server, and prints cycles a second in eighths of each round.
-
+Compares the look-up that starts at the newest version (``latest.sql``) with a plain one by
+name, in alternating rounds on one server, and prints cycles per second for each eighth of a
+round.
     python bench/snapshot.py [SECONDS] [ROUNDS]
 """
 
@@ -26,7 +26,7 @@ STATEMENTS = {title: text for title, text, _ in _statements("public")}
 
 
 def by_name(sql: str) -> str:
-    """The statement with the plain look-up that one would write first."""
+    """The statement with the obvious, plain look-up by name."""
     found = r"ctid OPERATOR\(pg_catalog\.=\) \(\s*SELECT ctid FROM [^)]*\)[^)]*\)[^)]*LIMIT 1\s*\)"
     plain, count = re.subn(found, "name OPERATOR(pg_catalog.=) $1", sql)
     assert count == 1, sql

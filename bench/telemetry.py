@@ -1,4 +1,4 @@
-"""What metrics and traces cost an uncontended ``with lock``, also while they are off."""
+"""The cost of metrics and traces for an uncontended ``with lock``, including while they are off."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.support.server import Server
 
-#: Name → what the program does before it measures.
+#: Name → the program's preparation before it measures.
 VARIANTS = {
     "never imported": "",
     "imported and off": "from score.distlock import telemetry",
@@ -50,7 +50,7 @@ print(cycles(float(sys.argv[3])))
 
 
 def measure(server: Server, rounds: int, seconds: float) -> dict[str, Any]:
-    """How many times as long a cycle takes as in a program that knows nothing of it."""
+    """The duration of a cycle relative to a program that never imports telemetry."""
     rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
     for number in range(rounds):
         names = list(VARIANTS)

@@ -1,6 +1,6 @@
-"""Makes a million calls of the whole API, and tells ten times what they use.
+"""Makes a million calls to the whole API, and reports ten times what they use.
 
-Usage: python -m checks.leaks [--calls N] [--json FILE]. It fails if something grows
+Usage: python -m checks.leaks [--calls N] [--json FILE]. It fails if anything grows
 after the first tenth.
 """
 
@@ -17,8 +17,8 @@ import psycopg
 from tests.support.calls import Calls
 from tests.support.server import Server
 
-#: How much more of each there may be at the end than after the first tenth. What is going on
-#: at the moment varies, and a module forgets up to 1000 Lock objects that are gone together.
+#: The allowed growth of each value since the first tenth. Work in progress
+#: varies, and a module removes up to 1000 dead Lock objects at a time.
 GROWTH = {
     "rss": 4 << 20,
     "descriptors": 4,
@@ -41,9 +41,9 @@ def main() -> int:
     begun = time.monotonic()
     try:
         with psycopg.connect(server.url(), autocommit=True) as admin:
-            # A disk is slow, and none of what this looks for.
+            # A disk is slow, and irrelevant here.
             admin.execute("ALTER SYSTEM SET fsync = off")
-            # So many changes are more than the default of one minute is made for.
+            # The default interval of a minute is too long for this many changes.
             admin.execute("ALTER SYSTEM SET autovacuum_naptime = 1")
             admin.execute("SELECT pg_reload_conf()")
         calls = Calls(server.url())

@@ -1,6 +1,6 @@
-"""Runs the core of the tests with each Python and each PostgreSQL that this machine has.
+"""Runs the core tests with each Python and each PostgreSQL on this machine.
 
-Usage: matrix.py WHEEL. One wheel is for all of CPython.
+Usage: matrix.py WHEEL. One wheel fits every CPython.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CORE += " reentrancy schema small_ones taken_again waiting"
 
 
 def says(program: str | Path, *arguments: str) -> str:
-    """What a program prints, or nothing if it is not there or fails."""
+    """What a program prints, or nothing if it is missing or fails."""
     try:
         done = subprocess.run(
             [program, *arguments], capture_output=True, text=True, timeout=60, check=False
@@ -35,7 +35,7 @@ def says(program: str | Path, *arguments: str) -> str:
 
 
 def interpreter(version: str) -> Path | None:
-    """A CPython of this version that can make environments."""
+    """A CPython of this version that can create environments."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     found = [folder / "bin" / f"python{version}" for folder in sorted(pyenv.glob(f"{version}.*"))]
     for python in [*found, Path(shutil.which(f"python{version}") or "nowhere")]:
@@ -63,7 +63,7 @@ def server(version: str) -> Path | None:
 
 
 def environment(python: Path, version: str, wheel: str) -> Path:
-    """An environment with the wheel and what its tests need; returns its Python."""
+    """An environment with the wheel and its tests' requirements; returns its Python."""
     made = PROJECT / "build" / "matrix" / version
     if not (made / "bin" / "python").exists():
         subprocess.run([python, "-m", "venv", "--clear", made], check=True)

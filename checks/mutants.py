@@ -1,11 +1,11 @@
-"""Changes the product in many small ways, and asks the tests whether they notice.
+"""Changes the product in many small ways, and checks whether the tests notice.
 
-Usage: mutants.py [--jobs N] [--list] [PART ...]; a part of the mutants' names selects them.
+Usage: mutants.py [--jobs N] [--list] [PART ...]; PART selects mutants by a part of their name.
 
-The SQL files are compiled into the extension module as they stand. A mutant of one is that
-module with other bytes in place of the file's, so nothing is built. The Python files are
-changed in a copy too. The tests of a mutant are those that `plan.py` names for its file;
-what no test can notice is named there as well, with the reason.
+The SQL files are compiled into the extension module unchanged. A mutant of one is that
+module with the file's bytes replaced, so nothing is rebuilt. The Python files are changed
+in a copy too. `plan.py` names the tests to run for each file; it also lists what no test
+can notice, with the reason.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Mutant:
     old: str
     new: str
     start: int
-    number: int = 0  # which of several with the same words
+    number: int = 0  # which of several with the same text
 
     @property
     def name(self) -> str:
-        """What it is called; lines that are added elsewhere do not change it."""
+        """Its name, which does not depend on lines added elsewhere."""
         old, new = (" ".join(text.split()) for text in (self.old, self.new))
         which = f" ({self.number + 1})" if self.number else ""
         return f"{self.file.name}: {old}{which} -> {new or 'nothing'}"
@@ -64,11 +64,11 @@ class Mutant:
         return text[: self.start] + self.new + text[self.start + len(self.old) :]
 
 
-#: What is changed in a statement. The second of two groups, if there are, is what is replaced.
+#: Changes to statements. If the pattern has two groups, the second is replaced.
 SQL_RULES = [
-    # A condition is dropped.
+    # Drop a condition.
     (r"^( +)(AND (?:[^()\n]|\([^()\n]*\)|\((?:[^()\n]|\([^()\n]*\))*\))+)$", ""),
-    # A comparison is turned round.
+    # Reverse a comparison.
     (r"()(\{=\})(?! ANY)", "{<>}"),
     (r"()(\{>\})", "{<=}"),
     (r"()(\{<\})", "{>=}"),
@@ -80,14 +80,14 @@ SQL_RULES = [
     (r"()(\bIS NOT NULL\b)", "IS NULL"),
     (r"()(\bIS NULL\b)", "IS NOT NULL"),
     (r"()(\bNOT )(?=\{|pg|EXISTS)", ""),
-    # A lock is not taken, or waited for.
+    # Do not take a lock, or do not wait for it.
     (r"^( +)(FOR (?:NO KEY UPDATE|UPDATE|KEY SHARE)[A-Za-z ]*)$", ""),
     (r"()( SKIP LOCKED)", ""),
     (r"()(\{durable\})", "true"),
     (r"()(set_config\('synchronous_commit', 'off')", "set_config('synchronous_commit', 'on'"),
     (r"()('200ms')", "'0'"),
     (r"()(, true\) IS NOT NULL)", ", false) IS NOT NULL"),
-    # A column is not written.
+    # Do not write a column.
     (r"^( +)((?:touched|updated|expires|lease|holder|acquired|token) = [^()\n]*(?:\(.*\))?,)$", ""),
     (r",\n( +)((?:lease|holder) = [a-zA-Z0-9$]+)(?=\n)", None),
     # The queue.
@@ -102,12 +102,12 @@ SQL_RULES = [
 
 
 def of_sql(file: Path) -> Iterator[Mutant]:
-    """The mutants of a statement or fragment; those of its comments are none."""
+    """The mutants of a statement or fragment; comments are not mutated."""
     text = file.read_text()
     code = re.sub(r"^ *--.*$", lambda comment: " " * len(comment[0]), text, flags=re.MULTILINE)
     for pattern, new in SQL_RULES:
         for match in re.finditer(pattern, code, re.MULTILINE):
-            if new is None:  # with the comma before it
+            if new is None:  # including the comma before it
                 yield Mutant(file, match[0], "", match.start())
             else:
                 yield Mutant(file, match[2], new, match.start(2))
@@ -129,7 +129,7 @@ class PythonMutants(ast.NodeVisitor):
         self.visit(ast.parse(self.text))
 
     def add(self, node: ast.expr | ast.stmt | ast.keyword, new: str, after: str = "") -> None:
-        """Replaces a node, and what follows it if it is `after`."""
+        """Replaces a node, and also what follows it, if that is `after`."""
         start = self.lines[node.lineno - 1] + node.col_offset
         end = self.lines[(node.end_lineno or 0) - 1] + (node.end_col_offset or 0)
         follows = re.compile(after).match(self.text, end)
@@ -160,7 +160,7 @@ class PythonMutants(ast.NodeVisitor):
 
     def visit_Try(self, node: ast.Try) -> None:
         for statement in node.body:
-            if isinstance(statement, ast.Assign):  # to what it was before
+            if isinstance(statement, ast.Assign):  # i.e. keeps the previous value
                 self.add(statement, "pass")
         self.generic_visit(node)
 
@@ -193,7 +193,7 @@ class PythonMutants(ast.NodeVisitor):
 
 
 def mutants() -> list[Mutant]:
-    """All of them, each with a name of its own."""
+    """All mutants, each with a unique name."""
     found: list[Mutant] = []
     for name in TESTS:
         if name.endswith(".sql"):
@@ -212,9 +212,9 @@ def mutants() -> list[Mutant]:
 
 
 def overlay(mutant: Mutant, folder: Path) -> None:
-    """Makes the package with the change in a folder of its own."""
+    """Creates a copy of the package with the change in a folder of its own."""
     package = folder / "mutant" / "score" / "distlock"
-    # `score` is a package of several folders, which a .pth file has put together by then. The
+    # `score` is a package in several folders, which a .pth file has already combined. The
     # environment of 0.2.5, which tests call, keeps its own.
     (folder / "sitecustomize.py").write_text(
         f"import sys\nif sys.prefix == {sys.prefix!r}:\n"
@@ -226,7 +226,7 @@ def overlay(mutant: Mutant, folder: Path) -> None:
         return
     (module,) = package.glob("_distlock*.so")
     old, new = mutant.file.read_bytes(), mutant.text().encode()
-    if len(new) > len(old):  # comments and indentation make room
+    if len(new) > len(old):  # dropping comments and indentation makes room
         new = re.sub(rb"^ *--.*\n|^ +", b"", new, flags=re.MULTILINE)
     new = new.ljust(len(old))
     built = module.read_bytes()
@@ -272,12 +272,12 @@ def judge(mutant: Mutant, url: str) -> Verdict:
             output, _ = process.communicate(timeout=LIMIT)
         except subprocess.TimeoutExpired:
             output = ""
-        with contextlib.suppress(ProcessLookupError):  # what its tests left behind
+        with contextlib.suppress(ProcessLookupError):  # processes its tests left behind
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     found = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", output, re.MULTILINE)
     caught = found[1] if found else None
-    # Whoever else killed it, or its time limit, has noticed nothing.
+    # If something else killed the process, or its time limit did, no test noticed the mutant.
     if -process.returncode in (signal.SIGSEGV, signal.SIGABRT):
         caught = "a crash"
     elif process.returncode and not caught:
@@ -286,7 +286,7 @@ def judge(mutant: Mutant, url: str) -> Verdict:
 
 
 def main() -> int:
-    """Judges the selected mutants; how many survive without a reason decides the exit code."""
+    """Judges the selected mutants; the exit code counts unexplained survivors."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--every", type=int, default=1, help="only each so-manieth")
@@ -307,12 +307,12 @@ def main() -> int:
     if options.list:
         print(*(mutant.name for mutant in chosen), sep="\n")
         return 0
-    # Each test makes a database of its own, ten times as fast in memory.
+    # Each test creates its own database, which is ten times as fast in memory.
     roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2**32
     server = Server(parent=str(MEMORY) if roomy else None)
     survivors = []
     try:
-        # Without a change they pass, or their failures would say nothing.
+        # The tests must pass without a change, or failures would mean nothing.
         for file in {tuple(TESTS[mutant.file.name]): mutant.file for mutant in chosen}.values():
             unchanged = judge(Mutant(file, "", "", 0), server.url())
             if unchanged.caught_by:

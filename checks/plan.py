@@ -1,7 +1,7 @@
-"""Which tests have to notice a change of which file, and what none can notice."""
+"""Which tests must notice changes to which file, and which changes no test can notice."""
 
-#: How long one test may take before the mutant counts as noticed, and all of them before it
-#: counts as a survivor: in seconds.
+#: In seconds: how long one test may take before the mutant counts as noticed, and all of them
+#: together before it counts as a survivor.
 TIMEOUT = 30
 LIMIT = 300
 
@@ -11,7 +11,7 @@ FENCE = [*EACH, "test_fence.py"]
 
 
 def cases(test: str, *kinds: str) -> list[str]:
-    """Some cases of a test: those that tell; the others would say the same once more."""
+    """Representative cases of a test; the others would add nothing."""
     return [f"{test}[{kind}]" for kind in kinds]
 
 
@@ -26,7 +26,7 @@ LOCKED = [
     "test_renewal.py::test_a_lease_that_ends_without_renewal_is_told[locked]",
 ]
 
-#: One connection of each kind that is dealt with in another way.
+#: One connection for each code path of the guard.
 GUARD = [
     *cases(
         "test_guard.py::test_a_late_holder_cannot_commit",
@@ -77,8 +77,8 @@ CHECK = [
     "test_neighbours.py::test_code_in_the_condition_of_a_trigger_is_refused",
 ]
 
-#: Several mutants use one server at the same time: a test that looks at more of it than its own
-#: database, such as at the newest transaction, would fail by the work of others.
+#: Several mutants share one server: a test that looks beyond its own database, for instance at
+#: the newest transaction, would fail because of the others' work.
 TESTS = {
     "acquire.sql": FENCE,
     "ahead.sql": EACH,
@@ -148,13 +148,13 @@ TESTS = {
     "_locked.py": LOCKED,
 }
 
-#: What is said so that it stays so.
+#: Reasons that recur.
 EVALUATED = "PostgreSQL evaluates what it materializes, though nobody looks at it"
 NO_PIPELINE = "a pipeline of the guard's own does no harm, but libpq before 14 has none"
 SAME_NUMBER = "it would take an object of another catalogue that has the same number"
 PIPELINE = "_guard.py: connection.pgconn.pipeline_status != psycopg.pq.PipelineStatus.OFF"
 
-#: Mutants that do the same, or nearly so, and why.
+#: Equivalent or nearly equivalent mutants, and why.
 EXCUSED = {
     "latest.sql: DESC -> nothing": "the same row is found, only slower beside an old snapshot",
     "wait.sql: AND NOT EXISTS (SELECT FROM made) -> nothing": (

@@ -1,6 +1,6 @@
-"""Writes docs/proof.txt from what the checks have written into docs/proof/*.json.
+"""Writes docs/proof.txt from the results of the checks in docs/proof/*.json.
 
-Usage: report.py FOLDER OUTPUT. `make proof` runs the checks before.
+Usage: report.py FOLDER OUTPUT. `make proof` runs the checks first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from checks.chaos.__main__ import by_kind
 Data = dict[str, Any]
 Cell = str | int | float
 
-#: What the counts of a round are called in the table.
+#: The counts of a round that the table shows.
 WORKLOADS = ("plain", "fenced", "guarded")
 
 
@@ -39,7 +39,7 @@ def table(title: str, head: Iterable[str], rows: Iterable[Iterable[Cell]]) -> st
 
 
 def versions(data: Data) -> str:
-    """What was running, and where."""
+    """What was tested, and where."""
     return ", ".join(f"{name} {value}" for name, value in data["versions"].items())
 
 
@@ -89,7 +89,7 @@ def chaos(data: Data) -> str:
 
 
 def violations(data: Data) -> str:
-    """What was violated, by kind."""
+    """The violations, by kind."""
     found: dict[str, list[Any]] = {}
     for round_ in data["rounds"]:
         for count, first in round_["violations"]:
@@ -98,7 +98,7 @@ def violations(data: Data) -> str:
     if not found:
         return "No violation.\n"
     several = sorted(found.values(), key=itemgetter(0), reverse=True)
-    # On one line; a backslash or a quote at its end would spoil the markup.
+    # On one line; a trailing backslash or quote would spoil the markup.
     rows: list[list[Cell]] = [
         [count, f"``{' '.join(first.split())[:160].rstrip()}…``"] for count, first in several
     ]
@@ -106,7 +106,7 @@ def violations(data: Data) -> str:
 
 
 def selftest(data: Data) -> str:
-    """Which mutants were found out, how soon."""
+    """Which mutants were detected, and how soon."""
     rows = [
         [
             one["name"],
@@ -136,14 +136,14 @@ def model(data: Data) -> str:
 
 
 def leaks(data: Data) -> str:
-    """What a million calls use."""
+    """The resources a million calls use."""
     samples = data["samples"]
     first, last = samples[1], samples[-1]
     rows = [[key, first[key], last[key]] for key in last]
     return table("What is in use", ["", "after the first tenth", "at the end"], rows)
 
 
-#: The parts: the file, the title, what is shown of it.
+#: The parts: the file, the title, and the function that shows it.
 PARTS = [
     ("chaos", "All faults mixed", [chaos, violations]),
     ("old", "The same for 0.2.5", [chaos, violations]),
@@ -154,7 +154,7 @@ PARTS = [
 
 
 def main(folder: Path, output: Path) -> None:
-    """Writes the report; what was not run is named."""
+    """Writes the report; names the checks that were not run."""
     text = []
     for name, title, parts in PARTS:
         file = folder / f"{name}.json"

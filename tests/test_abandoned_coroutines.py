@@ -1,4 +1,4 @@
-"""Blocks of coroutines that end oddly: the loop is gone, or a signal handler raises."""
+"""Coroutines' blocks that end abnormally: the loop is gone, or a signal handler raises."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def entered(conf: Conf, inside: asyncio.Event) -> None:
 def test_a_block_whose_loop_is_gone_is_over(
     url: str, conf: Conf, work: Work, steps: int | None
 ) -> None:
-    """Within a lease: nothing extends it any longer. The task is inside, or on its way there."""
+    """It ends within a lease, as nothing extends it. The task is inside, or on its way there."""
     brief = Conf(url, "1s", timeout=30, autoextend=True)
 
     async def begin() -> None:
@@ -122,8 +122,8 @@ async def once_several(conf: Conf, name: str) -> None:
 
 
 class Interrupts:
-    """Raises where Python runs signal handlers, in functions of ours: when they begin, and when
-    one that they have called returns; at the point of this number.
+    """Raises where Python runs signal handlers in our functions: when they begin, and when a
+    function they have called returns; at the point with this number.
     """
 
     def __init__(self, point: int) -> None:
@@ -162,7 +162,7 @@ class Interrupts:
             raise Raised
 
 
-#: By the number of an instruction: whether it calls something.
+#: By opcode: whether it is a call.
 CALLS = [dis.opname[number].startswith("CALL") for number in range(256)]
 
 
@@ -173,7 +173,7 @@ def interrupted(work: Coroutine[Any, Any, object], point: int) -> tuple[bool, as
     task = loop.create_task(work)
     with Interrupts(point) as interrupts, contextlib.suppress(Raised):
         loop.run_until_complete(task)
-    if not task.done():  # it was the loop that was interrupted
+    if not task.done():  # the interrupt hit the loop itself
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError, Raised):
             loop.run_until_complete(task)
@@ -182,7 +182,7 @@ def interrupted(work: Coroutine[Any, Any, object], point: int) -> tuple[bool, as
 
 
 def result(task: asyncio.Task[object]) -> object:
-    """What it has returned, if anything."""
+    """The task's result, or None."""
     return None if task.cancelled() or task.exception() else task.result()
 
 
@@ -195,7 +195,7 @@ def test_a_signal_handler_may_raise_at_each_call(
     for point in itertools.count(1):
         name = f"name {point}"
         reached, task = interrupted(work(own, name), point)
-        # What is under way goes on by itself, though the exception is referenced.
+        # What is in progress completes by itself, though the exception is still referenced.
         conf.release(name, conf.acquire(name, timeout=30))
         result(task)
         if not reached:
@@ -205,7 +205,7 @@ def test_a_signal_handler_may_raise_at_each_call(
 
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 def test_a_signal_handler_may_raise_while_a_coroutine_transfers(url: str, conf: Conf) -> None:
-    """The caller has a valid token, except where the last call has just returned the new one."""
+    """The caller has a valid token, unless the last call has just returned the new one."""
     own, unlucky = Conf(url, "10m"), 0
     for point in itertools.count(1):
         name = f"name {point}"
@@ -248,7 +248,7 @@ def test_an_answer_survives_a_callback_that_is_interrupted(conf: Conf) -> None:
 
 
 def test_a_busy_loop_costs_no_inner_block(url: str, db: Db) -> None:
-    """The hold is extended meanwhile, though the confirmation is old when it is read."""
+    """The hold is extended in the meantime, though the loop reads the confirmation late."""
     brief = Conf(url, "1s")
 
     async def busy() -> None:
@@ -303,7 +303,7 @@ def test_the_end_of_a_block_is_told_though_it_began_at_once(url: str, db: Db) ->
             async with lock:
                 outlive(db)
         holds = brief.aio.acquire_all(["a"])
-        for _ in range(2):  # it may be entered again
+        for _ in range(2):  # it can be entered again
             async with holds as tokens:
                 assert list(tokens) == ["a"]
             token = await brief.aio.try_acquiring("a")

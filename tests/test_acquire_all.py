@@ -1,4 +1,4 @@
-"""Several locks at once: all or none, in whatever order they are named."""
+"""Several locks at once: all or none, whatever the order of their names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAMES = ["b", "a", "c", "a"]
 
 
 class Caseless(str):
-    """A text that is equal to others."""
+    """A text that compares equal to others."""
 
     def __eq__(self, other: object) -> bool:
         return self.lower() == str(other).lower()
@@ -51,12 +51,12 @@ def in_a_loop(conf: Conf, names: Any, **options: Any) -> Any:
 
 @pytest.fixture(params=[Conf.acquire_all, in_a_loop], ids=["thread", "loop"])
 def take(request: pytest.FixtureRequest) -> Take:
-    """Acquires several locks of a module, in either way."""
+    """Acquires several locks of a module, with threads or coroutines."""
     return cast("Take", request.param)
 
 
 def release(holds: Any) -> None:
-    """However they were acquired."""
+    """Releases them, however they were acquired."""
     released = holds.release()
     if released is not None:
         asyncio.run(released)
@@ -85,7 +85,7 @@ def test_all_are_held_and_released(conf: Conf, other: Conf) -> None:
 
 
 def test_what_is_over_cannot_be_entered(conf: Conf, other: Conf) -> None:
-    """The block would run without any lock."""
+    """Otherwise the block would run without any lock."""
     left = conf.acquire_all(NAMES)
     with left, pytest.raises(ValueError, match="acquire_all"), left:
         pytest.fail("the inner end would release what the outer block works with")
@@ -106,7 +106,7 @@ def test_what_is_over_cannot_be_entered(conf: Conf, other: Conf) -> None:
 
 
 def test_the_owner_may_enter_what_it_holds_with_others(conf: Conf, other: Conf) -> None:
-    """Whether or not some other code keeps one of the Lock objects alive."""
+    """Whether or not other code keeps one of the Lock objects alive."""
     with conf.acquire_all(NAMES) as holds:
         with conf.get("a") as lock:
             assert lock.token == holds["a"]
@@ -140,7 +140,7 @@ def test_none_if_one_is_held(take: Take, conf: Conf, other: Conf) -> None:
 
 
 def test_it_waits_for_all_of_them(take: Take, brief: Conf, conf: Conf, db: Db) -> None:
-    """What is held first is kept alive meanwhile."""
+    """It keeps the holds it already has alive while it waits."""
     token = conf.acquire("c")
     waiter = Background(take, brief, NAMES, timeout=30)
     wait_until_waiting(db, 1, "c")
@@ -151,7 +151,7 @@ def test_it_waits_for_all_of_them(take: Take, brief: Conf, conf: Conf, db: Db) -
     for name, token in holds.items():
         brief.extend(name, token)
     assert waiting(db, "c") == 0
-    # Nothing extends them any more.
+    # Nothing extends the holds any more.
     assert conf.acquire("a", timeout=5)
 
 
@@ -217,12 +217,12 @@ READERS: dict[str, Callable[[Any], object]] = {
 
 
 def test_who_has_read_a_token_has_to_release_it(conf: Conf, other: Conf) -> None:
-    """However it was read. Each does it with the lock of its own name."""
+    """However it was read. Each way uses the lock of its own name."""
     for name, read in READERS.items():
         holds = conf.acquire_all([name])
         read(holds)
         del holds
-    # What would be released in the background has been by then.
+    # By now, any release in the background has happened.
     others = conf.acquire_all(["others"])
     del others
     other.acquire("others", timeout=None)
@@ -251,7 +251,7 @@ def test_no_text_of_holds_has_a_token(conf: Conf, caplog: pytest.LogCaptureFixtu
 
 @pytest.mark.parametrize("reason", ["expired", "released"])
 def test_what_is_lost_cannot_be_entered(brief: Conf, conf: Conf, reason: str) -> None:
-    """Nor be awaited again; what is not lost is released."""
+    """Nor awaited again; the other holds are released."""
     module = brief if reason == "expired" else conf
 
     def lose(tokens: dict[str, str]) -> None:
@@ -279,7 +279,7 @@ def test_what_is_lost_cannot_be_entered(brief: Conf, conf: Conf, reason: str) ->
     async def wait(holds: Any) -> None:
         await holds
 
-    # Of those that expire the first one is named.
+    # If several have expired, the first one is named.
     expected = [("b", "released")] if reason == "released" else [("a", "expired")]
     with module.acquire_all(NAMES, autoextend=False) as holds:
         pass
@@ -303,7 +303,7 @@ def test_holds_whose_tokens_nobody_has_read_end_with_their_object(conf: Conf, ot
 
 
 def test_a_block_that_is_given_up_ends_its_holds(conf: Conf, other: Conf) -> None:
-    """Also if their tokens were read inside of it."""
+    """Even if the body has read their tokens."""
 
     def work() -> Iterator[str]:
         with contextlib.ExitStack() as stack:
@@ -339,7 +339,7 @@ def test_what_was_free_is_not_extended(take: Take, conf: Conf, db: Db) -> None:
     fresh = "SELECT every(updated = acquired) FROM _score_distlock"
     assert db.execute(fresh).fetchone() == (True,)
     release(holds)
-    release(holds)  # nothing is left to do
+    release(holds)  # there is nothing left to do
 
 
 def test_coroutines_wait_as_long_for_all_of_them(conf: Conf) -> None:
@@ -372,7 +372,7 @@ for _ in range(40):
 
 
 def test_no_deadlock(url: str, conf: Conf) -> None:
-    """With holds of an hour a deadlock would last."""
+    """With holds of an hour, a deadlock would last."""
     processes = [
         subprocess.Popen([sys.executable, "-c", PHILOSOPHER, url, str(number)])
         for number in range(4)
@@ -390,7 +390,7 @@ def test_a_name_is_its_text_whatever_it_is_equal_to(conf: Conf) -> None:
 
 
 def test_a_cancelled_task_leaves_nothing(conf: Conf, db: Db) -> None:
-    """Neither what it has, nor what it waits for; its exception is still referenced."""
+    """Neither its holds nor its place in a queue; its exception is still referenced."""
 
     async def main() -> None:
         token = conf.acquire("b")
@@ -415,7 +415,7 @@ def test_a_cancelled_task_leaves_nothing(conf: Conf, db: Db) -> None:
 def test_coroutines_have_one_time_for_all_of_them(
     conf: Conf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """When it is over, what is held is refused at once."""
+    """When the time is over, it is refused immediately for a lock that is held."""
 
     class Over(_all.Pace):
         def left(self) -> float:

@@ -1,4 +1,4 @@
-"""The locks for coroutines, under asyncio's own event loop and under uvloop."""
+"""The locks for coroutines, under asyncio's event loop and under uvloop."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 @pytest.fixture(params=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Run:
-    """Runs a coroutine in an event loop of its own; nothing may be left to complain about."""
+    """Runs a coroutine in a new event loop; nothing may be left behind to warn about."""
     if request.param == "uvloop":
         uvloop = pytest.importorskip("uvloop")
         new_loop = uvloop.new_event_loop
@@ -62,7 +62,7 @@ async def until_waiting(db: Db, count: int, name: str = "name") -> None:
 
 
 async def until_free(conf: Conf, name: str = "name") -> None:
-    """Whoever was cancelled leaves in the background."""
+    """A cancelled task leaves the queue in the background."""
     while not (token := await conf.aio.get(name).try_acquiring()):
         await asyncio.sleep(0.002)
     await conf.aio.release(name, token)
@@ -120,7 +120,7 @@ def test_tasks_are_owners(conf: Conf, run: Run) -> None:
                         pass
 
             await asyncio.create_task(other())
-            # The same task, whether it awaits or not.
+            # The task is the same, whether it awaits or not.
             with conf.get("name"):
                 pass
             assert conf.aio.get("name").token
@@ -178,7 +178,7 @@ def test_the_loop_runs_while_something_waits(conf: Conf, db: Db, run: Run) -> No
 
 
 def test_cancellation_at_any_point(conf: Conf, db: Db, run: Run) -> None:
-    """Wherever it hits: neither a hold nor a place in the queue is left."""
+    """Wherever the cancellation hits, neither a hold nor a place in the queue is left."""
 
     async def work() -> None:
         async with conf.aio.get("name").hold(timeout=30):
@@ -222,7 +222,7 @@ def test_autoextend(conf: Conf, url: str, db: Db, run: Run) -> None:
 
     async def main() -> None:
         async with brief.aio.get("name").hold(autoextend=True) as lock:
-            # A loop that is busy for longer than the lease.
+            # Blocks the loop for longer than the lease.
             renewed(db, ["name"], 3, lambda: lock.expired)
             assert not lock.expired
             assert await conf.aio.try_acquiring("name") is None
@@ -244,7 +244,7 @@ def test_autoextend(conf: Conf, url: str, db: Db, run: Run) -> None:
 
 def test_a_callback_that_is_false_runs_in_the_loop_too(conf: Conf, run: Run) -> None:
     class Callback(list[Any]):
-        """Empty, it is false."""
+        """When empty, it is false."""
 
         def __call__(self, lock: Any) -> None:
             self.append(threading.current_thread())
@@ -346,7 +346,7 @@ def test_guards(server: Server, server_url: str, run: Run, driver: str) -> None:
             assert entered is lock
             with psycopg.connect(server_url) as db:
                 outlive(db)
-            # Past the lease, and yet nobody gets in.
+            # The lease has passed, and still nobody else gets in.
             assert await conf.aio.try_acquiring("name") is None
 
     async def work(lose: bool) -> None:
@@ -432,7 +432,7 @@ def test_many_loops_one_after_the_other(conf: Conf, run: Run) -> None:
 
 @pytest.mark.parametrize("what", ["extend", "transfer", "extend by token", "transfer by token"])
 def test_a_loop_that_goes_on_after_the_lease(brief: Conf, url: str, run: Run, what: str) -> None:
-    """The answer was good when it came; whoever gets it now has no lock any more."""
+    """The answer was in time, but the loop reads it when the lock is lost."""
     other = score.distlock.init({"sqlalchemy.url": url})
     taken: list[str] = []
 
@@ -457,11 +457,11 @@ def test_a_loop_that_goes_on_after_the_lease(brief: Conf, url: str, run: Run, wh
 
 @pytest.mark.parametrize("delivered", [False, True])
 def test_a_signal_handler_raises_while_answers_are_delivered(conf: Conf, delivered: bool) -> None:
-    """They are delivered once more."""
+    """They are delivered again."""
     complaints: list[Any] = []
 
     class Interrupted:
-        """An inbox; a signal handler raises where it delivers the first answer."""
+        """An inbox; a signal handler raises when it delivers the first answer."""
 
         def __init__(self, channel: Any) -> None:
             self.channel, self.inbox = channel, channel.inbox
@@ -493,7 +493,7 @@ def test_a_signal_handler_raises_while_answers_are_delivered(conf: Conf, deliver
 
 @pytest.mark.parametrize("then", ["release", "extend", "transfer"])
 def test_a_cancelled_transfer_loses_no_token(conf: Conf, run: Run, then: str) -> None:
-    """Its caller has the old one only, whether the new one is in the database or not."""
+    """The caller knows only the old token, whether or not the database has the new one."""
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -514,7 +514,7 @@ def test_a_cancelled_transfer_loses_no_token(conf: Conf, run: Run, then: str) ->
 
 
 def test_the_loop_does_not_read_the_new_token(conf: Conf, run: Run) -> None:
-    """The transfer is done, and its task is cancelled at that moment."""
+    """The transfer is done, and its task is cancelled at that very moment."""
 
     async def main() -> None:
         lock = conf.get("name")
@@ -522,7 +522,7 @@ def test_the_loop_does_not_read_the_new_token(conf: Conf, run: Run) -> None:
         transfer = asyncio.create_task(conf.aio.transfer("name", token))
         await asyncio.sleep(0)
         while lock.token == token:
-            pass  # the loop stands still
+            pass  # blocks the loop
         new = lock.token
         transfer.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -1,8 +1,8 @@
-"""All of the API with whatever objects: only documented exceptions, no panic, no hang, no hold.
+"""All of the API with arbitrary objects: only documented exceptions, no panic, no hang, no hold.
 
-The calls are derived from the API itself: a public name that nothing here knows how to make,
-or a parameter without sensible values, fails. ``DISTLOCK_FUZZ=5000`` makes it run so many
-examples, at random ones.
+The calls are derived from the API itself: a public class that this file cannot create, or a
+parameter without sensible values, fails. ``DISTLOCK_FUZZ=5000`` runs that many random
+examples.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from score.init import ConfigurationError
 Conf = score.distlock.ConfiguredDistlockModule
 
 EXAMPLES = int(os.environ.get("DISTLOCK_FUZZ", "0"))
-#: How long a call may take, in seconds; none of them has to wait.
+#: The time limit for a call, in seconds; none of them has to wait.
 LIMIT = 20
 PASSWORD = "Zq9XwVkR7t"
 WRONG = "0" * 256
@@ -47,14 +47,14 @@ NOBODY = f"postgresql://u:{PASSWORD}@127.0.0.1:1/d"
 
 
 class Hostile(Exception):
-    """What an object itself raises."""
+    """Raised by an argument itself."""
 
 
 class Hang(BaseException):
     """A call took too long."""
 
 
-#: Of these the class itself, as Python's own errors are derived from some of them.
+#: Only these exact classes, as some of Python's own errors derive from them.
 DOCUMENTED = {
     *(TypeError, ValueError, ConfigurationError, RuntimeError, Hostile, ZeroDivisionError),
     *(score.distlock.CouldNotAcquireLock, score.distlock.LockExpired),
@@ -69,7 +69,7 @@ SPECIAL = [
 
 
 def having(base: type, result: Callable[..., Any], special: list[str]) -> type:
-    """A class whose special methods do this."""
+    """A class whose special methods return this."""
     return type("Odd", (base,), dict.fromkeys(special, result))
 
 
@@ -82,7 +82,7 @@ def nonsense(*arguments: Any, **options: Any) -> Any:
 
 
 class World:
-    """What the calls are made on and with; what they have asked for is given back."""
+    """The objects to call, and the arguments; releases what the calls have acquired."""
 
     def __init__(self, url: str, db: psycopg.Connection[Any]) -> None:
         self.url, self.db = url, db
@@ -97,7 +97,7 @@ class World:
         self.async_lock = self.conf.aio.get("a")
         self.held = self.closed.acquire("held")
         self.info = self.conf.holders()[0]
-        #: The tokens of the holds that somebody has asked for.
+        #: The tokens of holds that a call has acquired.
         self.asked: list[str] = [WRONG]
         self.keep: list[Any] = []
 
@@ -108,19 +108,19 @@ class World:
         return self.loop.run_until_complete(main())
 
     def call_back(self, *arguments: Any, **options: Any) -> Any:
-        """What an object does that uses the API while the API uses it."""
+        """What an argument does when the API calls it: it uses the API."""
         self.note(self.conf.get("b").try_acquiring())
         self.note(self.conf.try_acquiring("held"))
         return 1
 
     def lost(self) -> score.distlock.Lock:
-        """A lock whose hold is lost: nobody waits for that any more."""
+        """A lock whose hold is already lost: waiting for the loss returns immediately."""
         lock = score.distlock.Lock(self.conf, "lost")
         lock.hold(maxtime=0).__enter__()
         return lock
 
     def note(self, result: Any) -> Any:
-        """Remembers which holds somebody has asked for."""
+        """Records the holds that a call has acquired."""
         if type(result) is str:
             self.asked.append(result)
         elif isinstance(result, dict):
@@ -131,7 +131,7 @@ class World:
         return result
 
     def tidy_up(self) -> None:
-        """Ends what somebody asked for; there is nothing else."""
+        """Ends the acquired holds, and checks that there are no others."""
         self.connection.rollback()
         self.run(self.async_connection.rollback())
         for lock in (self.lock, self.conf.get("b")):
@@ -151,10 +151,10 @@ class World:
             for leave in itertools.cycle(ways):
                 if not lock.token:
                     break
-                # It knows of its loss by now; a block is left all the same.
+                # The holder knows of the loss by now, but still leaves its block.
                 with contextlib.suppress(score.distlock.LockExpired, ValueError):
                     leave()
-        if self.conf.info("held") is None:  # it was revoked
+        if self.conf.info("held") is None:  # a call has revoked it
             self.held = self.closed.acquire("held")
         self.conf.release("usable", self.conf.acquire("usable"))
         assert self.conf.try_acquiring("held") is None
@@ -166,7 +166,7 @@ class World:
         self.loop.close()
 
 
-# What is called. Each class has a way to get an object of it.
+# The calls. Each class has a way to create an object of it.
 
 SUBJECTS: dict[type, Callable[[World], Any]] = {
     Conf: lambda world: world.conf,
@@ -189,7 +189,7 @@ SUBJECTS: dict[type, Callable[[World], Any]] = {
     score.distlock.DatabaseUnavailable: lambda world: score.distlock.DatabaseUnavailable("a"),
 }
 
-#: Made by other calls only.
+#: Only other calls create these.
 NOT_MADE = {Guard, AsyncGuard, Holds, score.distlock.Hold, score.distlock.aio.AsyncHold}
 NOT_MADE |= {score.distlock.aio.AsyncHolds, score.distlock.aio.AsyncModule}
 NOT_MADE |= {score.distlock.aio.AsyncLock, score.distlock.HoldInfo}
@@ -264,7 +264,7 @@ class Values:
         wait = st.sampled_from([0, "1ms", 0.001, timedelta(milliseconds=1), "default"])
         lease = st.sampled_from(["1m", 5, 0.001, timedelta(seconds=5), 0])
         boolean = st.booleans() | st.none()
-        #: By the names of parameters.
+        #: By parameter name.
         self.sensible: dict[str, st.SearchStrategy[Any]] = {
             "name": name,
             "names": st.lists(name | st.text(max_size=3), max_size=3),
@@ -311,7 +311,7 @@ class Values:
     def confdicts(self) -> st.SearchStrategy[Any]:
         keys = st.sampled_from([*_config._KEYS, "nonsense"]) | st.text(max_size=5)
         url = st.sampled_from([self.world.url, NOBODY, NOBODY + "\ud800"])
-        # Whoever cannot be reached is not waited for.
+        # Do not wait for an unreachable server.
         last = st.fixed_dictionaries({"sqlalchemy.url": url, "sqlalchemy.pool_timeout": st.just(1)})
         return st.builds(
             lambda some, more: {**some, **more}, st.dictionaries(keys, self.any, max_size=2), last
@@ -320,7 +320,7 @@ class Values:
     def argument(self, draw: Any, name: str, arbitrary: bool) -> Any:
         value = draw(self.any if arbitrary else self.sensible[name])
         if name in ("timeout", "pool_timeout"):
-            # Waiting for long is right if somebody says so.
+            # A long wait is right if the caller asks for one.
             with contextlib.suppress(Exception):
                 seconds = _config.timeout(value)
                 return value if seconds is not None and seconds < 0.2 else 0.01
@@ -328,7 +328,7 @@ class Values:
 
 
 def signature(kind: Any, called: Any) -> list[inspect.Parameter]:
-    """The parameters without self; none for a property."""
+    """The parameters without self; empty for a property."""
     found = called if kind is None else inspect.getattr_static(kind, called)
     if isinstance(found, score.distlock._distlock._AsyncExit):
         names = ["exc_type", "exc", "traceback"]
@@ -336,7 +336,7 @@ def signature(kind: Any, called: Any) -> list[inspect.Parameter]:
     if kind is not None and not callable(found):
         return []
     if found is score.distlock.DistlockError:
-        return []  # as Exception itself, it has none that Python knows
+        return []  # Python knows none, as for Exception itself
     parameters = list(inspect.signature(found).parameters.values())[kind is not None :]
     return [parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
 
@@ -360,7 +360,7 @@ def hung(*_: object) -> None:
 
 
 def check(error: Exception) -> None:
-    """It is one that may be, and tells no secret."""
+    """Checks that it is documented, and reveals no secret."""
     assert type(error) in DOCUMENTED, f"{type(error)}: {error!r}"
     if isinstance(error, (score.distlock.DistlockError, ConfigurationError)):
         for shown in (repr(error), str(error), repr(error.args)):
@@ -369,11 +369,11 @@ def check(error: Exception) -> None:
 
 
 def make(world: World, values: Values, draw: Any) -> None:
-    """One call."""
+    """Makes one call."""
     kind, called = draw(st.sampled_from(CALLS))
     arguments: list[Any] = []
     options: dict[str, Any] = {}
-    # Mostly one bad value at a time, as the first one hides the others.
+    # Mostly one bad value at a time, as the first one hides the rest.
     bad = draw(st.sampled_from([0.0, 0.0, 0.3, 1.0]))
     for parameter in signature(kind, called):
         if parameter.default is not parameter.empty and draw(st.booleans()):

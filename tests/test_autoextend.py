@@ -1,4 +1,4 @@
-"""Holds that are kept alive in the background, and what happens when that fails."""
+"""Holds that are extended in the background, and what happens when that fails."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_hold_outlives_its_lease_and_ends_with_the_block(
     token = conf.acquire("name")
     row = db.execute("SELECT token, updated FROM _score_distlock").fetchone()
     db.execute("SELECT pg_sleep(0.4)")
-    # Nobody extends what is over.
+    # Nothing extends a hold that has ended.
     assert db.execute("SELECT token, updated FROM _score_distlock").fetchone() == row
     assert row is not None
     assert row[0] == token
@@ -73,7 +73,7 @@ def test_maxtime_of_a_hold(conf: Conf, db: Db) -> None:
         assert 5 < lock.remaining <= 10
         lock.extend()
         assert 5 < lock.remaining <= 10
-        # What is held within may be longer, and shortens nothing.
+        # A nested hold may be longer, and shortens nothing.
         with lock.hold(maxtime="1h"):
             assert lock.remaining > 60
         with lock.hold(maxtime=1):
@@ -141,7 +141,7 @@ def test_a_hold_that_somebody_else_ends(brief: Conf, conf: Conf) -> None:
 
 
 def test_a_release_by_the_owner_is_no_loss(brief: Conf) -> None:
-    """However the renewal and the release fall together."""
+    """Whatever the timing of renewal and release."""
     told: list[Any] = []
     late = 0
     lock = brief.get("name")
@@ -152,7 +152,7 @@ def test_a_release_by_the_owner_is_no_loss(brief: Conf) -> None:
             with lock.hold(autoextend=True, maxtime=0.3, on_lost=told.append):
                 time.sleep(0.09 + 0.0005 * (number % 40))
         except LockExpired:
-            # Only where the machine stood still for so long.
+            # Only if the machine stood still for that long.
             assert time.monotonic() - begun > 0.3
             late += 1
     time.sleep(0.1)
@@ -186,10 +186,10 @@ def test_a_database_that_is_gone(through: Callable[..., Conf], proxy: Proxy, own
                 live = db.execute(
                     "SELECT expires > clock_timestamp() FROM _score_distlock WHERE name = 'gone'"
                 ).fetchone()
-                # It is never over in the database while the holder still believes in it.
+                # The holder stops believing in the hold before it ends in the database.
                 assert expired_locally or live == (True,)
             lost.wait()
-        # The end of the block does not wait for a database that is not there.
+        # The end of the block does not wait for an unreachable database.
         assert [expired for expired, _ in told] == [True]
 
 
@@ -221,7 +221,7 @@ def test_a_blip_ends_nothing(
 def test_the_lock_of_a_block_that_never_ends_is_not_extended_for_ever(
     brief: Conf, conf: Conf
 ) -> None:
-    """A context manager that nobody leaves, and whose Lock is gone."""
+    """A context manager that is never left, and whose Lock is gone."""
     hold = brief.get("name").hold(autoextend=True)
     hold.__enter__()
     del hold

@@ -1,4 +1,4 @@
-"""Whatever is wrong gets an error that says what, which value, and what to do."""
+"""Every mistake gets an error that says what is wrong, with which value, and what to do."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .server_free import URL, free_port
 
 Conf = ConfiguredDistlockModule
 
-#: Python refuses to write it.
+#: Python refuses to print it.
 LONG = 10**5000
 
 
@@ -333,7 +333,7 @@ def test_an_error_of_the_server_has_its_sqlstate(conf: Conf, db: Any) -> None:
 
 
 def test_a_name_that_the_index_cannot_hold(conf: Any) -> None:
-    """What can be compressed may be longer."""
+    """A compressible name may be longer."""
     conf.release("a" * 100_000, conf.acquire("a" * 100_000))
     name = secrets.token_hex(10_000)
     for timeout in (0, 5):

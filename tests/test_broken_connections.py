@@ -1,4 +1,4 @@
-"""Connections break, servers restart: the next call works or says what is wrong."""
+"""Connections break, servers restart: the next call works, or says what is wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Db = psycopg.Connection[Any]
 
 @pytest.fixture(scope="module")
 def restarted() -> Iterator[Server]:
-    """A server that the tests stop and start."""
+    """A server that the tests stop and restart."""
     server = Server()
     yield server
     server.destroy()
@@ -41,7 +41,7 @@ def patient(restarted: Server) -> Conf:
 
 
 def fill_pool(conf: Conf) -> None:
-    """Opens as many connections as stay open."""
+    """Opens as many connections as the pool keeps open."""
     barrier = threading.Barrier(5)
 
     def work(number: int) -> None:
@@ -94,7 +94,7 @@ def test_a_fence_goes_on_after_a_crash(patient: Conf, restarted: Server) -> None
         assert lock.fence is not None
         fences.append(lock.fence)
         lock.release()
-        # A crash may forget the release, which was not waited for.
+        # A crash may lose the release, which is committed asynchronously.
         restarted.stop("immediate")
         restarted.start()
         with psycopg.connect(restarted.url(), autocommit=True) as db:
@@ -141,7 +141,7 @@ def test_a_known_server_that_stays_away_is_given_up(restarted: Server) -> None:
 
 @pytest.fixture
 def black_hole() -> Iterator[int]:
-    """The port of a server that accepts connections and never says a word."""
+    """The port of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=50) as listener:
         yield listener.getsockname()[1]
 
@@ -189,7 +189,7 @@ def test_connections_beyond_pool_size_are_closed_again(url: str, db: Db) -> None
          WHERE application_name = 'score.distlock' AND datname = current_database()
     """
     while db.execute(count).fetchone() != (2,):
-        with conf.get("another"):  # a call closes what has not been needed for a second
+        with conf.get("another"):  # a call closes connections unused for a second
             pass
 
 
@@ -256,7 +256,7 @@ OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg
 
 
 def read_only(db: Db, setting: str) -> None:
-    """What sessions that are opened from now on may do."""
+    """Makes new sessions read-only, or not."""
     name = sql.Identifier(db.info.dbname)
     alter = sql.SQL("ALTER DATABASE {} SET default_transaction_read_only = {}")
     db.execute(alter.format(name, sql.Literal(setting)))
@@ -272,7 +272,7 @@ def test_what_was_never_writable_is_refused_at_once(conf: Conf, url: str, db: Db
 
 
 def test_a_primary_that_is_demoted_for_a_while_is_waited_for(conf: Conf, db: Db) -> None:
-    """Sessions that cannot write any more are not used again."""
+    """Read-only sessions are not used again."""
     lock = conf.get("name")
     lock.acquire()
     fence = lock.fence
@@ -289,7 +289,7 @@ def test_a_primary_that_is_demoted_for_a_while_is_waited_for(conf: Conf, db: Db)
 
 
 def test_a_session_that_answers_no_more_is_replaced(server: Server, server_url: str) -> None:
-    """As when a firewall has dropped it, or the server is another one by now."""
+    """For instance after a firewall has dropped it, or the server was replaced."""
     conf = Conf(server_url, "5m", pool_timeout=30)
     lock = conf.get("name")
     lock.acquire()
@@ -310,7 +310,7 @@ def test_a_session_that_answers_no_more_is_replaced(server: Server, server_url: 
 def test_the_last_of_several_hosts_does_not_take_all_the_time(
     server: Server, server_url: str
 ) -> None:
-    """It never says a word, and the one that was asked before becomes writable meanwhile."""
+    """It never answers, while the host asked before it becomes writable."""
     with (
         psycopg.connect(server_url, autocommit=True) as db,
         socket.create_server(("127.0.0.1", 0), backlog=50) as silent,

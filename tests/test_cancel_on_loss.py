@@ -1,4 +1,4 @@
-"""``cancel_on_loss``: the task that is in a block is cancelled when its hold is lost."""
+"""``cancel_on_loss``: the task inside a block is cancelled when its hold is lost."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ counted = pytest.mark.skipif(
 
 
 def cancelling() -> int:
-    """How often the task has been asked to end."""
+    """How often the task was asked to cancel."""
     task = asyncio.current_task()
     assert task is not None
     return task.cancelling() if sys.version_info >= (3, 11) else 0
@@ -49,7 +49,7 @@ def test_the_task_is_cancelled_and_told_why(conf: Conf, run: Run) -> None:
                 await for_ever()
         assert isinstance(raised.value.__context__, asyncio.CancelledError)
         assert raised.value.reason == "released"
-        # It is not cancelled any more.
+        # The task is no longer cancelled.
         assert cancelling() == 0
         await asyncio.sleep(0.01)
         async with lock.hold(cancel_on_loss=True):
@@ -94,7 +94,7 @@ def test_without_it_the_task_goes_on(conf: Conf, run: Run) -> None:
 
 
 def test_a_body_that_awaits_nothing_afterwards(brief: Conf, db: Db, run: Run) -> None:
-    """The cancellation has not arrived when the block ends, and hits nobody later."""
+    """The cancellation has not arrived when the block ends, and hits nothing later."""
 
     async def main() -> None:
         lock = brief.aio.get("name")
@@ -102,7 +102,7 @@ def test_a_body_that_awaits_nothing_afterwards(brief: Conf, db: Db, run: Run) ->
             requested = asyncio.Event()
             with pytest.raises(LockExpired):
                 async with lock.hold(cancel_on_loss=True, on_lost=lambda _: requested.set()):  # noqa: B023
-                    # It goes on in the same step of the loop in which the task is cancelled.
+                    # The body continues in the same step of the loop that cancels the task.
                     with contextlib.suppress(asyncio.CancelledError):
                         await requested.wait()
             assert cancelling() == 0
@@ -138,7 +138,7 @@ def test_the_bodys_own_exception_stays_visible(conf: Conf, run: Run) -> None:
 
 @counted
 def test_a_cancellation_from_elsewhere_is_not_swallowed(conf: Conf, run: Run) -> None:
-    """Both at once: the task ends as cancelled."""
+    """If both happen, the task ends as cancelled."""
 
     async def work(both: bool) -> None:
         task: Any = asyncio.current_task()
@@ -148,7 +148,7 @@ def test_a_cancellation_from_elsewhere_is_not_swallowed(conf: Conf, run: Run) ->
             if not both:
                 with contextlib.suppress(asyncio.CancelledError):
                     await for_ever()
-                # Ours has arrived, and then comes another.
+                # Ours has arrived, and then another one.
                 task.cancel()
             await for_ever()
 
@@ -163,7 +163,7 @@ def test_a_cancellation_from_elsewhere_is_not_swallowed(conf: Conf, run: Run) ->
 
 
 def test_a_cancellation_alone(conf: Conf, run: Run) -> None:
-    """And the hold is released."""
+    """The hold is released."""
 
     async def work(entered: asyncio.Event) -> None:
         async with conf.aio.get("name").hold(cancel_on_loss=True):
@@ -198,7 +198,7 @@ def test_with_timeouts_around_and_within(conf: Conf, run: Run) -> None:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.01):
                     await for_ever()
-        # Both at once: whoever is outside decides.
+        # If both happen, the outer one decides.
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(None) as limit:
                 now = asyncio.get_running_loop().time()
@@ -217,7 +217,7 @@ def test_with_timeouts_around_and_within(conf: Conf, run: Run) -> None:
 
 @counted
 def test_task_groups_within(conf: Conf, run: Run) -> None:
-    """Its tasks are cancelled with it."""
+    """The group's tasks are cancelled with it."""
 
     async def main() -> None:
         ended: list[int] = []
@@ -252,7 +252,7 @@ def test_blocks_within_blocks(conf: Conf, run: Run) -> None:
                     await for_ever()
             assert cancelling() == 0
             await asyncio.sleep(0.02)
-        # Only the inner block; the loss of the other lock is another matter.
+        # Only the inner block; losing the other lock is another matter.
         other = conf.aio.get("other")
         async with other.hold(cancel_on_loss=True):
             with pytest.raises(LockExpired) as raised:
@@ -266,7 +266,7 @@ def test_blocks_within_blocks(conf: Conf, run: Run) -> None:
 
 
 def test_one_manager_for_many_tasks(conf: Conf, run: Run) -> None:
-    """Each is cancelled for its own hold only."""
+    """Each task is cancelled only for its own hold."""
 
     async def main() -> None:
         lock = conf.aio.get("name")
@@ -303,7 +303,7 @@ def test_a_refused_entrance_leaves_nothing(conf: Conf, run: Run) -> None:
 
 
 def test_after_the_block_nobody_is_cancelled(conf: Conf, run: Run) -> None:
-    """The loss and the end of the block fall together."""
+    """The loss and the end of the block coincide."""
 
     async def main() -> None:
         lock = conf.aio.get("name")
@@ -330,7 +330,7 @@ def test_anyio_on_asyncio(conf: Conf) -> None:
             async with lock.hold(cancel_on_loss=True):
                 await anyio.sleep_forever()
         assert scope.cancelled_caught
-        # Released in the background, as by any cancellation.
+        # Released in the background, as after any cancellation.
         with anyio.fail_after(30):
             async with lock.hold(timeout=30, cancel_on_loss=True):
                 await anyio.sleep(0)
@@ -340,7 +340,7 @@ def test_anyio_on_asyncio(conf: Conf) -> None:
 
 
 def test_without_a_task_it_is_refused(conf: Conf) -> None:
-    """Such as in a callback of a loop that drives a coroutine by itself."""
+    """For instance in a callback of a loop that drives a coroutine itself."""
     loop = asyncio.new_event_loop()
     raised: list[BaseException] = []
 

@@ -1,4 +1,4 @@
-"""``score-distlock``: what it shows, and what it does with tokens."""
+"""``score-distlock``: what it shows, and how it treats tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Conf = score.distlock.ConfiguredDistlockModule
 
 
 def run(url: str, *words: str, given: str = "", **more: Any) -> tuple[int, str, str]:
-    """Runs a command; returns its exit status, and what it has said and complained."""
+    """Runs a command; returns its exit status, standard output and standard error."""
     process = cli(*words, url=url, stdin=subprocess.PIPE, **more)
     said, complained = process.communicate(given, timeout=60)
     return process.returncode, said, complained
@@ -73,7 +73,7 @@ def test_a_signal_ends_the_waiting(url: str, conf: Conf, number: signal.Signals)
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_the_token_is_known(url: str, conf: Conf, number: signal.Signals) -> None:
-    """Whoever reads standard output does not read yet, and it is full."""
+    """The pipe for standard output is full, and its reader does not read yet."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
@@ -122,7 +122,7 @@ def test_holders_are_listed(url: str, conf: Conf) -> None:
 
 
 def test_the_list_is_as_wide_as_it_has_to_be(url: str, conf: Conf) -> None:
-    """A pipe is no terminal, whose width would cut it off."""
+    """A pipe has no width, unlike a terminal, so nothing is cut off."""
     name = "n" * 190
     token = conf.acquire(name)
     assert name in run(url, "list", env={"COLUMNS": "40"})[1]
@@ -197,7 +197,7 @@ def test_top_goes_on_until_it_is_interrupted(url: str, conf: Conf) -> None:
 
 
 def drained(terminal: int) -> bytes:
-    """What comes next; nothing once the other end is closed."""
+    """The next output; empty once the other end is closed."""
     try:
         return os.read(terminal, 4096)
     except OSError:
@@ -317,7 +317,7 @@ def test_without_the_extra_only_the_schema_is_there(tmp_path: Path) -> None:
 
 
 def test_a_score_application_says_where_the_locks_are(url: str) -> None:
-    """As score.cli passes its configuration on to the commands that others have."""
+    """As score.cli passes its configuration to other packages' commands."""
     program = (
         "import sys, click, score.distlock.cli, score.init\n"
         "class Configuration:\n"
@@ -350,7 +350,7 @@ def test_a_score_application_says_where_the_locks_are(url: str) -> None:
 
 
 def test_the_demonstration(url: str, conf: Conf) -> None:
-    """Six turns, of which one ends by SIGKILL; the next one has to wait for the lease's end."""
+    """Six turns, one of which ends with SIGKILL; the next has to wait for the end of the lease."""
     status, said, complained = run(url, "demo")
     assert (status, complained) == (0, "")
     fences = re.findall(r"holds the lock, fence (\d+)", said)

@@ -1,4 +1,4 @@
-"""``score-distlock doctor``: what it finds, and that it finds nothing where nothing is."""
+"""``score-distlock doctor``: what it finds, and that it finds nothing if nothing is wrong."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Conf = score.distlock.ConfiguredDistlockModule
 
 
 def examined(url: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """The facts and findings that programs get."""
+    """The facts and findings from the JSON output."""
     status, said, complained = run(url, "doctor", "--json")
     assert complained == ""
     found = json.loads(said)
@@ -149,7 +149,7 @@ GOOD: dict[str, str | None] = {
     ],
 )
 def test_the_server_is_not_as_it_should_be(fact: str, value: str, expected: str) -> None:
-    """What a test cannot have from a server that others use too."""
+    """Facts that a test cannot produce on a shared server."""
 
     def found(facts: dict[str, str | None]) -> list[_doctor.Finding]:
         return [*_doctor._of_the_server(facts), *_doctor._of_the_table(facts)]
@@ -177,7 +177,7 @@ def test_a_pooler_is_between(server: Server, server_url: str, mode: str) -> None
     assert "notifications do not come through" in finding["what"]
 
 
-#: Holds a lock, and waits for another one.
+#: Holds a lock, and waits for another.
 GREEDY = (
     "import sys, score.distlock\n"
     "conf = score.distlock.connect(sys.argv[1])\n"
@@ -238,7 +238,7 @@ def test_two_wait_for_each_other(url: str, conf: Conf, db: Db) -> None:
     ],
 )
 def test_circles(waits: list[str], circles: list[str]) -> None:
-    """A lock `x` is not held, and `y` has just been taken."""
+    """Nobody holds lock `x`, and `y` has just been acquired."""
     now = datetime.now(timezone.utc)
     holds = [
         score.distlock.HoldInfo(

@@ -1,4 +1,4 @@
-"""``score-distlock run``: what a command and those around it can do to each other."""
+"""``score-distlock run``: interactions between the command, its processes and the outside."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ Db = psycopg.Connection[Any]
 Conf = score.distlock.ConfiguredDistlockModule
 Process = subprocess.Popen[str]
 
-#: Tells on standard output that it runs; ends on SIGTERM.
+#: Prints that it is running; ends on SIGTERM.
 READY = "import signal, sys, time; print('ready', flush=True); time.sleep(60)"
-#: Does not end on what can be ignored.
+#: Ignores every signal that can be ignored.
 STUBBORN = (
     "import signal, sys, time\n"
     "for number in (1, 2, 3, 15): signal.signal(number, lambda n, f: print(n, flush=True))\n"
     "print('ready', flush=True)\n"
     "while True: time.sleep(60)\n"
 )
-#: Starts another process, and tells its number.
+#: Starts another process, and prints its pid.
 FAMILY = (
     "import subprocess, sys, time\n"
     f"child = subprocess.Popen([sys.executable, '-c', {STUBBORN!r}], stdout=subprocess.PIPE)\n"
@@ -66,9 +66,9 @@ def run(url: str) -> Iterator[Callable[..., Process]]:
 
 
 def cli(*words: str, url: str, ignored: Collection[int] = (), **more: Any) -> Process:
-    """Starts the command line, with signals as for a terminal's commands but for those `ignored`.
+    """Starts the command line, with a terminal's default signals except those `ignored`.
 
-    What a script starts in the background, as these tests may be, ignores SIGINT; with nohup also
+    A script's background processes, which these tests may be, ignore SIGINT; with nohup also
     SIGHUP.
     """
 
@@ -82,7 +82,7 @@ def cli(*words: str, url: str, ignored: Collection[int] = (), **more: Any) -> Pr
 
 
 def foreground(ignored: Collection[int] = ()) -> list[str]:
-    """What executes a command that way."""
+    """A command prefix that sets up the signals that way."""
     code = (
         "import os, signal, sys\n"
         "for number in (1, 2, 3, 15):\n"
@@ -94,13 +94,13 @@ def foreground(ignored: Collection[int] = ()) -> list[str]:
 
 
 def ended(process: Process) -> tuple[int, str, str]:
-    """Its exit status and what it has said."""
+    """Its exit status, standard output and standard error."""
     said, complained = process.communicate(timeout=60)
     return process.returncode, said, complained
 
 
 def first_line(process: Process) -> str:
-    """What it has said first; waits for it."""
+    """The first line it prints; waits for it."""
     assert process.stdout
     return process.stdout.readline().strip()
 
@@ -118,7 +118,7 @@ def waiters(conf: Conf) -> int:
 
 
 def children(process: Process) -> list[int]:
-    """The commands that it runs."""
+    """The pids of the commands it runs."""
     try:
         file = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         return [int(pid) for pid in file.read_text().split()]
@@ -127,7 +127,7 @@ def children(process: Process) -> list[int]:
 
 
 def state(pid: int) -> str:
-    """What a process does, as the letter that ps(1) has for it; ``Z`` if it has ended."""
+    """A process's state, as ps(1) abbreviates it; ``Z`` if it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -135,7 +135,7 @@ def state(pid: int) -> str:
 
 
 def exists(pid: int) -> bool:
-    """Whether there is such a process, and it has not ended."""
+    """Whether the process exists and has not ended."""
     return state(pid) != "Z"
 
 
@@ -203,7 +203,7 @@ def test_names_and_arguments_may_look_like_options(
 
 @pytest.mark.parametrize("command", ["no\x1b[31m\nsuch", "no\udcffsuch", "no" * 200])
 def test_a_command_whose_name_is_no_note(url: str, command: str) -> None:
-    """It is the note of the hold, unless there is one."""
+    """The command's name is the hold's note by default."""
     status, said, complained = ended(cli("run", "name", "--", f"./{command}", url=url))
     assert (status, said) in [(127, ""), (126, "")]
     assert complained.count("\n") == 1
@@ -315,7 +315,7 @@ def test_a_signal_that_ends_the_command_is_the_exit_status(
 
 
 def test_what_the_caller_ignores_stays_ignored(run: Callable[..., Process]) -> None:
-    """As with nohup; or for the Ctrl-C of a script's background commands."""
+    """As with nohup, or with Ctrl-C for a script's background processes."""
     process = run(code=READY.replace("60", "0.3"), ignored=[signal.SIGHUP])
     assert first_line(process) == "ready"
     process.send_signal(signal.SIGHUP)
@@ -324,7 +324,7 @@ def test_what_the_caller_ignores_stays_ignored(run: Callable[..., Process]) -> N
 
 @pytest.fixture
 def stopped(run: Callable[..., Process]) -> Process:
-    """One whose command has stopped itself."""
+    """A process whose command has stopped itself."""
     code = "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)\nprint('goes on', flush=True)\n"
     process = run(code=code)
     until(lambda: [pid for pid in children(process) if state(pid) == "T"], process)
@@ -343,7 +343,7 @@ def test_a_command_that_is_stopped_is_ended(stopped: Process, number: signal.Sig
 
 
 def test_ctrl_z_stops_nothing(run: Callable[..., Process]) -> None:
-    """Stopped, it would not extend the hold, while the command goes on."""
+    """If it stopped, it would not extend the hold, while the command goes on."""
     process = run(code=STUBBORN)
     assert first_line(process) == "ready"
     process.send_signal(signal.SIGTSTP)
@@ -470,7 +470,7 @@ def test_what_is_lost_is_not_held_at_least(run: Callable[..., Process], conf: Co
 
 
 class Lingering:
-    """Closes for ever, as for half a minute without a database."""
+    """Never finishes closing, as for half a minute without a database."""
 
     closed = False
 
@@ -491,7 +491,7 @@ def test_the_end_is_not_held_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_lock_that_cannot_be_released(
     run: Callable[..., Process], proxy: Proxy, through: str
 ) -> None:
-    """The command was done under the lock, and that is what counts."""
+    """The command has run under the lock, and that is what counts."""
     code = "print('ready', flush=True); input(); raise SystemExit(5)"
     process = run("--maxtime", "4s", code=code, at=through, stdin=-1)
     assert first_line(process) == "ready"

@@ -1,4 +1,4 @@
-"""Only the database's clock decides about expiry, and the lease is the holder's."""
+"""Only the database's clock decides about expiry, and the holder decides the lease."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def await_expiry(db: Db, name: str) -> None:
 
 @pytest.mark.parametrize("zone", ["Europe/Vienna", "Pacific/Kiritimati", "America/Los_Angeles"])
 def test_the_hosts_zone_has_no_say(url: str, conf: Conf, zone: str) -> None:
-    """A second holder got into 0.2.5 when its zone was off."""
+    """In 0.2.5, a second holder got in if its zone was off."""
     assert conf.acquire("name")
     assert python(ACQUIRE, url, "1m", TZ=zone) == "None\n"
 
@@ -48,7 +48,7 @@ def test_the_holders_zone_has_no_say(url: str, conf: Conf, zone: str) -> None:
 
 
 def test_naive_timestamps_are_in_the_hosts_zone(url: str, db: Db) -> None:
-    python(ACQUIRE, url, "1m", TZ="Asia/Kolkata")  # no summer time, ever: UTC+5:30
+    python(ACQUIRE, url, "1m", TZ="Asia/Kolkata")  # never in summer time: UTC+5:30
     difference = db.execute(
         "SELECT extract(epoch FROM updated - (now() AT TIME ZONE 'Asia/Kolkata'))"
         "  FROM _score_distlock"
@@ -82,7 +82,7 @@ def test_naive_timestamps_are_in_the_hosts_zone(url: str, db: Db) -> None:
     ],
 )
 def test_the_zone_is_the_c_librarys(url: str, db: Db, zone: str) -> None:
-    """Which 0.2.5 reads and writes its timestamps in: whatever TZ is, and is not."""
+    """0.2.5 reads and writes its timestamps in that zone, whatever TZ is set to, if at all."""
     code = ACQUIRE + "import time; print(time.localtime().tm_gmtoff)"
     offset = int(python(code, url, "1m", TZ=zone).split()[1])
     query = (
@@ -95,7 +95,7 @@ def test_the_zone_is_the_c_librarys(url: str, db: Db, zone: str) -> None:
 
 
 def test_the_clock_of_the_host_has_no_say(url: str, db: Db) -> None:
-    """As if the holder's host were an hour behind, which its naive timestamps show."""
+    """As if the holder's host were an hour slow, which its naive timestamps show."""
     conf = score.distlock.init({"sqlalchemy.url": url, "maxtime": "1m"})
     conf.acquire("name")
     db.execute(
@@ -143,7 +143,7 @@ def test_extending_moves_the_end(brief: Conf, db: Db) -> None:
 
 
 def test_of_many_that_race_for_an_expired_hold_one_gets_it(url: str, db: Db) -> None:
-    """Each round the hold expires under several processes that never stop asking."""
+    """In each round the hold expires under several processes that keep asking."""
     code = (
         "import sys, score.distlock\n"
         "conf = score.distlock.init({'sqlalchemy.url': sys.argv[1], 'maxtime': '100ms'})\n"
@@ -158,8 +158,8 @@ def test_of_many_that_race_for_an_expired_hold_one_gets_it(url: str, db: Db) -> 
         " (token text PRIMARY KEY, fence bigint, since timestamptz, till timestamptz)"
     )
     score.distlock.init({"sqlalchemy.url": url})
-    # The server itself writes down every acquisition, at the moment it happens. A new row
-    # may be given another fence before its owner is told (number.sql): the same hold.
+    # The server itself records every acquisition, when it happens. It may replace the
+    # fence of a new row before telling its owner (number.sql): that is the same hold.
     db.execute("""
         CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
             INSERT INTO seen VALUES

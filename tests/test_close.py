@@ -1,4 +1,4 @@
-"""What is left when a configuration is closed: nothing. It can be used again."""
+"""Closing a configuration leaves nothing behind, and it can be used again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'clos
 
 
 def threads() -> dict[str, str]:
-    """The threads of configurations in this process: their names by their ids."""
+    """The threads of configurations in this process: from id to name."""
     found = {}
     for file in TASKS.glob("*/comm"):
         with contextlib.suppress(OSError):
@@ -107,7 +107,7 @@ def test_a_database_can_be_dropped_at_once(admin_url: str) -> None:
         conf.close()
         name = url.partition("?")[0].rpartition("/")[2]
         with psycopg.connect(admin_url, autocommit=True) as admin:
-            # Without FORCE: it fails if somebody is connected for longer than five seconds.
+            # Without FORCE, this fails if anyone stays connected for more than five seconds.
             admin.execute(f'DROP DATABASE "{name}"'.encode())
             admin.execute(f'CREATE DATABASE "{name}"'.encode())
 

@@ -1,6 +1,6 @@
-"""What is wrong with a configuration is told to whoever can change it, and to nobody else.
+"""Configuration errors are reported to whoever can fix them, and to nobody else.
 
-No part of a password is in any message, repr or log, whatever is wrong around it.
+Whatever is wrong, no part of a password is in any message, repr or log.
 """
 
 from __future__ import annotations
@@ -106,13 +106,13 @@ def test_the_files_section_is_named(tmp_path: Path) -> None:
     file.write_text("[score.init]\nmodules = score.distlock\n")
     with pytest.raises(ConfigurationError, match=r"in the section \[distlock\]"):
         score.init.init_from_file(str(file))
-    # It may be there for others.
+    # The key may belong to other sections.
     file.write_text("[score.init]\nmodules = score.distlock\n[DEFAULT]\nurl = a\n[distlock]\n")
     with pytest.raises(ConfigurationError, match=r"url is missing .*'url' is no key of this"):
         score.init.init_from_file(str(file))
 
 
-#: What decides how a URL is split, between what would be recognised.
+#: Characters that decide how a URL is split, between recognizable parts.
 PIECES = st.one_of(
     st.sampled_from([*"@:/?&=#%+,[] '\"\n", "://", "%40", "%2", "é", "\U0001f600", "\\"]),
     st.text("GHJKQVWXYZ", min_size=4, max_size=6),
@@ -148,7 +148,7 @@ FORMS = st.sampled_from(
 
 
 def everything_said(work: Any, records: list[logging.LogRecord]) -> str:
-    """What whoever runs it, or reads its logs, gets to see."""
+    """Everything that the user, or a reader of the logs, gets to see."""
     records.clear()
     shown = []
     try:
@@ -162,7 +162,7 @@ def everything_said(work: Any, records: list[logging.LogRecord]) -> str:
 
 @pytest.fixture(scope="module")
 def records() -> Any:
-    """Whatever is logged."""
+    """All log records."""
     found: list[logging.LogRecord] = []
 
     class Keep(logging.Handler):
@@ -214,7 +214,7 @@ def test_a_password_in_the_wrong_place_is_not_told(records: Any, form: str) -> N
 
 
 def test_a_password_that_cannot_be_encoded_is_not_told(records: Any) -> None:
-    """The error of Python's own would have all of it, though it does not print it."""
+    """Python's own error would contain all of it, though it does not print it."""
     password = "Zq9XwVkR7t\ud800"
     url, made = "postgresql://u:{}@127.0.0.1:1/d", "postgresql+psycopg://"
     args = {"password": password}

@@ -1,7 +1,7 @@
-"""URL, environment, files and arguments mean what they mean to libpq and to SQLAlchemy.
+"""URL, environment, files and arguments mean the same as to libpq and to SQLAlchemy.
 
-Every row of the tables in ``support/configuration_*.py`` is put to this module and to both of
-them; where we differ the row says from whom, and why.
+This module and both of them read every row of the tables in ``support/configuration_*.py``;
+where we differ, the row says from which one, and why.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Reading = dict[str, object] | str
 
 
 def by_libpq(text: str) -> Reading:
-    """What libpq makes of a URL or a connection string."""
+    """How libpq reads a URL or a connection string."""
     connection = pq.PGconn.connect_start(text.encode(errors="surrogateescape"))
     said = connection.error_message.decode(errors="replace")
     if connection.status == pq.ConnStatus.BAD and not reached_the_network(said):
@@ -58,7 +58,7 @@ def by_libpq(text: str) -> Reading:
         if option.val is not None:
             found[option.keyword.decode()] = option.val.decode(errors="surrogateescape")
     reading: dict[str, object] = {name: found[name] for name in SAME}
-    # These libpq reads, as C's int, when the socket is there.
+    # libpq reads these, as a C int, only once it has the socket.
     for name in [name for name in (*NUMBERS, "keepalives") if name in found]:
         if not re.fullmatch(r"\s*[+-]?\d{1,10}\s*", found[name]):
             return f'invalid integer value "{found[name]}" for connection option "{name}"'
@@ -82,12 +82,12 @@ def by_libpq(text: str) -> Reading:
 
 
 def reached_the_network(said: str) -> bool:
-    """Whether libpq had understood everything when it failed."""
+    """Whether libpq understood everything before it failed."""
     return said.startswith("connection to server") or "could not translate host name" in said
 
 
 def endpoint(host: str, port: str) -> str:
-    """As this module shows it."""
+    """In this module's notation."""
     if not host:
         host = "/var/run/postgresql" if Path("/var/run/postgresql").is_dir() else "/tmp"
     if host.startswith(("/", "@")):
@@ -107,7 +107,7 @@ def libpq(row: Row) -> Reading:
 
 
 def sqlalchemy(row: Row) -> Reading:
-    """What SQLAlchemy makes of it and libpq of that."""
+    """How libpq reads what SQLAlchemy makes of it."""
     scheme = row.url.partition("://")[0]
     dialect: Any = asyncpg.dialect() if "asyncpg" in scheme else psycopg.dialect()  # type: ignore[no-untyped-call]
     try:
@@ -141,7 +141,7 @@ def ours(row: Row) -> Reading:
 
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
-    """An environment that says nothing, and an empty home."""
+    """An environment without settings, and an empty home folder."""
     for name in list(os.environ):
         if name.startswith("PG"):
             monkeypatch.delenv(name)
@@ -205,7 +205,7 @@ def test_raw_passwords_mean_what_they_meant_to_the_original(original: str, clean
         user, secret, host, port, database = json.loads(line)
         own = ours(Row(f"postgresql://u:{password}@127.0.0.1:5433/d"))
         if isinstance(own, str):
-            # Today's SQLAlchemy reads a host out of these.
+            # Current SQLAlchemy reads a host out of these.
             assert re.search("@.*[/?]|^:?[?/]", password), password
             assert "percent-encode" in own
             refused += 1

@@ -1,4 +1,4 @@
-"""Without a confdict: from a URL, from libpq's environment, from Django's settings."""
+"""Connecting without a confdict: from a URL, libpq's environment, or Django's settings."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_without_a_url_the_error_says_what_was_used_instead(
     with pytest.raises(DatabaseUnavailable) as caught:
         score.distlock.connect("postgresql://", pool_timeout=1)
     assert "no URL" not in str(caught.value)
-    # The server itself refuses.
+    # The server itself refuses the login.
     server = conninfo_to_dict(tcp_url)
     for key in ("host", "port", "user"):
         monkeypatch.setenv("PG" + key.upper(), str(server[key]))
@@ -135,13 +135,13 @@ def test_without_a_url_and_a_variable_the_defaults_are_named(
     def refuse(options: object) -> None:
         raise DatabaseUnavailable("gone")
 
-    # A server may be where the defaults lead.
+    # There may be a server where the defaults lead.
     monkeypatch.setattr(_connect, "_open", refuse)
     with pytest.raises(DatabaseUnavailable, match=r"^gone \(no URL .*none of PGSERVICE, .* is"):
         score.distlock.connect()
 
 
-#: With these settings.DATABASES: what happens.
+#: What happens with these settings.DATABASES.
 DJANGO = """
 import json, sys
 from django.conf import settings
@@ -157,7 +157,7 @@ except Exception as error:
 
 
 def settings(url: str, **changes: Any) -> dict[str, Any]:
-    """What Django is told about a database."""
+    """Django's settings for a database."""
     said = conninfo_to_dict(url)
     return {
         "ENGINE": "django.db.backends.postgresql",
@@ -177,7 +177,7 @@ def django(databases: dict[str, Any], *arguments: str, **environment: str) -> st
 
 
 def test_djangos_database(url: str, tcp_url: str) -> None:
-    """With its password, over a socket or TCP; it is the one that Django itself would use."""
+    """With its password, over a socket or TCP; it is the one Django itself would use."""
     for number, which in enumerate((url, tcp_url), 1):
         conf = score.distlock.connect(url)
         assert django({"default": settings(which)}) == f"acquired {number}\n"
@@ -210,7 +210,7 @@ def test_another_alias(url: str) -> None:
 
 
 def test_a_backend_derived_from_djangos(url: str, tmp_path: Path) -> None:
-    """As PostGIS's and others are."""
+    """Such as PostGIS's."""
     backend = tmp_path / "odd"
     backend.mkdir()
     (backend / "__init__.py").touch()

@@ -1,4 +1,4 @@
-"""The demonstration is true: it runs, and its judge notices an overlap."""
+"""The demonstration is real: it runs, and its judge notices an overlap."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Db = psycopg.Connection[Any]
 
 @pytest.fixture
 def judged(db: Db) -> Db:
-    """The tables of a demonstration in which everything happened."""
+    """The tables of a demonstration in which every step happened."""
     for statement in CREATE.split(";"):
         db.execute(statement.encode())
     for who, event in EXPECTED:

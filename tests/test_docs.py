@@ -1,4 +1,4 @@
-"""Every Python example in the README and the documentation runs as it is printed."""
+"""Every Python example in the README and the documentation runs as printed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_examples_of_a_page_run(
 ) -> None:
     namespace = {"url": url, "conf": conf, "__name__": "example"}
     for number, example in enumerate(examples(page), 1):
-        # The server of the tests instead of the one in this user's default folder.
+        # Use the tests' server instead of the one in this user's default folder.
         source = example.replace('"embedded:"', repr(url))
         exec(compile(source, f"{page.name}, example {number}", "exec"), namespace)
 
@@ -44,7 +44,7 @@ def test_the_examples_of_a_page_run(
 def test_there_are_examples() -> None:
     with_examples = {page.name for page in PAGES if examples(page)}
     assert {"README.md", "quickstart.rst", "tokens.rst", "timeouts.rst"} <= with_examples
-    # One for each kind of page that teaches by example.
+    # At least one page of each kind that teaches by example.
     kinds = {page.parent.name for page in PAGES if examples(page)}
     assert {"tutorial", "how-to", "reference", "explanation"} <= kinds
 
@@ -67,7 +67,7 @@ def test_troubleshooting_quotes_messages_that_exist() -> None:
     page = (PROJECT / "docs" / "how-to" / "troubleshooting.rst").read_text()
     quoted = re.findall(r"^``(.+)``(?: \[[A-Z]+\]| followed by .*)?$", page, re.MULTILINE)
     assert len(quoted) > 40
-    # A … stands for what differs, or is part of the message.
+    # A … stands for a variable part, or is part of the message.
     parts = {
         part.strip(" .;:")
         for message in quoted

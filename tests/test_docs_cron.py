@@ -39,7 +39,7 @@ def here(text: str, shop: Path) -> str:
 
 
 def cron(line: str, shop: Path, url: str) -> subprocess.CompletedProcess[str]:
-    """Executes the command of the line that contains `line`, with cron's environment."""
+    """Executes the command of the crontab line that contains `line`, with cron's environment."""
     lines = (EXAMPLES / "crontab_url").read_text().splitlines()
     (assigned,) = (text for text in lines if text.startswith("DISTLOCK_URL="))
     assert re.fullmatch(r"DISTLOCK_URL=postgresql://\S+", assigned)
@@ -71,7 +71,7 @@ def test_the_line_for_the_journal_keeps_the_exit_status(shop: Path, url: str, co
     )
     *_, user, command = job.split(maxsplit=6)
     assert user == "app"
-    # As systemd's: it becomes the command.
+    # Like systemd's, it becomes the command.
     journal = shop / "systemd-cat"
     journal.write_text('#!/bin/sh\nshift 2\nexec "$@"\n')
     journal.chmod(0o755)
@@ -93,7 +93,7 @@ def test_the_script_that_silences_a_refusal(shop: Path, url: str, conf: Conf) ->
     ended = cron("hourly-export", shop, url)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
     conf.release("hourly-export", token)
-    # What is wrong is told.
+    # Errors are reported.
     ended = cron("hourly-export", shop, url.replace("/distlock_", "/none_"))
     assert ended.returncode == 69
     assert "none_" in ended.stdout

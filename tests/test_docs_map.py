@@ -1,4 +1,4 @@
-"""The table "To change X, open Y" of docs/maintainers/architecture.rst names what exists."""
+"""Everything in the table "To change X, open Y" of docs/maintainers/architecture.rst exists."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def table() -> str:
     return section[1]
 
 
-#: ``path``, and behind a colon what it defines.
+#: ``path``, then after a colon the names it defines.
 ENTRIES = re.findall(r"``([\w./-]*/[\w./-]+)``((?:[:,] ``\w+``)*)", table())
 
 

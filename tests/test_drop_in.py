@@ -1,4 +1,4 @@
-"""An application that works with 0.2.5 works unchanged: the same cases run with both."""
+"""An application for 0.2.5 works unchanged: the same cases run with both."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ANYTHING = Anything()
 
 
 class Difference(NamedTuple):
-    """A case in which the two may differ."""
+    """A case in which the two versions may differ."""
 
     original: Any
     ours: Any

@@ -1,4 +1,4 @@
-"""Nobody forgets a hold when the server crashes, whatever its settings say about durability."""
+"""No hold is lost in a crash of the server, whatever its settings for durability."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Db = psycopg.Connection[Any]
 
 @pytest.fixture(scope="module")
 def careless() -> Iterator[Server]:
-    """A server that waits for no disk, and whose background process hardly ever writes."""
+    """A server that waits for no disk, and whose background writer hardly ever writes."""
     server = Server()
     with psycopg.connect(server.url(), autocommit=True) as admin:
         admin.execute("ALTER SYSTEM SET synchronous_commit = off")
@@ -36,7 +36,7 @@ def careless() -> Iterator[Server]:
 
 
 def crash(server: Server) -> None:
-    """Ends the server without letting it write anything any more."""
+    """Ends the server without letting it write anything more."""
     server.stop("immediate")
     server.start()
 
@@ -49,13 +49,13 @@ def careless_url(careless: Server) -> Iterator[str]:
 
 
 def settle(url: str) -> None:
-    """Brings what was written so far to the disk, so that only what follows can be forgotten."""
+    """Flushes what was written so far, so that only later changes can be lost."""
     with psycopg.connect(url, autocommit=True) as db:
         db.execute("CHECKPOINT")
 
 
 def row(url: str) -> Any:
-    """What the table says of the only lock."""
+    """The row of the only lock."""
     with psycopg.connect(url, autocommit=True) as db:
         return db.execute(
             "SELECT token, fence, lease, expires > clock_timestamp() FROM _score_distlock"
@@ -67,7 +67,7 @@ def configured(url: str, maxtime: str = "1m") -> Conf:
 
 
 def test_the_server_does_forget(careless: Server, careless_url: str) -> None:
-    """The check itself: what nobody made durable is gone."""
+    """Checks the check: what was not made durable is gone."""
     with psycopg.connect(careless_url, autocommit=True) as db:
         db.execute("CREATE TABLE written (number int)")
         db.execute("CHECKPOINT")
@@ -109,7 +109,7 @@ def test_an_acquisition(careless: Server, careless_url: str, before: str) -> Non
 
 
 def test_an_acquisition_right_after_a_release(careless: Server, careless_url: str) -> None:
-    """The short statement for a lock that was released here a moment ago."""
+    """The short statement for a lock that this process has just released."""
     lock = configured(careless_url).get("name")
     for _ in range(3):
         lock.acquire()
@@ -141,7 +141,7 @@ def test_a_transfer(careless: Server, careless_url: str) -> None:
 
 
 def test_an_automatic_extension(careless: Server, careless_url: str) -> None:
-    """Many holds are extended by one statement."""
+    """One statement extends many holds."""
     conf = configured(careless_url, "3s")
     with conf.get("name").hold(autoextend=True):
         with psycopg.connect(careless_url, autocommit=True) as db:
@@ -159,7 +159,7 @@ def test_an_automatic_extension(careless: Server, careless_url: str) -> None:
 
 
 def waiting(url: str) -> bool:
-    """Is somebody in the queue?"""
+    """Whether the queue has an entry."""
     with psycopg.connect(url, autocommit=True) as db:
         return db.execute("SELECT waiters FROM _score_distlock").fetchone() != (None,)
 
@@ -182,8 +182,8 @@ def test_a_waiters_turn(careless: Server, careless_url: str, how: str) -> None:
     assert row(careless_url) == (answers[0], lock.fence, 60, True)
 
 
-#: Tells which durability a commit that takes the lock asks for. A deferred trigger runs at the
-#: very end of the transaction, when the statement has long been done.
+#: Records the durability that a commit of an acquisition asks for. A deferred trigger runs at
+#: the very end of the transaction, long after the statement.
 WITNESS = """
 CREATE TABLE witness (setting text);
 CREATE FUNCTION witness() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -198,7 +198,7 @@ CREATE CONSTRAINT TRIGGER witness AFTER INSERT OR UPDATE ON _score_distlock
 
 @pytest.mark.parametrize("setting", ["off", "local", "remote_write", "on", "remote_apply"])
 def test_a_stronger_setting_stays(url: str, db: Db, setting: str) -> None:
-    """Only `off` is raised: it is for the administrator to say what a replica has to confirm."""
+    """Only `off` is raised: the administrator decides what a replica has to confirm."""
     score.distlock.init({"sqlalchemy.url": url})
     db.execute(WITNESS.encode())
     there = with_options(url, f"options=-csynchronous_commit%3D{setting}")
@@ -219,7 +219,7 @@ def test_a_stronger_setting_stays(url: str, db: Db, setting: str) -> None:
 
 
 def test_the_session_keeps_its_setting(url: str, db: Db) -> None:
-    """It is raised for one transaction: behind a pooler the session is not ours alone."""
+    """It is raised for one transaction: behind a pooler we share the session."""
     there = with_options(url, "options=-csynchronous_commit%3Doff")
     conf = score.distlock.init({"sqlalchemy.url": there})
     lock = conf.get("name")

@@ -1,4 +1,4 @@
-"""`embedded:` is a real PostgreSQL, shared by the processes that name the same folder."""
+"""`embedded:` is a real PostgreSQL that processes share if they name the same folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def wait_for_the_end(data: Path) -> None:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that the user the server runs as can reach."""
+    """A folder accessible to the user that the server runs as."""
     folder = Path(tempfile.mkdtemp(prefix="distlock-embedded-"))
     folder.chmod(0o755)
     yield folder

@@ -1,4 +1,4 @@
-"""An Engine's connections and the locks' go to the same table, or the Engine is refused."""
+"""An Engine's connections use the same table as the locks, or the Engine is refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DRIVERS = ("psycopg", "psycopg2")
 
 @pytest.fixture
 def elsewhere(db: psycopg.Connection[Any]) -> str:
-    """A schema beside the one that the URL leads to."""
+    """Another schema than the one the URL leads to."""
     db.execute("CREATE SCHEMA elsewhere")
     return "elsewhere"
 
@@ -47,7 +47,7 @@ def held_in(db: psycopg.Connection[Any], schema: str) -> list[str]:
 
 
 def says(url: str, driver: str, schema: str) -> dict[str, Engine]:
-    """Engines that lead to another schema than their URL does."""
+    """Engines that lead to another schema than their URL."""
     options = f"-csearch_path={schema}"
     url = with_driver(url, driver)
     plain = conninfo_to_dict(url.replace(f"+{driver}", ""))
@@ -126,7 +126,7 @@ def test_listeners_that_lead_elsewhere_are_refused(
     listen: Callable[[Engine, str], None],
     known: bool,
 ) -> None:
-    if known:  # there is a table, but another one
+    if known:  # that schema has a table of its own
         score.distlock.init(
             {"sqlalchemy.url": with_options(url, "options=-csearch_path%3Delsewhere")}
         )
@@ -208,7 +208,7 @@ def test_listeners_of_an_engine_of_asyncpg(url: str, elsewhere: str) -> None:
         engine = create_async_engine(asyncpg_url(url))
         event.listen(engine.sync_engine, "connect", set_path("public"))
         Conf(engine, "1m").acquire("name")
-        async with engine.connect() as connection:  # it still works in this loop
+        async with engine.connect() as connection:  # the engine still works in this loop
             assert await connection.scalar(text("SELECT 1")) == 1
         await engine.dispose()
 

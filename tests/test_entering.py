@@ -1,4 +1,4 @@
-"""Who gets in: after a cancellation, from pool threads, in contexts, and under raising signals."""
+"""Who gets in: after a cancellation, from pool threads, in contexts, and with raising signals."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ Lock = score.distlock.Lock
 
 @pytest.fixture
 def observer(url: str) -> Conf:
-    """Another module on the same database."""
+    """A second module on the same database."""
     return score.distlock.init({"sqlalchemy.url": url, "maxtime": "1m"})
 
 
-# A cancelled acquire leaves nothing behind, also for the same task's next call.
+# A cancelled acquire leaves nothing behind, even for the same task's next call.
 
 
 async def cancelled_after(seconds: float, work: Callable[[], Any], idle: bool = False) -> bool:
-    """Runs it in this very task, and cancels that; tells whether it was in time.
+    """Runs it in the current task, and cancels that; returns whether that was in time.
 
-    Whether the loop sleeps meanwhile or is busy, other threads meet other moments.
+    An idle loop and a busy one let other threads run at different moments.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -61,14 +61,14 @@ async def cancelled_after(seconds: float, work: Callable[[], Any], idle: bool = 
             task.uncancel()
         return True
     canceller.cancel()
-    # It may have come just before.
+    # The cancellation may have come just before.
     with contextlib.suppress(asyncio.CancelledError):
         await canceller
     return False
 
 
 async def held_by_one(observer: Conf, lock: Any, token: str) -> None:
-    """Nobody else gets it, also not a moment later, and the database knows the token."""
+    """Nobody else gets it, even a moment later, and the database knows the token."""
     for _ in range(4):
         assert observer.try_acquiring(lock.name) is None
     assert lock.token == token
@@ -118,7 +118,7 @@ def test_a_task_acquires_again_at_once_what_it_was_cancelled_to_acquire(
 def test_a_task_acquires_again_what_was_taken_for_it_when_it_was_cancelled(
     front: Front, kind: str, moment: str
 ) -> None:
-    """The row is its own already, and the answer is on its way."""
+    """The task already has the row, and the answer is in flight."""
     conf = front.configure(pool_timeout="20s")
 
     async def main() -> None:
@@ -142,7 +142,7 @@ def test_a_task_acquires_again_what_was_taken_for_it_when_it_was_cancelled(
             with contextlib.suppress(asyncio.CancelledError):
                 if kind == "acquire":
                     await lock.acquire(timeout=5)
-                    # What was acquired in time is its own to release.
+                    # The task has to release what it acquired in time.
                     await lock.release()
                 elif kind == "hold":
                     async with lock.hold(timeout=5, autoextend=True):
@@ -152,7 +152,7 @@ def test_a_task_acquires_again_what_was_taken_for_it_when_it_was_cancelled(
                         await asyncio.Event().wait()
             cancelling.join()
             front.proxy.thaw()
-            # It may not have been delivered before the release had begun.
+            # The release may have begun before the loop delivered the cancellation.
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(0)
             token = await lock.acquire(timeout=20)
@@ -165,7 +165,7 @@ def test_a_task_acquires_again_what_was_taken_for_it_when_it_was_cancelled(
 
 
 def test_a_cancelled_task_of_its_own_leaves_nothing(conf: Conf, observer: Conf) -> None:
-    """As `asyncio.wait_for` of older Pythons does it: the next call has another owner."""
+    """As `asyncio.wait_for` does in older Pythons: the next call has another owner."""
     rng = random.Random(3)
 
     async def main() -> None:
@@ -188,7 +188,7 @@ def test_a_cancelled_task_of_its_own_leaves_nothing(conf: Conf, observer: Conf) 
 
 
 def test_a_cancelled_wait_and_the_next_one(conf: Conf, observer: Conf) -> None:
-    """Somebody else holds it, and releases it at any moment around the cancellation."""
+    """Another owner holds it, and releases it at any moment around the cancellation."""
     rng = random.Random(4)
 
     async def main() -> None:
@@ -216,7 +216,7 @@ def test_a_cancelled_wait_and_the_next_one(conf: Conf, observer: Conf) -> None:
 
 
 def test_cancelled_tasks_and_threads_that_go_on(conf: Conf, url: str) -> None:
-    """Several tasks acquire and are cancelled at random; each entry has a larger fence."""
+    """Several tasks acquire and are cancelled at random; the fence grows with each entry."""
     other = score.distlock.init({"sqlalchemy.url": url})
     inside: list[object] = []
     entered: list[int] = []
@@ -249,7 +249,7 @@ def test_cancelled_tasks_and_threads_that_go_on(conf: Conf, url: str) -> None:
     assert conf.try_acquiring("name")
 
 
-# The owner is a unit of work, not the thread that serves it.
+# The owner is a unit of work, not the thread that runs it.
 
 
 def test_two_calls_of_to_thread(conf: Conf) -> None:
@@ -328,7 +328,7 @@ def test_a_context_that_is_older_than_the_hold(conf: Conf) -> None:
         after = contextvars.copy_context()
         assert after.run(lock.try_acquiring) == lock.token
         after.run(lock.release)
-    # A copy of what is over gives no right to what comes after it.
+    # A copy made during a hold gives no right to a later hold.
     with contextlib.ExitStack() as stack:
         before.run(stack.enter_context, lock)
         assert after.run(lock.try_acquiring) is None
@@ -339,7 +339,7 @@ def test_a_context_that_is_older_than_the_hold(conf: Conf) -> None:
 
 
 def test_a_block_that_was_over_leaves_no_claim(conf: Conf) -> None:
-    """A second hold of the same context is another one than that which a copy remembers."""
+    """A second hold of the same context is not the one that a copy remembers."""
     lock = conf.get("name")
     with lock:
         copy = contextvars.copy_context()
@@ -358,7 +358,7 @@ def test_another_thread_in_the_same_context_is_another_owner(conf: Conf) -> None
 
 
 def test_reentrancy_within_one_request(conf: Conf) -> None:
-    """What a request calls in its own context enters again, and leaves to where it was."""
+    """Calls within the request's context enter again, and leave to the previous level."""
 
     def inner() -> str:
         with conf.get("name") as lock, lock.hold():
@@ -376,7 +376,7 @@ def test_reentrancy_within_one_request(conf: Conf) -> None:
 
 
 class Framework:
-    """Runs each step in any of its threads, in a copy of the request's context, as anyio does."""
+    """Runs each step in any of its threads, in a copy of the request's context, like anyio."""
 
     def __init__(self, threads: int) -> None:
         self.pools = [ThreadPoolExecutor(1) for _ in range(threads)]
@@ -434,14 +434,14 @@ def test_a_dependency_of_a_web_framework(
 def test_two_requests_of_an_endpoint_that_holds_on_to_its_token(
     conf: Conf, framework: Framework
 ) -> None:
-    """The first request takes the lock for a while, and the second must not have it too."""
+    """The first request keeps the lock for a while, and the second must not get it too."""
     lock = conf.get("name")
     for _ in range(3):
         token = framework.step(contextvars.copy_context(), lock.acquire)
         for _ in range(4):
             with pytest.raises(CouldNotAcquireLock):
                 framework.step(contextvars.copy_context(), lock.acquire)
-        # A third request ends it; the next one is a first one again.
+        # A third request releases it; after that the next one is a first one again.
         framework.step(contextvars.copy_context(), conf.release, "name", token)
 
 
@@ -591,7 +591,7 @@ def test_threads_of_anyio(conf: Conf) -> None:
     assert [bool(token) for token in tokens] == [True, False, False]
 
 
-# Entering is atomic, also for a signal handler that raises.
+# Entering is atomic, even if a signal handler raises.
 
 ALARMED = """
 import contextlib, gc, random, signal, sys, time, score.distlock
@@ -681,7 +681,7 @@ for number in range(rounds):
 print(stuck, interrupted > rounds // 4, entered > 0)
 """
 
-# ExitStack and a generator have lines of their own between the two, which no lock can mend.
+# ExitStack and a generator run lines of their own in between, which no lock can protect.
 ATOMIC = [
     "plain",
     "fresh",
@@ -697,7 +697,7 @@ ATOMIC = [
 
 @pytest.mark.parametrize("form", ATOMIC)
 def test_a_signal_that_raises_while_a_block_is_entered(url: str, form: str) -> None:
-    """An alarm hits all moments of entering; nothing is held afterwards."""
+    """An alarm hits every moment of entering; nothing is held afterwards."""
     assert python(ALARMED, url, form, "250") == "0 True True\n"
 
 
@@ -742,7 +742,7 @@ def test_ctrl_c_while_a_coroutine_enters(url: str) -> None:
     assert python(INTERRUPTED_TASK, url) == "free\n"
 
 
-# Several names: what is entered once is left once.
+# Several names: each level entered is left once.
 
 
 def test_holds_that_were_awaited_before_their_block(conf: Conf, observer: Conf) -> None:
@@ -768,7 +768,7 @@ def test_holds_that_were_awaited_and_released(conf: Conf, observer: Conf) -> Non
         await holds.release()
         for name in "ab":
             observer.release(name, observer.acquire(name))
-        # Again, within holds of the same task, which stay.
+        # Again, inside other holds of the same task, which stay.
         async with conf.aio.get("a") as outer:
             async with await conf.aio.acquire_all(["a", "b"]) as tokens:
                 assert tokens["a"] == outer.token

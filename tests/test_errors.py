@@ -1,4 +1,4 @@
-"""The exceptions: one base class, and fields that survive a journey."""
+"""The exceptions: one base class, and fields that survive pickling and copying."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_one_base_class(error: DistlockError) -> None:
 @pytest.mark.parametrize("sqlstate", [None, "08006"])
 @pytest.mark.parametrize("travel", JOURNEYS)
 def test_no_message_is_an_errno(travel: Callable[[Any], Any], sqlstate: str | None) -> None:
-    """OSError takes two arguments for an errno and its text."""
+    """OSError would take two arguments for errno and strerror."""
     error = travel(DatabaseUnavailable("message", sqlstate))
     assert issubclass(type(error), ConnectionError)
     assert (error.errno, error.strerror, error.filename) == (None, None, None)

@@ -1,4 +1,4 @@
-"""``on_expiring``: who holds a lock is warned before its lease is over."""
+"""``on_expiring``: the holder of a lock is warned before its lease ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Run = Callable[[Any], Any]
 
 
 class Told:
-    """What was called, and with what; each call can be awaited."""
+    """Records the calls and their arguments; tests can wait for each call."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, float, bool]] = []
@@ -40,7 +40,7 @@ class Told:
         self._called.release()
 
     def wait(self) -> None:
-        """Until it was called once more."""
+        """Waits for another call."""
         self._called.acquire()
 
 
@@ -102,7 +102,7 @@ def test_a_hold_that_is_extended_in_time_is_not_warned_of(brief: Conf, db: Db) -
 def test_an_outage_is_told_while_there_is_time(
     through: Callable[..., Conf], proxy: Proxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A renewal hangs at that moment; the warning does not wait until it is given up."""
+    """A renewal hangs at that moment; the warning does not wait until it fails."""
     caplog.set_level(logging.INFO, "score.distlock")
     told = Told()
     lock = through(pool_timeout="1h").get("expiring")
@@ -118,9 +118,9 @@ def test_an_outage_is_told_while_there_is_time(
 
 @pytest.mark.parametrize("how", ["exit", "release", "token", "revoke", "extend"])
 def test_never_after_the_release(conf: Conf, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """The end of the hold comes between the warning and its thread."""
+    """The hold ends after the warning was issued and before its thread runs."""
     with conf.get("name").hold(on_lost=print):
-        pass  # the thread that delivers runs
+        pass  # starts the thread that delivers events
     started: queue.Queue[Any] = queue.Queue()
     monkeypatch.setattr(_events, "_start", lambda _, *started_: started.put(started_))
     told = Told()
@@ -148,7 +148,7 @@ def test_never_after_the_release(conf: Conf, monkeypatch: pytest.MonkeyPatch, ho
 
 
 def test_not_after_an_inner_release(conf: Conf) -> None:
-    """The inner block wants to be warned, and is left; the hold goes on."""
+    """The inner block asks for a warning, and ends; the hold goes on."""
     told = Told()
     with pytest.raises(LockExpired), conf.get("name").hold(maxtime="300ms") as lock:
         with lock.hold(on_expiring=told, warn_before=0.2):
@@ -188,7 +188,7 @@ def test_a_child_is_not_warned(conf: Conf) -> None:
 
 
 def test_the_hold_keeps_no_lock_alive(conf: Conf) -> None:
-    """A warning that is hours away holds neither Lock nor callback."""
+    """A warning that is hours away keeps neither Lock nor callback alive."""
     import gc
     import weakref
 
@@ -197,7 +197,7 @@ def test_the_hold_keeps_no_lock_alive(conf: Conf) -> None:
         pass
     weak = weakref.ref(lock)
     del lock
-    # What is dropped without the GIL goes with the next call.
+    # The next call drops what was released without the GIL.
     conf.try_acquiring("name")
     gc.collect()
     assert weak() is None

@@ -1,4 +1,4 @@
-"""A standby takes over from its primary, and nobody notices more than a pause."""
+"""A standby takes over from its primary, and clients notice only a pause."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pair() -> Iterator[tuple[Server, Server]]:
 
 
 class Load:
-    """A process that takes locks all the time."""
+    """A process that keeps taking locks."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self.process = subprocess.Popen(
@@ -44,17 +44,17 @@ class Load:
         )
 
     def hear(self, lines: int) -> None:
-        """Waits for so many holds."""
+        """Waits for this many more holds."""
         assert self.process.stdout
         for _ in range(lines):
             assert json.loads(self.process.stdout.readline())[1] == "held"
 
     def end(self) -> None:
-        """Lets it finish what it does."""
+        """Lets it finish its work."""
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.close()
-        # Not communicate(), which knows nothing of what readline() has read ahead.
+        # Not communicate(), which misses what readline() has read ahead.
         assert {json.loads(line)[1] for line in self.process.stdout} <= {"held"}
         assert self.process.wait() == 0
 
@@ -62,7 +62,7 @@ class Load:
 def test_nothing_is_lost_when_the_standby_takes_over(
     pair: tuple[Server, Server], tmp_path: Path
 ) -> None:
-    """Holds stay, those who wait get their turn, and fences rise."""
+    """Holds stay, waiters get their turn, and fences rise."""
     primary, standby = pair
     hosts = f"host={primary.folder},{standby.folder}&port={primary.port},{standby.port}"
     url = f"postgresql://postgres@/postgres?{hosts}"

@@ -1,4 +1,4 @@
-"""Every acquisition of a name has a larger number than all before, in the order of the database."""
+"""Every acquisition of a name gets a larger number than all before, in the database's order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Db = psycopg.Connection[Any]
 
 
 def log_acquisitions(db: Db) -> None:
-    """Lets the server itself write down, in order, which numbers get into the table."""
+    """Makes the server itself record, in order, which numbers get into the table."""
     db.execute(
         "CREATE TABLE taken (place bigserial PRIMARY KEY, name text, token text, fence bigint)"
     )
@@ -38,9 +38,9 @@ def log_acquisitions(db: Db) -> None:
 
 
 def not_increasing(db: Db) -> list[Any]:
-    """The acquisitions whose number is not larger than the one before of the same name.
+    """The acquisitions whose number is not larger than the previous one of the same name.
 
-    An acquisition that inserts a row may replace the number before it answers.
+    An acquisition that inserts a row may replace its number before it answers.
     """
     return db.execute("""
         WITH acquisitions AS (
@@ -55,7 +55,7 @@ def not_increasing(db: Db) -> list[Any]:
 
 
 def test_numbers_increase_whatever_happens(url: str, db: Db) -> None:
-    """Many processes, tiny leases, takeovers, kills; and rows that somebody deletes."""
+    """Many processes, tiny leases, takeovers, kills; and deleted rows."""
     score.distlock.init({"sqlalchemy.url": url})
     log_acquisitions(db)
     stop = threading.Event()
@@ -86,7 +86,7 @@ def test_numbers_increase_whatever_happens(url: str, db: Db) -> None:
 
 
 def test_the_check_catches_a_number_drawn_before_the_conflict_check(url: str, db: Db) -> None:
-    """The mistake itself: a plain upsert, asleep between its number and its row."""
+    """The bug itself: a plain upsert that sleeps between its number and its row."""
     score.distlock.init({"sqlalchemy.url": url})
     log_acquisitions(db)
     upsert = """
@@ -117,7 +117,7 @@ def test_the_check_catches_a_number_drawn_before_the_conflict_check(url: str, db
 
 @pytest.mark.parametrize("wait", [0, 20], ids=["at once", "waiting"])
 def test_a_number_drawn_before_another_acquisition_is_replaced(url: str, db: Db, wait: int) -> None:
-    """An acquirer is stopped between its number and its row; others acquire meanwhile."""
+    """An acquirer is stopped between its number and its row; others acquire in the meantime."""
     other = score.distlock.init({"sqlalchemy.url": url})
     db.execute("""
         CREATE FUNCTION stop() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -194,7 +194,7 @@ def test_it_grows_with_every_acquisition(brief: Conf, db: Db, release: bool) -> 
 
 
 def set_back(db: Db, sequence: str = "_score_distlock_fence_seq") -> None:
-    """What a restore or a switch-over to a logical replica does, which copies rows only."""
+    """Like a restore or a switch-over to a logical replica, which copy only rows."""
     db.execute("SELECT setval(%s, 1, false)", (sequence,))
 
 
@@ -233,7 +233,7 @@ def test_it_grows_when_the_sequence_was_set_back(url: str, db: Db, how: str) -> 
 
 @pytest.mark.parametrize("deleted", [False, True], ids=["the row stays", "the row goes"])
 def test_it_grows_when_sessions_keep_numbers_in_store(url: str, db: Db, deleted: bool) -> None:
-    """`CACHE 20` hands every session twenty numbers at once."""
+    """With `CACHE 20`, each session draws twenty numbers at once."""
     score.distlock.init({"sqlalchemy.url": url})
     db.execute("ALTER SEQUENCE _score_distlock_fence_seq CACHE 20")
     locks = [score.distlock.init({"sqlalchemy.url": url}).get("name") for _ in range(3)]
@@ -251,7 +251,7 @@ def test_it_grows_when_sessions_keep_numbers_in_store(url: str, db: Db, deleted:
 
 @pytest.mark.parametrize("cache", [1, 20])
 def test_an_id_sequence_that_was_set_back_is_repaired(url: str, db: Db, cache: int) -> None:
-    """After a restore that forgot the sequences, every new name would meet a taken `id`."""
+    """After a restore without the sequences, every new name would hit a taken `id`."""
     conf = score.distlock.init({"sqlalchemy.url": url})
     for number in range(50):
         conf.acquire(f"before {number}")
@@ -270,7 +270,7 @@ def test_an_id_sequence_that_was_set_back_is_repaired(url: str, db: Db, cache: i
 
 
 def test_the_repair_sets_no_sequence_back(url: str, db: Db) -> None:
-    """Many that find the sequences set back at once, and somebody who draws meanwhile."""
+    """Many sessions find the sequences set back at once, and another one draws meanwhile."""
     conf = score.distlock.init({"sqlalchemy.url": url})
     for number in range(200):
         conf.acquire(f"before {number}")
@@ -309,7 +309,7 @@ def test_the_repair_sets_no_sequence_back(url: str, db: Db) -> None:
 
 
 def test_another_unique_violation_is_told(url: str, db: Db) -> None:
-    """What is not ours to repair is an error as before."""
+    """We repair only our own sequences; any other violation stays an error."""
     conf = score.distlock.init({"sqlalchemy.url": url})
     db.execute("CREATE UNIQUE INDEX only_one ON _score_distlock ((1))")
     conf.acquire("first")
@@ -322,7 +322,7 @@ def test_another_unique_violation_is_told(url: str, db: Db) -> None:
 def test_it_grows_when_the_row_goes_after_the_sequence_fell_behind(
     url: str, db: Db, cause: str
 ) -> None:
-    """What is above the sequence would be forgotten with the row."""
+    """Fences above the sequence would be forgotten with the row."""
     confs = [score.distlock.init({"sqlalchemy.url": url}) for _ in range(3)]
     if cause == "cache":
         db.execute("ALTER SEQUENCE _score_distlock_fence_seq CACHE 20")

@@ -1,4 +1,4 @@
-"""A forked child owns nothing of its parent's, and disturbs nothing of it."""
+"""A forked child owns nothing of its parent's, and disturbs nothing."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def cycles(name):
 
 @pytest.mark.parametrize("leave", ["os._exit", "sys.exit"])
 def test_a_child_of_a_warm_parent(url: str, leave: str) -> None:
-    """The pool is warm and a hold is in hand; the child ends with and without clean-up."""
+    """The pool has connections and the parent a hold; the child ends with and without clean-up."""
     code = START + (
         "lock = conf.get('held')\n"
         "token = lock.acquire()\n"
@@ -81,7 +81,7 @@ def test_parent_and_children_at_the_same_time(url: str) -> None:
 
 
 def test_a_block_that_a_child_leaves_stays_the_parents(url: str) -> None:
-    """The child runs out of the parent's `with` block."""
+    """The child leaves the parent's `with` block."""
     code = START + (
         "with conf.get('name') as lock:\n"
         "    child = os.fork()\n"
@@ -106,13 +106,13 @@ def test_multiprocessing(url: str) -> None:
         "    pool.map(cycles, ['a', 'b', 'c', 'd'] * 3, 1)\n"
         "print('good')\n"
     )
-    # Several processes may meet at one name, which is then refused.
+    # Several processes may compete for one name, and be refused.
     code = code.replace("['a', 'b', 'c', 'd'] * 3", "[f'name {number}' for number in range(12)]")
     assert python(code, url) == "good\n"
 
 
 def test_a_fork_while_other_threads_are_inside_calls(url: str) -> None:
-    """The child must not wait for a mutex that one of these threads holds for ever."""
+    """The child must not wait for a mutex that one of these threads would hold for ever."""
     code = START + (
         "stop = threading.Event()\n"
         "shared = conf.get('shared')\n"
@@ -170,7 +170,7 @@ def test_a_prefork_server_under_load(url: str, conf: Conf, tmp_path: Path) -> No
         while True:
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             connection.request("GET", "/")
-            # A worker of gunicorn that has served its 60 requests drops what it has accepted.
+            # A worker of gunicorn that has served its 60 requests drops accepted connections.
             with contextlib.suppress(http.client.RemoteDisconnected):
                 return connection.getresponse().read()
 
@@ -215,7 +215,7 @@ os.wait()
 
 @pytest.mark.parametrize("kind", ["holds", "waits"])
 def test_no_session_outlives_its_process_in_a_child(url: str, db: Db, kind: str) -> None:
-    """The server sees that the parent is gone, though a child that it forked lives."""
+    """The server notices that the parent has ended, even if its forked child lives on."""
     named = with_options(url, "application_name=parent")
     parent = subprocess.Popen(
         [sys.executable, "-c", IDLE_CHILD, named, kind],
@@ -237,7 +237,7 @@ def test_no_session_outlives_its_process_in_a_child(url: str, db: Db, kind: str)
 
 
 def test_children_make_pools_where_their_parent_had_some(url: str) -> None:
-    """A table of waiting threads, as parking_lot has one, would have entries of the parent's."""
+    """A table of waiting threads, such as parking_lot's, would contain the parent's entries."""
     assert run(sys.executable, "forking.py", url, "40") == "good\n"
 
 
@@ -279,7 +279,7 @@ def test_what_a_child_sees_of_its_parents_hold(url: str) -> None:
     code += "print('not reached')\n"
     program = [sys.executable, "-c", code, url]
     ended = subprocess.run(program, capture_output=True, text=True, check=False)
-    # The child has the token, so the hold ends for the parent too.
+    # The child has the token, so its release ends the hold for the parent too.
     assert "LockExpired" in ended.stderr and ended.stdout == "", ended.stderr
 
 
@@ -288,7 +288,7 @@ def test_what_a_child_sees_of_its_parents_hold(url: str) -> None:
     ["conf.get('name')", "conf.get('name').hold(autoextend=True)", "conf.acquire_all(['a', 'b'])"],
 )
 def test_a_child_that_runs_out_of_a_block(url: str, block: str) -> None:
-    """It gets a ValueError, which hides its exit status; within `os._exit` it does not."""
+    """It gets a ValueError, which hides its exit status; with `os._exit` it does not."""
     code = START + (
         "def inside(leave):\n"
         f"    with {block}:\n"
@@ -324,7 +324,7 @@ def test_waiters_stay_with_the_parent(url: str) -> None:
 
 
 def test_a_fork_from_an_event_loop(url: str) -> None:
-    """The child starts a loop of its own; the parent's cannot go on there."""
+    """The child starts its own loop; the parent's cannot go on there."""
     code = START + (
         "import asyncio\n"
         "async def parent():\n"

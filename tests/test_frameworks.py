@@ -1,4 +1,4 @@
-"""The examples of docs/examples run, with the framework they are for, and unkindly."""
+"""The examples of docs/examples run, with their framework, under adverse conditions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ JUDGED = PROJECT / "tests" / "support" / "frameworks"
 
 
 class Processes:
-    """What a test has started, in groups of their own, with logs."""
+    """The processes a test has started, in groups of their own, with logs."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
@@ -139,7 +139,7 @@ def uvicorn(processes: Processes, *options: str) -> Iterator[tuple[Any, str]]:
 
 
 def judge(answers: list[Any]) -> None:
-    """Nobody was inside with somebody else, and the numbers rise."""
+    """No two were inside at once, and the numbers rise."""
     assert {answer.status_code for answer in answers} <= {200, 409}
     fences = [answer.json()["fence"] for answer in answers if answer.status_code == 200]
     assert len(fences) == len(set(fences)) > 0
@@ -181,7 +181,7 @@ def test_fastapi_says_that_it_is_busy(shop: Any, conf: Conf) -> None:
 def test_fastapi_requests_that_are_cancelled_leave_nothing(
     shop: Any, conf: Conf, kind: str
 ) -> None:
-    """Those that wait and those that hold."""
+    """Both while they wait and while they hold the lock."""
 
     async def until_async(reached: Callable[[], object]) -> None:
         while not reached():
@@ -217,7 +217,7 @@ def test_fastapi_requests_that_are_cancelled_leave_nothing(
 def test_fastapi_clients_that_go_away_in_the_middle(
     shop: Any, processes: Processes, conf: Conf
 ) -> None:
-    """Of an answer that is made while the lock is held, by a coroutine or on threads."""
+    """In the middle of an answer produced under the lock, by a coroutine or on threads."""
     import httpx
 
     with uvicorn(processes) as (_, address):
@@ -235,7 +235,7 @@ def test_fastapi_clients_that_go_away_in_the_middle(
 
 
 def test_the_lifespan_ends_while_somebody_waits(shop: Any, conf: Conf, db: Db) -> None:
-    """As with servers that end without waiting for their requests."""
+    """As with servers that exit without waiting for their requests."""
 
     async def main() -> None:
         token = conf.acquire("order-1")
@@ -243,7 +243,7 @@ def test_the_lifespan_ends_while_somebody_waits(shop: Any, conf: Conf, db: Db) -
             request = asyncio.create_task(client.post("/orders/1/ship"))
             while not waiters(conf, "order-1"):
                 await asyncio.sleep(0.005)
-        # It goes on, with connections of its own, until its time is over or it is its turn.
+        # The waiter goes on, on its own connections, until its timeout or its turn.
         conf.release("order-1", token)
         assert (await request).status_code == 200
         await shop.app.state.locks.aio.close()
@@ -276,7 +276,7 @@ def test_uvicorn_ends_while_somebody_waits(shop: Any, processes: Processes, db: 
 
 @contextlib.contextmanager
 def gunicorn(processes: Processes, application: str) -> Iterator[Any]:
-    """A client of it."""
+    """A client of gunicorn."""
     pytest.importorskip("gunicorn")
     httpx = pytest.importorskip("httpx")
     socket = processes.folder / "socket"
@@ -284,7 +284,7 @@ def gunicorn(processes: Processes, application: str) -> Iterator[Any]:
     server = processes.start(sys.executable, "-m", "gunicorn", *options, application)
     until(lambda: server.poll() is not None or processes.log(server).count("Booting worker") == 2)
     assert server.poll() is None, processes.log(server)
-    # A connection for each request: one that is kept stays with its worker.
+    # A new connection for each request: a kept one would stay with its worker.
     limits = httpx.Limits(max_keepalive_connections=0)
     transport = httpx.HTTPTransport(uds=str(socket), limits=limits)
     with httpx.Client(transport=transport, base_url="http://shop", timeout=60) as client:
@@ -294,7 +294,7 @@ def gunicorn(processes: Processes, application: str) -> Iterator[Any]:
 
 
 def test_flask_requests_never_overlap(processes: Processes, conf: Conf) -> None:
-    """With two workers that were forked from a master that has used the locks."""
+    """With two workers forked from a master that has already used the locks."""
     pytest.importorskip("flask")
     with gunicorn(processes, "judged_flask:app") as client, ThreadPoolExecutor(20) as clients:
         workers: set[int] = set()
@@ -310,7 +310,7 @@ def test_flask_requests_never_overlap(processes: Processes, conf: Conf) -> None:
 
 
 def test_a_worker_is_killed_that_holds(processes: Processes, conf: Conf) -> None:
-    """Its hold stays until the lease is over, or somebody revokes it. Others are not disturbed."""
+    """Its hold stays until the lease ends or somebody revokes it. Others are not disturbed."""
     pytest.importorskip("flask")
     import httpx
 
@@ -383,7 +383,7 @@ except Exception as error:
     print(f"no transaction: {type(error).__name__}")
 """
 
-#: The lock inside the transaction, as with ATOMIC_REQUESTS: it is released before the commit.
+#: The lock inside the transaction, as with ATOMIC_REQUESTS: the release precedes the commit.
 INSIDE_OUT = """
 import django, sys
 django.setup()
@@ -411,7 +411,7 @@ def project(processes: Processes, db: Db) -> Processes:
     """Processes for a Django project whose database has an order."""
     pytest.importorskip("django")
     processes.environment["DJANGO_SETTINGS_MODULE"] = "settings"
-    # What `migrate --run-syncdb` would make, which takes a second for each test.
+    # What `migrate --run-syncdb` would create, but that takes a second in each test.
     db.execute("CREATE TABLE shop_order (id bigserial PRIMARY KEY, shipped integer NOT NULL)")
     db.execute("INSERT INTO shop_order (shipped) VALUES (0)")
     return processes
@@ -432,7 +432,7 @@ with ThreadPoolExecutor(10) as threads:
 
 
 def test_django_ships_an_order_once(project: Processes, db: Db) -> None:
-    """Twenty threads of two processes want to."""
+    """Twenty threads in two processes try to."""
     started = [project.start(sys.executable, "-c", SHIP) for _ in range(2)]
     assert [process.wait(60) for process in started] == [0, 0], list(map(project.log, started))
     assert sorted(map(project.log, started)) == ["0\n", "1\n"]
@@ -449,12 +449,12 @@ def test_djangos_command(project: Processes, conf: Conf, db: Db) -> None:
 
 
 def test_djangos_own_tests(project: Processes) -> None:
-    """Django can drop the test's database though the locks have sessions in it."""
+    """Django can drop the test database although the locks have sessions in it."""
     manage(project, "test", "--noinput", "shop")
 
 
 def test_djangos_own_tests_without_the_runner(project: Processes, db: Db) -> None:
-    """What docs/how-to/django.rst says that happens if nobody closes the locks."""
+    """The consequence that docs/how-to/django.rst names if nobody closes the locks."""
     plain = "--testrunner=django.test.runner.DiscoverRunner"
     name = f"test_{db.info.dbname}"
     try:
@@ -466,7 +466,7 @@ def test_djangos_own_tests_without_the_runner(project: Processes, db: Db) -> Non
 
 
 def test_a_connection_of_django_breaks(project: Processes, url: str, db: Db) -> None:
-    """Before the guard and within it; the lock is released, and nothing is committed."""
+    """Before the guard and inside it; the lock is released, and nothing is committed."""
     output = project.run(sys.executable, "-W", "ignore", "-c", BREAK_IT, url)
     assert output == (
         "fail, guard: InternalError\n"
@@ -475,7 +475,7 @@ def test_a_connection_of_django_breaks(project: Processes, url: str, db: Db) -> 
         "roll_back, guard: TransactionManagementError\n"
         "the hold of lock 'order-1' (fence 5) is lost: released\n"
         "revoke, guard: LockExpired\n"
-        # These are Django's own: it rolls back without a word.
+        # This is Django's own behaviour: it rolls back silently.
         "guard, fail: nothing\n"
         "guard, kill: OperationalError\n"
         "guard, close: nothing\n"
@@ -485,7 +485,7 @@ def test_a_connection_of_django_breaks(project: Processes, url: str, db: Db) -> 
 
 
 def test_the_lock_within_the_transaction(project: Processes) -> None:
-    """A guard keeps others away until the commit; without it they are let in before."""
+    """A guard keeps others out until the commit; without it they get in earlier."""
     for how, let_in in (("plain", True), ("guarded", False)):
         output = project.run(sys.executable, "-c", INSIDE_OUT, how)
         assert output == f"released, not committed; {let_in}\n{not let_in}\n"
@@ -503,7 +503,7 @@ def orders(db: Db) -> None:
 
 @contextlib.contextmanager
 def celery(processes: Processes) -> Iterator[tuple[Any, Callable[[str], object]]]:
-    """A worker with two processes, and what runs code as the web process would."""
+    """A worker with two processes, and a function that runs code as the web process would."""
     pytest.importorskip("celery")
     queue = processes.folder / "queue"
     queue.mkdir()
@@ -520,7 +520,7 @@ def celery(processes: Processes) -> Iterator[tuple[Any, Callable[[str], object]]
 
 @pytest.mark.usefixtures("orders")
 def test_celery_charges_once(processes: Processes, db: Db, conf: Conf) -> None:
-    """Tasks that were delivered ten times, and a worker that is killed in the middle."""
+    """Tasks delivered ten times, and a worker killed in the middle."""
     with celery(processes) as (worker, web):
         web(
             "charge.delay(666)\n"
@@ -549,7 +549,7 @@ def test_celery_charges_once(processes: Processes, db: Db, conf: Conf) -> None:
 
 
 def test_one_worker_works_and_the_next_takes_over(processes: Processes, conf: Conf) -> None:
-    """The first is killed; the second ends when it is told to, and leaves nothing."""
+    """The first is killed; the second ends when told to, and leaves nothing behind."""
     program = [sys.executable, str(EXAMPLES / "own_worker.py")]
     workers = [processes.start(*program) for _ in range(2)]
 
@@ -562,7 +562,7 @@ def test_one_worker_works_and_the_next_takes_over(processes: Processes, conf: Co
     workers[first].kill()
     workers[first].wait()
     info = conf.info("the-worker")
-    assert info and conf.revoke("the-worker", info.fence)  # or its lease would have to end
+    assert info and conf.revoke("the-worker", info.fence)  # otherwise its lease would have to end
     until(lambda: len(working()) == 2)
     second = workers[1 - first]
     last = max(map(int, re.findall(r"working (\d+)", processes.log(workers[first]))))
@@ -593,7 +593,7 @@ def machine(processes: Processes) -> Path:
 
 
 def started(line: str, machine: Path) -> str:
-    """What a line of an example starts, here."""
+    """What a line of an example starts, with paths on this machine."""
     program = str(Path(sys.executable).parent / "score-distlock")
     line = line.replace("/srv/shop/", f"{machine}/")
     for path in ("/usr/bin/score-distlock", "/opt/shop/venv/bin/score-distlock"):
@@ -628,7 +628,7 @@ def test_the_services_of_systemd(processes: Processes, machine: Path, conf: Conf
     assert "75" in service["SuccessExitStatus"].split()
     processes.run(*command, status=75)
 
-    # It waits for its turn, works, and is stopped: KillMode=mixed tells `run` alone.
+    # It waits for its turn, works, and is stopped: KillMode=mixed signals only `run`.
     service = unit("the-worker.service")
     token = conf.acquire("the-worker")
     worker = processes.start(*shlex.split(started(service["ExecStart"], machine)))
@@ -664,7 +664,7 @@ for cell in sys.stdin.read().split("# %%"):
 
 
 def cells(url: str, *more: str) -> tuple[str, str]:
-    """What the cells of the notebook, and others, show, and a token."""
+    """What the cells of the notebook, and additional ones, show, and a token."""
     pytest.importorskip("IPython")
     code = (EXAMPLES / "notebook.py").read_text().replace("connect(", f"connect({url!r}, ")
     program = "\n# %%\n".join([code, *more, "print('the token:', token)"])
@@ -684,7 +684,7 @@ def cells(url: str, *more: str) -> tuple[str, str]:
 
 
 def test_a_notebook_shows_no_token(url: str) -> None:
-    """Nor one in a container; print() shows it all the same, and other texts are as they were."""
+    """Not even inside a container; print() still shows it, and other texts are unchanged."""
     shown, token = cells(
         url,
         "[token], {'token': token}, (token,)",
@@ -711,7 +711,7 @@ def test_a_notebook_may_show_it_again(url: str) -> None:
 
 
 def test_a_token_is_a_plain_str(conf: Conf) -> None:
-    """As in 0.2.5. A subclass with another repr() would be refused by all of these."""
+    """As in 0.2.5. All of these would refuse a subclass with another repr()."""
     token = conf.acquire("name")
     assert type(token) is str
     assert marshal.loads(marshal.dumps(token)) == token

@@ -1,4 +1,4 @@
-"""What keeps each other and nothing else is collected; what it has used ends by that."""
+"""Garbage cycles with locks in them are collected, which frees their resources."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Conf = score.distlock.ConfiguredDistlockModule
 
 
 class Service:
-    """Keeps a configuration, and is kept by it."""
+    """Refers to a configuration that refers to it."""
 
     def __init__(self, url: str) -> None:
         self.conf = score.distlock.connect(url)
         self.lock = self.conf.get("name")
 
     def lost(self, *_: object) -> None:
-        """Called by a hold."""
+        """The callback of a hold."""
 
 
 def aio(service: Service) -> Any:
@@ -87,7 +87,7 @@ def test_a_circle_is_collected(url: str, conf: Conf, use: Callable[[Service], An
 
 
 def test_what_is_in_use_is_not_collected(conf: Conf) -> None:
-    """A block that is open keeps whom it has to tell, though nobody else does."""
+    """An open block keeps its callback alive, even if nothing else does."""
     told: list[object] = []
 
     class Owner:

@@ -1,4 +1,4 @@
-"""A guard makes the lock and the caller's own transaction one."""
+"""A guard ties the lock to the caller's own transaction."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Db = psycopg.Connection[Any]
 
 
 class Client:
-    """A driver: how to open a transaction, execute in it, and commit it."""
+    """A driver: how to open a transaction, execute statements in it, and commit it."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -158,7 +158,7 @@ def psycopg3(url: str, db: Db) -> Client:
 
 
 def work(db: Db) -> list[Any]:
-    """What was committed."""
+    """The committed rows."""
     return [row[0] for row in db.execute("SELECT done FROM work")]
 
 
@@ -202,7 +202,7 @@ def test_a_loss_that_a_guard_finds_is_told(psycopg3: Client, conf: Conf, db: Db)
 
 
 def test_nobody_takes_over_what_is_guarded(client: Client, brief: Conf, conf: Conf, db: Db) -> None:
-    """Past the lease too; takers are refused and hang in no statement."""
+    """Even past the lease; takers are refused, and hang in no statement."""
     lock = brief.get("name")
     token = lock.acquire()
     with client.transaction() as connection:
@@ -213,7 +213,7 @@ def test_nobody_takes_over_what_is_guarded(client: Client, brief: Conf, conf: Co
                 conf.acquire("name")
             conf.vacuum()
             client.execute(connection, "INSERT INTO work VALUES ('late but guarded')")
-        assert conf.try_acquiring("name") is None  # until the transaction ends
+        assert conf.try_acquiring("name") is None  # refused until the transaction ends
         client.commit(connection)
     assert work(db) == ["late but guarded"]
     assert conf.acquire("name") != token
@@ -234,7 +234,7 @@ def test_the_guarded_hold_can_be_extended_and_released(psycopg3: Client, conf: C
 
 
 def test_a_waiter_hangs_in_no_statement(psycopg3: Client, conf: Conf, db: Db) -> None:
-    """It is called when the lock is released, and gives up in time while the guard stands."""
+    """The release wakes it, and it gives up in time while the guard's transaction is open."""
     lock = conf.get("name")
     lock.acquire()
     with psycopg3.transaction() as connection:
@@ -386,7 +386,7 @@ def test_a_holder_stopped_inside_its_guard_keeps_the_lock(url: str, conf: Conf, 
 def test_the_originals_vacuum_cannot_delete_a_guarded_row(
     original: str, url: str, brief: Conf, db: Db, psycopg3: Client
 ) -> None:
-    """0.2.5 waits for the guard's end in its DELETE: it knows no better."""
+    """The DELETE of 0.2.5 waits for the guard's end; that version knows no better."""
     lock = brief.get("name")
     lock.acquire()
     with psycopg3.transaction() as connection:

@@ -1,4 +1,4 @@
-"""A guard trusts the caller's connection with nothing, and marks no hold as lost for its sake."""
+"""A guard does not trust the caller's connection, nor marks a hold as lost on its word."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Refusing2(psycopg2.extensions.cursor):
 
 class NothingLoader(psycopg.adapt.Loader):
     def load(self, data: Any) -> None:
-        """Whatever it is, it is nothing."""
+        """Loads any value as nothing."""
 
 
 class RaisingDumper(psycopg.adapt.Dumper):
@@ -55,7 +55,7 @@ class RaisingDumper(psycopg.adapt.Dumper):
 
 
 class Adapted:
-    """What a connection takes its adapters from."""
+    """The place where a connection keeps its adapters."""
 
     connection = None
     adapters = psycopg.adapt.AdaptersMap(psycopg.adapters)
@@ -93,7 +93,7 @@ PSYCOPG2: dict[str, Any] = {
 
 
 def connect(url: str, kind: str) -> Any:
-    """A connection that is configured in an unusual way; the kind says which."""
+    """A connection configured in the unusual way that `kind` names."""
     driver, _, option = kind.partition(" ")
     if driver == "psycopg":
         return psycopg.connect(url, **PSYCOPG[option])
@@ -124,7 +124,7 @@ KINDS = [
 
 
 def execute(connection: Any, statement: str) -> None:
-    """Executes what gives no rows."""
+    """Executes a statement without results."""
     if hasattr(connection, "cursor"):
         psycopg3 = isinstance(connection, psycopg.Connection)
         plain = psycopg2.extensions.cursor
@@ -147,7 +147,7 @@ def connected(url: str, kind: str) -> Iterator[Any]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_unusual_connection_is_guarded(conf: Conf, url: str, kind: str) -> None:
     name = "名 'of' \\ many"
-    for _ in range(7):  # psycopg prepares what comes often
+    for _ in range(7):  # psycopg prepares repeated statements
         with conf.get(name) as lock, connected(url, kind) as connection:
             with lock.guard(connection):
                 lock.release(lock.token)
@@ -176,7 +176,7 @@ def test_a_lost_hold_is_lost_on_an_unusual_connection(
 
 
 def test_pipelines(conf: Conf, url: str, db: Db) -> None:
-    """Results arrive late there, and without a transaction every synchronization commits."""
+    """There results arrive late, and without a transaction every synchronization commits."""
     db.execute("CREATE TABLE work (done text)")
     lock = conf.get("name")
     with lock, psycopg.connect(url) as connection:
@@ -211,7 +211,7 @@ def test_pipelines(conf: Conf, url: str, db: Db) -> None:
 
 @pytest.mark.parametrize("driver", ["psycopg", "psycopg2"])
 def test_autocommit_of_sqlalchemy_is_no_transaction(conf: Conf, url: str, driver: str) -> None:
-    """Where no cursor can be declared, as the Engine's options want it."""
+    """No cursor can be declared there, although the Engine's options ask for one."""
     with conf.get("name") as lock, connected(url, f"sqlalchemy {driver}") as connection:
         connection.execution_options(isolation_level="AUTOCOMMIT")
         with pytest.raises(RuntimeError, match="autocommit"), lock.guard(connection):
@@ -227,7 +227,7 @@ def elsewhere(admin_url: str) -> Iterator[str]:
 
 
 def is_unharmed(conf: Conf, lock: Any, connection: Any) -> None:
-    """A guard fails, and neither the hold nor the caller's transaction takes harm."""
+    """A guard fails, and harms neither the hold nor the caller's transaction."""
     token = lock.token
     message = "is alive, but this connection does not see it"
     with pytest.raises(RuntimeError, match=message), lock.guard(connection):
@@ -244,7 +244,7 @@ def test_another_database(conf: Conf, elsewhere: str) -> None:
 
 
 def test_another_search_path(conf: Conf, url: str, db: Db) -> None:
-    """The guard asks the table of the locks, wherever the connection looks first."""
+    """The guard queries the locks' own table, whatever the connection's search path."""
     db.execute("CREATE SCHEMA other")
     db.execute("CREATE TABLE other._score_distlock (LIKE _score_distlock)")
     with conf.get("name") as lock, psycopg.connect(url) as connection:
@@ -277,7 +277,7 @@ def test_no_table(conf: Conf, admin_url: str) -> None:
 
 
 def test_what_is_not_known_is_not_committed(conf: Conf, url: str, db: Db) -> None:
-    """The hold is not seen, and the locks' own connection does not answer."""
+    """The connection does not see the hold, and the locks' own connection does not answer."""
     db.execute("CREATE TABLE work (done text)")
 
     def lost() -> str:
@@ -301,7 +301,7 @@ STRANGE = "SELECT 7, '$1 100% :p1 %s' AS \"$2 100% :x %(y)s\" WHERE $1 = '$1' OR
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_statements_may_have_strange_names_in_them(conf: Conf, url: str, kind: str) -> None:
-    """Such as a schema's."""
+    """For instance a schema's."""
     with connected(url, kind) as connection:
         assert _guard._execute(connection, STRANGE, ("a", "a")) == (7,)
         assert _guard._execute(connection, STRANGE, ("a", "b")) is None

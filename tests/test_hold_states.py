@@ -1,4 +1,4 @@
-"""What becomes of a hold whose end fails, is late, or is brought about by somebody else."""
+"""What becomes of a hold whose end fails, is late, or is caused by somebody else."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Db = psycopg.Connection[Any]
 
 
 class Front:
-    """A server behind a proxy, and what the tests do to it."""
+    """A server behind a proxy, and the faults that tests cause."""
 
     def __init__(self, server: Server, url: str) -> None:
         self.proxy = Proxy(f"{server.folder}/.s.PGSQL.{server.port}")
@@ -48,7 +48,7 @@ class Front:
         self.db: Db = psycopg.connect(url, autocommit=True)
 
     def configure(self, maxtime: str = "1h", pool_timeout: str = "300ms", **more: str) -> Conf:
-        """A module that goes through the proxy, with connections that have prepared everything."""
+        """A module that uses the proxy, with connections that have prepared every statement."""
         conf = score.distlock.init(
             {
                 "sqlalchemy.url": self.url,
@@ -57,7 +57,7 @@ class Front:
                 **more,
             }
         )
-        # Not with a lease that may run out meanwhile.
+        # Not with a lease that may expire meanwhile.
         with conf.get("warm-up").hold(maxtime="1m") as lock:
             lock.transfer()
         return conf
@@ -76,7 +76,7 @@ class Front:
         self.db.execute("ALTER TABLE elsewhere RENAME TO _score_distlock")
 
     def await_free(self, *names: str) -> None:
-        """Returns when others get all the names; the test's own time limit ends it otherwise."""
+        """Returns when others can get all the names; limited by the test's own timeout."""
         for name in names:
             while (token := self.observer.try_acquiring(name)) is None:
                 time.sleep(0.005)
@@ -100,7 +100,7 @@ def front(server: Server, server_url: str) -> Iterator[Front]:
     front.close()
 
 
-# A failing release ends no interpreter.
+# A failing release must not crash the interpreter.
 
 FAILING = """
 import asyncio, logging, os, sys, psycopg, score.distlock
@@ -146,7 +146,7 @@ FORMS = {
 }
 
 
-#: A busy machine may be slower than the time limit, before the block begins.
+#: A busy machine may exceed the time limit before the block begins.
 UNTIL_IT_RAN = """
 while True:
     try:
@@ -185,7 +185,7 @@ def run_failing(front: Front, code: str, *arguments: str) -> subprocess.Complete
 @pytest.mark.parametrize("ending", ["plain", "raising", "exiting"])
 @pytest.mark.parametrize("fault", ["SQL error", "cut"])
 def test_a_block_whose_release_fails(front: Front, form: str, ending: str, fault: str) -> None:
-    """Nothing but the Lock's `with` keeps it: it is dropped while the exception is under way."""
+    """Only the `with` statement refers to the Lock: it is dropped as the exception propagates."""
     result = run_failing(front, UNTIL_IT_RAN.format(indented(form)), fault, ending)
     assert result.returncode == 1, result.stderr
     expected = "DatabaseError" if fault == "SQL error" else "DatabaseUnavailable"
@@ -202,7 +202,7 @@ def test_a_block_whose_release_fails(front: Front, form: str, ending: str, fault
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("fault", ["SQL error", "cut"])
 def test_a_block_whose_release_fails_is_caught(front: Front, form: str, fault: str) -> None:
-    """The exception is a usual one, the body's own is its context, and the program goes on."""
+    """The exception is an ordinary one, the body's own is its context, and the program goes on."""
     code = (
         f"while len(ran) < 3:\n    before = len(ran)\n    try:\n{indented(form)}\n"
         "    except DatabaseError as error:\n"
@@ -225,7 +225,7 @@ def test_a_block_whose_release_fails_is_caught(front: Front, form: str, fault: s
     assert result.stdout == f"{expected} KeyError('of the body')\n" * 3
 
 
-# A block is left once and for good.
+# A block is left exactly once.
 
 Block = Callable[[Conf, str], AbstractContextManager[Any]]
 
@@ -244,7 +244,7 @@ BLOCKS: dict[str, Block] = {
     "acquire_all": lambda conf, name: conf.acquire_all([name, "a", "z"]),
 }
 
-#: What makes the end of a block fail, and what mends it.
+#: What makes the end of a block fail, and what repairs it.
 FAULTS: dict[str, tuple[Callable[[Front], None], Callable[[Front], None]]] = {
     "cut": (Front.cut, Front.restore),
     "SQL error": (Front.rename, Front.rename_back),
@@ -252,7 +252,7 @@ FAULTS: dict[str, tuple[Callable[[Front], None], Callable[[Front], None]]] = {
 
 
 def use_again(front: Front, conf: Conf, lock: Lock, block: Block, name: str) -> None:
-    """Each later block enters the first level, and ends the hold when it is left."""
+    """Each later block enters the first level, and its end ends the hold."""
     for again in [block, BLOCKS["with"], block]:
         with again(conf, name):
             assert lock.token is not None
@@ -287,7 +287,7 @@ def test_a_block_ends_while_the_database_fails(
 def test_a_failed_end_needs_nobody_to_free_the_name_for_its_owner(
     front: Front, kind: str, fault: str
 ) -> None:
-    """The very next block of the same unit of work enters, whether or not the owed one was done."""
+    """The next block of the same unit of work enters, even if the release is still pending."""
     conf, block = front.configure(pool_timeout="2s"), BLOCKS[kind]
     lock = conf.get("name")
     begin, end = FAULTS[fault]
@@ -302,7 +302,7 @@ def test_a_failed_end_needs_nobody_to_free_the_name_for_its_owner(
 
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_a_block_ends_by_ctrl_c_in_the_release(front: Front, interrupting: None, kind: str) -> None:
-    # Who waits for the server instead of giving up waits longer than the test may take.
+    # A call that waits for the server, instead of giving up, would exceed the test's timeout.
     conf, block = front.configure(pool_timeout="1m"), BLOCKS[kind]
     lock = conf.get("name")
 
@@ -363,7 +363,7 @@ def test_a_lease_runs_out_that_was_extended_automatically(front: Front, kind: st
 
 @pytest.mark.parametrize("kind", ["autoextend", "acquire_all"])
 def test_nothing_extends_a_hold_whose_block_is_over(front: Front, kind: str) -> None:
-    """The release alone is refused, so that only an extension could keep the hold."""
+    """Only the release fails, so that only an extension could keep the hold."""
     conf = front.configure("600ms")
     blocks: dict[str, Block] = {
         "autoextend": lambda conf, name: conf.get(name).hold(autoextend=True),
@@ -507,11 +507,11 @@ def test_a_release_by_token_that_failed_can_be_repeated(front: Front, fault: str
     assert front.is_free("name")
 
 
-# A late exit ends its own hold, and no other.
+# A late exit ends only its own hold.
 
 
 def run(work: Any, *arguments: Any) -> Any:
-    """Calls it in a thread of its own, in a context of its own."""
+    """Calls it in a new thread and a new context."""
     return Background(work, *arguments).result()
 
 
@@ -590,11 +590,11 @@ def test_a_late_exit_of_a_task_ends_no_other_tasks_hold(conf: Conf, db: Db) -> N
     assert conf.acquire("name")
 
 
-# A loss is told.
+# Losses are reported.
 
 
 class Losses:
-    """Counts how often each lock was said to be lost."""
+    """Counts how often the loss of each lock was reported."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -606,7 +606,7 @@ class Losses:
 
 
 def settle(conf: Conf, losses: Losses) -> None:
-    """Another hold is lost, and told of after all that was to be told before."""
+    """Loses another hold, whose report comes after all pending ones."""
     other = score.distlock.Lock(conf, "settled")
     with pytest.raises(LockExpired), other.hold(on_lost=losses, autoextend=True):
         Background(conf.release, "settled", other.token).result()
@@ -683,7 +683,7 @@ def test_a_released_hold_that_somebody_else_has_by_the_end_of_the_block(
 
 @pytest.mark.parametrize("how", RELEASES)
 def test_a_released_hold_of_nested_blocks(conf: Conf, url: str, how: str) -> None:
-    """The token in the hands of others ends all levels; each block's end tells."""
+    """When others use the token, all levels end; the end of each block reports it."""
     if "inside" in how:
         pytest.skip("the owner's own release takes one level off")
     other = score.distlock.init({"sqlalchemy.url": url})
@@ -711,7 +711,7 @@ NESTED: dict[str, Callable[[Any], Any]] = {
 def test_a_release_inside_of_a_nested_block(
     conf: Conf, url: str, how: str, block: Callable[[Any], Any]
 ) -> None:
-    """It takes the inner block's level off, whose end tells; the outer block keeps its own."""
+    """It removes the inner block's level, whose end reports it; the outer block keeps its own."""
     other = score.distlock.init({"sqlalchemy.url": url})
     lock = conf.get("name")
     with block(lock):
@@ -765,7 +765,7 @@ def test_another_process_releases_what_is_extended_automatically(
     assert [record for record in caplog.records if "name" in record.getMessage()]
 
 
-# An answer that comes later than the lease is no success.
+# An answer that arrives after the lease is no success.
 
 
 def await_row(db: Db, condition: str) -> None:
@@ -774,12 +774,12 @@ def await_row(db: Db, condition: str) -> None:
         time.sleep(0.002)
 
 
-#: Whether the hold was there when each body began.
+#: Whether the hold was alive when each body began.
 believed: list[bool] = []
 
 
 def enter(lock: Lock, block: AbstractContextManager[Any]) -> bool:
-    """Remembers whether the hold is there when the body begins: its end may raise."""
+    """Records whether the hold is alive when the body begins, since the block's end may raise."""
     with block:
         believed.append(not lock.expired and lock.remaining > 0)
         return True
@@ -813,7 +813,7 @@ def test_the_answer_to_acquire_is_later_than_the_lease(front: Front, how: str, t
     token = front.observer.acquire("name") if taken else None
     front.proxy.thaw()
     if token is not None and how == "waiting":
-        # It goes on with its wait.
+        # It goes on waiting.
         wait_until_waiting(front.db, 1)
         front.observer.release("name", token)
         token = None
@@ -833,7 +833,7 @@ def test_the_answer_to_acquire_is_later_than_the_lease(front: Front, how: str, t
 def test_a_loop_that_is_blocked_until_the_lease_is_over(
     url: str, conf: Conf, brief: Conf, db: Db, taken: bool
 ) -> None:
-    """The database's answer is in time, and the coroutine hears of it late."""
+    """The database answers in time, but the coroutine gets the answer late."""
 
     async def main() -> None:
         lock = brief.aio.get("name")
@@ -871,7 +871,7 @@ def test_a_loop_that_is_blocked_until_the_lease_is_over(
 def test_the_answer_to_a_holder_is_later_than_the_lease(
     front: Front, operation: str, taken: bool
 ) -> None:
-    """Extending, transferring and entering once more are told nothing else."""
+    """The same holds for extending, transferring and re-entering."""
     conf = front.configure("1s", "20s")
     lock = conf.get("name")
     result: list[Any] = []
@@ -906,7 +906,7 @@ def test_the_answer_to_a_holder_is_later_than_the_lease(
         front.observer.extend("name", token)
 
 
-# Renewal ends by a release, or by a loss that was told.
+# Renewal ends with a release, or with a reported loss.
 
 
 def keeps_being_extended(db: Db, conf: Conf, lock: Any, losses: Losses) -> None:

@@ -1,4 +1,4 @@
-"""Who holds what is told to everybody who may read it; and a hold can be ended by force."""
+"""Anyone who may read the table sees who holds what; and can end a hold by force."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ("own_url", "proxy", "roles", "through")
 Db = psycopg.Connection[Any]
 Conf = score.distlock.ConfiguredDistlockModule
 
-#: A hold of another process, until a line comes. It prints what became of it.
+#: A hold of another process, until it reads a line. It prints how the hold ended.
 ELSEWHERE = """
 import sys, threading
 import score.distlock
@@ -62,7 +62,7 @@ def said(process: subprocess.Popen[str]) -> str:
 
 
 def old_row(db: Db, name: str, age: str = "10 s") -> None:
-    """A hold as 0.2.5 writes it on a host like this one."""
+    """A hold as 0.2.5 writes it on a host in this zone."""
     zone = datetime.now().astimezone().utcoffset()
     db.execute(
         "INSERT INTO _score_distlock (name, token, acquired, updated) SELECT %s, repeat('ab', 128),"
@@ -108,7 +108,7 @@ def test_a_record_is_a_value(conf: Conf) -> None:
 
 
 def test_the_thread_that_holds_it(conf: Conf) -> None:
-    """The operating system's number; whoever has but a token holds it on none."""
+    """The operating system's thread id; a hold known only by its token has no thread."""
 
     def check() -> None:
         with conf.get("name"):
@@ -225,7 +225,7 @@ def test_a_hold_of_0_2_5_says_little(conf: Conf, db: Db) -> None:
 
 @pytest.mark.parametrize("zone", ["Asia/Kathmandu", "America/Los_Angeles", "XXX-9:10"])
 def test_holds_of_hosts_in_other_zones(url: str, zone: str) -> None:
-    """The column shows what the clock showed there; the record does not."""
+    """The column shows the local time there; the record does not."""
     conf = score.distlock.connect(url)
     before = datetime.now(timezone.utc) - timedelta(seconds=1)
     code = "import sys, score.distlock as d; d.connect(sys.argv[1], maxtime=77).acquire('name')"
@@ -256,7 +256,7 @@ def test_what_others_write_into_the_table_is_survived(
 
 
 def test_those_who_wait_are_counted(conf: Conf, url: str, db: Db) -> None:
-    """Processes and not threads; those that are gone do not count."""
+    """Processes rather than threads; dead ones do not count."""
     lock = conf.get("name")
     code = "import sys, score.distlock as d; d.connect(sys.argv[1]).acquire('name', timeout=None)"
     lock.acquire()
@@ -287,7 +287,7 @@ def wait(conf: Conf) -> None:
 
 
 def test_looking_disturbs_nobody(conf: Conf, db: Db) -> None:
-    """Neither by a lock on the row, nor is it held up by one; nor does it write."""
+    """It neither locks the row, nor waits for a lock on it, nor writes."""
     with conf.get("name") as lock:
         before = db.execute("SELECT ctid, xmin::text, * FROM _score_distlock").fetchall()
         with db.transaction():
@@ -298,7 +298,7 @@ def test_looking_disturbs_nobody(conf: Conf, db: Db) -> None:
 
 
 def test_a_role_that_may_only_read_can_look(url: str, db: Db, roles: tuple[str, str]) -> None:
-    """But not revoke, and a role without rights can do neither."""
+    """But not revoke; and a role without rights can do neither."""
     reader, stranger = roles
     conf = score.distlock.connect(url)
     conf.acquire("name")
@@ -344,7 +344,7 @@ def test_a_role_with_the_rights_of_a_release_can_revoke(
 
 
 def test_a_hold_that_cannot_be_ended(url: str, db: Db, roles: tuple[str, str]) -> None:
-    """A policy hides the row from updates: this is told, instead of trying for ever."""
+    """A policy hides the row from updates: that is reported, instead of retrying for ever."""
     conf = score.distlock.connect(url)
     conf.acquire("name")
     db.execute("ALTER TABLE _score_distlock ENABLE ROW LEVEL SECURITY")
@@ -414,7 +414,7 @@ def test_bad_names(conf: Conf) -> None:
 
 
 def test_the_holder_in_this_process_learns_of_it_at_once(conf: Conf, url: str) -> None:
-    """Also if another configured module revokes."""
+    """Even if another configured module revokes."""
     lost = threading.Event()
     hold = conf.get("name").hold(on_lost=lambda _: lost.set())
     with pytest.raises(LockExpired) as raised, hold as lock:
@@ -452,7 +452,7 @@ def test_the_holder_that_was_replaced_learns_of_it(conf: Conf, url: str) -> None
 
 
 def test_the_next_waiter_is_called(conf: Conf, db: Db) -> None:
-    """At once: nobody looks before the lease is over, in a minute."""
+    """Immediately: otherwise it would not look before the lease ends, in a minute."""
     lock = conf.get("name")
     lock.acquire()
     first = lock.fence
@@ -474,7 +474,7 @@ def test_the_next_waiter_is_called(conf: Conf, db: Db) -> None:
 
 
 def test_a_revocation_and_a_guard(conf: Conf, db: Db) -> None:
-    """What is guarded is committed before anybody else gets the lock."""
+    """Guarded work is committed before anybody else gets the lock."""
     lock = conf.get("name")
     with pytest.raises(LockExpired), lock.hold() as held:
         with pytest.raises(LockExpired), db.transaction(), held.guard(db):
@@ -513,7 +513,7 @@ def test_a_token_that_is_none_of_ours(conf: Conf, db: Db) -> None:
 
 
 def test_a_lost_answer(through: Any, proxy: Any, own_url: str) -> None:
-    """Whatever was executed: what was ended is told, and it has ended."""
+    """Whether or not the statement was executed, the result names the hold, and it has ended."""
     observer = score.distlock.connect(own_url)
     conf = through()
     conf.acquire("warm-up")
@@ -533,7 +533,7 @@ def test_a_lost_answer(through: Any, proxy: Any, own_url: str) -> None:
 
 
 def test_somebody_else_takes_it_meanwhile(through: Any, own_url: str) -> None:
-    """Two revoke the same hold at once: each hold is ended by one of them."""
+    """Two revoke the same hold at once: each hold is ended by only one of them."""
     confs = [score.distlock.connect(own_url) for _ in range(3)]
     ended: list[HoldInfo] = []
     fences = []
@@ -561,7 +561,7 @@ def test_somebody_else_takes_it_meanwhile(through: Any, own_url: str) -> None:
 
 
 def test_after_a_fork(conf: Conf) -> None:
-    """The child asks over connections of its own."""
+    """The child uses its own connections."""
     with pytest.raises(LockExpired), conf.get("name") as lock:
         info = conf.info("name")
         child = os.fork()

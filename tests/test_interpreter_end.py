@@ -1,4 +1,4 @@
-"""The interpreter ends while holds are renewed, losses told and threads wait."""
+"""The interpreter exits while it renews holds, reports losses, and threads wait."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def test_the_interpreter_ends_calmly(url: str, conf: Conf, db: Db) -> None:
         ]
         for ended in programs:
             output, errors = ended.communicate()
-            # What is logged is printed: losses, and that a server does not answer in time, which
-            # with such leases are milliseconds.
+            # The log is printed: losses, and that a server does not answer in time, which for
+            # such leases means milliseconds.
             logged = ("the hold of ", "the database at ")
             other = [line for line in errors.splitlines() if not line.startswith(logged)]
             assert (output, other, ended.returncode) == ("", [], 0)
-    # Those that ended while they waited are dead, and delay nobody.
+    # The processes that ended while waiting are dead, and delay nobody.
     assert tickets(db, "awaited") <= 40
 
 
@@ -82,7 +82,7 @@ inside.wait(30)
 
 
 def test_a_hold_of_a_daemon_thread_ends_with_its_lease(url: str, conf: Conf) -> None:
-    """As docs/explanation/exit.rst says: its block never ends, so nothing is released."""
+    """As docs/explanation/exit.rst says: its block never ends, so nothing releases it."""
     ended = subprocess.run(
         [sys.executable, "-c", DAEMON, url], capture_output=True, text=True, timeout=60, check=False
     )

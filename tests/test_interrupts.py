@@ -23,7 +23,7 @@ __all__ = ("black_hole", "own_url", "proxy")
 
 Conf = score.distlock.ConfiguredDistlockModule
 
-# A run that a script started in the background ignores SIGINT, and so would its children.
+# If a script started this run in the background, it ignores SIGINT, as would its children.
 BLOCKED = """
 import signal, sys, threading, score.distlock
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -50,7 +50,7 @@ thread.join()
 
 
 def interrupt(program: subprocess.Popen[str]) -> str:
-    """Sends Ctrl-C once other threads were seen to run; returns the rest of what it prints."""
+    """Sends Ctrl-C once other threads have been seen to run; returns the remaining output."""
     assert program.stdout is not None
     assert program.stdout.readline() == "others run\n"
     program.send_signal(signal.SIGINT)
@@ -129,7 +129,7 @@ def test_waiting_for_a_server_to_come_back_can_be_interrupted(
 
 @pytest.fixture
 def interrupting() -> Iterator[None]:
-    """Python's own handler for SIGINT, whatever pytest was started with."""
+    """Python's own handler for SIGINT, however pytest was started."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -138,7 +138,7 @@ def interrupting() -> Iterator[None]:
 @pytest.mark.usefixtures("interrupting")
 @pytest.mark.parametrize("operation", ["acquire", "extend", "release", "transfer"])
 def test_an_interrupted_call_can_be_repeated(proxy: Proxy, own_url: str, operation: str) -> None:
-    """The request was sent, the answer is on its way, and the caller is interrupted."""
+    """The request was sent, the answer is in flight, and the caller is interrupted."""
     observer = score.distlock.init({"sqlalchemy.url": own_url})
     url = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers"
     conf = score.distlock.init({"sqlalchemy.url": url})

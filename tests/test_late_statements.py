@@ -1,4 +1,4 @@
-"""Statements that reach the server when nobody waits for them any more take nothing."""
+"""Statements that reach the server after their callers have given up acquire nothing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Db = psycopg.Connection[Any]
 
 @contextlib.contextmanager
 def standing_still(db: Db, name: str) -> Iterator[None]:
-    """The server processes of one application stand still, and what is sent to them waits."""
+    """Stops the server processes of one application, so that requests to them queue up."""
     query = "SELECT pid FROM pg_stat_activity WHERE application_name = %s AND query !~ 'LISTEN'"
     pids = [row[0] for row in db.execute(query, (name,))]
     assert pids
@@ -38,14 +38,14 @@ def standing_still(db: Db, name: str) -> Iterator[None]:
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
-    # They do now what they were asked for.
+    # Now they execute the queued requests.
     query = "SELECT count(*) FROM pg_stat_activity WHERE pid = ANY (%s) AND state <> 'idle'"
     until(lambda: db.execute(query, (pids,)).fetchone() == (0,))
 
 
 @pytest.fixture
 def local(url: str) -> str:
-    """The URL of a server whose processes are ours to stop."""
+    """The URL of a server whose processes we may stop."""
     if os.geteuid() != 0 and "DISTLOCK_TEST_URL" in os.environ:
         pytest.skip("the server's processes are not ours")
     return url + ("&" if "?" in url else "?")
@@ -65,7 +65,7 @@ def test_a_lock_that_was_taken_on_another_session_and_released_stays_free(
 
 
 def test_a_hold_that_was_lost_does_not_come_back(local: str, url: str, db: Db) -> None:
-    """Its lease ends, somebody else holds and releases the lock, and then it would be taken."""
+    """Its lease ends, another holds and releases the lock, and then the late statement runs."""
     slow = Conf(local + "application_name=slow", "2s", pool_timeout=20)
     lock = slow.get("name")
     with lock:
@@ -105,14 +105,14 @@ def test_what_was_given_up_ends_though_it_comes_late(
             with pytest.raises(KeyboardInterrupt):
                 slow.acquire("name")
             signal.signal(signal.SIGALRM, before)
-    # It may be held for the five seconds that the statement was good for, and not for its lease.
+    # It may be held for the five seconds that the statement is valid, not for its whole lease.
     assert conf.acquire("name", timeout=30)
 
 
 def test_an_extension_whose_answer_comes_late_takes_nothing_back(
     through: Any, proxy: Any, own_url: str
 ) -> None:
-    """Renewals have moved the deadline on meanwhile."""
+    """Renewals have moved the deadline on in the meantime."""
     conf = through(pool_timeout="20")
     told: list[Any] = []
     other = Conf(own_url, "2s")

@@ -1,4 +1,4 @@
-"""Each file knows only what is below it: no layer looks up, and no two files need each other."""
+"""Each file depends only on lower layers, and no two files depend on each other."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ PROJECT = Path(__file__).parent.parent
 RUST = PROJECT / "src"
 PYTHON = PROJECT / "python" / "score" / "distlock"
 
-#: As `src/lib.rs` names them, from the top; the rest is for all of them.
+#: As in `src/lib.rs`, from the top; every layer may use the rest.
 LAYERS = ["python", "service", "store", "error", "engine"]
 
 Graph = dict[str, set[str]]
 
 
 def circle(graph: Graph) -> list[str]:
-    """Files that need each other, if there are any."""
+    """A cycle of dependencies, if there is one."""
     done: set[str] = set()
 
     def walk(node: str, path: list[str]) -> list[str]:
@@ -38,13 +38,13 @@ def circle(graph: Graph) -> list[str]:
 
 
 def code(file: Path) -> str:
-    """A Rust file without comments, and without the tests within it."""
+    """The code of a Rust file without comments and inline tests."""
     text = re.sub(r"//[^\n]*", "", file.read_text())
     return re.split(r"#\[cfg\(test\)\]\s*mod \w+ \{", text)[0]
 
 
 def is_test(file: Path) -> bool:
-    """Whether it is compiled for tests only."""
+    """Whether the file is compiled only for tests."""
     names = ("tests", "promises", "memory", "interleavings", "simulated")
     return any(part in names for part in file.with_suffix("").relative_to(RUST).parts)
 
@@ -73,7 +73,7 @@ def names(tree: str, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
 
 
 FILES = {module(file): file for file in RUST.rglob("*.rs") if "parking_lot" not in file.parts}
-#: What a module has from those within it: `pub use lock::Lock;` in `service/mod.rs`.
+#: Names that a module re-exports from within: `pub use lock::Lock;` in `service/mod.rs`.
 EXPORTS = {
     (*parent, path[-1]): (*parent, *path[:-1])
     for parent, file in FILES.items()
@@ -84,9 +84,9 @@ EXPORTS = {
 
 
 def resolved(path: tuple[str, ...]) -> tuple[str, ...]:
-    """The module in which something is defined."""
+    """The module that defines a path."""
     for length in range(len(path), 0, -1):
-        # A function may be called like its module.
+        # A function may have its module's name.
         if path[:length] in FILES:
             return path[:length]
         if path[:length] in EXPORTS:
@@ -110,7 +110,7 @@ def needed(file: Path) -> Iterator[tuple[str, ...]]:
 
 
 def rust() -> dict[tuple[str, ...], set[tuple[str, ...]]]:
-    """Which module needs which."""
+    """The dependencies of each module."""
     return {
         name: {to for to in needed(file) if not is_test(FILES[to])}
         for name, file in FILES.items()
@@ -143,7 +143,7 @@ def test_no_files_of_a_layer_need_each_other(layer: str) -> None:
 
 
 def imports(file: Path) -> Iterator[str]:
-    """The modules of the package that a Python file imports as it is loaded, or for its types."""
+    """The modules of the package that a Python file imports at load time, or for its types."""
     package = file.relative_to(PYTHON).parent.parts
     for node in ast.parse(file.read_text()).body:
         inner = node.body if isinstance(node, ast.If) else [node]

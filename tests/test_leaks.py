@@ -1,4 +1,4 @@
-"""Thousands of calls of the whole API, good and bad, use nothing up.
+"""Thousands of calls to the whole API, good and bad, leak nothing.
 
 `make leaks` makes a million of them.
 """
@@ -20,10 +20,10 @@ CALLS = 2000
 
 
 def types() -> Counter[str]:
-    """How many objects of each class there are, without what `isinstance` keeps.
+    """The number of objects of each class, without those that `isinstance` keeps.
 
-    An abstract base class remembers each class that it was asked about, by a weak reference with
-    a built-in function as its callback: that depends on which tests ran before.
+    An abstract base class remembers each class it was asked about, in a weak reference with a
+    built-in function as its callback: which ones depends on the tests that ran before.
     """
     gc.collect()
     return Counter(
@@ -36,7 +36,7 @@ def types() -> Counter[str]:
 
 def test_calls_leave_nothing(server: Server, server_url: str) -> None:
     def sample() -> dict[str, int]:
-        """What there is when all is closed."""
+        """What is in use once everything is closed."""
         calls.conf.close()
         found = calls.sample()
         return {key: found[key] for key in ("descriptors", "threads", "sessions")}
@@ -46,11 +46,11 @@ def test_calls_leave_nothing(server: Server, server_url: str) -> None:
         before, objects = sample(), types()
         calls.until(CALLS)
         grown: Any = True
-        # Configurations that were dropped have threads that end by themselves.
+        # The threads of dropped configurations end by themselves.
         while grown:
             after = sample()
             grown = {key: (before[key], after[key]) for key in before if after[key] > before[key]}
             time.sleep(0.01)
-        # What each round leaves would be more.
+        # A leak in each round would be larger.
         found = types() - objects
     assert {kind: n for kind, n in found.items() if n > 40} == {}

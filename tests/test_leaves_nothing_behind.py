@@ -1,4 +1,4 @@
-"""A test run that is killed leaves neither a server nor a database behind."""
+"""A test run that is killed leaves no server and no database behind."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ with guarded(sys.argv[1]), fresh_database(sys.argv[1]) as url:
 
 
 def killed(code: str, *arguments: str) -> str:
-    """Runs a program until it has printed a line; returns the line when it has been killed."""
+    """Runs a program until it has printed a line, then kills it; returns the line."""
     program = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=PROJECT,
@@ -52,7 +52,7 @@ def killed(code: str, *arguments: str) -> str:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """The folder of a server whose tests were killed."""
+    """The folder of a server whose test run was killed."""
     folder = Path(killed(SERVER))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)

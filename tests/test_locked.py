@@ -22,7 +22,7 @@ Conf = score.distlock.ConfiguredDistlockModule
 
 
 def held(conf: Conf, name: str) -> bool:
-    """Whether somebody holds a lock: asked with another Lock object."""
+    """Whether somebody holds a lock, according to another Lock object."""
     token = score.distlock.Lock(conf, name).try_acquiring()
     if token:
         conf.release(name, token)
@@ -161,7 +161,7 @@ def test_mistakes(conf: Conf) -> None:
 
 @pytest.mark.filterwarnings("error:coroutine", "error::pytest.PytestUnraisableExceptionWarning")
 def test_coroutine_functions_in_disguise(conf: Conf) -> None:
-    """Whatever it looks like, the body runs under the lock."""
+    """Whatever the function looks like, its body runs under the lock."""
 
     async def plain(number: int = 3) -> bool:
         await asyncio.sleep(0)
@@ -242,7 +242,7 @@ class Awaitable:
 
 
 def disguised(function: Callable[[], Any]) -> Callable[[], Any]:
-    """A function of which nothing tells what it returns."""
+    """A function that gives no hint of what it returns."""
 
     def call() -> Any:
         return function()
@@ -273,7 +273,7 @@ UNFINISHED: dict[str, Callable[[], Any]] = {
 @pytest.mark.filterwarnings("error:coroutine", "error::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("kind", UNFINISHED)
 def test_unfinished_results_are_refused(conf: Conf, kind: str) -> None:
-    """Their work would be done after the lock was released."""
+    """Their work would happen after the release."""
     function = disguised(UNFINISHED[kind])
     message = "returns " + kind.partition(" (")[0]
     with pytest.raises(TypeError, match=message):
@@ -316,7 +316,7 @@ def test_a_task_is_cancelled_and_a_finished_future_is_a_result(conf: Conf) -> No
 
 
 def test_a_signature_is_only_needed_for_fields(conf: Conf, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python 3.10 knows none of print's."""
+    """Python 3.10 knows no signature of print."""
 
     def unknown(function: object) -> None:
         raise ValueError("no signature found")
@@ -361,7 +361,7 @@ def test_a_name_with_too_many_braces(conf: Conf) -> None:
 
 
 def test_wrappers_without_end(conf: Conf) -> None:
-    """Of an object that has every attribute, as the methods of `xmlrpc.client`."""
+    """An object that has every attribute, such as a method of `xmlrpc.client`."""
 
     class Method:
         @property
@@ -376,7 +376,7 @@ def test_wrappers_without_end(conf: Conf) -> None:
 
 @pytest.mark.parametrize("manner", ["function", "coroutine", "wrapper", "wrapper of either"])
 def test_arguments_and_options_reach_every_kind_of_function(conf: Conf, manner: str) -> None:
-    """The name is made of the former, and the hold of the latter."""
+    """The arguments form the name, and the options apply to the hold."""
 
     def function(*, order_id: int) -> tuple[bool, bool]:
         return held(conf, f"order-{order_id}"), conf.get(f"order-{order_id}").remaining <= 5
@@ -412,7 +412,7 @@ def test_arguments_and_options_reach_every_kind_of_function(conf: Conf, manner: 
 
 
 def test_a_wrapper_that_has_to_wait_does_not_stop_the_event_loop(conf: Conf) -> None:
-    """Who holds the lock may be another task of the same loop."""
+    """The holder may be another task of the same loop."""
 
     async def plain() -> bool:
         return held(conf, "name")

@@ -18,7 +18,7 @@ Conf = score.distlock.ConfiguredDistlockModule
 
 
 class App:
-    """As an application factory makes it."""
+    """An application, as from a factory."""
 
     conf: Any = None
 
@@ -66,7 +66,7 @@ def test_functions_methods_and_coroutines(conf: Conf) -> None:
 
 
 def test_it_is_asked_at_each_call(conf: Conf, url: str) -> None:
-    """Each test, or tenant, has an application of its own."""
+    """Each test, or tenant, has its own application."""
     asked = []
     other = score.distlock.ConfiguredDistlockModule(url, "1h")
 

@@ -1,4 +1,4 @@
-"""Wherever a connection is cut: one hold that the caller has, or none beyond the lease."""
+"""Wherever a connection breaks: the caller has one hold, or none remains beyond the lease."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def proxy(server: Server) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def own_url(server: Server) -> Iterator[str]:
-    """A database on the server that the proxy is in front of."""
+    """A database on the server behind the proxy."""
     with psycopg.connect(server.url(), autocommit=True) as admin:
         admin.execute("CREATE DATABASE lost_answers")
     yield server.url("lost_answers")
@@ -45,7 +45,7 @@ def own_url(server: Server) -> Iterator[str]:
 
 @pytest.fixture
 def through(proxy: Proxy, own_url: str) -> Callable[..., Conf]:
-    """Makes configured modules that go through the proxy."""
+    """Creates configured modules that go through the proxy."""
     score.distlock.init({"sqlalchemy.url": own_url})
 
     def configure(pool_timeout: str = "20s", options: str = "") -> Conf:
@@ -56,14 +56,14 @@ def through(proxy: Proxy, own_url: str) -> Callable[..., Conf]:
 
 
 def warm_up(conf: Conf) -> None:
-    """Has a connection that has prepared everything."""
+    """Opens a connection and prepares every statement."""
     token = conf.acquire("warm-up")
     conf.extend("warm-up", token)
     conf.release("warm-up", conf.transfer("warm-up", token))
 
 
 def only_hold(observer: Conf, lock: Lock) -> None:
-    """The caller has the lock, nobody else gets it, and afterwards everybody does."""
+    """The caller has the lock, nobody else gets it, and afterwards everybody can."""
     assert lock.token is not None
     assert observer.try_acquiring(lock.name) is None
     lock.release()
@@ -73,7 +73,7 @@ def only_hold(observer: Conf, lock: Lock) -> None:
 
 
 class Operation:
-    """One of the operations, its preparation, and what must be true afterwards."""
+    """An operation, its preparation, and what must be true afterwards."""
 
     def __init__(self, observer: Conf) -> None:
         self.observer = observer
@@ -97,7 +97,7 @@ class Acquire(Operation):
 
 
 class AcquireAgain(Operation):
-    """What was released here a moment ago: a statement of its own."""
+    """A lock just released by this process has a statement of its own."""
 
     def prepare(self, lock: Lock) -> None:
         lock.acquire()
@@ -108,13 +108,13 @@ class AcquireAgain(Operation):
 
 
 class AcquireAfterRefusal(Operation):
-    """Who was refused looks first."""
+    """After a refusal, the next attempt looks first."""
 
     def prepare(self, lock: Lock) -> None:
         other = score.distlock.Lock(lock.conf, lock.name)
         other.acquire()
         assert lock.try_acquiring() is None
-        # Elsewhere, so that this process remembers the refusal.
+        # By another module, so that this one remembers the refusal.
         self.observer.release(lock.name, other.token)
 
     def run(self, lock: Lock) -> None:
@@ -196,7 +196,7 @@ def test_a_cut_from_everybody_is_mended_by_the_next_call(
     proxy: Proxy,
     own_url: str,
 ) -> None:
-    """The server stays away: the call fails, and the same call later goes on where it stopped."""
+    """The server stays away: the call fails; repeated later, it goes on where it stopped."""
     observer = score.distlock.init({"sqlalchemy.url": own_url})
     conf = through("500ms")
     for index in itertools.count():
@@ -235,7 +235,7 @@ def test_a_refusal_after_a_lost_answer_leaves_the_outcome_open(
     conf = through()
     operation = kind(score.distlock.init({"sqlalchemy.url": own_url}))
     lock = conf.get(f"{kind.__name__} refused")
-    for _ in range(2):  # the second time with the statement for what was released here
+    for _ in range(2):  # the second time uses the statement for a lock just released here
         warm_up(conf)
     operation.prepare(lock)
     with psycopg.connect(own_url, autocommit=True) as admin:
@@ -285,12 +285,12 @@ def test_a_lost_transfer_does_not_lose_the_hold(
     with pytest.raises(DatabaseUnavailable):
         lock.transfer()
     proxy.thaw()
-    lock.extend()  # with the token that the database has, whichever that is
+    lock.extend()  # with whichever token the database has
     only_hold(score.distlock.init({"sqlalchemy.url": own_url}), lock)
 
 
 def test_a_token_released_twice_is_lost_the_second_time(conf: Conf) -> None:
-    """Only a release whose answer was lost may be repeated."""
+    """Only a release whose answer was lost can be repeated."""
     token = conf.acquire("twice")
     conf.release("twice", token)
     with pytest.raises(LockExpired):
@@ -300,7 +300,7 @@ def test_a_token_released_twice_is_lost_the_second_time(conf: Conf) -> None:
 def test_a_statement_that_was_parsed_and_not_described(
     through: Callable[..., Conf], proxy: Proxy, own_url: str
 ) -> None:
-    """What is known of it afterwards is not that its rows have no columns."""
+    """The client must not conclude that its rows have no columns."""
     observer = score.distlock.init({"sqlalchemy.url": own_url})
     observer.release("described", observer.acquire("described"))
     conf = through(options="?options=-cstatement_timeout%3D1000")
@@ -316,7 +316,7 @@ def test_a_statement_that_was_parsed_and_not_described(
         while admin.execute(late).fetchone() == (0,):
             assert attempt.thread.is_alive()
         proxy.thaw()
-        # The first try was cancelled by the server (57014), the second was not.
+        # The server cancelled the first attempt (57014), but not the second.
         observer.release("described", attempt.result())
     for _ in range(2):
         only_hold(observer, held(conf, "described"))
@@ -331,7 +331,7 @@ def held(conf: Conf, name: str) -> Lock:
 def test_a_waiter_whose_answer_is_lost_does_not_queue_up_behind_itself(
     through: Callable[..., Conf], proxy: Proxy, own_url: str
 ) -> None:
-    """It finds that it has taken the lock already."""
+    """It finds that it has already taken the lock."""
     conf = through()
     observer = score.distlock.init({"sqlalchemy.url": own_url})
     with psycopg.connect(own_url, autocommit=True) as db:

@@ -1,4 +1,4 @@
-"""``lock.lost``: what a worker sleeps on until its hold is lost."""
+"""``lock.lost``: lets a worker sleep until its hold is lost."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def by_force(conf: Conf, db: Db, lock: Any) -> None:
 
 
 def by_deletion(conf: Conf, db: Db, lock: Any) -> None:
-    """Only the renewal finds it."""
+    """Only the next renewal notices."""
     db.execute("DELETE FROM _score_distlock")
 
 
 def by_a_locked_row(conf: Conf, db: Db, lock: Any) -> None:
-    """It cannot be renewed until its end."""
+    """Renewals fail until the lease ends."""
     db.execute("BEGIN")
     db.execute("SELECT FROM _score_distlock FOR UPDATE")
 
@@ -116,7 +116,7 @@ def test_a_hold_that_is_extended_is_waited_for_until_its_new_end(brief: Conf, db
 
 
 def test_it_stays_set_until_the_lock_is_acquired_again(brief: Conf, conf: Conf) -> None:
-    """For a helper that looks only after the block was left."""
+    """For a helper that looks only after the block has ended."""
     lock = brief.get("name")
     lost = lock.lost
     with pytest.raises(LockExpired), lock:
@@ -137,7 +137,7 @@ def test_it_stays_set_until_the_lock_is_acquired_again(brief: Conf, conf: Conf) 
 
 
 def test_a_block_that_is_left_late_is_a_loss_for_helpers(brief: Conf, db: Db) -> None:
-    """Also if nobody waited when its end came."""
+    """Even if nobody was waiting when the lease ended."""
     lock = brief.get("name")
     with pytest.raises(LockExpired), lock:
         outlive(db)
@@ -163,7 +163,7 @@ def test_who_waits_before_the_lock_is_acquired_hears_of_its_loss(brief: Conf) ->
         brief.release("name", lock.token)
         assert waiting.result()
     quiet = Background(lock.lost.wait)
-    # Nothing reports this one, and nobody releases.
+    # Nothing reports this loss, and nobody releases the lock.
     brief.get("name").acquire()
     assert quiet.result()
 
@@ -182,7 +182,7 @@ def test_a_loss_is_heard_though_the_block_is_left_at_once(conf: Conf) -> None:
 
 
 def test_each_owner_waits_for_its_own_hold(brief: Conf, conf: Conf, db: Db) -> None:
-    """Two threads with one Lock object: the one was late, the other has taken over."""
+    """Two threads share one Lock: one was late, the other has taken over."""
     lock = brief.get("name")
     over, looked = threading.Event(), threading.Event()
 
@@ -217,7 +217,7 @@ def test_numbers_that_are_no_time(conf: Conf) -> None:
 
 
 def test_it_is_no_truth(conf: Conf) -> None:
-    """`while not lock.lost` would never run: it has to be asked."""
+    """`while not lock.lost` would never run: call a method instead."""
     with pytest.raises(TypeError, match="is_set"):
         bool(conf.get("name").lost)
     with pytest.raises(TypeError, match="is_set"):
@@ -282,7 +282,7 @@ assert lock.lost.wait()
     "work", ["lock.lost.wait(0)", "lock.release('0' * 256)", "conf.get('').hold(timeout='1s')"]
 )
 def test_the_interpreter_ends_while_threads_wait(url: str, work: str) -> None:
-    """Daemon threads are in Python code that Rust code has called, and may not be unwound."""
+    """Daemon threads run Python code called from Rust code, and must not be unwound."""
     for number in range(12):
         code = ENDING.replace("WORK", work)
         program = [sys.executable, "-X", "faulthandler", "-c", code, url, str(number)]
@@ -327,7 +327,7 @@ def test_a_coroutine_that_is_cancelled_waits_no_more(conf: Conf, run: Run) -> No
 
 
 def test_a_worker_of_coroutines(conf: Conf, run: Run) -> None:
-    """A task that was started before, and one that looks afterwards."""
+    """One task started before, and one that looks afterwards."""
 
     async def main() -> None:
         lock = conf.aio.get("name")

@@ -23,7 +23,7 @@ NAMES = range(2)
 
 
 class Actor:
-    """Our end of a process that works with locks."""
+    """Our end of a process that uses locks."""
 
     def __init__(self, url: str) -> None:
         self.process = subprocess.Popen(
@@ -34,7 +34,7 @@ class Actor:
         )
 
     def ask(self, *command: Any) -> tuple[Any, str | None, int | None, bool]:
-        """Has a method of a lock called; returns its outcome, and what the lock then knows."""
+        """Calls a method of a lock; returns the outcome, and what the lock then knows."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(command) + "\n")
@@ -45,7 +45,7 @@ class Actor:
 
 @dataclass
 class Held:
-    """What a process believes to hold."""
+    """What a process believes it holds."""
 
     token: str
     fence: int
@@ -61,7 +61,7 @@ runs = itertools.count()
 
 
 class Model(RuleBasedStateMachine):
-    """In the database each name has at most one live token; each process has what it believes."""
+    """Each name has at most one live token in the database; each process has its own beliefs."""
 
     actors: list[Actor]
     db: psycopg.Connection[Any]
@@ -83,7 +83,7 @@ class Model(RuleBasedStateMachine):
         return outcome
 
     def agree(self, process: int, name: int) -> None:
-        """What the process knows afterwards is what the model says it knows."""
+        """Afterwards the process knows exactly what the model says."""
         held = self.held.get((process, name))
         assert self.knows == ((held.token, held.lost) if held else (None, False))
 
@@ -119,7 +119,7 @@ class Model(RuleBasedStateMachine):
             assert outcome == NO_TOKEN
         elif held.count > 1:
             held.count -= 1
-            # Only a process that suspects something asks the database.
+            # A process asks the database only if it suspects a loss.
             assert outcome == (EXPIRED if held.lost else ("returned", None))
         else:
             del self.held[process, name]
@@ -188,7 +188,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES))
     def row_disappears(self, name: int) -> None:
-        """As 0.2.5 makes free and expired rows disappear."""
+        """As 0.2.5 deletes free and expired rows."""
         if self.live[name] is None:
             self.db.execute("DELETE FROM _score_distlock WHERE name = %s", (self.name(name),))
 

@@ -31,7 +31,7 @@ Db = psycopg.Connection[Any]
 
 OPERATOR = r"[-+*/<>=~!@#%^&|?]+"
 STATEMENTS = {title: (text, types) for title, text, types in _statements("locks")}
-# What statements compare and pass on.
+# The types that statements compare and pass on.
 TYPES = [
     "text",
     "varchar",
@@ -56,7 +56,7 @@ TYPES = [
 
 
 def softened(text: str) -> str:
-    """The statement as one would write it who trusts everybody."""
+    """The statement as someone would write it who trusts every role."""
     plain = re.sub(rf"OPERATOR\(pg_catalog\.({OPERATOR})\)", r"\1", text)
     return plain.replace("pg_catalog.", "").replace('"locks".', "")
 
@@ -71,10 +71,10 @@ def words(texts: list[str]) -> set[str]:
 
 @pytest.fixture
 def hostile(url: str, db: Db) -> str:
-    """A schema that has something better to offer for every name in every statement.
+    """A schema that offers a better match for every name in every statement.
 
-    All of it raises an exception when it runs. Returns a URL whose search path has it
-    before the system's own.
+    Each of its objects raises an exception when it runs. Returns a URL whose search path has
+    the schema before the system's own.
     """
     texts = [text for text, _ in STATEMENTS.values()]
     texts.append(score.distlock._distlock._schema("locks", "somebody"))
@@ -131,7 +131,7 @@ def hostile(url: str, db: Db) -> str:
 
 
 def strangers(db: Db, text: str, types: list[str]) -> set[str]:
-    """What a statement means, as far as it is not the system's, according to the server."""
+    """The objects that a statement refers to outside the system's, according to the server."""
     kinds = ", ".join(f"pg_catalog.{kind}" for kind in types)
     with db.transaction(force_rollback=True):
         db.execute("SET LOCAL search_path TO locks, hostile, pg_catalog")
@@ -165,11 +165,11 @@ def test_no_statement_means_anything_of_another_role(hostile: str, db: Db) -> No
     bitten = set()
     for title, (text, types) in STATEMENTS.items():
         assert strangers(db, text, types) == set(), title
-        # The same without its precautions falls for it: the test can fail.
+        # Without its precautions, the statement is fooled: so the test can fail.
         try:
             fallen = strangers(db, softened(text), types) != set()
         except psycopg.Error:
-            fallen = True  # what is offered has made nonsense of it
+            fallen = True  # the statement made no sense with these objects
         if fallen:
             bitten.add(title)
     assert set(STATEMENTS) - bitten == set()
@@ -212,7 +212,7 @@ def test_a_whole_life_runs_no_code_of_another_role(
             found = db.execute("SELECT expires FROM locks._score_distlock WHERE name = 'kept'")
             renewed = found.fetchone()
     assert not lost.is_set()
-    # SQLAlchemy itself would fall for it when it connects.
+    # SQLAlchemy itself would be fooled when it connects.
     with connected(url, "session psycopg") as session:
         execute(session, "SET search_path TO locks, hostile, pg_catalog")
         conf.vacuum(session)
@@ -297,7 +297,7 @@ def test_parts_of_a_squatted_table_are_refused(
 
 
 def test_the_refusal_names_what_is_on_the_table(url: str, db: Db, roles: tuple[str, str]) -> None:
-    """And nothing that is on others."""
+    """And nothing that is on other tables."""
     app, stranger = roles
     db.execute("CREATE VIEW unconcerned AS SELECT 1")
     with psycopg.connect(of_role(url, stranger), autocommit=True) as connection:
@@ -333,13 +333,13 @@ def test_a_trigger_by_somebody_who_may_add_triggers_is_refused(
 
 def test_tables_of_those_who_need_no_trust(url: str, db: Db, roles: tuple[str, str]) -> None:
     app, other = roles
-    score.distlock.init({"sqlalchemy.url": url})  # a superuser's
+    score.distlock.init({"sqlalchemy.url": url})  # as a superuser
     db.execute(sql.SQL("GRANT ALL ON _score_distlock TO {}").format(sql.Identifier(app)))
     grant = sql.SQL("GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO {}")
     db.execute(grant.format(sql.Identifier(app)))
     score.distlock.init({"sqlalchemy.url": of_role(url, app)}).acquire("of a superuser")
     db.execute(sql.SQL("ALTER TABLE _score_distlock OWNER TO {}").format(sql.Identifier(other)))
-    # Somebody else is a member of it.
+    # Another role is a member of it.
     db.execute(sql.SQL("GRANT {} TO postgres").format(sql.Identifier(other)))
     with pytest.raises(ConfigurationError, match="belong to"):
         score.distlock.init({"sqlalchemy.url": of_role(url, app)})
@@ -355,7 +355,7 @@ def test_tables_of_those_who_need_no_trust(url: str, db: Db, roles: tuple[str, s
 
 
 def test_no_advisory_lock_decides_who_holds_a_lock(url: str, conf: Conf, db: Db) -> None:
-    """Anybody can take one whose key pg_locks shows."""
+    """Anyone can take one, as pg_locks shows its key."""
     db.execute("CREATE TABLE seen (key text)")
     db.execute("""
         CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

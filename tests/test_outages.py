@@ -1,4 +1,4 @@
-"""The database is gone, or a part of the way to it: who waits, for how long, and what is told."""
+"""The database, or part of the way to it, is down: who waits, how long, and what is reported."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_an_outage_is_waited_for_once(
     for number in range(20):
         with pytest.raises(DatabaseUnavailable):
             conf.acquire(f"at once {number}")
-    # One attempt for each call and for what is owed, or none; each call that waited a second
+    # At most one attempt for each call and for pending releases; calls that each waited a second
     # would try eight times.
     assert proxy.connects - before <= 45
     with caplog.at_level(logging.WARNING, "score.distlock"):
@@ -79,7 +79,7 @@ def test_an_outage_is_logged(proxy: Proxy, database: str, caplog: pytest.LogCapt
 def test_a_timeout_bounds_the_whole_call(
     proxy: Proxy, database: str, gone: str, asynchronous: bool
 ) -> None:
-    """Whatever `pool_timeout` allows: this test's own limit is shorter."""
+    """Whatever `pool_timeout` allows: this test's own timeout is shorter."""
     import asyncio
 
     conf = through(proxy, database, **{"sqlalchemy.pool_timeout": "10m"})
@@ -140,7 +140,7 @@ def test_a_host_that_swallows_everything_leaves_time_for_the_others(
 def test_a_host_that_cannot_write_is_passed_over(
     server: Server, proxy: Proxy, database: str, server_url: str
 ) -> None:
-    """The first of two hosts is one whose sessions are read-only."""
+    """The first of two hosts has only read-only sessions."""
     name = server_url.partition("?")[0].rpartition("/")[2]
     with psycopg.connect(server_url, autocommit=True) as db:
         db.execute(f"CREATE ROLE {name}_reader LOGIN SUPERUSER".encode())

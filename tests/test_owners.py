@@ -1,4 +1,4 @@
-"""Process, thread, task and greenlet: each is an owner of its own."""
+"""Processes, threads, tasks and greenlets are separate owners."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_release_after_a_refusal_ends_the_hold_of_another_task(conf: Conf) -> 
 
 
 def test_one_object_shared_by_threads_that_outlive_their_leases(brief: Conf, db: Db) -> None:
-    """The first thread's end must not release what the second holds by then."""
+    """The first thread's end must not release the second's hold."""
     lock = brief.get("name")
     lock.acquire()
     await_expiry(db, "name")

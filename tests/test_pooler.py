@@ -1,4 +1,4 @@
-"""Behind PgBouncer everything works in each of its modes, though sessions are handed around."""
+"""Everything works behind PgBouncer in each of its modes, although clients share sessions."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ print(failed)
 
 @pytest.fixture(scope="module", params=["session", "transaction", "statement"])
 def mode(request: pytest.FixtureRequest) -> str:
-    """When it hands a session of the server to somebody else."""
+    """When PgBouncer gives a server session to another client."""
     return str(request.param)
 
 
 @pytest.fixture(scope="module", params=["old", "new"])
 def bouncer(server: Server, mode: str, request: pytest.FixtureRequest) -> Iterator[Bouncer]:
-    """One that knows nothing of prepared statements, as before 1.21, and one that does."""
+    """One that does not support prepared statements, as before 1.21, and one that does."""
     found = program()
     if found is None:
         pytest.skip(f"{NAME} is not installed")
@@ -69,7 +69,7 @@ def bouncer(server: Server, mode: str, request: pytest.FixtureRequest) -> Iterat
         pytest.skip(f"this pgbouncer does not know prepared statements: {version[0]}")
     prepared = {"old": 0, "new": 100}[request.param]
     more = f"max_prepared_statements = {prepared}" if knows else ""
-    # Sessions are kept by their users in one mode, and shared in the others.
+    # In session mode each client keeps its session; in the others clients share them.
     made = Bouncer(server, mode, 40 if mode == "session" else 3, more)
     yield made
     made.stop()
@@ -121,7 +121,7 @@ def test_who_waits_gets_the_lock_and_leaves_nothing_on_the_server(
 
         waiter = threading.Thread(target=wait)
         waiter.start()
-        # Each call hands over what was logged meanwhile.
+        # Each call delivers pending log records.
         while "waiters poll" not in caplog.text:
             lock.extend()
         lock.release()
@@ -137,7 +137,7 @@ def test_who_waits_gets_the_lock_and_leaves_nothing_on_the_server(
 def test_who_does_not_wait_does_not_come_before_those_of_its_process_that_do(
     pooled: Conf, through: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Though those look only now and then whether the lock is free."""
+    """Although these only poll whether the lock is free."""
     caplog.set_level(logging.INFO, "score.distlock")
     has, over = threading.Event(), threading.Event()
 
@@ -163,7 +163,7 @@ def test_who_does_not_wait_does_not_come_before_those_of_its_process_that_do(
 
 
 def test_holds_are_extended_automatically(through: str) -> None:
-    """Others are still refused when two of the first leases would be over."""
+    """Others are still refused after two of the first leases."""
     started = time.monotonic()
     conf, other = Conf(through, "500ms"), Conf(through, "1m")
     with conf.get("extended").hold(autoextend=True) as lock:
@@ -191,7 +191,7 @@ def test_coroutines(pooled: Conf) -> None:
 
 
 def test_guarded_work(pooled: Conf, bouncer: Bouncer, through: str) -> None:
-    """A guard needs a transaction, which one mode does not have: that is said."""
+    """A guard needs a transaction, which one mode does not provide: the error says so."""
     with (
         psycopg.connect(through, prepare_threshold=None) as connection,
         pooled.get("guarded") as lock,
@@ -208,7 +208,7 @@ def test_guarded_work(pooled: Conf, bouncer: Bouncer, through: str) -> None:
 def test_a_search_path_that_the_pooler_does_not_pass_on(
     bouncer: Bouncer, server: Server, tmp_path: Path
 ) -> None:
-    """One that ignores options would lead to another table: the same lock twice."""
+    """A pooler that ignores options would lead to another table: the same lock twice."""
     with fresh_database(server.url()) as url:
         with psycopg.connect(url, autocommit=True) as db:
             db.execute("CREATE SCHEMA locks")
@@ -219,7 +219,7 @@ def test_a_search_path_that_the_pooler_does_not_pass_on(
             score.distlock.init({"sqlalchemy.url": through})
         file = bouncer.file
         file.write_text(file.read_text() + "ignore_startup_parameters = options, search_path\n")
-        # Its console needs simple queries.
+        # Its console accepts only simple queries.
         with psycopg.connect(bouncer.url("pgbouncer"), autocommit=True) as console:
             console.pgconn.exec_(b"RELOAD")
         with pytest.raises(ConfigurationError, match="ask for search_path = locks"):

@@ -1,4 +1,4 @@
-"""The pytest plugin: what it promises to the tests of those who use locks."""
+"""The pytest plugin: what it promises to tests of applications that use locks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Run = Callable[..., pytest.RunResult]
 
 @pytest.fixture
 def run(pytester: pytest.Pytester, url: str) -> Run:
-    """Runs tests in a pytest of their own; their locks are in a fresh database."""
+    """Runs tests in a separate pytest; their locks are in a fresh database."""
 
     def run(source: str, *options: str) -> pytest.RunResult:
         pytester.makepyfile(source)
@@ -41,13 +41,13 @@ def run(pytester: pytest.Pytester, url: str) -> Run:
 
 
 def schemas(db: psycopg.Connection[Any]) -> list[str]:
-    """Those that the plugin has made and not dropped."""
+    """The schemas that the plugin has created and not dropped."""
     query = "SELECT nspname FROM pg_namespace WHERE nspname LIKE 'distlock%' ORDER BY 1"
     return [name for (name,) in db.execute(query).fetchall()]
 
 
 def sessions(db: psycopg.Connection[Any]) -> int:
-    """How many others use this database."""
+    """The number of other sessions in this database."""
     query = """
         SELECT count(*) FROM pg_stat_activity
          WHERE datname = current_database() AND pid <> pg_backend_pid()
@@ -59,7 +59,7 @@ def sessions(db: psycopg.Connection[Any]) -> int:
 
 @pytest.fixture
 def clean(db: psycopg.Connection[Any]) -> Iterator[None]:
-    """Checks that nothing is left, neither schema nor session."""
+    """Checks that neither schemas nor sessions are left."""
     yield
     assert schemas(db) == []
     until(lambda: sessions(db) == 0)
@@ -546,7 +546,7 @@ def test_what_a_crash_has_left_is_dropped_by_the_next_run(
     db.execute("CREATE SCHEMA distlock_test_db")
     db.execute("SELECT pg_advisory_lock(x'80000000000000fe'::bigint)")
     run("def test(distlock): distlock.acquire('name')").assert_outcomes(passed=1)
-    # Of a run that is under way, and somebody else's.
+    # One of a run in progress, and one that is not ours.
     assert schemas(db) == ["distlock_test_00000000000000fe_0", "distlock_test_db"]
     db.execute("DROP SCHEMA distlock_test_00000000000000fe_0")
     db.execute("DROP SCHEMA distlock_test_db")
@@ -595,7 +595,7 @@ def test_crash(distlock, distlock_held_elsewhere):
     distlock.acquire('other')
     os._exit(1)
 """
-    # Xdist does not say of which worker it was; another one takes its place.
+    # Xdist does not say which worker it was; another one replaces it.
     run(MANY + crash, "-n2").assert_outcomes(passed=12, failed=1)
 
 
@@ -704,7 +704,7 @@ def test_it(distlock, distlock_expire, distlock_held_elsewhere):
 def test_fixtures_are_overridden(
     pytester: pytest.Pytester, url: str, db: psycopg.Connection[Any]
 ) -> None:
-    """The server is that of a fixture, as of one that starts a container: no other is asked."""
+    """A fixture provides the server, such as one that starts a container: no other is contacted."""
     pytester.makepyfile(OVERRIDDEN.format(server=url, database=db.info.dbname))
     nowhere = "embedded:/dev/null/nowhere"
     options = ("-p", "no:cacheprovider", f"--distlock-url={nowhere}")
@@ -740,7 +740,7 @@ def test_the_next(distlock, distlock_held_elsewhere):
 
 @pytest.mark.usefixtures("clean")
 def test_one_test_ends_the_other_process(run: Run) -> None:
-    """As those of an application that ends all children: the next test has another one."""
+    """For instance in an application that kills all children: the next test gets another one."""
     result = run(KILLED)
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(["*the other process of the tests has ended*"])
@@ -794,7 +794,7 @@ def test_a_thread_that_still_waits_is_refused(run: Run) -> None:
 def test_the_plugin_may_be_named(
     run: Run, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    """Pytest loads it by itself; whoever names it all the same gets no error."""
+    """Pytest loads it automatically; naming it as well is no error."""
     options = [] if how == "conftest" else ["-p", "score.distlock_pytest"]
     if how == "conftest":
         pytester.makeconftest("pytest_plugins = ['score.distlock_pytest']")
@@ -822,7 +822,7 @@ def test_warnings_are_errors(run: Run) -> None:
 
 
 def test_without_a_server(pytester: pytest.Pytester) -> None:
-    """It is told to each test, tried once, and those that need none pass."""
+    """Each test that needs it gets the error, after one attempt; the others pass."""
     pytester.makepyfile(
         """
         import pytest

@@ -1,4 +1,4 @@
-"""The queue: one ticket for each process, order within it, and nobody who holds others up."""
+"""The queue: one ticket per process, in order, and no process delays another."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def until_in_loop(condition: Callable[[], Any]) -> None:
 
 
 def terminate_sessions(db: Db) -> None:
-    """Of all others that use the database."""
+    """Terminates all other sessions of the database."""
     db.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -112,7 +112,7 @@ def test_three_hundred_threads_have_one_ticket_and_keep_their_order(
 
 
 def test_threads_and_coroutines_are_one_line(conf: Conf, other: Conf, db: Db) -> None:
-    """In the order in which they came, whichever they are, and also those that give up between."""
+    """In order of arrival, whichever they are, even if some in between give up."""
     token = conf.acquire("name")
     order: list[int] = []
 
@@ -150,7 +150,7 @@ def test_threads_and_coroutines_are_one_line(conf: Conf, other: Conf, db: Db) ->
 
 
 def test_two_processes_that_come_again_and_again_alternate(url: str, conf: Conf, db: Db) -> None:
-    """Also if three times as many wait in one of them."""
+    """Even if one of them has three times as many waiters."""
     token = conf.acquire("name")
     programs = [
         subprocess.Popen(
@@ -182,7 +182,7 @@ def test_two_processes_that_come_again_and_again_alternate(url: str, conf: Conf,
     between = [
         sum(before < fence < after for fence in many) for before, after in itertools.pairwise(few)
     ]
-    # One that is asleep past its turn may be overtaken; a loaded machine makes it so.
+    # A process that sleeps past its turn may be overtaken, which happens on a loaded machine.
     assert sum(count != 1 for count in between[:-4]) <= 6, between
 
 
@@ -209,7 +209,7 @@ def test_a_waiter_notices_that_an_administrator_removed_the_row(
 def test_all_waiters_notice_that_an_administrator_removed_the_row(
     conf: Conf, other: Conf, db: Db
 ) -> None:
-    """One after the other, although the queue went with the row."""
+    """One after the other, although the queue was deleted with the row."""
     conf.acquire("name")
     order: list[int] = []
 
@@ -229,7 +229,7 @@ def test_all_waiters_notice_that_an_administrator_removed_the_row(
 
 
 def test_slow_calls_stop_no_other_coroutine(conf: Conf, other: Conf, db: Db, url: str) -> None:
-    """Twelve coroutines wait for locked rows; nothing else does."""
+    """Twelve coroutines wait for locked rows; no other coroutine does."""
     tokens = {str(number): conf.acquire(str(number)) for number in range(12)}
 
     async def main(locker: Db) -> None:
@@ -239,7 +239,7 @@ def test_slow_calls_stop_no_other_coroutine(conf: Conf, other: Conf, db: Db, url
             "SELECT count(*) >= 8 FROM pg_stat_activity"
             " WHERE datname = current_database() AND wait_event_type = 'Lock'"
         )
-        # As many as are let through.
+        # As many as the module sends at once.
         await until_in_loop(lambda: db.execute(waits).fetchone() == (True,))
         for _ in range(3):
             async with aio.get("free"):
@@ -258,7 +258,7 @@ def test_slow_calls_stop_no_other_coroutine(conf: Conf, other: Conf, db: Db, url
 def test_given_up_waits_hold_up_no_acquire(
     through: Callable[..., Conf], proxy: Proxy, own_url: str, outage: bool
 ) -> None:
-    """Not even while none of them can be cleaned up: their row is locked."""
+    """Not even while their clean-up is impossible, because their row is locked."""
     name = f"given up {outage}"
     other = through()
     keeper = score.distlock.ConfiguredDistlockModule(own_url, "1h")
@@ -285,7 +285,7 @@ def test_given_up_waits_hold_up_no_acquire(
             await asyncio.wait(tasks)
             proxy.refuse(False)
             await aio.release("first", await aio.acquire("first", timeout=SOON))
-            # In a thread as well.
+            # And in a thread.
             other.release("second", other.acquire("second"))
             locker.rollback()
             await until_in_loop(lambda: not tickets(db, name))
@@ -294,7 +294,7 @@ def test_given_up_waits_hold_up_no_acquire(
         keeper.release(name, token)
 
 
-#: Not so in the builds that these tests were written against.
+#: False in the builds that these tests were written against.
 ONE_TICKET = hasattr(score.distlock._distlock, "_waiting")
 
 
@@ -340,7 +340,7 @@ def test_a_blocked_event_loop_does_not_starve_those_behind_it(
 
 
 def test_two_blocked_event_loops_do_not_starve_a_thread(conf: Conf, other: Conf, db: Db) -> None:
-    """The same with several that cannot run, before and behind it."""
+    """The same with several blocked loops, before and behind it."""
     token = conf.acquire("name")
     thread_has_finished = threading.Event()
 
@@ -388,7 +388,7 @@ def test_two_blocked_event_loops_do_not_starve_a_thread(conf: Conf, other: Conf,
 def test_two_unknown_outcomes_of_one_name(
     through: Callable[..., Conf], proxy: Proxy, own_url: str, second: str, by: str
 ) -> None:
-    """Whether the second took the lock, as the first one's lease was over, or was refused."""
+    """Whether the second took the lock, because the first one's lease was over, or was refused."""
     name = f"unknown {second} {by}"
     conf = through(pool_timeout="1s")
     observer = score.distlock.ConfiguredDistlockModule(own_url, "1h")
@@ -406,7 +406,7 @@ def test_two_unknown_outcomes_of_one_name(
         for number in range(2):
             proxy.freeze_answer_to(name.encode())
             callers.append(Background(conf.acquire, name))
-            # The first answer comes when the statement has been committed.
+            # The first answer arrives once the statement is committed.
             proxy.frozen.wait()
             first = token()
             assert first
@@ -430,7 +430,7 @@ def test_two_unknown_outcomes_of_one_name(
 
 
 def test_leaving_by_timeout_leaves_no_ticket(conf: Conf, other: Conf, db: Db) -> None:
-    """Whoever comes last in a process takes its ticket with it, before it returns."""
+    """The last waiter of a process removes its ticket before it returns."""
     token = conf.acquire("name")
 
     def wait(timeout: float) -> None:
@@ -458,7 +458,7 @@ def test_leaving_by_timeout_leaves_no_ticket(conf: Conf, other: Conf, db: Db) ->
 
 
 def test_leaving_by_cancellation_leaves_no_ticket(conf: Conf, other: Conf, db: Db) -> None:
-    """At whatever moment, and whatever the next call does."""
+    """At any moment, and whatever the next call does."""
     token = conf.acquire("name")
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""The owner of a Lock may acquire it again; nobody else may."""
+"""The owner of a hold may acquire the lock again; nobody else may."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Db = psycopg.Connection[Any]
 
 
 def is_free(conf: Conf, name: str) -> bool:
-    """Whether somebody else could take the lock."""
+    """Whether another owner could take the lock."""
     token = Lock(conf, name).try_acquiring()
     if token is not None:
         conf.release(name, token)
@@ -61,7 +61,7 @@ def test_the_inner_acquire_of_a_lost_hold_raises(brief: Conf, conf: Conf, db: Db
             with pytest.raises(LockExpired):
                 function()
     assert outer.value.name == "name"
-    conf.extend("name", taken)  # nobody disturbed the new holder
+    conf.extend("name", taken)  # the new holder was not disturbed
     assert lock.token is None
 
 
@@ -78,7 +78,7 @@ def test_an_expired_hold_that_nobody_took_is_lost_too(brief: Conf, db: Db) -> No
 
 
 def test_an_owner_that_was_told_and_has_no_block_open_may_start_afresh(brief: Conf, db: Db) -> None:
-    """As with 0.2.5, where expiry is a way to end a hold."""
+    """As with 0.2.5, where expiry is one way to end a hold."""
     lock = brief.get("name")
     first = lock.acquire()
     await_expiry(db, "name")
@@ -152,7 +152,7 @@ def test_dropping_a_lock_releases_nothing(conf: Conf, caplog: pytest.LogCaptureF
     token = lock.acquire()
     with caplog.at_level("DEBUG", "score.distlock"):
         del lock
-        # The destructor itself calls no Python; what it has to say comes with the next call.
+        # The destructor itself calls no Python; its events are delivered at the next call.
         assert not is_free(conf, "dropped")
     assert 'the Lock object of "dropped" is gone' in caplog.text
     assert token not in caplog.text

@@ -1,4 +1,4 @@
-"""Renewals: no hold's waits for another's; a loss is told; what is configured stays configured."""
+"""Renewals do not wait for each other; losses are reported; the configuration stays unchanged."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ def test_a_row_locked_for_less_than_its_lease_costs_nothing(url: str, db: Db) ->
         for _ in range(3):
             with psycopg.connect(url) as locker:
                 locker.execute("SELECT FROM _score_distlock FOR UPDATE")
-                # Past a third of the lease.
+                # More than a third of the lease.
                 locker.execute("SELECT pg_sleep(1.3)")
             renewed(db, names, 1, lambda: lost)
         assert lost == []
 
 
 class Slow:
-    """Listens on TCP; forwards to a Unix socket; every answer takes a while."""
+    """Listens on TCP; forwards to a Unix socket; delays every answer."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -103,7 +103,7 @@ class Slow:
 
 @pytest.fixture
 def slow(server: Server, server_url: str) -> Iterator[tuple[str, str]]:
-    """The URL through one that is slow, and one that is not."""
+    """The URL through a slow proxy, and the direct one."""
     proxy = Slow(f"{server.folder}/.s.PGSQL.{server.port}")
     database = server_url.partition("?")[0].rpartition("/")[2]
     yield f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}", server_url
@@ -166,7 +166,7 @@ def test_a_lease_that_ends_without_renewal_is_told(brief: Conf, manner: str) -> 
 
 
 def test_a_lease_that_is_extended_by_hand_is_not_told_as_lost(brief: Conf, db: Db) -> None:
-    """Until it does end."""
+    """Until it really ends."""
     told = threading.Event()
     with pytest.raises(LockExpired), brief.get("name").hold(on_lost=lambda _: told.set()) as lock:
         for _ in range(10):
@@ -181,7 +181,7 @@ Take = Callable[..., None]
 
 
 def hold(**options: Any) -> Take:
-    """Takes a hold in a block; returns its lock and whether it expired when it was outlived."""
+    """Takes a hold in a block; returns its lock and whether it expired once its time was over."""
 
     def take(conf: Conf, within: Callable[[], None] = lambda: None) -> None:
         with conf.get("name").hold(**options):
@@ -235,7 +235,7 @@ BLOCKS = [hold, hold_in_loop, locked, acquire_all, acquire_all_in_loop]
 def test_the_configured_timeout_stays(
     url: str, db: Db, block: Callable[..., Take], options: Any
 ) -> None:
-    """Whatever else an argument says."""
+    """Whatever another argument says."""
     conf = score.distlock.init({"sqlalchemy.url": url, "maxtime": "1h", "timeout": "30s"})
     keeper = score.distlock.ConfiguredDistlockModule(url, "1h")
     token = keeper.acquire("name")
@@ -288,7 +288,7 @@ def test_maxtime_changes_neither(url: str, db: Db, block: Callable[..., Take]) -
 
 
 def test_calls_that_wait_for_a_row_do_not_cost_other_holds_their_renewals(url: str, db: Db) -> None:
-    """All places of the pool are taken by calls that another transaction holds up."""
+    """Calls that another transaction blocks occupy the whole pool."""
     options = {"sqlalchemy.pool_size": "2", "sqlalchemy.max_overflow": "1"}
     conf = score.distlock.init({"sqlalchemy.url": url, "maxtime": "2s", **options})
     lost: list[Any] = []

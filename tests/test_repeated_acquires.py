@@ -1,5 +1,5 @@
-"""An acquire whose first statement is executed late: after its repetition, or after its caller
-has given up. What it does then is undone, and what the repetition was granted stays."""
+"""An acquire whose first statement runs late: after its repetition, or after its caller has given
+up. Its effect is undone, and the hold granted to the repetition stays."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ __all__ = ("own_url", "proxy", "through")
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]
 
-#: The background thread asks for the holder of a lock with this.
+#: The background thread uses this to look up a lock's holder.
 LOOK = "SELECT token, fence FROM%"
 
 
 def fence(db: Db, name: str) -> int | None:
-    """That of the hold, if there is one."""
+    """The fence of the hold, if there is one."""
     query = "SELECT fence FROM _score_distlock WHERE name = %s AND expires > clock_timestamp()"
     row = db.execute(query, (name,)).fetchone()
     return row[0] if row else None
 
 
 def drawn_last(db: Db) -> Any:
-    """The fence that was drawn last: another one, as soon as somebody has taken a lock."""
+    """The last fence drawn; it changes as soon as somebody acquires a lock."""
     return db.execute("SELECT last_value FROM _score_distlock_fence_seq").fetchone()
 
 
 @pytest.fixture
 def own_db(through: Any, own_url: str) -> Iterator[Db]:
-    """A connection that does not go through the proxy, to a table without rows."""
+    """A connection that bypasses the proxy, to a table without rows."""
     with psycopg.connect(own_url, autocommit=True) as db:
         db.execute("DELETE FROM _score_distlock")
         yield db
@@ -49,7 +49,7 @@ def own_db(through: Any, own_url: str) -> Iterator[Db]:
 
 @pytest.fixture
 def slow(own_db: Db, through: Any) -> Conf:
-    """A module that has sent each statement once, so that each is sent in one go."""
+    """A module that has used every statement once, so that it sends each in one go."""
     slow: Conf = through(options="?application_name=slow")
     for _ in range(3):
         with slow.get("late"):
@@ -58,7 +58,7 @@ def slow(own_db: Db, through: Any) -> Conf:
 
 
 def looks(db: Db) -> set[Any]:
-    """When the background thread of the module has looked."""
+    """The times when the module's background thread has looked."""
     query = "SELECT query_start FROM pg_stat_activity WHERE query LIKE %s"
     return set(db.execute(query, (LOOK,)))
 
@@ -66,16 +66,16 @@ def looks(db: Db) -> set[Any]:
 def test_what_the_first_statement_takes_after_the_release_is_given_back(
     slow: Conf, own_db: Db, proxy: Any, own_url: str
 ) -> None:
-    """Its connection breaks while its server process stands still, for less than five seconds."""
+    """Its connection breaks while its server process is stopped, for less than five seconds."""
     other = score.distlock.init({"sqlalchemy.url": own_url})
     with standing_still(own_db, "slow"):
-        # Bind, Execute, Sync: the server has all of the statement.
+        # Bind, Execute, Sync: the server has the whole statement.
         cut = proxy.arm("request", 2, "after")
         with slow.get("late"):
             assert cut.done.is_set()
         drawn = drawn_last(own_db)
-    until(lambda: drawn_last(own_db) != drawn)  # the first has taken the lock
-    # Who waits for it gets it long before its lease ends.
+    until(lambda: drawn_last(own_db) != drawn)  # the first statement has taken the lock
+    # A waiter gets it long before its lease ends.
     other.release("late", other.acquire("late", timeout=30))
     assert slow.acquire("late")
 
@@ -93,7 +93,7 @@ def test_the_process_itself_need_not_wait_for_that(
 
 
 def test_the_hold_of_the_repetition_stays(slow: Conf, own_db: Db, proxy: Any, own_url: str) -> None:
-    """Though it has the same token as what is looked for."""
+    """Although it has the token that the background thread looks for."""
     lock = slow.get("late")
     with standing_still(own_db, "slow"):
         cut = proxy.arm("request", 2, "after")
@@ -110,7 +110,7 @@ def test_the_hold_of_the_repetition_stays(slow: Conf, own_db: Db, proxy: Any, ow
     assert not slow.try_acquiring("late")
     assert fence(own_db, "late") == granted
     lock.extend()
-    # Its token is the proof of another hold, once that one is over.
+    # With another fence, the same token proves another hold.
     own_db.execute("UPDATE _score_distlock SET fence = fence + 1 WHERE name = 'late'")
     with pytest.raises(score.distlock.LockExpired):
         lock.extend()
@@ -119,7 +119,7 @@ def test_the_hold_of_the_repetition_stays(slow: Conf, own_db: Db, proxy: Any, ow
 def test_a_given_up_acquire_may_have_been_repeated(
     slow: Conf, own_db: Db, proxy: Any, own_url: str
 ) -> None:
-    """The repetition has taken the lock, which is released, and then the first one follows."""
+    """The repetition takes the lock, which is released, and then the first statement runs."""
 
     async def give_up() -> None:
         task = asyncio.create_task(slow.aio.acquire("late"))
@@ -130,28 +130,28 @@ def test_a_given_up_acquire_may_have_been_repeated(
 
     with standing_still(own_db, "slow"):
         cut = proxy.arm("request", 2, "after")
-        # The repetition's: it has taken the lock, and nobody is told.
+        # The repetition's answer: it has taken the lock, but the caller does not learn that.
         proxy.freeze_answer_to(b"late", skip=1)
         asyncio.run(give_up())
         assert cut.done.is_set()
         proxy.thaw()
         until(lambda: fence(own_db, "late") is None)
         drawn = drawn_last(own_db)
-    until(lambda: drawn_last(own_db) != drawn)  # the first has taken the lock
+    until(lambda: drawn_last(own_db) != drawn)  # the first statement has taken the lock
     until(lambda: fence(own_db, "late") is None)
 
 
 def test_a_ticket_that_enters_the_queue_late_leaves_it(
     through: Any, own_db: Db, proxy: Any, own_url: str
 ) -> None:
-    """It was repeated, and its caller has given up and left the queue before it enters it."""
+    """The caller has repeated it, given up and left the queue before the ticket enters it."""
     conf = through()
     other = Conf(own_url, "1m")
     token = other.acquire("late")
     requests = itertools.count()
 
     def is_second(message: bytes) -> bool:
-        """The first asks for the lock, the second enters the queue."""
+        """The first request asks for the lock, the second enters the queue."""
         return message[:1] == b"B" and b"\0\0\0\x04late" in message and next(requests) == 1
 
     async def give_up() -> None:
@@ -164,11 +164,11 @@ def test_a_ticket_that_enters_the_queue_late_leaves_it(
 
     query = "SELECT cardinality(waiters) FROM _score_distlock WHERE name = 'late'"
     with pytest.raises(score.distlock.CouldNotAcquireLock):
-        conf.acquire("late", timeout=0.5)  # it listens from now on
+        conf.acquire("late", timeout=0.5)  # from now on it listens
     proxy.freeze_request(is_second, cut=True)
     asyncio.run(give_up())
     until(lambda: own_db.execute(query).fetchone() == (None,))
-    # It may have left before somebody looks.
+    # The ticket may leave before the test looks.
     own_db.execute("CREATE TABLE entered ()")
     own_db.execute(
         "CREATE FUNCTION enter() RETURNS trigger LANGUAGE plpgsql AS"
@@ -188,7 +188,7 @@ def test_a_ticket_that_enters_the_queue_late_leaves_it(
 def test_what_many_have_given_up_costs_a_refusal_one_statement(
     server_url: str, server: Server
 ) -> None:
-    """There is one hold at most, so one look tells whether it is one of theirs."""
+    """There is at most one hold, so one look tells whether it belongs to one of them."""
     conf = score.distlock.init({"sqlalchemy.url": server_url})
     other = Conf(server_url, "1m")
     token = other.acquire("late")
@@ -206,7 +206,7 @@ def test_what_many_have_given_up_costs_a_refusal_one_statement(
         before = count()
         for _ in range(100):
             assert conf.try_acquiring("late") is None
-        # Two for each refusal, and a few for what goes on in the background.
+        # Two for each refusal, and a few in the background.
         assert count() - before < 300
     other.release("late", token)
 
@@ -215,7 +215,7 @@ def test_what_many_have_given_up_costs_a_refusal_one_statement(
 def test_who_closes_does_not_wait_for_what_may_come_late(
     own_db: Db, through: Any, proxy: Any
 ) -> None:
-    """Though the server is away, and would be looked for during a minute."""
+    """Although the server is down, and the module would retry for a minute."""
     conf = through(pool_timeout="1h")
     for _ in range(3):
         with conf.get("late"):

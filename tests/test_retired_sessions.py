@@ -1,4 +1,4 @@
-"""Sessions that are of no use any more are left, and the call goes on over another one."""
+"""Unusable sessions are discarded, and the call continues on another one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Db = psycopg.Connection[Any]
 
 
 def use(conf: Conf) -> None:
-    """Every statement of a hold's life, so often that all of them are prepared."""
+    """Runs every statement of a hold's life often enough that all of them are prepared."""
     for _ in range(3):
         with conf.get("name") as lock:
             assert score.distlock.Lock(conf, "name").try_acquiring() is None
@@ -30,7 +30,7 @@ def use(conf: Conf) -> None:
 
 
 def test_a_plan_for_a_table_that_has_changed(conf: Conf, db: Db) -> None:
-    """0A000: a domain is another type for the plan, and the same for who reads the answer."""
+    """0A000: a domain is a new type for the plan, but the same for the reader of the answer."""
     use(conf)
     db.execute("CREATE DOMAIN number AS bigint")
     for kind in ("number", "bigint"):
@@ -39,7 +39,7 @@ def test_a_plan_for_a_table_that_has_changed(conf: Conf, db: Db) -> None:
 
 
 def test_statements_that_a_pooler_has_forgotten(server: Server, server_url: str) -> None:
-    """26000: behind it another server process goes on with the session."""
+    """26000: behind the pooler another server process continues the session."""
     proxy = Proxy(f"{server.folder}/.s.PGSQL.{server.port}")
     database = server_url.partition("?")[0].rpartition("/")[2]
     try:
@@ -59,7 +59,7 @@ def test_statements_that_a_pooler_has_forgotten(server: Server, server_url: str)
         proxy.close()
 
 
-# A child that no `os.register_at_fork` hears of, so that it keeps what it inherits.
+# A child created without `os.register_at_fork` handlers, so that it keeps what it inherits.
 UNNOTICED = """
 import ctypes, os, sys, score.distlock
 conf = score.distlock.init({'sqlalchemy.url': sys.argv[1]})
@@ -75,7 +75,7 @@ os.read(0, 1)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_a_retired_session_ends_though_a_child_has_a_copy_of_its_socket(url: str, db: Db) -> None:
-    """It says goodbye; that its socket is closed here would not end it."""
+    """The module sends Terminate; closing its socket here would not end the session."""
     parent = subprocess.Popen(
         [sys.executable, "-c", UNNOTICED, with_options(url, "application_name=retired")],
         stdin=subprocess.PIPE,

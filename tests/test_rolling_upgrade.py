@@ -1,9 +1,9 @@
-"""Half of the servers still run 0.2.5: each respects the holds of the other.
+"""Half of the servers still run 0.2.5: both versions respect each other's holds.
 
-The hosts' zone is Vienna's and the server's is UTC, which 0.2.5's naive
+The hosts are in Vienna's zone and the server in UTC, which 0.2.5's naive
 timestamps have to survive. When the clocks go back, 0.2.5 itself takes an hour
-longer to notice an expired hold, and when they go forward an hour less: no
-newcomer can mend that for it, so the tests do not run across such an hour.
+longer to notice an expired hold, and when they go forward an hour less: this
+module cannot fix that, so the tests do not run across such an hour.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def vienna(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def audit(db: Db) -> None:
-    """What the processes of a fleet write down about their holds."""
+    """Tables in which the processes of a fleet record their holds."""
     db.execute(
         "CREATE TABLE holding (name text PRIMARY KEY, token text, since timestamptz, pid int)"
     )
@@ -41,9 +41,9 @@ def audit(db: Db) -> None:
 
 
 def soak(url: str, db: Db, pythons: dict[str, str], each: int, seconds: float) -> dict[str, Any]:
-    """Lets `each` processes of every implementation work for some time; tells what they did."""
+    """Lets `each` processes of every implementation work for some time; returns what they did."""
     audit(db)
-    # 0.2.5 does not cope with several processes that create its table at once.
+    # 0.2.5 fails if several processes create its table at once.
     score.distlock.init({"sqlalchemy.url": url})
     script = str(SUPPORT / "fleet.py")
     processes = [
@@ -71,20 +71,20 @@ def soak(url: str, db: Db, pythons: dict[str, str], each: int, seconds: float) -
         assert violations == [], name
         did[name].update(counts)
     assert failed == []
-    # Who was lucky enough to be chosen as the victim in a rollback does not hide it.
+    # A process that survives a deadlock because another was the victim does not hide it.
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     assert db.execute(deadlocks).fetchone() == (0,)
     return did
 
 
-#: What 0.2.5 does in one transaction to acquire, in our own words.
+#: The statement that 0.2.5 executes to acquire, in its transaction, in our own words.
 VACUUM = "DELETE FROM _score_distlock WHERE _score_distlock.updated < now() - interval '1 minute'"
 INSERT = (
     "INSERT INTO _score_distlock (name, acquired, updated, token)"
     " VALUES ('first', now(), now(), 'x')"
 )
 
-#: Takes the place of the trigger, and does nothing.
+#: Replaces the trigger, and does nothing.
 NO_TRIGGER = """
 DROP TRIGGER score_distlock_one_vacuum_at_a_time ON _score_distlock;
 CREATE TRIGGER score_distlock_one_vacuum_at_a_time BEFORE DELETE ON _score_distlock
@@ -94,9 +94,9 @@ CREATE TRIGGER score_distlock_one_vacuum_at_a_time BEFORE DELETE ON _score_distl
 
 @pytest.mark.parametrize("protected", [True, False], ids=["one at a time", "the check itself"])
 def test_two_vacuums_of_0_2_5_go_one_after_the_other(url: str, db: Db, protected: bool) -> None:
-    """One deletes the row that the other is going to insert, and waits for one it has deleted."""
+    """One deletes the row that the other will insert, and waits for a row the other has deleted."""
     conf = score.distlock.init({"sqlalchemy.url": url, "maxtime": "1h"})
-    # The first and the last are on different pages, so they stay in this order.
+    # The first and the last are on different pages, so they keep this order.
     tokens = {name: conf.acquire(name) for name in ("first", *map(str, range(100)), "last")}
     if not protected:
         db.execute(NO_TRIGGER)
@@ -110,7 +110,7 @@ def test_two_vacuums_of_0_2_5_go_one_after_the_other(url: str, db: Db, protected
         except psycopg.errors.DeadlockDetected:
             deadlocks.append(statement)
             connection.rollback()
-        except psycopg.errors.UniqueViolation:  # refused, as among its own kind
+        except psycopg.errors.UniqueViolation:  # refused, as by another 0.2.5
             connection.rollback()
 
     with psycopg.connect(url) as one, psycopg.connect(url) as other:
@@ -127,7 +127,7 @@ def test_two_vacuums_of_0_2_5_go_one_after_the_other(url: str, db: Db, protected
 
 
 def test_our_own_deletions_wait_for_no_vacuum_of_0_2_5(url: str, db: Db) -> None:
-    """They skip what is locked, so they need no turn; and a guard may keep a vacuum waiting."""
+    """They skip locked rows, so they need not take turns; and a guard may delay a vacuum."""
     conf = score.distlock.init({"sqlalchemy.url": url, "maxtime": "1h"})
     conf.release("a", conf.acquire("a"))
     with psycopg.connect(url) as original:
@@ -166,9 +166,9 @@ def test_nobody_gets_code_into_the_condition(url: str, db: Db) -> None:
 
 
 def test_no_process_of_0_2_5_dies_of_a_deadlock(original: str, url: str, db: Db) -> None:
-    """Its vacuums delete the rows that our releases leave behind, in whatever order.
+    """Its vacuums delete the rows that our releases leave behind, in any order.
 
-    DISTLOCK_SOAK_SECONDS makes it longer than a few seconds.
+    DISTLOCK_SOAK_SECONDS extends it beyond a few seconds.
     """
     seconds = float(os.environ.get("DISTLOCK_SOAK_SECONDS", "8"))
     did = soak(url, db, {"0.2.5": original, "1.0": sys.executable}, 4, seconds)
@@ -179,7 +179,7 @@ def test_no_process_of_0_2_5_dies_of_a_deadlock(original: str, url: str, db: Db)
 
 def test_a_mixed_fleet_has_no_two_holders(original: str, url: str, db: Db) -> None:
     audit(db)
-    # 0.2.5 does not cope with several processes that create its table at once.
+    # 0.2.5 fails if several processes create its table at once.
     score.distlock.init({"sqlalchemy.url": url})
     pythons = {"0.2.5": original, "1.0": sys.executable}
     did: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in pythons}
@@ -213,7 +213,7 @@ def test_a_mixed_fleet_has_no_two_holders(original: str, url: str, db: Db) -> No
             "released a token of the other",
         ):
             assert did[name][deed] > 0, (name, deed, did)
-    # Nothing is stuck longer than the lease, which is 2 s in the fleet.
+    # Nothing is held longer than the lease, which is 2 s in the fleet.
     db.execute("SELECT pg_sleep_until((SELECT max(since) FROM holding) + interval '2.1 s')")
     for python in pythons.values():
         for name in "abc":
@@ -235,7 +235,7 @@ def test_a_hold_of_one_is_respected_and_its_token_taken_by_the_other(
 
 
 def test_an_extension_by_the_original_counts(original: str, url: str, db: Db) -> None:
-    """0.2.5 writes `updated` only; our own instant of expiry is then out of date."""
+    """0.2.5 writes only `updated`; our own time of expiry is then out of date."""
     token = run(sys.executable, "original_hold.py", url, "name", TZ=ZONE).strip()
     db.execute("UPDATE _score_distlock SET expires = clock_timestamp() + interval '1 s'")
     assert run(original, "fleet_token.py", url, "name", token, "keep", TZ=ZONE) == "extended\n"
@@ -266,7 +266,7 @@ def test_the_fence_goes_on_when_the_original_deletes_the_row(
 
 
 def test_forward_and_back_on_one_table(original: str, url: str, db: Db) -> None:
-    """A hold crosses each step, and nothing has to be undone (upgrade-from-0.2.5.rst)."""
+    """A hold survives each step, and nothing has to be undone (upgrade-from-0.2.5.rst)."""
 
     def refused(by: str, name: str) -> bool:
         return run(by, "fleet_last.py", url, name, TZ=ZONE) == "None\n"
@@ -284,31 +284,31 @@ def test_forward_and_back_on_one_table(original: str, url: str, db: Db) -> None:
     new = sys.executable
     first = acquired(original, "first")
     through = acquired(original, "through")
-    # Forward: what 0.2.5 holds is held, and its tokens work.
+    # Forward: holds of 0.2.5 are respected, and its tokens work.
     assert refused(new, "first") and refused(new, "through")
     assert kept(new, "through", through)
     assert released(new, "first", first)
     second = acquired(new, "second")
-    # The free row of "first" is there, and so are columns that 0.2.5 does not know.
+    # The free row of "first" still exists, and so do columns unknown to 0.2.5.
     rows = "SELECT name FROM _score_distlock ORDER BY name"
     assert db.execute(rows).fetchall() == [("first",), ("second",), ("through",)]
-    # Back: what this version holds or has extended is held, and its tokens work.
+    # Back: holds of this version, and those it has extended, are respected; its tokens work.
     assert refused(original, "second") and refused(original, "through")
-    # A refusal rolls its cleaning back; an attempt that succeeds cleans up.
+    # A refusal rolls back the clean-up; a successful attempt commits it.
     assert ("first",) in db.execute(rows).fetchall()
     assert acquired(original, "third")
     assert db.execute(rows).fetchall() == [("second",), ("third",), ("through",)]
     assert kept(original, "through", through)
     assert released(original, "second", second)
     assert acquired(original, "first")
-    # And forward once more.
+    # And forward again.
     assert refused(new, "first") and refused(new, "through")
     assert released(new, "through", through)
     assert acquired(new, "second")
 
 
 def test_before_the_last_one_goes_back(original: str, url: str, db: Db) -> None:
-    """`vacuum` removes what is left behind, and 0.2.5 ignores the keys that it does not know."""
+    """`vacuum` removes the leftovers, and 0.2.5 ignores the keys it does not know."""
     conf = score.distlock.init({"sqlalchemy.url": url})
     conf.release("name", conf.acquire("name"))
     conf.vacuum()
@@ -325,7 +325,7 @@ def test_before_the_last_one_goes_back(original: str, url: str, db: Db) -> None:
 
 
 def test_0_2_5_judges_holds_by_its_own_maxtime(original: str, url: str, db: Db) -> None:
-    """So all servers need one `maxtime`, on the way there and on the way back."""
+    """So all servers need the same `maxtime`, both ways."""
     run(sys.executable, "original_hold.py", url, "name", TZ=ZONE)  # its lease is a minute
     assert run(original, "fleet_last.py", url, "name", "1h", TZ=ZONE) == "None\n"
     db.execute("SELECT pg_sleep(1.1)")

@@ -1,4 +1,4 @@
-"""The table is created or upgraded once, whoever and however many start together."""
+"""The table is created or upgraded once, however many processes start together."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from score.distlock import DatabaseError
 
 from .conftest import PROJECT, python, run
 
-#: What 0.2.5's create_all() makes.
+#: The table as 0.2.5's create_all() creates it.
 ORIGINAL_TABLE = """
 CREATE TABLE _score_distlock (
     id serial PRIMARY KEY,
@@ -125,7 +125,7 @@ def test_an_existing_table_is_upgraded_with_its_rows(
 def test_whatever_is_missing_is_made_again(url: str, db: Db, missing: str) -> None:
     for _ in range(2):
         score.distlock.init({"sqlalchemy.url": url}).acquire("made")
-        db.execute(f"DROP {missing}".encode())  # it was there
+        db.execute(f"DROP {missing}".encode())  # it existed
         db.execute("DELETE FROM _score_distlock")
 
 
@@ -190,7 +190,7 @@ def test_the_printed_schema_works_any_number_of_times(url: str, db: Db, before: 
 
 @pytest.mark.parametrize("schema", [None, "My Locks"])
 def test_a_grant_is_all_that_a_role_needs(url: str, db: Db, schema: str | None) -> None:
-    """The use of the schema too, which not everybody has."""
+    """Including USAGE on the schema, which not every role has."""
     role = db.info.dbname + " $grant$ 'user' \\"
     name = sql.Identifier(role)
     where = sql.Identifier(schema or "locks")
@@ -248,7 +248,7 @@ def test_a_refused_attempt_writes_nothing(conf: Any, url: str, db: Db) -> None:
     before = db.execute(state).fetchone()
     for _ in range(100):
         assert other.try_acquiring() is None
-    # No transaction number was drawn; without one nothing can be written.
+    # No transaction id was assigned; without one nothing can be written.
     assert db.execute(state).fetchone() == before
 
 

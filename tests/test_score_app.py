@@ -1,4 +1,4 @@
-"""A score application boots the module as it booted 0.2.5."""
+"""A score application initializes the module as it did 0.2.5."""
 
 from __future__ import annotations
 

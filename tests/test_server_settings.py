@@ -28,7 +28,7 @@ def with_settings(url: str, *settings: str) -> str:
 
 
 def await_attempts(db: Db, number: int) -> None:
-    """Waits until the limited session has begun this many statements more."""
+    """Waits until the limited session has started this many more statements."""
     begun = "SELECT max(query_start) FROM pg_stat_activity WHERE application_name = 'limited'"
     last = db.execute(begun).fetchone()
     while number:
@@ -135,7 +135,7 @@ def test_a_whole_life_under_a_setting(url: str, db: Db, setting: str) -> None:
 def test_the_table_is_created_over_a_slow_network(
     server: Server, server_url: str, setting: str
 ) -> None:
-    """It takes several messages in one transaction, which no limit of the server ends."""
+    """That takes several messages in one transaction, which no limit of the server ends."""
     name = server_url.partition("?")[0].rpartition("/")[2]
     proxy = Proxy(f"{server.folder}/.s.PGSQL.{server.port}")
     slow = f"postgresql://postgres@127.0.0.1:{proxy.port}/{name}"
@@ -156,7 +156,7 @@ def test_the_table_is_created_over_a_slow_network(
 
 
 def test_vacuum_goes_in_steps(url: str, db: Db) -> None:
-    """However many rows there are, each step takes a time that `pool_timeout` allows."""
+    """However many rows there are, each step fits into `pool_timeout`."""
     conf = score.distlock.init({"sqlalchemy.url": url})
     held = conf.acquire("held")
     db.execute("CREATE TABLE steps (deleted bigint)")
@@ -183,7 +183,7 @@ def test_vacuum_goes_in_steps(url: str, db: Db) -> None:
 
 
 def test_cockroachdb_is_refused(server: Server, server_url: str) -> None:
-    """Its advisory locks do nothing. It says who it is at the login."""
+    """Its advisory locks do nothing. It identifies itself at login."""
     database = server_url.partition("?")[0].rpartition("/")[2]
     parameter = b"crdb_version\0v25.2\0"
     message = b"S" + (len(parameter) + 4).to_bytes(4, "big") + parameter
@@ -195,7 +195,7 @@ def test_cockroachdb_is_refused(server: Server, server_url: str) -> None:
             behind.connect(f"{server.folder}/.s.PGSQL.{server.port}")
             with client, behind:
                 behind.sendall(client.recv(65536))
-                # What it says first is that it trusts us: nine bytes.
+                # Its first message is AuthenticationOk: nine bytes.
                 client.sendall(behind.recv(9, socket.MSG_WAITALL) + message + behind.recv(65536))
                 client.recv(65536)
 

@@ -1,4 +1,4 @@
-"""One asynchronous object that several tasks use, and coroutines that nobody keeps."""
+"""One asynchronous object used by several tasks, and coroutines without references."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Conf = score.distlock.ConfiguredDistlockModule
 
 
 def test_a_block_ends_its_own_hold(conf: Conf) -> None:
-    """Though another task, whose hold is lost, is still in a block of the same object."""
+    """Although another task, whose hold is lost, is still in a block of the same object."""
     ends: list[str] = []
 
     async def main() -> None:
@@ -37,7 +37,7 @@ def test_a_block_ends_its_own_hold(conf: Conf) -> None:
                 ends.append("inside")
 
         await asyncio.create_task(next_one())
-        # The healthy one's hold has ended with its block.
+        # The healthy task's hold has ended with its block.
         assert conf.info("name") is None
         leave.set()
         with pytest.raises(LockExpired):
@@ -56,7 +56,7 @@ def test_holds_are_entered_by_one_at_a_time(conf: Conf) -> None:
                     await work
             assert conf.info("one") is not None
         assert conf.info("one") is None
-        async with holds:  # again, one after the other
+        async with holds:  # again, in sequence
             assert conf.info("two") is not None
 
     asyncio.run(main())
@@ -101,7 +101,7 @@ def test_a_token_that_was_read_stays(conf: Conf, fails: bool) -> None:
 
 
 def test_a_generator_that_nobody_keeps_leaves_its_blocks(conf: Conf) -> None:
-    """The task in which the loop closes it has no owner but what it waits for."""
+    """Only what it waits for refers to the task in which the loop closes it."""
 
     async def generate(number: int) -> AsyncIterator[int]:
         async with conf.aio.get(f"outer {number}"), conf.aio.get(f"inner {number}"):

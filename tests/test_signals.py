@@ -1,4 +1,4 @@
-"""What a signal handler does in the middle of a call: it forks, or it raises."""
+"""A signal handler runs in the middle of a call: it forks, or it raises."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ __all__ = ("own_url", "proxy")
 
 Conf = score.distlock.ConfiguredDistlockModule
 
-#: Acquires when told to. Its handler does what the third argument says. A child leaves the
-#: call, and tries again when its parent has the lock.
+#: Acquires when told to. The third argument says what its handler does. A child leaves the
+#: call, and tries again once its parent has the lock.
 PROGRAM = """
 import os, signal, sys, score.distlock
 url, timeout, action, ping, warm = sys.argv[1:]
@@ -70,7 +70,7 @@ print('released', flush=True)
 
 
 class Stage:
-    """The program, the server it goes to through a proxy, and an observer."""
+    """The program, its server behind a proxy, and an observer."""
 
     def __init__(self, url: str, proxy: Proxy, db: psycopg.Connection[Any], action: str) -> None:
         self.url = url
@@ -80,12 +80,12 @@ class Stage:
         self.action = action
 
     def start(self, timeout: str = "0", ping: str = "false", warm: str = "1") -> None:
-        """Has the program connect, and begin to acquire as soon as it is told to."""
+        """Makes the program connect, and start acquiring as soon as it is told to."""
         through = f"postgresql://postgres@127.0.0.1:{self.proxy.port}/lost_answers"
         self.run(PROGRAM, through, timeout, self.action, ping, warm)
 
     def run(self, code: str, *arguments: str) -> None:
-        """Starts a program, and waits until it says that it is ready."""
+        """Starts a program, and waits until it reports that it is ready."""
         self.program = subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
             stdin=subprocess.PIPE,
@@ -135,7 +135,7 @@ def in_the_queue(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def in_the_queue_with_an_answer_lost(stage: Stage) -> Iterator[None]:
-    """So that what is given up has to be cleaned up behind."""
+    """So that a call that gives up has to be cleaned up."""
     token = stage.conf.acquire("name")
     stage.start(timeout="60")
     cut = stage.proxy.arm("answer", 0, "before")
@@ -148,7 +148,7 @@ def in_the_queue_with_an_answer_lost(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def between_an_error_and_its_end(stage: Stage) -> Iterator[None]:
-    """The server has said that it shuts down; the connection is not closed yet."""
+    """The server has announced its shutdown; the connection is not closed yet."""
     stage.start()
     with psycopg.connect(stage.url) as blocker:
         blocker.execute("LOCK TABLE _score_distlock IN ACCESS EXCLUSIVE MODE")
@@ -174,7 +174,7 @@ def in_a_ping(stage: Stage) -> Iterator[None]:
 
 @contextmanager
 def slow_sweep(db: psycopg.Connection[Any]) -> Iterator[None]:
-    """Whoever removes old rows has to wait."""
+    """Anyone who removes old rows has to wait."""
     db.execute("""
         CREATE OR REPLACE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS $$
             BEGIN
@@ -191,7 +191,7 @@ def slow_sweep(db: psycopg.Connection[Any]) -> Iterator[None]:
 
 @contextmanager
 def in_the_sweep(stage: Stage) -> Iterator[None]:
-    """The lock is acquired already; one acquisition in a thousand then removes old rows."""
+    """The lock is already acquired; one acquisition in a thousand then removes old rows."""
     stage.start(warm="1024")
     with slow_sweep(stage.db):
         stage.go()
@@ -240,7 +240,7 @@ def test_a_handler_that_forks(
 def test_a_handler_that_raises(
     own_url: str, proxy: Proxy, db: psycopg.Connection[Any], place: Place
 ) -> None:
-    """As Ctrl-C does. The call ends there, and what it may have acquired is not lost."""
+    """As Ctrl-C does. The call ends there, and what it has acquired is not lost."""
     stage = Stage(own_url, proxy, db, "raise")
     with place(stage):
         stage.program.send_signal(signal.SIGUSR1)
@@ -251,7 +251,7 @@ def test_a_handler_that_raises(
     assert stage.program.wait() == 0
 
 
-#: Leaves a block, or an inner one, after so many calls.
+#: Leaves a block, or an inner one, after the given number of calls.
 LEAVING = """
 import signal, sys, score.distlock
 url, block, maxtime, calls = sys.argv[1:]
@@ -296,7 +296,7 @@ class Leaving(Stage):
         assert self.line() == "RuntimeError"
 
     def check(self) -> None:
-        """It is free, and the program can go on with it."""
+        """The lock is free, and the program can go on using it."""
         while (token := self.conf.try_acquiring("name")) is None:
             assert self.program.poll() is None
         self.conf.release("name", token)
@@ -312,7 +312,7 @@ def leaving(own_url: str, proxy: Proxy, db: psycopg.Connection[Any]) -> Leaving:
 
 
 def test_the_end_of_a_block_is_interrupted(leaving: Leaving) -> None:
-    """The server ends the hold, though nobody waits for its answer any more."""
+    """The server ends the hold, although nobody waits for its answer any more."""
     leaving.begin("outer", "1m", "0")
     with psycopg.connect(leaving.url) as blocker:
         blocker.execute("LOCK TABLE _score_distlock IN ACCESS EXCLUSIVE MODE")
@@ -330,7 +330,7 @@ def test_the_sweep_after_the_end_of_a_block_is_interrupted(leaving: Leaving) -> 
 
 
 def test_the_sweep_after_the_end_of_an_inner_block_is_interrupted(leaving: Leaving) -> None:
-    """It has confirmed the hold, whose time was over as far as could be known."""
+    """It has confirmed the hold, which might have expired by then."""
     leaving.begin("inner", "2s", "63")
     leaving.db.execute(
         "UPDATE _score_distlock SET expires = now() + interval '1 hour', lease = 3600"

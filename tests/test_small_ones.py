@@ -1,4 +1,4 @@
-"""Small things that were wrong once."""
+"""Regression tests for small bugs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Conf = score.distlock.ConfiguredDistlockModule
 
 
 def test_the_coroutines_of_a_temporary_module(url: str) -> None:
-    """What is asked of a module keeps it alive."""
+    """A pending call keeps its module alive."""
 
     async def main() -> None:
         lock = score.distlock.init({"sqlalchemy.url": url}).aio.get("name")

@@ -1,4 +1,4 @@
-"""Each statement does what the comment above it guarantees, to a row in each of its states."""
+"""Each statement keeps the promises in the comment above it, for a row in each of its states."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from .support.line import Background
 Row = dict[str, Any]
 
 STATEMENTS = {title: (text, types) for title, text, types in _statements(None)}
-#: The host is an hour east of Greenwich, so that whoever forgets it is found out.
+#: The host is an hour east of Greenwich, which exposes anyone who forgets the zone.
 ZONE = 3600
 LEASE = 90
 NOW = "(clock_timestamp() AT TIME ZONE 'UTC' + interval '1 hour')"
 
 
 class State(NamedTuple):
-    """What a row looks like: SQL for its columns; whether somebody holds it; whether it is ours."""
+    """A state of a row: SQL for its columns; whether it is held; whether it is ours."""
 
     updated: str
     touched: str
@@ -57,10 +57,10 @@ STATES = {
 LIVE = [name for name, state in STATES.items() if state.live]
 NOT_LIVE = [name for name, state in STATES.items() if not state.live]
 
-#: Those that take a lock.
+#: The statements that take a lock.
 TAKING = ("Acquire", "Retake", "Take", "Wait")
 
-#: Tickets of processes: the number of the listener, and one of its own.
+#: Tickets of processes: the listener's number, and one of their own.
 ALIVE, ALSO_ALIVE, GONE = 7, 8, 9
 
 
@@ -72,22 +72,22 @@ FIRST, SECOND, DEAD = ticket(ALIVE), ticket(ALSO_ALIVE), ticket(GONE)
 
 
 class Session:
-    """A session that executes statements as they are."""
+    """A session that executes the statements directly."""
 
     def __init__(self, url: str) -> None:
         self.db: psycopg.Connection[Row] = psycopg.connect(
             url, autocommit=True, row_factory=dict_row
         )
-        # A statement that waits for ever is found out.
+        # Catches a statement that would wait for ever.
         self.db.execute("SET statement_timeout = '10s'")
 
     def run(self, title: str, *arguments: Any) -> list[Row]:
-        """Executes a statement; returns its rows, or an empty one for each that it changed."""
+        """Executes a statement; returns its rows, or an empty one for each row it changed."""
         text, types = STATEMENTS[title]
         if title == "Guard":
             arguments = (arguments[0].encode().hex(), *arguments[1:])
         if title in TAKING and len(arguments) < len(types):
-            arguments += ("infinity",)  # until when it is wanted
+            arguments += ("infinity",)  # the time limit of the request
         name = sql.Identifier(title)
         if not self.one(
             "SELECT EXISTS (SELECT FROM pg_prepared_statements WHERE name = %s)", title
@@ -133,7 +133,7 @@ class Session:
 
 @pytest.fixture(scope="module")
 def database(admin_url: str) -> Iterator[str]:
-    """One for all of these tests: they look at the table only."""
+    """One database for all of these tests, which look only at the table."""
     with fresh_database(admin_url) as url:
         score.distlock.init({"sqlalchemy.url": url})
         yield url
@@ -150,7 +150,7 @@ def session(database: str) -> Iterator[Session]:
 
 @pytest.fixture
 def other(database: str, session: Session) -> Iterator[Session]:
-    """Another session. Two processes listen, with this one."""
+    """Another session. Together with the first, two processes listen."""
     other = Session(database)
     with other.db:
         assert other.run("ListenKey", ALIVE) == other.run("ListenKey", ALSO_ALIVE)
@@ -158,12 +158,12 @@ def other(database: str, session: Session) -> Iterator[Session]:
 
 
 def changed(before: Row, after: Row) -> set[str]:
-    """The columns that were written."""
+    """The columns that have changed."""
     return {name for name in before if name != "left" and before[name] != after[name]}
 
 
 WAIT: tuple[Any, ...] = (FIRST, 0, [], False)
-#: What the statement is given after the name.
+#: The arguments after the name.
 TAKERS: dict[str, tuple[Any, ...]] = {
     "Acquire": (),
     "Retake": (),
@@ -173,14 +173,14 @@ TAKERS: dict[str, tuple[Any, ...]] = {
 
 
 def take(session: Session, title: str, *more: Any) -> list[Row]:
-    """Lets a taker try; returns what it took."""
+    """Executes a statement that takes a lock; returns what it took."""
     arguments = more or TAKERS[title]
     rows = session.run(title, "name", "new", LEASE, ZONE, "me", *arguments)
     return [row for row in rows if row["fence"] is not None]
 
 
 def queue_for(title: str) -> Any:
-    """The queue in which a taker is the first."""
+    """A queue headed by the taker."""
     return [FIRST] if title == "Take" else None
 
 
@@ -193,7 +193,7 @@ def test_what_nobody_holds_is_taken(session: Session, title: str, state: str) ->
     taken = take(session, title)
     after = session.rows()
     assert not changed(before["bystander"], after["bystander"])
-    short = title in ("Retake", "Take")  # these leave the rows of 0.2.5 to the others
+    short = title in ("Retake", "Take")  # these leave rows of 0.2.5 to the others
     if STATES[state].live or (short and not STATES[state].ours):
         assert not taken
         assert changed(before["name"], after["name"]) <= {"waiters"}
@@ -247,7 +247,7 @@ def test_a_locked_row_is_skipped(
 
 
 def test_a_locked_row_is_waited_for_but_not_for_long(session: Session, other: Session) -> None:
-    """By what enters the queue, as others do."""
+    """By the statement that enters the queue, and by others."""
     session.put("released")
     with other.db.transaction():
         other.db.execute("SELECT FROM _score_distlock FOR NO KEY UPDATE")
@@ -295,7 +295,7 @@ def test_an_acquisition_that_is_repeated_finds_its_token(session: Session, title
     assert not row["mine"]
 
 
-#: What the holder's statements are given after the name and the token.
+#: The arguments of the holder's statements after the name and the token.
 HOLDERS: dict[str, tuple[Any, ...]] = {
     "Extend": (LEASE, ZONE),
     "Transfer": ("new", LEASE, ZONE, "me"),
@@ -358,7 +358,7 @@ def test_only_the_holders_own_live_hold_counts(
 
 
 def test_a_number_that_was_drawn_stays(session: Session) -> None:
-    """Whoever comes late with the number before it is told the one that there is."""
+    """A late request with the previous number gets the current one."""
     session.put("held")
     (drawn,) = session.run("Number", "name", "T", LEASE, ZONE, 5)
     for before in (5, 4, 0):
@@ -380,7 +380,7 @@ def test_who_holds_it(session: Session, state: str) -> None:
     assert not changed(before, session.rows()["name"])
 
 
-#: How long the hold of a row lasts, in seconds.
+#: How long the hold of a row still lasts, in seconds.
 LEFT = {
     "held": 50,
     "held by 0.2.5": LEASE - 10,
@@ -414,7 +414,7 @@ def test_what_is_known_of_a_hold(session: Session, state: str) -> None:
     now = float(session.one("SELECT extract(epoch FROM clock_timestamp())"))
     assert now - 10 < row["acquired"] - ZONE <= now
     assert LEFT[state] - 10 < row["ends"] - now <= LEFT[state]
-    # The row says that it was written ten seconds later, as its lease is a minute.
+    # The row seems to be written ten seconds later, as its lease is a minute.
     shown = ZONE + 10 if STATES[state].ours else ZONE
     assert abs(row["shown"] - shown) < 0.1
     if not STATES[state].ours:
@@ -422,7 +422,7 @@ def test_what_is_known_of_a_hold(session: Session, state: str) -> None:
 
 
 def test_what_is_known_of_an_exact_lease(session: Session) -> None:
-    """The zone of who wrote it, whoever asks; and the end to the microsecond."""
+    """The writer's zone, whoever asks; and the end, to the microsecond."""
     session.run("Acquire", "name", "T", 77.5, -5 * 3600, "me")
     for title in ("Info", "Holders"):
         names = ["name"] if title == "Info" else []
@@ -454,7 +454,7 @@ def test_only_processes_that_wait_are_counted(session: Session, other: Session) 
 
 
 def test_why_a_hold_is_over(session: Session) -> None:
-    """By a release or by its lease; of what is held, or was by 0.2.5, nothing is told."""
+    """By a release or by its lease; unknown if it is held, or was a hold of 0.2.5."""
     told = {"released": [{"released": True}], "expired": [{"released": False}]}
     for state in STATES:
         session.put(state, state)
@@ -479,7 +479,7 @@ def test_what_is_seen_of_a_row(session: Session, other: Session, state: str) -> 
         "extended by 0.2.5, with our lease": 900 - 100,
     }[state]
     with session.db.transaction():
-        session.db.execute("SELECT FROM _score_distlock FOR UPDATE")  # so it is not taken
+        session.db.execute("SELECT FROM _score_distlock FOR UPDATE")  # so that it is not taken
         (seen,) = other.run("Acquire", "name", "T", LEASE, ZONE, "me")
     assert (seen["fence"], seen["seen_fence"], seen["held"], seen["mine"]) == (None, 5, live, live)
     assert left - 10 < seen["remaining"] <= left
@@ -487,14 +487,14 @@ def test_what_is_seen_of_a_row(session: Session, other: Session, state: str) -> 
 
 @pytest.mark.parametrize("state", STATES)
 def test_many_are_renewed(session: Session, other: Session, state: str) -> None:
-    """What is there is told, what is locked is left alone, and no lease gets shorter."""
+    """Existing holds are returned, locked rows are skipped, and no lease gets shorter."""
     for name in ("a", "b", "locked"):
         session.put(state, name)
     before = session.rows()
     names = ["missing", "a", "b", "locked"]
     with other.db.transaction():
         other.db.execute("SELECT FROM _score_distlock WHERE name = 'locked' FOR UPDATE")
-        # `b` is asked for with another's token.
+        # `b` is requested with another token.
         tokens = ["T", "T", "another", "T"]
         found = session.run("Renew", names, tokens, [float(LEASE)] * 4, ZONE)
     after = session.rows()
@@ -533,7 +533,7 @@ ASYNCHRONOUS = ["Release", "ReleaseAwaited", "Leave", "Wait"]
 
 
 def act(session: Session, title: str) -> Any:
-    """Lets a statement do what it is for."""
+    """Makes a statement do its work."""
     if title in TAKERS:
         return take(session, title)
     if title == "Renew":
@@ -581,7 +581,7 @@ def test_what_may_be_forgotten_is_not_waited_for(session: Session, title: str) -
 
 
 def heard(session: Session) -> set[tuple[str, str]]:
-    """What was sent to the processes that listen."""
+    """The notifications to listening processes."""
     return {(note.channel, note.payload) for note in session.db.notifies(timeout=0.1)}
 
 
@@ -634,7 +634,7 @@ def test_a_release_calls_the_first_who_lives_and_the_next(
     assert row["waiters"] == left
     assert heard(listening) == sent
     assert -10 < row["left"] <= 0
-    if left:  # to 0.2.5 it stays held for half a second
+    if left:  # for 0.2.5 it stays held for half a second
         assert row["updated"] == row["touched"]
         assert session.one(
             f"SELECT updated + interval '60 s' - {NOW} BETWEEN '-9 s' AND '0.5 s'"
@@ -669,7 +669,7 @@ def test_the_first_takes_its_turn(session: Session, again: bool) -> None:
 def test_a_waiter_may_take_it_when_those_before_it_have_had_their_time(
     session: Session, other: Session, place: int, ahead: int
 ) -> None:
-    """Half a second each; those who are gone have none, and a process has one."""
+    """Half a second each; dead ones get none, and a process gets only one."""
     queue = [FIRST, SECOND, ticket(ALSO_ALIVE, 2), DEAD]
     tickets = [FIRST, SECOND, DEAD, DEAD, ticket(GONE, 7)]
     own = tickets[place]
@@ -711,7 +711,7 @@ def test_entering_the_queue(session: Session, other: Session) -> None:
 @pytest.mark.parametrize("state", LIVE)
 def test_a_waiter_is_told_whose_hold_it_is(session: Session, state: str) -> None:
     session.put(state)
-    for _ in range(2):  # as it enters, and when it is there
+    for _ in range(2):  # when it enters the queue, and when it is already in it
         (row,) = session.run("Wait", "name", "new", LEASE, ZONE, "me", *WAIT)
         assert row["foreign_hold"] == (not STATES[state].ours)
         assert row["live"]
@@ -729,7 +729,7 @@ def test_who_takes_it_leaves_the_queue_or_goes_to_its_end(session: Session, agai
     session.db.execute("UPDATE _score_distlock SET expires = '2000-01-01'")
     assert take(session, "Wait", FIRST, earlier, [], again)
     assert session.rows()["name"]["waiters"] == [SECOND, *([FIRST] if again else [])]
-    # The row and its queue were deleted, and the waiter has seen it.
+    # The row and its queue were deleted, and the waiter has noticed.
     session.db.execute("DELETE FROM _score_distlock")
     assert take(session, "Wait", FIRST, 0, [SECOND], again)
     assert session.rows()["name"]["waiters"] == [SECOND, *([FIRST] if again else [])]
@@ -793,7 +793,7 @@ def test_who_is_in_the_way(session: Session, other: Session) -> None:
     assert session.run("Busy") == []
     own = other.one("SELECT pg_backend_pid()")
     with other.db.transaction():
-        other.db.execute("SELECT FROM _score_distlock")  # who reads is in nobody's way
+        other.db.execute("SELECT FROM _score_distlock")  # readers block nobody
         assert session.run("Busy") == []
         other.db.execute("SELECT FROM _score_distlock FOR KEY SHARE")
         assert session.run("Busy") == [{"pid": own}]
@@ -864,7 +864,7 @@ def test_who_is_not_the_first_does_not_wait_for_the_row(session: Session, other:
 
 
 def test_who_entered_meanwhile_does_not_enter_twice(session: Session, other: Session) -> None:
-    """The queue is looked at again when the row can be had."""
+    """The statement checks the queue again once it has the row."""
     session.put("held")
     blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted"
     while True:
@@ -876,7 +876,7 @@ def test_who_entered_meanwhile_does_not_enter_twice(session: Session, other: Ses
         try:
             assert not waiter.result()
         except psycopg.errors.LockNotAvailable:
-            continue  # the machine was too slow for its 200 ms
+            continue  # the machine was too slow for the 200 ms
         break
     assert session.rows()["name"]["waiters"] == [FIRST]
 
@@ -897,7 +897,7 @@ def test_nothing_is_taken_when_nobody_wants_it_any_more(
     assert after.keys() == before.keys()
     for name, row in before.items():
         assert not changed(row, after[name])
-    # It was for no other reason, except that some leave the rows of 0.2.5 to the others.
+    # There was no other reason, except that some leave the rows of 0.2.5 to the others.
     short = title in ("Retake", "Take")
     if state and not (short and not STATES[state].ours):
         assert take(session, title, *arguments, just_over + 60)

@@ -1,10 +1,10 @@
-"""Threads, tasks, cuts, late answers, signals, cancellations and forks against each other.
+"""Threads, tasks, cuts, late answers, signals, cancellations and forks in combination.
 
 A Hypothesis state machine over several names. After each step there is at most one live
-hold for each name, nobody believes in a hold that the database does not have, and two
-never believe in one name; when everybody has left, nothing is held or queued.
+hold of each name, nobody believes in a hold that the database does not have, and no two
+believe in the same name; when everybody has left, nothing is held or queued.
 
-``DISTLOCK_STATES=2000`` makes it run so many examples, at random ones.
+``DISTLOCK_STATES=2000`` runs that many random examples.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ EXAMPLES = int(os.environ.get("DISTLOCK_STATES", "0"))
 NAMES = range(3)
 TOLD = (CouldNotAcquireLock, LockExpired, DatabaseUnavailable, ValueError)
 WHAT = st.sampled_from(["acquire", "with", "extended", "leave", "extend", "transfer"])
-#: How long anything may take that must happen at some time.
+#: The limit, in seconds, for anything that has to happen eventually.
 LIMIT = 15
 
 
 class Thread:
-    """A thread that does what it is told, in contexts that are told too."""
+    """A thread that runs given work, in given contexts."""
 
     def __init__(self) -> None:
         self.work: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -75,7 +75,7 @@ class Thread:
 
 
 class Actor:
-    """A unit of work."""
+    """A unit of work that uses locks."""
 
     asynchronous = False
 
@@ -94,7 +94,7 @@ class Actor:
 
 
 class TaskActor(Actor):
-    """A task of an event loop."""
+    """A task in an event loop."""
 
     asynchronous = True
 
@@ -132,7 +132,7 @@ class TaskActor(Actor):
         return future
 
     def cancel(self) -> None:
-        """Cancels what it does, if it does something."""
+        """Cancels its current work, if there is any."""
 
         def cancel() -> None:
             if self.busy:
@@ -145,7 +145,7 @@ class TaskActor(Actor):
 
 
 class Interrupted(BaseException):
-    """What the handler of a signal raises, as that of Ctrl-C does."""
+    """Raised by the signal handler, like KeyboardInterrupt on Ctrl-C."""
 
 
 class MainActor(Actor):
@@ -157,7 +157,7 @@ class MainActor(Actor):
         self.working = False
 
     def interrupt(self, *_: object) -> None:
-        """The signal's handler."""
+        """The signal handler."""
         if self.working:
             self.working = False
             raise Interrupted
@@ -183,13 +183,13 @@ class MainActor(Actor):
 
 
 def token_of(result: Any) -> Any:
-    """Of a Lock that was entered; anything else as it is."""
+    """The token if it is an entered Lock; anything else unchanged."""
     return result.token if isinstance(result, score.distlock.Lock) else result
 
 
 @dataclass
 class Level:
-    """Something entered and not yet left."""
+    """A level entered and not yet left."""
 
     block: Any  # the context manager, or None for an `acquire`
     token: str
@@ -200,7 +200,7 @@ runs = itertools.count()
 
 
 class States(RuleBasedStateMachine):
-    """What is believed here is there."""
+    """Whoever believes in a hold really has it."""
 
     through: Conf
     direct: Conf
@@ -228,23 +228,23 @@ class States(RuleBasedStateMachine):
             self.main,
         ]
         self.names = [f"states {self.run} {number}" for number in NAMES]
-        # Kept, so that everybody shares them.
+        # Referenced, so that all actors share them.
         self.locks = {(conf, name): conf.get(name) for conf in self.confs for name in self.names}
         self.async_locks = {key: key[0].aio.get(key[1]) for key in self.locks}
         self.levels: dict[tuple[int, str], list[Level]] = {
             (actor.number, name): [] for actor in self.actors for name in self.names
         }
         self.waits: dict[int, tuple[str, Any, Future[Any]]] = {}
-        #: Tokens whose holds ended in ways that their holders cannot know about.
+        #: Tokens of holds that ended in ways their holders cannot know about.
         self.ended_elsewhere: set[str] = set()
-        #: Names and confs for which an outcome was unknown and may be so still.
+        #: Names and confs with an outcome that was unknown and may still be.
         self.doubtful: set[str] = set()
         #: By name: the modules whose tasks were cancelled. What such a task has sent may take the
         #: lock for a moment, for which its own module waits, and others do not.
         self.cancelled: dict[str, set[Conf]] = defaultdict(set)
         self.loose: list[tuple[str, str]] = []
 
-        #: What has happened, for those failures that do not happen twice.
+        #: The history, for failures that do not reproduce.
         self.events: list[str] = []
 
     def note(self, event: str) -> None:
@@ -254,7 +254,7 @@ class States(RuleBasedStateMachine):
     def confs(self) -> list[Conf]:
         return [self.through, self.direct]
 
-    # What the database says, and what they believe.
+    # What the database says, and what the actors believe.
 
     def live(self, name: str) -> str | None:
         rows = self.db.execute(
@@ -274,7 +274,7 @@ class States(RuleBasedStateMachine):
         return token if not lock.expired and lock.remaining > 0 else None
 
     def claims(self, actor: Actor, name: str) -> str | None:
-        """The token with which it believes to be inside."""
+        """The token with which the actor believes to be inside."""
         levels = self.levels[actor.number, name]
         if not levels:
             return None
@@ -291,7 +291,7 @@ class States(RuleBasedStateMachine):
     # Steps.
 
     def outcome(self, actor: Actor, work: Work) -> Any:
-        """Returns what it returned, or the exception; never lets anything else pass."""
+        """Returns the result, or the expected exception; lets nothing else pass."""
         try:
             result = actor.begin(work).result(LIMIT)
         except (*TOLD, Interrupted) as error:
@@ -311,14 +311,14 @@ class States(RuleBasedStateMachine):
         self.levels[actor.number, name].append(Level(block, token, lease))
 
     def told(self, actor: Actor, name: str) -> None:
-        """It knows now that its hold was lost: what was acquired is gone, blocks are to be left."""
+        """The actor now knows of the loss: its acquires are gone, its blocks are still open."""
         levels = self.levels[actor.number, name]
         levels[:] = [level for level in levels if level.block is not None]
         for level in levels:
             self.ended_elsewhere.add(level.token)
 
     def prepare(self, actor: Actor, name: str, how: str, timeout: Any) -> tuple[Any, Work]:
-        """Of an entrance; what is to be left afterwards, and what enters and returns the token."""
+        """Prepares to enter; returns the block to leave, and work that returns the token."""
         lock = actor.lock(name)
         if how == "acquire":
             return None, functools.partial(lock.acquire, timeout=timeout)
@@ -360,7 +360,7 @@ class States(RuleBasedStateMachine):
         elif isinstance(outcome, Interrupted):
             self.given_back(name)
         elif outcome is None:
-            # Its lease was over when the block began.
+            # The lease had ended when the block began.
             assert how in ("brief", "kept")
             self.levels[actor.number, name].append(Level(block, "none", "100ms"))
         else:
@@ -387,7 +387,7 @@ class States(RuleBasedStateMachine):
             assert disturbed
             self.doubtful.add(name)
             if level.block is None:
-                # Not known, and to be called again.
+                # Unknown, and to be repeated.
                 return
         elif isinstance(outcome, Interrupted):
             if level.block is None:
@@ -415,7 +415,7 @@ class States(RuleBasedStateMachine):
     manner = st.sampled_from(["acquire", "with", "extended", "brief", "kept"])
 
     def settle(self) -> None:
-        """Takes note of the waits that have ended."""
+        """Records the waits that have ended."""
         for number, (name, block, future) in list(self.waits.items()):
             if future.done():
                 del self.waits[number]
@@ -453,7 +453,7 @@ class States(RuleBasedStateMachine):
     def use_now(self, actor: Actor, name: str, what: str, disturbed: bool = False) -> None:
         levels = self.levels[actor.number, name]
         if not levels or self.belief(self.locks[actor.conf, name]) != levels[-1].token:
-            return  # somebody else's by now, perhaps
+            return  # perhaps somebody else's by now
         old = levels[-1].token
         lost_perhaps = self.may_be_lost(actor, name) or disturbed
         outcome = self.outcome(actor, getattr(actor.lock(name), what))
@@ -462,7 +462,7 @@ class States(RuleBasedStateMachine):
             assert disturbed
             self.doubtful.add(name)
         elif isinstance(outcome, Interrupted):
-            if what == "transfer":  # under one token or another
+            if what == "transfer":  # under the old token or the new one
                 self.doubtful.add(name)
         elif isinstance(outcome, Exception):
             assert lost_perhaps, f"a needless {outcome!r:.40}"
@@ -475,9 +475,9 @@ class States(RuleBasedStateMachine):
 
     @rule(number=st.sampled_from([0, 3, 4, 5, 6]), name=each_name)
     def wait(self, number: int, name: int) -> None:
-        """Until it gets it, or is cancelled."""
+        """Waits until it gets the lock, or is cancelled."""
         self.settle()
-        # Who holds something does not wait: two of those could wait for each other.
+        # An actor that holds something does not wait: two could wait for each other.
         if (actor := self.free(number)) and not any(self.levels[number, one] for one in self.names):
             block, work = self.prepare(actor, self.names[name], "with", None)
             self.note(f"{number} waits for {self.names[name]}")
@@ -485,7 +485,7 @@ class States(RuleBasedStateMachine):
 
     @rule(number=st.sampled_from([3, 4, 6]), name=each_name, how=manner, delay=st.integers(0, 20))
     def cancel(self, number: int, name: int, how: str, delay: int) -> None:
-        """A wait that is under way, or one that has just begun."""
+        """Cancels a wait in progress, or one that has just begun."""
         self.settle()
         actor = self.actors[number]
         assert isinstance(actor, TaskActor)
@@ -551,7 +551,7 @@ class States(RuleBasedStateMachine):
         meanwhile=st.sampled_from(["nothing", "ends", "taken", "cut"]),
     )
     def late_answer(self, number: int, name: int, what: str, meanwhile: str) -> None:
-        """The database has long done what is asked before the asker hears of it."""
+        """The database has executed a request long before the caller gets the answer."""
         self.settle()
         if not (actor := self.free(number)):
             return
@@ -586,7 +586,7 @@ class States(RuleBasedStateMachine):
             self.disturbed(actor, key, what)
             levels = self.levels[number, key]
             if meanwhile in ("ends", "taken") and (len(levels) > before or what == "transfer"):
-                # Ended by an administrator the moment it was taken.
+                # An administrator ended it the moment it was taken.
                 self.ended_elsewhere.update(level.token for level in levels)
         finally:
             over.set()
@@ -595,7 +595,7 @@ class States(RuleBasedStateMachine):
 
     @rule(name=each_name, what=WHAT, moment=st.one_of(st.none(), st.integers(0, 30)))
     def interrupt(self, name: int, what: str, moment: int | None) -> None:
-        """By a handler that raises: when the server has answered, or after so many 100 µs."""
+        """A handler raises: when the server has answered, or after this many 100 µs."""
         self.settle()
         over = threading.Event()
 
@@ -620,7 +620,7 @@ class States(RuleBasedStateMachine):
             self.proxy.thaw()
 
     def given_back(self, name: str) -> None:
-        """Who was interrupted as it entered or left has nothing, and neither has the database."""
+        """After an interrupt on entering or leaving, neither actor nor database has the hold."""
         self.proxy.thaw()
         deadline = time.monotonic() + LIMIT
         while name not in self.doubtful and (token := self.live(name)):
@@ -638,7 +638,7 @@ class States(RuleBasedStateMachine):
 
     @rule(name=each_name)
     def lease_ends(self, name: int) -> None:
-        """As an administrator ends it."""
+        """As if an administrator ended it."""
         self.settle()
         ended = self.db.execute(
             "UPDATE _score_distlock SET expires = clock_timestamp()"
@@ -651,7 +651,7 @@ class States(RuleBasedStateMachine):
 
     @rule(number=everybody, name=each_name, what=st.sampled_from(["release", "transfer"]))
     def by_token(self, number: int, name: int, what: str) -> None:
-        """Somebody who has the token uses it."""
+        """Another actor with the token uses it."""
         self.settle()
         actor, key = self.free(number), self.names[name]
         owners = [one for one in self.actors if self.claims(one, key)]
@@ -669,7 +669,7 @@ class States(RuleBasedStateMachine):
             self.ended_elsewhere.add(token)
         elif what == "transfer":
             if owners[0].conf is actor.conf:
-                # Whoever shares the process goes on with the new one.
+                # Holders in the same process go on with the new token.
                 for level in self.levels[owners[0].number, key]:
                     if level.token == token:
                         level.token = outcome
@@ -681,7 +681,7 @@ class States(RuleBasedStateMachine):
 
     @rule(name=each_name)
     def release_loose(self, name: int) -> None:
-        """Of a token that nobody's Lock knows."""
+        """Releases a token that no Lock knows."""
         for key, token in [one for one in self.loose if one[0] == self.names[name]]:
             self.loose.remove((key, token))
             with contextlib.suppress(LockExpired):
@@ -725,7 +725,7 @@ class States(RuleBasedStateMachine):
                 if token is None or token in self.ended_elsewhere or name in self.doubtful:
                     continue
                 # A wait may end and a hold may be lost at this moment; whoever believes before
-                # and after believes now.
+                # and after this query believes now.
                 there = self.live(name)
                 if self.belief(lock) == token and token not in self.ended_elsewhere:
                     assert there == token, f"{name} in {conf is self.through}"

@@ -1,4 +1,4 @@
-"""A lock in steady use costs one statement a call, and these promise what the others do."""
+"""A lock in steady use costs one statement per call, with the guarantees of the others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Db = psycopg.Connection[Any]
 
 
 def use_once(conf: Conf) -> int:
-    """The lock is acquired and released, which this process remembers. Returns the fence."""
+    """Acquires and releases the lock, which this process remembers. Returns the fence."""
     with conf.get("name") as lock:
         assert lock.fence is not None
         return lock.fence
@@ -44,12 +44,12 @@ def test_steady_use_takes_one_statement_a_call(server: Server, server_url: str) 
             assert cost(lock.extend) == 1
             assert cost(lock.release) == 1
             use_once(conf)
-        # A name that is new to everybody, too.
+        # Also for a name that is new to everybody.
         assert cost(lambda: conf.acquire("new")) == 1
 
 
 def test_one_of_many_gets_it(url: str, conf: Conf) -> None:
-    """Whatever each remembers of the lock, one holds it at a time."""
+    """Whatever each process remembers, only one holds the lock at a time."""
     confs = [conf, *(score.distlock.init({"sqlalchemy.url": url}) for _ in range(3))]
     inside = 0
     seen: list[tuple[int, int]] = []
@@ -89,7 +89,7 @@ def test_it_is_not_taken_while_its_row_is_locked(conf: Conf, url: str) -> None:
 
 
 def test_it_is_not_taken_from_the_original(conf: Conf, db: Db) -> None:
-    """0.2.5 has acquired it since, in our row or in its own, and does not know our columns."""
+    """0.2.5 has acquired it since, in our row or its own, without knowing our columns."""
     use_once(conf)
     db.execute(
         "UPDATE _score_distlock SET token = 'its own', acquired = now() AT TIME ZONE 'UTC',"
@@ -130,7 +130,7 @@ def test_a_hold_of_ours_that_the_original_extended_is_released(conf: Conf, db: D
 
 
 def test_a_release_is_not_waited_for_on_disk_and_an_acquisition_is(url: str, conf: Conf) -> None:
-    """As the server itself sees it, at the moment of the change; with waiters too."""
+    """As the server itself sees it, at the moment of the change; also with waiters."""
     other = score.distlock.init({"sqlalchemy.url": url})
     with psycopg.connect(url, autocommit=True) as db:
         db.execute("CREATE TABLE seen (change text, durability text)")
@@ -164,14 +164,14 @@ def test_a_release_is_not_waited_for_on_disk_and_an_acquisition_is(url: str, con
 
 
 def test_who_remembers_it_as_free_does_not_overtake_those_who_wait(conf: Conf, db: Db) -> None:
-    """Somebody has come to wait since, and it is left to them for a second."""
+    """A waiter has arrived since, and the lock is left to it for a second."""
     use_once(conf)
     yielded = db.execute(
         "UPDATE _score_distlock SET waiters = '{16777217}', expires = clock_timestamp()"
         " RETURNING expires"
     ).fetchone()
     if conf.try_acquiring("name"):
-        # Only if we were stopped for so long.
+        # Only if this process was stopped for that long.
         taken = db.execute(
             "SELECT expires - make_interval(secs => lease) - interval '1 second' >= %s"
             "  FROM _score_distlock",

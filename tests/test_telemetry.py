@@ -1,4 +1,4 @@
-"""What is measured is measured once, and whoever measures breaks no lock."""
+"""Everything is measured once, and telemetry breaks no lock."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ LISTENER = "distlock.listener.connected"
 
 
 class Seen:
-    """What exporters are given."""
+    """What the exporters receive."""
 
     def __init__(self) -> None:
         self._reader = InMemoryMetricReader()
@@ -74,7 +74,7 @@ class Seen:
         return {metric.name: metric for scope in scopes for metric in scope.metrics}
 
     def points(self, name: str) -> dict[Attributes, float]:
-        """How often, or how much, by attributes."""
+        """Counts or sums, by attributes."""
         metric = self.metrics().get(name)
         points = metric.data.data_points if metric else ()
         found: dict[Attributes, float] = {}
@@ -84,7 +84,7 @@ class Seen:
         return found
 
     def outcomes(self) -> dict[str, float]:
-        """How many attempts, by outcome."""
+        """The number of attempts, by outcome."""
         found: dict[str, float] = {}
         for attributes, count in self.points(ACQUIRE).items():
             outcome = dict(attributes)["distlock.acquire.outcome"]
@@ -92,7 +92,7 @@ class Seen:
         return found
 
     def ended(self) -> dict[str, float]:
-        """How many holds, by how they ended."""
+        """The number of holds, by how they ended."""
         return {
             dict(attributes)["distlock.hold.outcome"]: count
             for attributes, count in self.points(HOLD).items()
@@ -223,7 +223,7 @@ def test_a_hold_is_there_until_it_ends(conf: Conf, seen: Seen) -> None:
     with conf.get("one"):
         token = conf.acquire("two")
         assert seen.points(HOLDS) == {(): 2}
-        with conf.get("one"):  # once more is no other hold
+        with conf.get("one"):  # re-entering is not another hold
             assert seen.points(HOLDS) == {(): 2}
         assert seen.points(HOLDS) == {(): 2}
         assert seen.outcomes() == {"acquired": 2, "reentered": 1}
@@ -262,7 +262,7 @@ def test_a_cancelled_wait(conf: Conf, seen: Seen, db: Db) -> None:
     assert seen.ended() == {"released": 1}
     assert seen.holds() == 0
     assert sum(seen.points(WAITERS).values()) == 0
-    conf.release("name", conf.acquire("name"))  # nothing was left
+    conf.release("name", conf.acquire("name"))  # nothing was left behind
     assert seen.ended() == {"released": 2}
 
 
@@ -334,7 +334,7 @@ def test_a_block_that_outlived_its_lease(brief: Conf, db: Db) -> None:
     seen.instrument(brief)
     with pytest.raises(LockExpired), brief.get("name"):
         outlive(db)
-        assert seen.holds() == 0  # nobody has it, though nobody was told
+        assert seen.holds() == 0  # nobody has the lock, though nobody was told
     assert seen.lost() == {"expired": 1}
     assert seen.ended() == {"lost": 1}
 
@@ -375,7 +375,7 @@ def test_renewals_tell_what_was_left(brief: Conf) -> None:
 
 
 def gone(proxy: Proxy) -> None:
-    """The database cannot be reached any more."""
+    """Makes the database unreachable."""
     proxy.refuse(True)
     proxy.cut_all()
 
@@ -388,7 +388,7 @@ def test_an_outage_is_an_error(through: Callable[..., Conf], proxy: Proxy) -> No
     with pytest.raises(DatabaseUnavailable):
         conf.acquire("an outage")
     assert seen.outcomes() == {"acquired": 1, "error": 1}
-    assert seen.ended() == {"released": 1}  # its release is owed, and nobody's claim
+    assert seen.ended() == {"released": 1}  # the release is pending, and nobody claims the hold
     assert seen.holds() == 0
     failed = seen.spans()[-1]
     assert failed.status.status_code is StatusCode.ERROR
@@ -507,7 +507,7 @@ def test_no_secret_is_told(through: Callable[..., Conf], proxy: Proxy) -> None:
 
 
 class Broken(MeterProvider):
-    """Its instruments fail."""
+    """A provider whose instruments fail."""
 
     def get_meter(self, *args: Any, **options: Any) -> Any:
         meter = super().get_meter(*args, **options)
@@ -541,7 +541,7 @@ def test_an_observer_that_raises_breaks_nothing(
     failures = [record for record in caplog.records if record.exc_info]
     assert len(failures) == 1
     assert failures[0].name == "score.distlock"
-    # And the other one is told nevertheless.
+    # The other sink still gets the event.
     labels = {"outcome": "released", "lock": ""}
     value = registry.get_sample_value("distlock_hold_duration_seconds_count", labels)
     assert value == len(SYNC) + 1
@@ -563,14 +563,14 @@ def test_instrument_twice_and_undo(conf: Conf, caplog: pytest.LogCaptureFixture)
     blocks(conf)
     assert seen.outcomes() == {"acquired": 1}
     assert not list(registry.collect())
-    telemetry.uninstrument(conf)  # nothing happens
+    telemetry.uninstrument(conf)  # does nothing
     seen.instrument(conf)  # and again
     telemetry.prometheus(conf, registry)
     blocks(conf)
     assert seen.outcomes() == {"acquired": 2}
     labels = {"outcome": "acquired", "lock": ""}
     name = "distlock_acquire_duration_seconds_count"
-    assert registry.get_sample_value(name, labels) == 1  # a new one begins at nothing
+    assert registry.get_sample_value(name, labels) == 1  # a new collector starts at zero
     telemetry.uninstrument(conf)
 
 
@@ -627,7 +627,7 @@ def test_prometheus(conf: Conf, db: Db) -> None:
     assert value("distlock_acquire_duration_seconds_count", counted) == 3
     assert value("distlock_hold_duration_seconds_count", {"outcome": "lost", "lock": ""}) == 1
     assert value("distlock_losses_total", {"reason": "released", "lock": ""}) == 1
-    # Those that have not been yet are there, for increase().
+    # Reasons that have not occurred yet have a series too, for increase().
     assert value("distlock_losses_total", {"reason": "expired", "lock": ""}) == 0
     assert value("distlock_lease_margin_seconds_count", {"lock": ""}) == 3
     telemetry.uninstrument(conf)

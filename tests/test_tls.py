@@ -145,7 +145,7 @@ def serve(server: Server, certificates: Certificates) -> Iterator[Serve]:
 
 
 def by_libpq(host: str, server: TlsServer, database: str, options: dict[str, str]) -> str:
-    """What libpq comes to: ``TLS``, ``plain`` or ``refused``."""
+    """libpq's result: ``TLS``, ``plain`` or ``refused``."""
     del server.encrypted[:]
     try:
         psycopg.connect(
@@ -180,7 +180,7 @@ def database(server_url: str) -> str:
 
 @pytest.fixture(autouse=True)
 def home(certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No certificates of whoever runs the tests."""
+    """A home without the certificates of the user who runs the tests."""
     monkeypatch.setenv("HOME", str(certificates.empty))
     for name in ("PGSSLMODE", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY"):
         monkeypatch.delenv(name, raising=False)
@@ -236,7 +236,7 @@ def test_default_files(serve: Serve, certificates: Certificates, database: str) 
             for mode in ("require", "verify-ca", "verify-full"):
                 options = {"sslmode": mode}
                 if name == "postgresql.crt":
-                    continue  # Without the key libpq says no, and so do we, in other words.
+                    continue  # without the key libpq refuses, as we do, with another message
                 assert by_us("localhost", server, database, options) == by_libpq(
                     "localhost", server, database, options
                 ), (name, mode)
@@ -264,7 +264,7 @@ def test_client_certificates(
 
 
 def test_the_server_is_told_which_host_is_meant(serve: Serve, database: str) -> None:
-    """SNI, which some providers need to find the database; no address, as RFC 6066 has it."""
+    """SNI, which some providers need to find the database; never an address, as in RFC 6066."""
     server = serve("right")
     by_us("localhost", server, database, {"sslmode": "require"})
     by_us("127.0.0.1", server, database, {"sslmode": "require"})
@@ -355,7 +355,7 @@ def test_locks_over_tls(
 def test_require_auth_comes_to_what_libpq_does(
     serve: Serve, database: str, tcp_url: str, server: Server, required: str
 ) -> None:
-    """With a server that asks for a password and one that asks for nothing, TLS and none."""
+    """With servers that ask for a password or for nothing, with and without TLS."""
     query = f"?require_auth={quote(required)}"
     trusting = serve("right")
     places = {

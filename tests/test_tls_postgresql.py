@@ -1,6 +1,6 @@
-"""TLS and the logins that depend on it, with a PostgreSQL that has TLS itself, beside libpq.
+"""TLS and the logins that depend on it, with a PostgreSQL that supports TLS, compared with libpq.
 
-The servers of the wheel have none; one of the operating system is used if there is one.
+The servers of the wheel do not; these tests use the operating system's if there is one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .support.server import PASSWORD, Server
 
 QUOTED = "s3cret%3Ap%40ss%2Fword"
 
-#: How the server's certificate is signed: the hash of channel binding depends on it.
+#: How the server's certificate is signed: the hash for channel binding depends on it.
 SIGNATURES = {
     "RSA, SHA-256": "rsa:2048 -sha256",
     "RSA, SHA-384": "rsa:2048 -sha384",
@@ -47,7 +47,7 @@ host all everywhere 127.0.0.1/32 scram-sha-256
 
 
 def programs() -> Path | None:
-    """Where a PostgreSQL with OpenSSL is."""
+    """The folder of a PostgreSQL with OpenSSL."""
     for found in sorted(Path("/usr/lib/postgresql").glob("*/bin/pg_config"), reverse=True):
         if not (found.parent / "initdb").exists():
             continue
@@ -58,7 +58,7 @@ def programs() -> Path | None:
 
 
 class Encrypted:
-    """A server with certificates that can be changed."""
+    """A server whose certificates can be changed."""
 
     def __init__(self, server: Server, folder: Path) -> None:
         self.server = server
@@ -90,7 +90,7 @@ class Encrypted:
             shutil.chown(path, self.server.user)
 
     def use(self, signature: str) -> None:
-        """Has the server use a certificate that is signed so."""
+        """Makes the server use a certificate with this signature."""
         command = f"openssl req -x509 -nodes -days 3 -subj /CN=localhost -newkey {signature}"
         command += " -addext subjectAltName=DNS:localhost -keyout server.key -out server.crt"
         subprocess.run(command.split(), cwd=self.folder, check=True, capture_output=True)
@@ -105,7 +105,7 @@ class Encrypted:
             pass
 
     def wait_for_tls(self) -> bytes:
-        """The certificate that the server shows, once it shows one."""
+        """Waits until the server presents a certificate; returns it."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -133,7 +133,7 @@ def encrypted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Encrypted]:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No certificates of whoever runs the tests."""
+    """A home without the certificates of the user who runs the tests."""
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in list(os.environ):
         if name.startswith("PGSSL") or name == "PGCHANNELBINDING":
@@ -141,7 +141,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def outcomes(user: str, port: int, **options: str) -> tuple[str, str]:
-    """What libpq comes to, and what this module does: ``connected``, or the error."""
+    """The results of libpq and of this module: ``connected``, or the error."""
     try:
         psycopg.connect(
             host="localhost",
@@ -166,7 +166,7 @@ def outcomes(user: str, port: int, **options: str) -> tuple[str, str]:
 
 
 class Between:
-    """Somebody in between, who has a certificate and hands everything on, decrypted for them."""
+    """A man in the middle, with a certificate, who decrypts and forwards everything."""
 
     def __init__(self, port: int, authority: trustme.CA) -> None:
         self.target = port
@@ -223,7 +223,7 @@ class Between:
 def test_a_login_with_a_password_is_bound_to_the_certificate(
     encrypted: Encrypted, signature: str
 ) -> None:
-    """SCRAM-SHA-256-PLUS: with `require` nothing else would do."""
+    """SCRAM-SHA-256-PLUS: `require` allows nothing else."""
     encrypted.use(SIGNATURES[signature])
     encrypted.reload()
     for binding in ("require", "prefer", "disable"):
@@ -232,7 +232,7 @@ def test_a_login_with_a_password_is_bound_to_the_certificate(
 
 
 def test_somebody_in_between_is_noticed(encrypted: Encrypted) -> None:
-    """`sslmode=require` believes every certificate, but the binding shows that it is another."""
+    """`sslmode=require` accepts any certificate, but channel binding reveals a different one."""
     between = Between(encrypted.server.port, encrypted.authority)
     try:
         for binding in ("require", "prefer"):
@@ -251,7 +251,7 @@ def test_somebody_in_between_is_noticed(encrypted: Encrypted) -> None:
 def test_rules_of_the_server_come_to_what_they_do_with_libpq(
     encrypted: Encrypted, user: str, mode: str
 ) -> None:
-    """One user may only come with TLS (``hostssl``), and one may come without."""
+    """One user must use TLS (``hostssl``), another must not."""
     libpq, ours = outcomes(user, encrypted.server.port, sslmode=mode)
     assert (ours == "connected") == (libpq == "connected")
     if (user, mode) == ("by_password", "disable"):

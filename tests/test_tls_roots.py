@@ -1,6 +1,6 @@
-"""Certificates that OpenSSL has doubts about, with libpq's outcome beside ours.
+"""Certificates that OpenSSL doubts, with libpq's result compared to ours.
 
-webpki believes whatever stands in the file of roots. OpenSSL, and so libpq, asks whether a root
+webpki trusts whatever is in the file of roots. OpenSSL, and so libpq, checks whether a root
 may issue certificates at all.
 """
 
@@ -58,7 +58,7 @@ def make(
     begins: datetime.timedelta = -DAY,
     ends: datetime.timedelta = DAY,
 ) -> Made:
-    """A certificate; without an issuer it is its own. Every odd extension is critical."""
+    """A certificate; self-signed without an issuer. Every odd extension is critical."""
     key = ec.generate_private_key(ec.SECP256R1())
     now = datetime.datetime.now(datetime.timezone.utc)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -88,7 +88,7 @@ HERE = x509.SubjectAlternativeName([x509.DNSName("localhost")])
 
 
 def by(root: Made, *extensions: x509.ExtensionType) -> Case:
-    """A server's certificate from this root."""
+    """A server certificate issued by this root."""
     return Case(make("server", root, HERE, *extensions), root)
 
 
@@ -129,7 +129,7 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 def outcomes(url: str) -> tuple[str, str]:
-    """What comes of it with libpq, and with us: "True" or "False" for with or without TLS."""
+    """The results with libpq, and with us: "True" or "False" for with or without TLS."""
     query = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()"
     try:
         with psycopg.connect(url, gssencmode="disable", connect_timeout=10) as db:
@@ -174,7 +174,7 @@ def test_doubtful_certificates_come_to_what_libpq_does(
 
 
 class Old(NamedTuple):
-    """Files with what `openssl x509 -req` makes of a request, as PostgreSQL's manual calls it."""
+    """The files that `openssl x509 -req` creates from a request, following PostgreSQL's manual."""
 
     certificate: Path
     key: Path
@@ -199,7 +199,7 @@ def old(folder: Path, name: str) -> Old:
     openssl(sign)
     made = folder / f"{name}.crt"
     if x509.load_pem_x509_certificate(made.read_bytes()).version != x509.Version.v1:
-        openssl(f"{sign} -x509v1")  # what newer ones have to be asked for
+        openssl(f"{sign} -x509v1")  # newer versions need to be asked
     assert x509.load_pem_x509_certificate(made.read_bytes()).version == x509.Version.v1
     return Old(made, folder / f"{name}.key", folder / "root.crt")
 
@@ -225,7 +225,7 @@ def test_certificates_of_version_1_come_to_what_libpq_does(
             listener.encrypted.clear()
             assert outcomes(url + mode) == ("True", "True"), mode
             assert set(listener.encrypted) == {True}, mode
-        # The same name, another key.
+        # The same name with another key.
         other = (elsewhere if made is here else here).root
         full = f"verify-full&sslrootcert={made.root}"
         for mode in (full, f"verify-ca&sslrootcert={other}", f"prefer&sslrootcert={other}"):
@@ -249,7 +249,7 @@ def test_a_client_may_have_a_certificate_of_version_1(
     assert outcomes(url + identity) == ("True", "True")
     theirs, ours = outcomes(url)
     assert (theirs == "True", ours == "True") == (False, False)
-    # Another one's key: the server says so.
+    # With another certificate's key the server refuses.
     other = old(tmp_path / "other", "postgres").key
     theirs, ours = outcomes(url + f"&sslcert={client.certificate}&sslkey={other}")
     assert (theirs == "True", ours == "True") == (False, False)

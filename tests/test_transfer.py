@@ -1,4 +1,4 @@
-"""A hand-over leaves one valid token, whatever happens beside it, and one that somebody knows."""
+"""A transfer leaves exactly one valid token, which somebody knows, whatever else happens."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_an_interrupted_transfer_leaves_the_old_token_valid(
     executed: bool,
     use: str,
 ) -> None:
-    """Whether the new one is in the database or not."""
+    """Whether or not the database has the new one."""
     conf, cut_off = score.distlock.init({"sqlalchemy.url": own_url}), through()
     name = f"interrupted {executed} {use}"
     token = cut_off.acquire(name)
@@ -127,7 +127,7 @@ def test_an_interrupted_transfer_leaves_the_old_token_valid(
 
 def test_a_release_and_a_transfer_of_one_token_exclude_each_other(conf: Conf) -> None:
     async def attempt(call: Coroutine[Any, Any, str | None]) -> str | None:
-        """What it returns, a text; `None` if it is refused."""
+        """The call's result as text; `None` if it is refused."""
         try:
             return await call or "released"
         except LockExpired:
@@ -154,7 +154,7 @@ def test_a_release_and_a_transfer_of_one_token_exclude_each_other(conf: Conf) ->
 def test_a_release_that_is_on_its_way_is_not_overtaken(
     through: Callable[..., Conf], proxy: Proxy, own_url: str
 ) -> None:
-    """By a transfer whose caller has not looked at its result before the release began."""
+    """By a transfer whose caller has not seen its result before the release began."""
     observer, conf = score.distlock.init({"sqlalchemy.url": own_url}), through()
     name = "on its way"
     old = conf.acquire(name)
@@ -166,7 +166,7 @@ def test_a_release_that_is_on_its_way_is_not_overtaken(
     async def main() -> None:
         transfer = asyncio.create_task(conf.aio.transfer(name, old))
         await asyncio.sleep(0)
-        # The loop has no time to hear of it.
+        # The loop is too busy to learn of it.
         until(lambda: observer.info(name) and not held_by(old))
         proxy.freeze_request(is_new)
         release = Background(conf.release, name, old)

@@ -1,4 +1,4 @@
-"""A transfer or an extension of unknown outcome leaves nothing held after its block."""
+"""A transfer or extension with an unknown outcome leaves nothing held after its block."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Conf = score.distlock.ConfiguredDistlockModule
 def test_what_was_unknown_within_a_block_is_over_with_it(
     through: Callable[..., Conf], proxy: Proxy, own_url: str, manner: str, what: str
 ) -> None:
-    """It was applied, its answer is lost, and the database gone for a while; or it is cancelled."""
+    """It was applied, but its answer was lost and the database is down; or it was cancelled."""
     name = f"unknown {what} {manner}"
     conf = through(pool_timeout="500ms")
     observer = score.distlock.ConfiguredDistlockModule(own_url, "1h")

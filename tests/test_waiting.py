@@ -1,8 +1,8 @@
 """Waiting: woken by the release, first come first served, silent in between.
 
-The holds last an hour and nobody looks after the queue more often than every
-eight seconds, so a wait with the timeouts used here only ends well if
-something woke it.
+The holds last an hour and a waiter checks the queue at most every eight
+seconds, so a wait with the timeouts used here succeeds only if something
+wakes it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def other(conf: Conf, url: str) -> Conf:
 
 
 class Process:
-    """One of tests/support/waiter.py."""
+    """A process that runs tests/support/waiter.py."""
 
     def __init__(self, url: str, threads: int = 1, timeout: float = SOON) -> None:
         program = [sys.executable, str(SUPPORT / "waiter.py"), url, "name"]
@@ -61,7 +61,7 @@ class Process:
         self.go = self.process.stdin
 
     def start(self, threads: int = 1) -> None:
-        """Returns when they wait."""
+        """Starts threads; returns when they wait."""
         assert self.go is not None
         assert self.process.stdout is not None
         for _ in range(threads):
@@ -70,7 +70,7 @@ class Process:
             assert self.process.stdout.readline().startswith("waiting")
 
     def fences(self) -> list[int]:
-        """Of all its threads, by their numbers."""
+        """The fences of all its threads, by their numbers."""
         output = self.process.communicate()[0]
         pairs = sorted(tuple(map(int, line.split())) for line in output.splitlines())
         return [fence for _, fence in pairs]
@@ -78,7 +78,7 @@ class Process:
 
 @pytest.fixture
 def processes(url: str) -> Iterator[Any]:
-    """Starts processes that wait; ends those that are left."""
+    """Starts waiting processes; ends those that are left."""
     started: list[Process] = []
 
     def start(threads: int = 1, timeout: float = SOON, at: str = url) -> Process:
@@ -135,7 +135,7 @@ def test_what_is_no_timeout(conf: Conf, timeout: Any, error: type[Exception]) ->
 
 
 def test_a_free_lock_is_not_waited_for(conf: Conf) -> None:
-    """No thread and no listening connection for it either."""
+    """Nor does it start a thread or a listening connection."""
     with conf.get("name"):
         before = threads()
         assert conf.acquire("other", timeout=None)
@@ -201,7 +201,7 @@ def test_first_come_first_served_in_a_process(conf: Conf, other: Conf, db: Db) -
 
 
 def test_processes_take_turns(conf: Conf, db: Db, processes: Any) -> None:
-    """In the order in which they came, and again at the end of the queue while more wait."""
+    """In order of arrival, and at the end of the queue again while they have more waiters."""
     token = conf.acquire("name")
     three = [processes(3, 30) for _ in range(3)]
     for count, process in enumerate(three, 1):
@@ -214,7 +214,7 @@ def test_processes_take_turns(conf: Conf, db: Db, processes: Any) -> None:
 
 
 def test_a_newcomer_does_not_overtake(conf: Conf, db: Db, processes: Any) -> None:
-    """Not even while the one whose turn it is has not woken up yet."""
+    """Not even while the process whose turn it is has not woken up yet."""
     token = conf.acquire("name")
     sleeper = processes(timeout=60)
     sleeper.start()
@@ -234,7 +234,7 @@ def test_one_that_does_not_come_delays_nobody_for_long(
     conf: Conf, db: Db, processes: Any, how: signal.Signals, count: int
 ) -> None:
     token = conf.acquire("name")
-    # Killed ones are known to be gone; of those that are only asleep, one is skipped at once.
+    # Killed processes are known to be dead; of those only asleep, one is skipped immediately.
     gone = [processes(2) for _ in range(count if how == signal.SIGKILL else 1)]
     for number, process in enumerate(gone, 1):
         process.start(2)
@@ -270,7 +270,7 @@ def test_one_that_leaves_a_free_lock_calls_the_next(conf: Conf, url: str, db: Db
         waiting_conf = score.distlock.ConfiguredDistlockModule(url, "1h")
         waiters.append(Background(waiting_conf.acquire, "name", timeout=timeout))
         wait_until_waiting(db, count)
-    # Nobody is told that it is free.
+    # Nobody is notified that it is free.
     db.execute("UPDATE _score_distlock SET expires = clock_timestamp() + interval '100 ms'")
     with pytest.raises(CouldNotAcquireLock):
         waiters[0].result()
@@ -293,7 +293,7 @@ def ticket_of_the_last(db: Db) -> int:
 
 
 def call(db: Db, ticket: int) -> None:
-    """Tells a waiter that it is its turn, whether that is true or not."""
+    """Notifies a waiter that it is its turn, whether or not that is true."""
     channel = f"score_distlock_{ticket >> 24:x}"
     db.execute("SELECT pg_notify(%s, %s)", (channel, f"turn {ticket}"))
 
@@ -307,7 +307,7 @@ def test_who_is_called_while_the_lock_is_held_goes_on_waiting(
     now = db.execute("SELECT clock_timestamp()").fetchone()
     assert now is not None
     call(db, ticket_of_the_last(db))
-    # The first statement that a called waiter executes, or one of those after it.
+    # The first statement that a notified waiter executes, or a later one.
     tried = """
         SELECT count(*) FROM pg_stat_activity
          WHERE datname = current_database() AND state = 'idle' AND state_change > %s
@@ -328,7 +328,7 @@ def test_who_is_called_and_not_the_first_leaves_the_first_its_place(
     waiter = Background(other.acquire, "name", timeout=SOON)
     wait_until_waiting(db, 1)
     mine = ticket_of_the_last(db)
-    # Another listener, alive but silent, comes first.
+    # Another listener, alive but silent, is first in the queue.
     first = come_first(db, live_listener(db))
     conf.release("name", token)
     call(db, mine)
@@ -345,7 +345,7 @@ def come_first(db: Db, listener: int) -> int:
 
 
 def test_a_lock_may_be_named_like_a_listener(conf: Conf, other: Conf, db: Db) -> None:
-    """Names and listeners have advisory locks of their own, which never are the same."""
+    """Locks and listeners use separate advisory locks that never collide."""
     conf.acquire("name")
 
     def wait() -> None:
@@ -362,7 +362,7 @@ def test_a_lock_may_be_named_like_a_listener(conf: Conf, other: Conf, db: Db) ->
 
 
 def live_listener(db: Db) -> int:
-    """The number of a listener that is alive, as far as anybody can see, and never comes."""
+    """The number of a listener that looks alive to everybody but never responds."""
     listener = 1234567
     db.execute(
         "SELECT pg_advisory_lock("
@@ -375,7 +375,7 @@ def live_listener(db: Db) -> int:
 def test_who_hears_that_it_is_next_before_its_place_is_confirmed(
     proxy: Proxy, own_url: str
 ) -> None:
-    """Who listens may be quicker than who waits."""
+    """The listening connection may be faster than the waiter's."""
     conf = score.distlock.init({"sqlalchemy.url": own_url, "maxtime": "1h"})
     through = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers"
     other = score.distlock.ConfiguredDistlockModule(through, "1h")
@@ -394,7 +394,7 @@ def test_who_hears_that_it_is_next_before_its_place_is_confirmed(
 
 
 def test_the_places_of_the_dead_are_passed_over_at_once(conf: Conf, other: Conf, db: Db) -> None:
-    """Also by one who knows that others wait, and asks with the statement for that."""
+    """Even by a process that knows of waiters, and so uses the statement for that."""
     for first in (False, True):
         token = conf.acquire("name")
         waiter = Background(other.acquire, "name", timeout=SOON)
@@ -403,7 +403,7 @@ def test_the_places_of_the_dead_are_passed_over_at_once(conf: Conf, other: Conf,
             come_first(db, 7654321)
         conf.release("name", token)
         token = waiter.result()
-        # Who takes the lock after its turn has come leaves those before it in the queue.
+        # A waiter that takes the lock once its turn has come leaves those before it in the queue.
         assert waiting(db) == 0
         other.release("name", token)
 
@@ -431,13 +431,13 @@ def test_many_waiters_are_silent_and_not_a_herd(
                 fences = [fence for process in four for fence in process.fences()]
                 assert len(set(fences)) == 4 * threads
                 costs[4 * threads] = (count() - before) / (4 * threads)
-    # One takes and releases; the next one may have a look in between.
+    # One waiter takes and releases it; in between, the next one may check.
     assert all(cost < 4 for cost in costs.values()), costs
 
 
 def test_a_lost_listening_connection(conf: Conf, other: Conf, db: Db) -> None:
     listeners = "FROM pg_stat_activity WHERE datname = current_database() AND query LIKE %s"
-    # The lock that shows it is alive is the last thing a listener asks for.
+    # The last thing a listener asks for is the lock that shows it is alive.
     last = ("%pg_try_advisory_lock(%",)
     for _ in range(3):
         token = conf.acquire("name")
@@ -451,7 +451,7 @@ def test_a_lost_listening_connection(conf: Conf, other: Conf, db: Db) -> None:
 
 
 def test_a_listening_connection_that_hangs(proxy: Proxy, own_url: str) -> None:
-    """Nothing says that it is lost, but nothing comes over it any more."""
+    """No error says that it is lost, but nothing arrives over it any more."""
     conf = score.distlock.init({"sqlalchemy.url": own_url, "maxtime": "1h"})
     through = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers"
     other = score.distlock.ConfiguredDistlockModule(through, "1h")
@@ -485,7 +485,7 @@ def test_behind_a_pooler(bouncer: Bouncer, server_url: str) -> None:
     first = Background(start)
     started.wait()
     with pytest.raises(CouldNotAcquireLock):
-        # Longer than it takes to find out that nothing can be heard.
+        # Longer than it takes to notice that no notifications arrive.
         other.acquire("name", timeout=2)
     conf.release("name", tokens.pop())
     first.result()
@@ -508,7 +508,7 @@ def test_a_release_by_the_original(
 
 
 def test_the_queue_outlives_a_deleted_row(original: str, url: str, conf: Conf, db: Db) -> None:
-    """0.2.5 deletes the row with the queue in it; nobody is forgotten."""
+    """0.2.5 deletes the row with the queue in it; no waiter is forgotten."""
     token = run(original, "original_hold.py", url, "name").strip()
     order: list[int] = []
 
@@ -526,7 +526,7 @@ def test_the_queue_outlives_a_deleted_row(original: str, url: str, conf: Conf, d
     assert order == list(range(5))
 
 
-# The handler, as a run that a script started in the background ignores SIGINT.
+# Set the handler, as a script's background processes ignore SIGINT.
 INTERRUPTED = """
 import signal, sys, threading, score.distlock
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -660,7 +660,7 @@ def test_the_interpreter_ends_with_waiters_and_holds_in_flight(
 
 @pytest.mark.skipif(not TASKS.is_dir(), reason="counts threads in /proc")
 def test_nothing_waits_in_a_process_that_never_waited(url: str) -> None:
-    """No thread before the first wait, but that of r2d2."""
+    """No thread before the first wait, except r2d2's."""
     code = (
         "import sys, pathlib, score.distlock\n"
         "conf = score.distlock.init({'sqlalchemy.url': sys.argv[1]})\n"

@@ -1,4 +1,4 @@
-"""What is understood is what goes to the server: the start of a session, and a password."""
+"""What we parse is what we send to the server: at the start of a session, and as a password."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from score.distlock import DatabaseError
 
 from .support.server import PASSWORD
 
-#: A request for TLS, and the protocol of a session.
+#: A TLS request, and the version of the session protocol.
 TLS, SESSION = 80877103, 196608
 
 
 class Listener:
-    """Accepts connections, refuses TLS, and notes what each session begins with."""
+    """Accepts connections, declines TLS, and records the start of each session."""
 
     def __init__(self) -> None:
         self.socket = socket.create_server(("127.0.0.1", 0))
@@ -124,7 +124,7 @@ def test_the_password_of_a_file_is_used(
     monkeypatch.setenv("PGPASSFILE", str(file))
     assert Conf(made, "1m").try_acquiring("name")
     assert Conf(made, "1m").engine.connect().closed is False
-    # One host's password is not the other's.
+    # One host's password is not sent to the other.
     query = {"host": ["127.0.0.2:1", f"127.0.0.1:{made.port}"]}
     several = made._replace(host=None, port=None)._replace(query=query)  # type: ignore[arg-type]
     assert Conf(several, "1m").try_acquiring("other name")

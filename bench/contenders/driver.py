@@ -1,13 +1,13 @@
-"""What every contender does: measures its own lock the same way as the others.
+"""What every contender does: measure its own lock in the same way as the others.
 
 Usage of a contender: CONTENDER.py URL MODE SECONDS NUMBER. It prints "ready",
 waits for a line, and prints how many cycles or attempts it did in how many
-seconds. This file needs nothing but Python, as each contender runs in an
-environment of its own.
+seconds. This file needs only Python, as each contender runs in its own
+environment.
 
 Modes: ``cycle`` acquires and releases on one thread, ``threads`` on 8 threads
-with different names, ``threads 2`` on 2; ``refuse`` tries to acquire what is held
-elsewhere; ``hold`` holds it until a line comes.
+with different names, ``threads 2`` on 2; ``refuse`` tries to acquire a lock that
+another process holds; ``hold`` holds it until it reads a line.
 """
 
 import json
@@ -17,23 +17,23 @@ import time
 
 
 class Contender:
-    """How a library is used. `connect` is called once, `lock` once for each name."""
+    """How to use a library. `connect` is called once, `lock` once for each name."""
 
-    #: No more cycles than this in one process.
+    #: The maximum number of cycles in one process.
     most = None
 
     def connect(self, url):
         raise NotImplementedError
 
     def lock(self, name):
-        """Returns two functions: acquire, which tells whether it worked, and release."""
+        """Returns two functions: acquire, which tells whether it succeeded, and release."""
         raise NotImplementedError
 
 
 def cycles(acquire, release, until, most):
     done = 0
     while time.perf_counter() < until and (most is None or done < most):
-        # Some refuse now and then although nobody holds the lock.
+        # Some refuse now and then although the lock is free.
         if acquire():
             release()
             done += 1

@@ -1,4 +1,4 @@
-"""PALs: advisory locks of a session, which no crash of the server survives."""
+"""PALs: session-level advisory locks, which do not survive a crash of the server."""
 
 import pals
 from driver import Contender, main

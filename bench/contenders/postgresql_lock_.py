@@ -1,4 +1,4 @@
-"""postgresql-lock: advisory locks of a session, which no crash of the server survives."""
+"""postgresql-lock: session-level advisory locks, which do not survive a crash of the server."""
 
 import psycopg2
 from driver import Contender, main

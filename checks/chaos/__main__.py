@@ -2,9 +2,9 @@
 
 Usage: python -m checks.chaos [--minutes M] [--seed S] [--json FILE] [--way WAY] [--subject 0.2.5]
 
-It goes on in rounds of half a minute. In each, processes take locks over one way to the server
-while what the seed says goes wrong, with a calm time before and after. Whatever is violated is
-printed as it is found, and decides the exit code.
+It runs rounds of half a minute. In each, processes take locks over one way to the server while
+faults chosen by the seed occur, with a calm time before and after. Violations are printed as
+they are found, and decide the exit code.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from .judge import Round, Verdict, Version, judge
 from .stage import ORIGINAL, Stage, Unavailable
 
 WAYS = ["proxy", "direct", "pooler", "pair", "partition", "disk"]
-#: In seconds: how long processes have to end when they are told to, whatever they wait for.
+#: In seconds: how long processes may take to end when told to, whatever they wait for.
 LIMIT = 30.0
 SETTLE = 3.0
 
 
 @dataclass
 class Result:
-    """Of all rounds."""
+    """The result of all rounds."""
 
     seed: str
     subject: str
@@ -55,7 +55,7 @@ class Result:
 
 
 def play(stage: Stage, calm: float, wild: float) -> tuple[Verdict, Counter[str]]:
-    """One round: calm, wild, calm, and everybody leaves."""
+    """Plays one round: calm, wild, calm; then all processes leave."""
     faults: Counter[str] = Counter()
     for number in range(4 + stage.old):
         old = stage.subject == "0.2.5" or number >= 4
@@ -86,35 +86,35 @@ def play(stage: Stage, calm: float, wild: float) -> tuple[Verdict, Counter[str]]
 
 
 def version(stage: Stage) -> str:
-    """The server's."""
+    """The server's version."""
     with stage.admin() as db:
         row = db.execute("SHOW server_version").fetchone()
     return str(row[0]) if row else ""
 
 
 def rest(seconds: float) -> tuple[float, float]:
-    """Lets the load run without any fault; returns from when to when."""
+    """Lets the load run without any fault; returns start and end."""
     start = time.monotonic()
     time.sleep(seconds)
     return start, time.monotonic()
 
 
 def everybody_leaves(stage: Stage) -> list[str]:
-    """Waits for it; who does not shows where it is."""
+    """Waits until all processes have left; one that does not shows where it hangs."""
     faults = []
     until = time.monotonic() + LIMIT
     for worker in stage.workers:
         try:
             status = worker.process.wait(max(0.1, until - time.monotonic()))
         except subprocess.TimeoutExpired:
-            os.kill(worker.process.pid, signal.SIGUSR2)  # it prints what its threads do
+            os.kill(worker.process.pid, signal.SIGUSR2)  # it prints its threads' tracebacks
             time.sleep(1)
             worker.process.kill()
             status = worker.process.wait()
         if status != 0 and worker.log.stem not in neighbours(stage):
             errors = (stage.folder / f"{worker.log.stem}.errors").read_text()
             faults.append(f"process {worker.log.stem} ended with {status}: {errors[-3000:]}")
-    # One of 0.2.5 that starts while the server is away ends at that.
+    # A process of 0.2.5 that starts during an outage ends because of it.
     for subject in {worker.subject for worker in stage.all_workers}:
         if not any(worker.has_begun() for worker in stage.all_workers if worker.subject == subject):
             faults.append(f"no process of {subject} ever took part")
@@ -122,13 +122,13 @@ def everybody_leaves(stage: Stage) -> list[str]:
 
 
 def neighbours(stage: Stage) -> set[str]:
-    """The processes of 0.2.5 that are there for ours to get along with; they are not judged."""
+    """The processes of 0.2.5 that ours have to get along with; they are not judged."""
     old = {worker.log.stem for worker in stage.all_workers if worker.subject == "0.2.5"}
     return old if stage.subject == "ours" else set()
 
 
 def nothing_is_left(stage: Stage) -> list[str]:
-    """Neither sessions, nor holds, nor queues."""
+    """Checks that no sessions, holds or queues are left."""
     faults = []
     with stage.admin() as db:
         query = (
@@ -137,8 +137,8 @@ def nothing_is_left(stage: Stage) -> list[str]:
         )
         if stage.way == "pooler":
             stage.bouncer.stop()
-        # Who was killed while the network was away is taken leave of by its kernel, which tries
-        # again after pauses that double, or is noticed by the proxy's.
+        # If a process was killed while the network was down, its kernel closes the connection after
+        # retries with doubling pauses, or the proxy's kernel notices.
         until = time.monotonic() + (60 if stage.way == "partition" else 10)
         while (left := db.execute(query.encode()).fetchall()) and time.monotonic() < until:
             time.sleep(0.05)
@@ -146,7 +146,7 @@ def nothing_is_left(stage: Stage) -> list[str]:
         names = [row[0] for row in db.execute("SELECT name FROM _score_distlock").fetchall()]
         with score.distlock.init({"sqlalchemy.url": stage.server.url(), "maxtime": "1s"}) as conf:
             for name in names:
-                # A lease at most, and a second.
+                # At most a lease and a second.
                 try:
                     conf.release(name, conf.acquire(name, timeout=3.5))
                 except score.distlock.DistlockError as error:
@@ -157,12 +157,12 @@ def nothing_is_left(stage: Stage) -> list[str]:
 
 
 def record(stage: Stage, offset: float, calms: list[tuple[float, float]], left: list[str]) -> Round:
-    """Everything that the judge needs."""
+    """Collects everything the judge needs."""
     counters = []
     for path in stage.folder.iterdir():
         kind, _, name = path.name.partition(" ")
         if kind in ("plain", "fenced"):
-            # Who was killed on the way to its first write has left an empty one.
+            # A process killed before its first write leaves an empty file.
             value, writes, _ = struct.unpack("qqq", path.read_bytes() or bytes(24))
             counters.append((kind, name, value, writes))
     with stage.admin() as db:
@@ -192,7 +192,7 @@ def record(stage: Stage, offset: float, calms: list[tuple[float, float]], left: 
 def run(
     options: argparse.Namespace, overlay: Path | None = None, stop_at_first: bool = False
 ) -> Result:
-    """All rounds."""
+    """Runs all rounds."""
     seed = options.seed or str(random.randrange(1 << 32))
     result = Result(seed, options.subject)
     print(f"== chaos, seed {seed}", flush=True)
@@ -251,7 +251,7 @@ def run(
 
 
 def by_kind(violations: list[str]) -> dict[str, list[str]]:
-    """Those that differ only in names and numbers together."""
+    """Groups violations that differ only in names and numbers."""
     found: dict[str, list[str]] = {}
     for one in violations:
         found.setdefault(re.sub(r"'[^']*'|[0-9a-f]{8}|[\d.]+", "#", one), []).append(one)
@@ -259,7 +259,7 @@ def by_kind(violations: list[str]) -> dict[str, list[str]]:
 
 
 def keep(stage: Stage, folder: Path) -> None:
-    """Saves the logs of a round for those who look for the reason."""
+    """Saves a round's logs, to find the cause."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in stage.folder.iterdir():
         if path.suffix in (".log", ".errors"):
@@ -272,7 +272,7 @@ def keep(stage: Stage, folder: Path) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The options, which the self-test has too."""
+    """The options, which the self-test shares."""
     options = argparse.ArgumentParser(prog="checks.chaos", description=__doc__)
     options.add_argument("--minutes", type=float, default=2)
     options.add_argument("--seed", default="")
@@ -286,7 +286,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> int:
-    """The exit code tells whether something was violated."""
+    """The exit code tells whether there were violations."""
     options = parser().parse_args()
     result = run(options)
     violations = result.violations()

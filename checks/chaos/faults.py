@@ -1,6 +1,6 @@
 """What goes wrong: with processes, connections, the server and clocks. Each fault repairs itself.
 
-A fault is a function of the stage that does its harm, lets it last, and undoes it.
+A fault is a function of the stage that does its damage, lets it last, and undoes it.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from tests.support.proxy import How, Side
 from .stage import Stage
 
 Fault = Callable[[Stage], None]
-#: The faults that each way to the server has, beside those that all have.
+#: The faults for every way to the server; more belong to single ways.
 ALL: list[Fault] = []
 OF_WAY: dict[str, list[Fault]] = {}
 
 
 def anywhere(fault: Fault) -> Fault:
-    """It can happen to all."""
+    """Marks a fault that can occur on every way to the server."""
     ALL.append(fault)
     return fault
 
 
 def only(*ways: str) -> Callable[[Fault], Fault]:
-    """It can happen on these ways to the server."""
+    """Marks a fault that can occur on these ways to the server."""
 
     def add(fault: Fault) -> Fault:
         for way in ways:
@@ -47,7 +47,7 @@ def only(*ways: str) -> Callable[[Fault], Fault]:
 
 @anywhere
 def kill(stage: Stage) -> None:
-    """A process is gone, and another one comes."""
+    """Kills a process and starts another."""
     worker = stage.rng.choice(stage.workers)
     worker.kill()
     stage.workers.remove(worker)
@@ -56,7 +56,7 @@ def kill(stage: Stage) -> None:
 
 @anywhere
 def pause(stage: Stage) -> None:
-    """A process stands still for longer than its leases."""
+    """Stops a process for longer than its leases."""
     worker = stage.rng.choice(stage.workers)
     stage.paused = True
     os.kill(worker.process.pid, signal.SIGSTOP)
@@ -68,7 +68,7 @@ def pause(stage: Stage) -> None:
 
 @anywhere
 def fork(stage: Stage) -> None:
-    """In the middle of what it does."""
+    """Makes the processes fork in the middle of their work."""
     for worker in stage.workers:
         if worker.subject != "0.2.5" and worker.has_begun():
             os.kill(worker.process.pid, signal.SIGUSR1)
@@ -76,18 +76,18 @@ def fork(stage: Stage) -> None:
 
 @anywhere
 def clock(stage: Stage) -> None:
-    """The clocks of those processes that have their own jump."""
+    """Makes the clocks of processes that have their own jump."""
     shift = stage.rng.choice(["-1h", "+1h", "-2d", "+400d", "+0.7s", "-0.7s", "+0"])
     stage.clock.write_text(shift)
 
 
-#: When the clocks of Vienna and of New York are put forward, and back.
+#: When clocks in Vienna and New York are put forward, and back.
 CHANGES = [datetime(2027, 3, 28, 1), datetime(2027, 10, 31, 1), datetime(2027, 3, 14, 7)]
 
 
 @anywhere
 def daylight_saving(stage: Stage) -> None:
-    """The clocks of the same processes are put forward, or back."""
+    """Puts the clocks of the same processes forward, or back."""
     change = stage.rng.choice(CHANGES).replace(tzinfo=timezone.utc)
     stage.clock.write_text(f"+{change.timestamp() - time.time() - 1:.0f}s")
     time.sleep(3)
@@ -97,7 +97,7 @@ def daylight_saving(stage: Stage) -> None:
 
 
 def administer(stage: Stage, query: str, lasts: float | None = None) -> None:
-    """Does something as an administrator, if the server is there, perhaps in a long transaction."""
+    """Runs a statement as an administrator, if the server is up, perhaps in a long transaction."""
     autocommit = lasts is None
     with contextlib.suppress(psycopg.Error), stage.admin(autocommit=autocommit) as db:
         db.execute("SET lock_timeout = '3s'")
@@ -107,7 +107,7 @@ def administer(stage: Stage, query: str, lasts: float | None = None) -> None:
 
 @anywhere
 def terminate(stage: Stage) -> None:
-    """Some sessions, or all."""
+    """Terminates some sessions, or all."""
     share = stage.rng.choice([0.2, 1])
     administer(
         stage,
@@ -119,27 +119,27 @@ def terminate(stage: Stage) -> None:
 
 @anywhere
 def lock_table(stage: Stage) -> None:
-    """As a migration does."""
+    """Locks the table, as a migration does."""
     query = "LOCK TABLE _score_distlock IN ACCESS EXCLUSIVE MODE"
     administer(stage, query, lasts=stage.rng.uniform(0.1, 1.5))
 
 
 @anywhere
 def vacuum_full(stage: Stage) -> None:
-    """It rewrites the table."""
+    """Rewrites the table."""
     administer(stage, "VACUUM FULL _score_distlock")
 
 
 @anywhere
 def old_snapshot(stage: Stage) -> None:
-    """A long report keeps the server from forgetting old rows."""
+    """A long report keeps the server from removing old row versions."""
     query = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; SELECT FROM _score_distlock"
     administer(stage, query, lasts=stage.rng.uniform(1, 5))
 
 
 @anywhere
 def crowd(stage: Stage) -> None:
-    """Others take all the sessions that the server has."""
+    """Others use up all the sessions that the server allows."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(psycopg.Error):
             while True:
@@ -149,7 +149,7 @@ def crowd(stage: Stage) -> None:
 
 @only("direct", "proxy", "pooler", "partition")
 def restart(stage: Stage) -> None:
-    """As it should be, or as after a crash."""
+    """Restarts the server, cleanly or after a crash."""
     mode = stage.rng.choice(["fast", "immediate"])
     if mode == "immediate":
         stage.crashed()
@@ -160,7 +160,7 @@ def restart(stage: Stage) -> None:
 
 @only("disk")
 def disk_full(stage: Stage) -> None:
-    """The server cannot write any more; it may crash of that."""
+    """The server can no longer write; it may crash because of that."""
     filler = Path(stage.disk or "/nowhere", "filler")
     stage.crashed()
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
@@ -179,13 +179,13 @@ def disk_full(stage: Stage) -> None:
 
 @only("proxy")
 def cut_all(stage: Stage) -> None:
-    """Every connection ends at once."""
+    """Cuts every connection at once."""
     stage.proxy.cut_all()
 
 
 @only("proxy")
 def cut_one(stage: Stage) -> None:
-    """A message is cut: before it, in it or after it. Often it is an answer."""
+    """Cuts a connection before, in or after a message, often an answer."""
     for _ in range(5):
         side: Side = stage.rng.choice(["answer", "answer", "request"])
         how: How = stage.rng.choice(["before", "half", "after"])
@@ -196,7 +196,7 @@ def cut_one(stage: Stage) -> None:
 
 @only("proxy")
 def late(stage: Stage) -> None:
-    """A connection breaks, and what was asked for over it reaches the server later."""
+    """Breaks a connection whose requests then reach the server later."""
     for _ in range(2):
         stage.proxy.freeze_request(lambda message: message[:1] == b"B", cut=True)
         stage.proxy.frozen.wait(1)
@@ -206,7 +206,7 @@ def late(stage: Stage) -> None:
 
 @only("proxy")
 def delay(stage: Stage) -> None:
-    """Answers come late, some after the lease."""
+    """Delays answers, some until after the lease."""
     stage.proxy.freeze_answers()
     time.sleep(stage.rng.choice([0.05, 0.5, 1.5, 2.5]))
     stage.proxy.thaw()
@@ -214,7 +214,7 @@ def delay(stage: Stage) -> None:
 
 @only("proxy")
 def deaf(stage: Stage) -> None:
-    """Notifications do not come."""
+    """Withholds notifications."""
     stage.proxy.freeze_listeners()
     time.sleep(stage.rng.uniform(1, 4))
     stage.proxy.thaw()
@@ -222,16 +222,16 @@ def deaf(stage: Stage) -> None:
 
 @only("proxy")
 def black_hole(stage: Stage) -> None:
-    """A firewall has forgotten the connections, and tells nobody for longer than ours wait."""
+    """A firewall silently drops the connections, for longer than our timeouts."""
     stage.proxy.swallow()
     time.sleep(6)
-    # Those of the drivers that are guarded would wait for ever.
+    # The connections of guarded drivers would wait for ever.
     stage.proxy.cut_all()
 
 
 @only("proxy")
 def half_open(stage: Stage) -> None:
-    """The server has ended the connections, and the clients do not hear of it."""
+    """The server has ended the connections, but the clients are not told."""
     stage.proxy.half_open()
     time.sleep(stage.rng.uniform(1, 6))
     stage.proxy.cut_all()
@@ -239,7 +239,7 @@ def half_open(stage: Stage) -> None:
 
 @only("proxy")
 def refuse(stage: Stage) -> None:
-    """Nobody gets through for a while."""
+    """Cuts all connections, and refuses new ones for a while."""
     stage.proxy.refuse(True)
     stage.proxy.cut_all()
     time.sleep(stage.rng.uniform(0.2, 2))
@@ -248,7 +248,7 @@ def refuse(stage: Stage) -> None:
 
 @only("pooler")
 def restart_pooler(stage: Stage) -> None:
-    """It is killed, and comes back."""
+    """Kills the pooler and restarts it."""
     stage.bouncer.stop()
     time.sleep(stage.rng.uniform(0, 1))
     stage.bouncer.start()
@@ -256,7 +256,7 @@ def restart_pooler(stage: Stage) -> None:
 
 @only("partition")
 def partition(stage: Stage) -> None:
-    """The network takes no packets."""
+    """The network drops all packets."""
     stage.link("down")
     time.sleep(stage.rng.uniform(0.3, 4))
     stage.link("up")
@@ -264,7 +264,7 @@ def partition(stage: Stage) -> None:
 
 @only("pair")
 def promote(stage: Stage) -> None:
-    """The primary dies, and its synchronous standby takes over. It can do so only once."""
+    """The primary dies, and its synchronous standby takes over. This can happen only once."""
     if stage.standby is not None:
         stage.crashed()
         standby, stage.standby = stage.standby, None
@@ -274,5 +274,5 @@ def promote(stage: Stage) -> None:
 
 
 def faults_of(way: str) -> list[Fault]:
-    """Those that can happen on this way to the server; what belongs to it only, more often."""
+    """The faults possible on this way to the server; its specific ones more often."""
     return [*ALL, *(OF_WAY.get(way, []) * 3)]

@@ -1,7 +1,7 @@
-"""Judges what happened in a round, from what the processes and the database have written down.
+"""Judges a round from what the processes and the database have recorded.
 
-It knows nothing of how the locks work, and asks none of their code. Times are seconds of the
-database's clock; `Round.offset` leads from CLOCK_MONOTONIC, in which processes write, to it.
+It does not know how the locks work, and uses none of their code. Times are seconds of the
+database's clock; `Round.offset` converts CLOCK_MONOTONIC, which the processes record, to it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-#: How far two readings of one clock may be apart.
+#: The maximum difference between two readings of one clock.
 CLOSE = 0.01
-#: A statement is judged by the clock before its trigger writes what it did.
+#: A statement decides by the clock before its trigger records what it did.
 STATEMENT = 1.0
-#: When nothing is wrong, a waiter gets what is free within a second, or two on a busy machine.
+#: Without faults, a waiter gets a free lock within a second, or two on a busy machine.
 PROMPTLY = 3.0
-#: Nobody but who has missed a notification needs so long.
+#: Only a waiter that has missed a notification takes this long.
 NOTIFIED = 0.25
 
 Event = dict[str, Any]
@@ -27,7 +27,7 @@ Event = dict[str, Any]
 
 @dataclass
 class Version:
-    """A version of a lock's row, as a trigger has seen it."""
+    """A version of a lock's row, as recorded by a trigger."""
 
     at: float
     deleted: bool
@@ -35,13 +35,13 @@ class Version:
     token: str
     fence: int | None
     expires: float
-    #: Whether 0.2.5 has left it alone since this module wrote it.
+    #: Whether 0.2.5 has left the row alone since this module wrote it.
     ours: bool
 
 
 @dataclass
 class Span:
-    """A hold, as the database has known it."""
+    """A hold, as the database knew it."""
 
     name: str
     token: str
@@ -53,63 +53,63 @@ class Span:
 
     @property
     def end(self) -> float:
-        """When it was over, by release or with its lease."""
+        """When it ended, by release or with its lease."""
         return self.expires if self.ended is None else min(self.ended, self.expires)
 
 
 @dataclass
 class Wait:
-    """A call that acquired one lock."""
+    """A call that acquires one lock."""
 
     process: str
     name: str
     start: float
     end: float | None = None
     got: bool = False
-    #: It wanted other locks too; then it ends when it got this one.
+    #: Whether the call wanted other locks too; then the wait ends when it got this one.
     several: bool = False
 
 
 @dataclass
 class Round:
-    """All that is known of a round."""
+    """Everything known about a round."""
 
     offset: float
     journal: list[Version]
     logs: dict[str, list[Event]]
-    #: Without any fault, in seconds of the database's clock.
+    #: Times without any fault, in seconds of the database's clock.
     calm: list[tuple[float, float]]
-    #: When the server forgot what it had not on disk.
+    #: When the server lost what was not on disk.
     crashes: list[float]
-    #: Whether somebody was stopped for longer than a lease.
+    #: Whether a process was stopped for longer than a lease.
     paused: bool
     #: Processes that were killed.
     killed: set[str]
-    #: Old processes that are there, and are not judged.
+    #: Processes of 0.2.5 that run alongside and are not judged.
     neighbours: set[str]
     with_old: bool
-    #: Whether the server can tell waiters that it is their turn; else they look now and then.
+    #: Whether the server can notify waiters of their turn; otherwise they poll.
     notified: bool
-    #: Of each resource that was used: its kind, its name, its value, and how often it was written.
+    #: For each resource used: its kind, its name, its value, and the number of writes.
     counters: list[tuple[str, str, int, int]]
-    #: What there is to say after everybody has left.
+    #: Violations found after all processes have left.
     left_behind: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Verdict:
-    """What was found."""
+    """The judge's findings."""
 
     violations: list[str]
-    #: What no lease can prevent.
+    #: The number of lost updates that no lease can prevent.
     harm: int
     counts: Counter[str]
-    #: The longest time for which a free lock was not given to a waiter in calm times.
+    #: The longest time for which a waiter had to wait for a free lock in calm times.
     slowest: float
 
 
 def judge(round_: Round) -> Verdict:
-    """All checks."""
+    """Runs all checks."""
     judge_ = Judge(round_)
     violations = [violation for check in judge_.checks() for violation in check]
     return Verdict(violations, judge_.harm, judge_.counts, max(judge_.delays, default=0))
@@ -124,7 +124,7 @@ class Judge:
         self.delays: list[float] = []
         self.counts: Counter[str] = Counter()
         self.row_faults: list[str] = []
-        #: By name and token: several, if a token has taken a lock more than once.
+        #: By name and token; several, if a token has taken a lock more than once.
         self.spans: dict[tuple[str, str], list[Span]] = defaultdict(list)
         self.by_name: dict[str, list[Span]] = defaultdict(list)
         self.fences = {
@@ -159,7 +159,7 @@ class Judge:
     # The database's own history.
 
     def read_journal(self) -> None:
-        """Makes holds of versions. Two of a name at once are a fault, and so is a lower fence."""
+        """Turns versions into holds. Two holds of a name at once, or a lower fence, are faults."""
         current: dict[str, Span] = {}
         highest: dict[str, int] = defaultdict(int)
         for version in self.round.journal:
@@ -201,12 +201,12 @@ class Judge:
 
     @staticmethod
     def taken_again(span: Span, version: Version) -> bool:
-        """A statement that comes late may take a lock with a token that had it before."""
+        """Whether a late statement has taken the lock again with a token that had it before."""
         over = span.ended is not None or span.expires <= version.at
         return over and version.fence != span.fences[-1] and version.expires > version.at
 
     def same(self, span: Span, version: Version) -> None:
-        """The row of a hold was changed."""
+        """The row of a hold has changed."""
         if version.fence != span.fences[-1]:
             span.fences.append(version.fence)
         if not version.ours:
@@ -246,7 +246,7 @@ class Judge:
             span = self.meant(event)
             what = f"{event['name']!r}, hold {event['token'][:8]}"
             if span is None and process in self.round.neighbours:
-                pass  # what 0.2.5 commits without waiting for the disk, a crash forgets
+                pass  # a crash loses what 0.2.5 commits asynchronously
             elif span is None:
                 yield f"{what}: {process} was told of a hold that never was"
             elif event["fence"] is not None and event["fence"] not in span.fences:
@@ -272,7 +272,7 @@ class Judge:
                 continue
             at = self.time(event["at"])
             forgotten = any(at - 1 < crash < at + 2 for crash in self.round.crashes)
-            # Its lease may have ended while the release was on its way.
+            # The lease may have ended while the release was in flight.
             if span.end > at + CLOSE and not forgotten:
                 late = f"{span.end - at:.3f} s later"
                 yield f"{self.of(span)}: {process} has released it, and it was free {late}"
@@ -312,11 +312,11 @@ class Judge:
                 yield f"{process}: it came to no end"
 
     def still(self, start: float, end: float) -> bool:
-        """Whether somebody stood still meanwhile."""
+        """Whether a process stood still in the meantime."""
         return any(since < end and until > start for since, until in self.stalls)
 
     def waits_in_calm(self) -> Iterator[str]:
-        """Free locks go to waiters, promptly, in order and fairly."""
+        """Waiters get free locks promptly, in order and fairly."""
         by_name: dict[str, list[Wait]] = defaultdict(list)
         for wait in self.waits():
             by_name[wait.name].append(wait)
@@ -352,7 +352,7 @@ class Judge:
             ]  # fmt: skip
             if not waiting:
                 continue
-            # Whoever gave up before it was late has nothing to complain about.
+            # A waiter that gave up before it was late does not count.
             patient = max(wait.end or 0 for wait in waiting)
             index = bisect.bisect(starts, span.start)
             following = min(starts[index] if index < len(starts) else end, patient)
@@ -372,7 +372,7 @@ class Judge:
                 if not first.start + 0.25 < second.end < until - 0.05:
                     continue
                 if second.process == first.process:
-                    # Its process has had its turn, and this one's place is new.
+                    # This process had its turn, and the waiter's place is new.
                     passed.clear()
                     late = not second.several and second.start > first.start + 0.25
                     if late and not self.still(first.start, until):
@@ -381,7 +381,7 @@ class Judge:
                             f" {second.start - first.start:.2f} s later went first"
                         )
                     continue
-                # Whoever wants several may take this one, and give it back, again and again.
+                # A process that wants several locks may take this one and release it repeatedly.
                 passed[second.process] += not second.several
                 fair = passed[second.process] <= 3 or not self.round.notified
                 if not fair and not self.still(first.start, until):

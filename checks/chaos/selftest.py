@@ -1,6 +1,6 @@
-"""Shows that the judge can find something: against broken versions of this module, and 0.2.5.
+"""Shows that the judge finds faults: in broken versions of this module, and in 0.2.5.
 
-Usage: python -m checks.chaos.selftest [--json FILE] [NAME …]. Each has two minutes to be found out.
+Usage: python -m checks.chaos.selftest [--json FILE] [NAME …]. Each must be caught in two minutes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from checks.mutants import SQL, Mutant, overlay
 
 from .__main__ import Result, parser, run
 
-#: What is wrong, in which statement, what is written there, and what instead.
+#: What is wrong, in which statement, the original text, and its replacement.
 MUTANTS: dict[str, tuple[str, str, str]] = {
     "no expiry check": ("acquire.sql", "WHEN {live} THEN false", "WHEN false THEN false"),
     "the client's clock": (
@@ -40,7 +40,7 @@ MUTANTS: dict[str, tuple[str, str, str]] = {
 
 
 def find(name: str) -> Result:
-    """What is found within two minutes."""
+    """What the judge finds within two minutes."""
     arguments = ["--minutes", "2", "--seed", "selftest"]
     if name == "0.2.5":
         return run(parser().parse_args([*arguments, "--subject", "0.2.5"]), stop_at_first=True)
@@ -56,7 +56,7 @@ def find(name: str) -> Result:
 
 
 def main() -> int:
-    """The exit code tells whether one was not found out."""
+    """The exit code tells whether a version went undetected."""
     options = argparse.ArgumentParser(prog="checks.chaos.selftest")
     options.add_argument("--json", type=Path)
     options.add_argument("names", nargs="*", default=[*MUTANTS, "0.2.5"])

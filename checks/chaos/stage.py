@@ -28,7 +28,7 @@ FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
 ZONES = ["UTC", "Europe/Vienna", "America/New_York", "Asia/Kolkata", "AEST-10AEDT"]
 NETWORK = f"10.203.{os.getpid() % 250}."
 
-#: Everything that happens to a lock's row, by the database's clock, under the lock on the row.
+#: Records every change of a lock's row, by the database's clock, under the row lock.
 JOURNAL = """
 CREATE TABLE chaos_guarded (name text PRIMARY KEY, value bigint, writes bigint);
 CREATE TABLE chaos_journal (
@@ -52,7 +52,7 @@ CREATE TRIGGER chaos AFTER INSERT OR UPDATE OR DELETE ON _score_distlock
 
 
 class Unavailable(Exception):
-    """This machine cannot have it; the text says why."""
+    """Not available on this machine; the text says why."""
 
 
 class Worker:
@@ -63,18 +63,18 @@ class Worker:
         self.killed = False
 
     def has_begun(self) -> bool:
-        """Whether it has said so, and handles signals."""
+        """Whether it has said so, and so handles signals."""
         return self.log.exists() and '"begins"' in self.log.read_text()
 
     def kill(self) -> None:
-        """At once."""
+        """Kills the process immediately."""
         self.killed = True
         self.process.kill()
         self.process.wait()
 
 
 class Stage:
-    """Everything that a round needs; a context manager."""
+    """Everything a round needs; a context manager."""
 
     def __init__(self, way: str, seed: str, subject: str, overlay: Path | None, old: int) -> None:
         self.way, self.seed, self.subject, self.overlay, self.old = way, seed, subject, overlay, old
@@ -102,7 +102,7 @@ class Stage:
 
     def __exit__(self, *_: object) -> None:
         for worker in self.all_workers:
-            # With what it has forked; also if it has ended itself.
+            # Including the processes it has forked, even if it has ended itself.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(worker.process.pid, signal.SIGKILL)
             worker.process.wait()
@@ -131,7 +131,7 @@ class Stage:
         if self.way == "pooler":
             if pooler.program() is None:
                 raise Unavailable(f"{pooler.NAME} is not installed")
-            # By default it refuses everybody for 15 s after the server was away.
+            # By default PgBouncer refuses all clients for 15 s after an outage of the server.
             more = "max_client_conn = 1000\nserver_login_retry = 1"
             self.bouncer = pooler.Bouncer(self.server, "transaction", 30, more, kept=True)
             stack.callback(self.bouncer.stop)
@@ -145,7 +145,7 @@ class Stage:
         self.server.wait_for_standby()
 
     def _start_network(self, stack: contextlib.ExitStack) -> None:
-        """A host of its own for the processes: a namespace with one wire to it."""
+        """A host of their own for the processes: a namespace with one wire to it."""
         name = self.namespace = f"chaos{os.getpid()}"
         _root("ip", "netns", "add", name)
         stack.callback(_root, "ip", "netns", "del", name)
@@ -163,7 +163,7 @@ class Stage:
         _root("ip", "-n", self.namespace, "link", "set", "eth0", state)
 
     def url(self) -> str:
-        """As the processes connect."""
+        """The URL the processes use."""
         if self.way == "pair":
             hosts = ",".join(str(one.folder) for one in self.both)
             ports = ",".join(str(one.port) for one in self.both)
@@ -177,7 +177,7 @@ class Stage:
         return self.server.url()
 
     def admin(self, autocommit: bool = True) -> psycopg.Connection[Any]:
-        """A session past everything that is in the way."""
+        """A session that bypasses the way to the server."""
         return psycopg.connect(
             self.server.url(), autocommit=autocommit, application_name="chaos", connect_timeout=5
         )
@@ -207,7 +207,7 @@ class Stage:
         log = self.folder / f"{number}.log"
         environment = self._environment()
         python = str(ORIGINAL) if subject == "0.2.5" else sys.executable
-        # Old processes compare their host's clock and zone: only without them these may differ.
+        # Processes of 0.2.5 rely on the host's clock and zone: these may differ only without them.
         if not self.old and subject != "0.2.5" and not calm_clock:
             environment["TZ"] = self.rng.choice(ZONES)
             if FAKETIME and self.rng.random() < 0.5:
@@ -224,7 +224,7 @@ class Stage:
             command = ["ip", "netns", "exec", self.namespace, *command]
         errors = (self.folder / f"{number}.errors").open("w")
         with errors:
-            # A group of its own, as it forks.
+            # Its own process group, as it forks.
             process = subprocess.Popen(
                 command, env=environment, stderr=errors, cwd="/", text=True, start_new_session=True
             )
@@ -234,11 +234,11 @@ class Stage:
         return worker
 
     def crashed(self) -> None:
-        """Notes that the server may have forgotten what was not on disk, about now."""
+        """Notes that the server may have just lost what was not on disk."""
         self.crashes.append(time.monotonic())
 
     def bring_back(self) -> None:
-        """Starts the server if it is not there any more."""
+        """Starts the server if it is down."""
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -253,7 +253,7 @@ class Stage:
                     self.server.start()
 
     def offset(self) -> float:
-        """What leads from CLOCK_MONOTONIC to the database's clock: by the quickest of answers."""
+        """The offset from CLOCK_MONOTONIC to the database's clock, from the fastest answer."""
         readings = []
         with self.admin() as db:
             for _ in range(50):
@@ -265,7 +265,7 @@ class Stage:
         return min(readings)[1]
 
     def logs(self) -> dict[str, list[dict[str, Any]]]:
-        """What each process has written; a line that it had no time to end is none."""
+        """What each process has recorded; ignores a line it had no time to finish."""
         logs = {}
         for worker in self.all_workers:
             text = worker.log.read_text() if worker.log.exists() else ""
@@ -276,7 +276,7 @@ class Stage:
 
 
 def _root(*command: str) -> None:
-    """Runs what only root may."""
+    """Runs a command that needs root."""
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except FileNotFoundError:

@@ -1,17 +1,17 @@
-"""One process of the load: takes locks at random, uses resources, and writes down what it did.
+"""One process of the load: takes locks at random, uses resources, and records what it did.
 
-Usage: worker.py FOLDER URL LOG SEED SUBJECT. It ends when FOLDER/over exists and whatever it
-waits for has come.
+Usage: worker.py FOLDER URL LOG SEED SUBJECT. It ends when FOLDER/over exists and its pending
+calls have returned.
 
-Runs with this module and, as SUBJECT "0.2.5" says, with the original; "mixed" is this module
-beside the original. Each line of LOG is an event with the time by CLOCK_MONOTONIC, which is the
-same for every process of a machine:
+Runs with this module or, if SUBJECT is "0.2.5", with the original; "mixed" is this module
+alongside the original. Each line of LOG is an event with its time by CLOCK_MONOTONIC, which is
+the same for all processes of a machine:
 
-* ``wait``: a call that acquires begins; ``got``, ``refused``, ``failed``: how it ended.
-* ``believes``: at this time the hold was believed to be there.
-* ``ended``: the hold was given back, between `since` and the event's time.
-* ``lost``: the hold is over and was not given back.
-* ``strange``: an exception that no documentation mentions.
+* ``wait``: a call to acquire begins; ``got``, ``refused``, ``failed``: how it ended.
+* ``believes``: at this time the process believed it had the hold.
+* ``ended``: the process released the hold, between `since` and the event's time.
+* ``lost``: the hold ended without a release.
+* ``strange``: an undocumented exception.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ import score.distlock
 
 FOLDER, URL, LOG, SEED, SUBJECT = sys.argv[1:]
 OURS = SUBJECT != "0.2.5"
-#: In seconds. 0.2.5 knows no other lease than its own.
+#: In seconds. 0.2.5 has only one length of lease.
 LEASES = (1.0, 2.0) if SUBJECT == "ours" else (1.0,)
 HOT = ["hot 0", "hot 1"]
 WARM = [f"warm {number}" for number in range(4)]
@@ -59,18 +59,18 @@ out = os.open(LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
 
 
 def say(event: str, **details: object) -> None:
-    """Writes one line at once, so that it is there whatever happens next."""
+    """Writes one line immediately, so that it survives whatever happens next."""
     line = json.dumps({"at": time.monotonic(), "event": event, **details}) + "\n"
     os.write(out, line.encode())
 
 
 def rest(seconds: float) -> None:
-    """As time.sleep, which fails under faketime 0.9.10 when the faked clock jumps."""
+    """Like time.sleep, which fails under faketime 0.9.10 when the faked clock jumps."""
     select.select([], [], [], seconds)
 
 
 def over() -> bool:
-    """Whether nothing new is to begin."""
+    """Whether to begin nothing new."""
     return Path(FOLDER, "over").exists()
 
 
@@ -79,10 +79,10 @@ class Refused(Exception):
 
 
 class Resource:
-    """A counter in a file, which remembers the highest fence and how often it was written.
+    """A counter in a file, with the highest fence and the number of writes.
 
-    Whoever reads it and later writes one more has lost no update as long as the value and the
-    number of writes are the same.
+    A process reads it and later writes one more. No update was lost as long as the value and the
+    number of writes are equal.
     """
 
     SHAPE = struct.Struct("qqq")
@@ -104,7 +104,7 @@ class Resource:
             os.close(descriptor)
 
     def read(self, fence: int | None) -> int:
-        """The value; nobody with an earlier fence may read or write any more."""
+        """Returns the value; from now on holders of earlier fences can neither read nor write."""
         with self._locked(fence) as (descriptor, value, writes, highest):
             os.pwrite(descriptor, self.SHAPE.pack(value, writes, highest), 0)
             return int(value)
@@ -116,27 +116,27 @@ class Resource:
 
 
 class Section:
-    """What somebody does while it holds a lock."""
+    """The work done while holding a lock."""
 
     def __init__(self, rng: random.Random, name: str, token: str, fence: int | None) -> None:
         self.rng, self.name, self.token, self.fence = rng, name, token, fence
 
     def believed(self, holds: bool, at: float) -> bool:
-        """Notes that the hold was believed in; `at` was before anybody looked."""
+        """Records a belief in the hold; `at` is a time before the check."""
         if holds:
             say("believes", name=self.name, token=self.token, since=at)
         return holds
 
     def pause(self) -> float:
-        """How long it works: nearly always briefly, now and then beyond its lease."""
+        """How long to work: nearly always briefly, occasionally beyond the lease."""
         return self.rng.expovariate(100) if self.rng.random() < 0.97 else self.rng.uniform(0.5, 2.5)
 
     def kind(self) -> str:
-        """Which resource it uses."""
+        """Which resource to use."""
         return self.rng.choice(["plain", "fenced"] if self.fence is not None else ["plain"])
 
     def work(self, holds: Callable[[], bool]) -> Iterator[float]:
-        """Yields pauses. `holds` tells whether the hold is still believed in."""
+        """Yields pauses. `holds` tells whether the process still believes in the hold."""
         kind = self.kind()
         fence = self.fence if kind == "fenced" else None
         resource = Resource(kind, self.name)
@@ -151,7 +151,7 @@ class Section:
                 resource.write(value + 1, fence)
 
     def guarded(self, lock: Any) -> None:
-        """Reads in one transaction, and writes in another under guard."""
+        """Reads in one transaction, and writes in another under a guard."""
         query = "SELECT value FROM chaos_guarded WHERE name = %s"
         change = (
             "INSERT INTO chaos_guarded AS old (name, value, writes) VALUES (%(name)s, %(value)s, 1)"
@@ -165,7 +165,7 @@ class Section:
                 with lock.guard(db, token=self.token):
                     db.execute(change, {"name": self.name, "value": (row[0] if row else 0) + 1})
         except psycopg.Error:
-            pass  # the database's trouble; what was not committed is not counted
+            pass  # a database failure; writes that were not committed do not count
 
 
 def is_held(lock: Any, token: str) -> bool:
@@ -174,7 +174,7 @@ def is_held(lock: Any, token: str) -> bool:
 
 
 def may_last(since: float) -> bool:
-    """Whether a lease that began after this, of which no Lock knows, is not over for sure."""
+    """Whether a lease that began after `since`, unknown to any Lock, may not be over yet."""
     return time.monotonic() < since + LEASES[0]
 
 
@@ -194,7 +194,7 @@ class Unit:
         return self.rng.choice(WARM) if chance < 0.8 else f"cold {self.rng.randrange(1000)}"
 
     def begin(self, names: list[str], timeout: float | None) -> dict[str, object]:
-        """A call that acquires."""
+        """Records the start of a call to acquire."""
         self.calls += 1
         call: dict[str, object] = {"call": f"{self.who}.{self.calls}", "names": names}
         say("wait", timeout=timeout, who=self.who, **call)
@@ -204,7 +204,7 @@ class Unit:
         return self.rng.choice([0, 0, 0.2, 1.0, 5.0, None])
 
     def trouble(self, error: BaseException, call: dict[str, object]) -> None:
-        """A call or a block that ended otherwise than it should."""
+        """Records a call or block that failed."""
         if isinstance(error, REFUSED):
             say("refused", **call)
         elif isinstance(error, KNOWN):
@@ -218,7 +218,7 @@ class Unit:
         return Section(self.rng, name, token, fence)
 
     def give_back(self, section: Section, release: Callable[[], object]) -> None:
-        """With what `release` does."""
+        """Calls `release`, and records the outcome."""
         since = time.monotonic()
         try:
             release()
@@ -229,7 +229,7 @@ class Unit:
 
 
 class Thread(Unit):
-    """Blocking calls."""
+    """A thread with blocking calls."""
 
     def run(self) -> None:
         while not over():
@@ -299,7 +299,7 @@ class Thread(Unit):
             say("ended", name=section.name, token=section.token, since=since)
 
     def by_token(self, call: dict[str, object]) -> None:
-        """Acquires, and releases or leaves it to whoever finds the token."""
+        """Acquires a lock, and releases it or leaves it to whoever finds the token."""
         name = self.name()
         since = time.monotonic()
         if OURS:
@@ -317,7 +317,7 @@ class Thread(Unit):
         self.use(section, since)
 
     def use(self, section: Section, since: float) -> None:
-        """What a token is good for, as long as the lease that began after `since` lasts."""
+        """Uses a token as long as the lease that began after `since` lasts."""
         for pause in section.work(partial(may_last, since)):
             rest(pause)
         name, token = section.name, section.token
@@ -330,7 +330,7 @@ class Thread(Unit):
         self.give_back(section, lambda: self.conf.release(name, token))
 
     def handed(self, call: dict[str, object]) -> None:
-        """Goes on with a hold of somebody else's."""
+        """Takes over a hold from another thread or process."""
         for path in Path(FOLDER, "handed").iterdir():
             mine = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
             if path.suffix:
@@ -344,7 +344,7 @@ class Thread(Unit):
             section = Section(self.rng, name, token, None)
             try:
                 if OURS and self.rng.random() < 0.3:
-                    section.token = self.conf.transfer(name, token)  # the lease stays as it is
+                    section.token = self.conf.transfer(name, token)  # does not extend the lease
                 since = time.monotonic()
                 self.conf.extend(name, section.token)
             except KNOWN as error:
@@ -389,7 +389,7 @@ class Task(Unit):
 
 
 def fork(conf: Any) -> None:
-    """In the middle of it all. The child has nothing, disturbs nobody, and can take locks."""
+    """Forks at any moment. The child has no hold, disturbs nobody, and can take locks."""
     child = os.fork()
     if child:
         threading.Thread(target=os.waitpid, args=(child, 0), daemon=True).start()
@@ -410,7 +410,7 @@ def fork(conf: Any) -> None:
 
 
 def beat() -> None:
-    """Tells when this process had to stand still, whoever the reason was."""
+    """Records when this process stood still, whatever the reason."""
     last = time.monotonic()
     while True:
         rest(0.05)
@@ -429,7 +429,7 @@ def main() -> None:
         try:
             conf = score.distlock.init(settings)
             break
-        except KNOWN:  # it is started in the middle of something
+        except KNOWN:  # the process starts in the middle of a fault
             rest(0.2)
     if OURS:
         signal.signal(signal.SIGUSR1, lambda *_: fork(conf))

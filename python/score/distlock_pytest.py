@@ -1,7 +1,7 @@
-"""Fixtures of pytest for the tests of applications that use locks; see "Testing" in the docs.
+"""pytest fixtures for the tests of applications that use locks; see "Testing" in the docs.
 
-Nothing is started, or even imported, until a test asks for one of them. That is why this is
-beside the package: pytest imports it for every suite, and score.init is not for all of them
+Nothing is started, or even imported, until a test requests one of them. That is why this module
+is beside the package: pytest imports it for every suite, and score.init does not suit all of them
 (with ``-W error``, for instance, it may not compile).
 """
 
@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from threading import Lock as Mutex
-from time import monotonic, sleep  # those of a test may be others
+from time import monotonic, sleep  # a test may patch the module's functions
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
     _Any = Lock | AsyncLock | str
 
-#: How long a wait for somebody in the other process may take, unless the test says so.
+#: How long to wait for the other process, unless the test says otherwise.
 _PATIENCE = 5.0
 
-#: What is no name of a lock, and to be shown to nobody.
+#: Matches a token, which is no lock's name and must not be shown.
 _TOKEN = re.compile("[0-9a-f]{256}")
 
-#: How long a test that is marked "contended" waits for its locks, unless its options say so.
+#: How long a test marked "contended" waits for its locks, unless its options say otherwise.
 _CONTENDED_TIMEOUT = "30s"
 
 
@@ -51,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Registers the mark."""
+    """Registers the marker."""
     config.addinivalue_line(
         "markers",
         "contended(*names, rivals=2): other owners take the locks that the test's fixture "
@@ -60,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _Url(str):
-    """A URL that shows no password where pytest shows variables."""
+    """A URL whose repr, which pytest shows, hides the password."""
 
     __slots__ = ()
 
@@ -71,16 +71,16 @@ class _Url(str):
 
 
 class _OtherError(RuntimeError):
-    """The other process could not do what it was asked to."""
+    """The other process could not do what the test run asked for."""
 
 
 class _Pipe:
-    """The other process, which is started when something is asked for the first time."""
+    """The pipe to the other process, which starts at the first request."""
 
     def __init__(self, server: str, url: str) -> None:
         self.server = server
         self._failure: str | None = None
-        #: Of each process its own: it drops what those before it have left.
+        #: Each process has its own: it drops what its predecessors have left.
         self._session = ""
         self._url = url
         self._mutex = Mutex()
@@ -88,14 +88,14 @@ class _Pipe:
         self._process: subprocess.Popen[bytes] | None = None
 
     def session(self) -> str:
-        """The number of the process, which runs from now on."""
+        """The number of the process; starts the process if necessary."""
         __tracebackhide__ = True
         with self._mutex:
             self._started()
             return self._session
 
     def ask(self, do: str, *arguments: object) -> Any:
-        """Has the other process do something; what it returned."""
+        """Makes the other process do something; returns the result."""
         __tracebackhide__ = True
         with self._mutex:
             return self._call(self._started(), do, *arguments)
@@ -117,12 +117,12 @@ class _Pipe:
             )
             self._session = f"{secrets.randbits(64):016x}"
             try:
-                # Not as an argument, where everybody can read it.
+                # Not as an argument, which every user can read.
                 self._call(process, "", self._url, self._session)
             except BaseException as error:
                 self._end()
                 if isinstance(error, _OtherError):
-                    # Not for every test once more.
+                    # Do not try again for every test.
                     self._failure = str(error)
                 raise
         return self._process
@@ -138,11 +138,11 @@ class _Pipe:
             process.stdin.flush()
         while line := process.stdout.readline():
             answer = json.loads(line)
-            if answer["number"] == number:  # else of a call that was interrupted
+            if answer["number"] == number:  # else it answers a call that was interrupted
                 if "error" in answer:
                     raise _OtherError(f"the other process of the tests: {answer['error']}")
                 return answer.get("value")
-        self._end()  # the next test has another
+        self._end()  # the next test starts another
         raise _OtherError("the other process of the tests has ended; stderr may tell why")
 
     def _end(self) -> None:
@@ -166,7 +166,7 @@ class _Pipe:
 
 
 class Elsewhere:
-    """A hold that somebody in another process has; leaving it as a context manager ends it."""
+    """A hold of another process; leaving it as a context manager ends it."""
 
     def __init__(self, pipe: _Pipe, key: int, name: str) -> None:
         self._pipe, self._key, self._name = pipe, key, name
@@ -200,7 +200,7 @@ class Elsewhere:
 
 
 def _in_schema(url: str, schema: str) -> str:
-    """The URL with a search path, and with its other options."""
+    """The URL with a search path added to its options."""
     from score.distlock._distlock import _understood
 
     options = f"{_understood(url)['options']} -csearch_path={schema}".strip()
@@ -223,7 +223,7 @@ class _Place:
         return self.pipe.ask(do, self.schema, *arguments)
 
     def expire(self, lock: _Any) -> tuple[str, str]:
-        """Ends the lease of a hold; its name and token."""
+        """Expires the lease of a hold; returns its name and token."""
         if not isinstance(lock, str) and not (hasattr(lock, "name") and hasattr(lock, "token")):
             raise TypeError(f"pass the Lock, or the name of the lock, not a {type(lock).__name__}")
         name, token = (lock, None) if isinstance(lock, str) else (lock.name, lock.token)
@@ -242,7 +242,7 @@ class _Place:
         return name, expired
 
     def tell(self, name: str, token: str) -> None:
-        """Has the Lock objects of this process learn from the database that a hold is gone."""
+        """Makes this process's Lock objects learn from the database that a hold is gone."""
         from score.distlock import ConfiguredDistlockModule, LockExpired
 
         with ConfiguredDistlockModule(self.url, 60) as conf, contextlib.suppress(LockExpired):
@@ -250,7 +250,7 @@ class _Place:
             raise RuntimeError(f"the lock {name!r} is still held")
 
     def leave(self) -> None:
-        """Ends all that the test has left, and drops the schema."""
+        """Ends everything the test has left, and drops the schema."""
         from score.distlock import ConfiguredDistlockModule, DistlockError
         from score.distlock._distlock import _waiting
 
@@ -263,7 +263,7 @@ class _Place:
                     for name, token in holds:
                         with contextlib.suppress(DistlockError):
                             conf.release(name, token)
-                # Whoever waits in a thread that was left behind is the next holder, and so on.
+                # A waiter in a thread that the test left behind holds the lock next, and so on.
                 if not holds and not any(_waiting(name)[0] for name in self.ask("names")):
                     break
                 sleep(0.005 if not holds else 0)
@@ -279,12 +279,12 @@ def _server(config: pytest.Config) -> str:
     return _Url(url or "embedded:")
 
 
-#: The embedded servers that were started: their URLs in the configuration, by those they have.
+#: The embedded servers we have started: from their actual URL to the configured one.
 _EMBEDDED = pytest.StashKey[dict[str, str]]()
 
 
 def _running(config: pytest.Config, url: str) -> str:
-    """The URL of the server, which is started if it is an embedded one."""
+    """The URL of the server; starts it if it is embedded."""
     from score.distlock import embedded
 
     if not embedded.is_embedded(url):
@@ -296,15 +296,15 @@ def _running(config: pytest.Config, url: str) -> str:
 
 @pytest.fixture(scope="session")
 def distlock_server(pytestconfig: pytest.Config) -> str:
-    """The URL of the server: that of ``--distlock-url``, or that of an embedded one."""
+    """The URL of the server: from ``--distlock-url``, or of an embedded server."""
     return _running(pytestconfig, _server(pytestconfig))
 
 
 @pytest.fixture(scope="session")
 def _distlock_pipe(distlock_server: str, pytestconfig: pytest.Config) -> Iterator[_Pipe]:
-    # The suite may have a fixture of its own in the place of distlock_server.
+    # The suite may override the fixture distlock_server.
     server = _running(pytestconfig, distlock_server)
-    # An embedded server is needed there until the schemas are dropped.
+    # The other process needs the embedded server until the schemas are dropped.
     pipe = _Pipe(server, pytestconfig.stash.get(_EMBEDDED, {}).get(server, server))
     yield pipe
     pipe.end()
@@ -314,7 +314,7 @@ _numbers = itertools.count()
 
 
 def _contended(*names: str, rivals: int = 2) -> tuple[list[str], int]:
-    """Checks the arguments of the mark."""
+    """Checks the arguments of the marker."""
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"contended: the name of a lock must be a str, not {name!r}")
@@ -332,7 +332,7 @@ def _distlock_place(request: pytest.FixtureRequest, _distlock_pipe: _Pipe) -> It
     try:
         place.ask("open", place.url)
     except BaseException as error:
-        if not isinstance(error, Exception):  # Ctrl-C: it may be there by now
+        if not isinstance(error, Exception):  # Ctrl-C: the schema may already exist
             place.ask("close")
         raise
     try:
@@ -352,7 +352,7 @@ def distlock_url(_distlock_place: _Place) -> str:
 
 @pytest.fixture
 def distlock_options(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """The configuration of ``distlock`` besides its URL: to be overridden."""
+    """The configuration of ``distlock`` besides its URL; override it."""
     if request.node.get_closest_marker("contended") is not None:
         return {"timeout": _CONTENDED_TIMEOUT}
     return {}
@@ -362,7 +362,7 @@ def distlock_options(request: pytest.FixtureRequest) -> dict[str, Any]:
 def distlock(
     _distlock_place: _Place, distlock_url: str, distlock_options: dict[str, Any]
 ) -> ConfiguredDistlockModule:
-    """A configured module whose locks nobody but this test knows."""
+    """A configured module whose locks only this test knows."""
     from score.distlock import init
 
     conf = init({"sqlalchemy.url": distlock_url, **distlock_options})
@@ -372,7 +372,7 @@ def distlock(
 
 @pytest.fixture
 def distlock_expire(_distlock_place: _Place) -> Callable[[_Any], None]:
-    """``distlock_expire(lock)``: its lease is over now, and nobody else has taken it yet."""
+    """``distlock_expire(lock)`` ends its lease now; nobody else has taken it yet."""
 
     def distlock_expire(lock: _Any) -> None:
         _distlock_place.tell(*_distlock_place.expire(lock))
@@ -382,7 +382,7 @@ def distlock_expire(_distlock_place: _Place) -> Callable[[_Any], None]:
 
 @pytest.fixture
 def distlock_lose(_distlock_place: _Place) -> Callable[..., Elsewhere]:
-    """``distlock_lose(lock)``: its lease is over, and somebody else has taken it."""
+    """``distlock_lose(lock)`` ends its lease and has another process take the lock."""
     place = _distlock_place
 
     def distlock_lose(lock: _Any, timeout: float = _PATIENCE) -> Elsewhere:
@@ -399,7 +399,7 @@ def distlock_lose(_distlock_place: _Place) -> Callable[..., Elsewhere]:
 
 @pytest.fixture
 def distlock_held_elsewhere(_distlock_place: _Place) -> Callable[..., Elsewhere]:
-    """``distlock_held_elsewhere(name)``: another process holds it, until that is left."""
+    """``distlock_held_elsewhere(name)``: another process holds the lock until the hold is left."""
     place = _distlock_place
 
     def distlock_held_elsewhere(name: str, timeout: float = _PATIENCE) -> Elsewhere:

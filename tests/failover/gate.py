@@ -1,4 +1,4 @@
-"""A TCP gate that can be shut: what is sent gets lost, and nobody is told."""
+"""A TCP gate that can be shut: it then drops what is sent, and tells neither side."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 
 
 class Gate:
-    """Listens on a port of its own; forwards to another one as long as it is open."""
+    """Listens on its own port; forwards to another one as long as it is open."""
 
     def __init__(self, target: int) -> None:
         self.target = target

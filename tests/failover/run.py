@@ -1,7 +1,7 @@
-"""`make failover`: the leader of a cluster is lost in four ways while processes take locks.
+"""`make failover`: a cluster loses its leader in four ways while processes take locks.
 
-Usage: python -m tests.failover.run FOLDER [WAY…], with Patroni's virtual environment, and which
-of the four ways, if not all.
+Usage: python -m tests.failover.run FOLDER [WAY…], with Patroni's virtual environment, and
+the ways to try, by default all four.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PROCESSES, THREADS, MAXTIME = 3, 4, "45s"
 
 
 class Loads:
-    """Processes that take locks, and what they say."""
+    """Processes that take locks, and what they print."""
 
     def __init__(self, url: str) -> None:
         self.folder = tempfile.mkdtemp(prefix="distlock-witness-")
@@ -59,7 +59,7 @@ class Loads:
                 self.heard.notify_all()
 
     def go_on(self, holds: int = 100) -> None:
-        """Waits until each process has had so many more holds."""
+        """Waits until each process has had this many more holds."""
         with self.heard:
             wanted = [count + holds for count in self.counts]
             done = self.heard.wait_for(
@@ -69,12 +69,12 @@ class Loads:
             raise TimeoutError(f"not all processes go on: {self.counts} of {wanted} holds")
 
     def pause(self, since: float) -> float:
-        """The longest time since then in which nobody got a lock."""
+        """The longest time since then in which no process got a lock."""
         times = sorted(line[0] for line in self.said if line[0] >= since)
         return max(after - before for before, after in zip([since, *times], times, strict=False))
 
     def end(self) -> None:
-        """Lets everybody finish; whoever waits must get the lock."""
+        """Lets all processes finish; the waiters must get the lock."""
         for process in self.processes:
             assert process.stdin
             process.stdin.close()
@@ -86,26 +86,26 @@ class Loads:
         shutil.rmtree(self.folder)
 
     def kill(self) -> None:
-        """Ends what is left after a failure."""
+        """Kills what is left after a failure."""
         for process in self.processes:
             process.kill()
             process.wait()
 
 
 def killed(leader: Node) -> Callable[[], None]:
-    """Patroni and PostgreSQL are killed, and start again later."""
+    """Patroni and PostgreSQL are killed, and restarted later."""
     leader.signal(signal.SIGKILL)
     return leader.start
 
 
 def stopped(leader: Node) -> Callable[[], None]:
-    """They stand still, and go on as if nothing had happened."""
+    """Patroni and PostgreSQL are stopped, and then go on as if nothing had happened."""
     leader.signal(signal.SIGSTOP)
     return lambda: leader.signal(signal.SIGCONT)
 
 
 def cut_off(leader: Node) -> Callable[[], None]:
-    """Nobody reaches them, and they reach nobody."""
+    """The network separates the leader from everybody else."""
     for gate in leader.gates:
         gate.is_open.clear()
 
@@ -117,7 +117,7 @@ def cut_off(leader: Node) -> Callable[[], None]:
 
 
 def switched_over(leader: Node) -> Callable[[], None]:
-    """An operator asks for it."""
+    """An operator switches over."""
     ask(leader.rest, "/switchover", {"leader": leader.name})
     return lambda: None
 
@@ -126,7 +126,7 @@ WAYS = {way.__name__: way for way in (switched_over, killed, stopped, cut_off)}
 
 
 def main() -> int:
-    """Tells what came of it."""
+    """Prints the outcome."""
     patroni = Path(sys.argv[1]).absolute() / "bin" / "patroni"
     for program in (str(patroni), "etcd"):
         if shutil.which(program) is None:

@@ -1,4 +1,4 @@
-"""Does with its locks what it is told in JSON lines. Usage: actor.py URL."""
+"""Uses its locks as JSON lines tell it to. Usage: actor.py URL."""
 
 import json
 import sys

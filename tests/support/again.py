@@ -1,6 +1,6 @@
-"""Takes a lock again and again in threads. Usage: again.py URL NAME THREADS TIMES.
+"""Takes a lock repeatedly in threads. Usage: again.py URL NAME THREADS TIMES.
 
-Starts when a line is read, and prints the fence of every hold.
+Starts when it reads a line, and prints the fence of every hold.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """What score.distlock 0.2.5 does, case by case; runs with it and with this module.
 
 Usage: behaviours.py URL. Prints a JSON object: name of the case → observation.
-Uses nothing but the standard library, score.distlock and SQLAlchemy.
+Uses only the standard library, score.distlock and SQLAlchemy.
 """
 
 import inspect
@@ -20,7 +20,7 @@ def case(function):
 
 
 def raised(function, *arguments, **options):
-    """The exception's class and how many arguments it has, or the result."""
+    """The exception's class and its number of arguments, or the result."""
     try:
         return ["returned", repr(function(*arguments, **options))]
     except Exception as error:
@@ -28,7 +28,7 @@ def raised(function, *arguments, **options):
 
 
 class Application:
-    """A configured module and the ways to make another one."""
+    """A configured module and the ways to create another one."""
 
     def __init__(self, url):
         self.url = url
@@ -41,7 +41,7 @@ class Application:
 
 
 def parameters(function):
-    """Names, kinds and defaults of what can be passed by position."""
+    """Names, kinds and defaults of the positional parameters."""
     return [
         [parameter.name, repr(parameter.default)]
         for parameter in inspect.signature(function).parameters.values()

@@ -1,4 +1,4 @@
-"""Calls of the whole API, good and bad, and what they must not use up."""
+"""Calls to the whole API, good and bad, and what they must not use up."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Conf = score.distlock.ConfiguredDistlockModule
 Sample = dict[str, int]
 
 WRONG = "0" * 256
-#: How long anything may take that must happen at some time.
+#: The limit, in seconds, for anything that has to happen eventually.
 LIMIT = 30
 
 
 class Calls:
-    """An application that uses all of it, again and again."""
+    """An application that uses the whole API repeatedly."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -42,7 +42,7 @@ class Calls:
         self.process = psutil.Process()
         self.taken = self.other.acquire("taken")
         self.made = 0
-        #: What is called each round, and every so many rounds.
+        #: The work of each round, and of every twentieth round.
         self.often = [self.tokens, self.locks, self.refusals, self.mistakes, self.several]
         self.often += [self.functions, self.guards, self.extended]
         self.seldom = [self.lost, self.waits, self.new_loop, self.new_confs, self.vacuum]
@@ -57,14 +57,14 @@ class Calls:
         self.watch.close()
 
     def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        """One call that succeeds."""
+        """Makes a call that succeeds."""
         self.made += 1
         return function(*arguments, **options)
 
     def fail(
         self, error: type[Exception], function: Callable[..., Any], *arguments: Any, **options: Any
     ) -> None:
-        """One call that fails."""
+        """Makes a call that fails."""
         self.made += 1
         try:
             function(*arguments, **options)
@@ -88,7 +88,7 @@ class Calls:
         return f"name {next(self.numbers)}"
 
     def until(self, call: int) -> None:
-        """Goes on until so many calls have been made."""
+        """Goes on until this many calls were made."""
         while self.made < call:
             for work in self.often:
                 work()
@@ -97,7 +97,7 @@ class Calls:
                 self.seldom[self.rounds // 20 % len(self.seldom)]()
             self.rounds += 1
 
-    # What is called.
+    # The calls.
 
     def tokens(self) -> None:
         name, conf = self.name(), self.conf
@@ -212,7 +212,7 @@ class Calls:
         await self.acall(work(self.name()))
 
     def lost(self) -> None:
-        """A loss is told, and the block's end says so."""
+        """The holder is told of a loss, and the end of the block raises it."""
         name, told = self.name(), threading.Event()
         lock = self.conf.get(name)
         with contextlib.suppress(LockExpired):
@@ -223,7 +223,7 @@ class Calls:
             raise AssertionError("the loss was not told")
 
     def waits(self) -> None:
-        """Somebody waits, and is handed the lock."""
+        """A thread waits, and gets the lock."""
         name = self.name()
         token = self.call(self.conf.acquire, name)
 
@@ -242,7 +242,7 @@ class Calls:
         asyncio.run(self.coroutines())
 
     def new_confs(self) -> None:
-        """One is closed, one is forgotten, one reaches nobody."""
+        """One module is closed, one is forgotten, one cannot reach the database."""
         with self.call(score.distlock.init, {"sqlalchemy.url": self.url}) as conf:
             self.call(conf.release, "new", self.call(conf.acquire, "new"))
             assert self.call(lambda: conf.engine.dialect)
@@ -254,10 +254,10 @@ class Calls:
     def vacuum(self) -> None:
         self.call(self.conf.vacuum)
 
-    # What is used.
+    # The resources.
 
     def sample(self) -> Sample:
-        """What there is at the moment."""
+        """The resources in use right now."""
         gc.collect()
         query = (
             "SELECT count(*), pg_total_relation_size('_score_distlock'), (SELECT count(*) FROM"
@@ -276,14 +276,14 @@ class Calls:
         }
 
     def warm_up(self) -> None:
-        """Has everything be imported and started that stays."""
+        """Imports and starts everything that stays."""
         for _ in range(2):
             for work in (*self.often, *self.seldom):
                 work()
             self.loop.run_until_complete(self.coroutines())
 
     def samples(self, calls: int, times: int) -> Iterator[Sample]:
-        """Makes so many calls, and tells so many times what there is, also before."""
+        """Makes this many calls; yields samples this many times, and one before."""
         self.warm_up()
         start = self.made
         for number in range(times + 1):

@@ -6,7 +6,7 @@ from .configuration_urls import NO_LIST, NO_SERVICE, PORTS, Row
 
 TCP = "postgresql://u@localhost:5433/d"
 
-#: Lines of a password file, which are asked for TCP's URL.
+#: Lines of a password file, to look up TCP's URL in.
 PASSWORDS = [
     "localhost:5433:d:u:pw",
     "*:*:*:*:pw",

@@ -1,4 +1,4 @@
-"""What options may be given, in a URL, a variable, a service file and connect_args."""
+"""Possible values of options, in a URL, a variable, a service file and connect_args."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .configuration_urls import (
     Row,
 )
 
-#: What an option may be given, and why we differ from libpq.
+#: Values of each option, and why we differ from libpq.
 VALUES: dict[str, dict[str, str]] = {
     "user": {"v": "", "": "", "v w": "", "v@w": ""},
     "password": {"pw": "", "": "", "p w": "", "p@w/x?y": ""},

@@ -1,4 +1,4 @@
-"""What people write into URLs, and where we mean something else."""
+"""What people write into URLs, and where we deliberately differ."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ NO_REPLICATION = "a session for replication cannot have locks"
 
 
 class Row(NamedTuple):
-    """Something to be understood."""
+    """An input to be understood."""
 
     url: str
-    #: Why we differ from it; "" if we do not.
+    #: Why we differ from libpq; "" if we do not.
     libpq: str = ""
     sqlalchemy: str = ""
     environment: Mapping[str, str] = MappingProxyType({})
-    #: In the home.
+    #: Files in the home folder.
     files: Mapping[str, str] = MappingProxyType({})
     mode: int = 0o600
     #: connect_args
     arguments: Mapping[str, str] = MappingProxyType({})
 
     def name(self) -> str:
-        """Tells it from others."""
+        """A unique name."""
         parts = [self.url] if self.mode == 0o600 else [self.url, oct(self.mode)]
         for more in (self.environment, self.files, self.arguments):
             parts += [f"{name}={value!r}" for name, value in more.items()]

@@ -1,11 +1,11 @@
 """One process of a mixed fleet; runs with score.distlock 0.2.5 and with this module.
 
 Usage: fleet.py URL IMPLEMENTATION SEED [SECONDS]. Prints JSON: what it did and what it saw.
-With SECONDS it goes on for that long and never kills itself.
+With SECONDS it runs for that long and never kills itself.
 
-Every hold is reported to the table `holding`, which an expired entry may leave
-only by the database's clock. Who acquires a lock whose entry still stands has
-become its second holder.
+Each process records every hold in the table `holding`. An entry may leave it by
+expiring only according to the database's clock. A process that acquires a lock
+whose entry still exists has become its second holder.
 """
 
 import collections
@@ -28,7 +28,7 @@ LEASE = 2.0
 def cycles(seconds):
     """Counts cycles: a hundred and twenty, or as many as fit into these seconds."""
     if seconds is None:
-        # A thread of 0.2.5 has used up its pool after 596 cycles.
+        # A thread of 0.2.5 has exhausted its pool after 596 cycles.
         yield from range(120)
         return
     end = time.monotonic() + seconds
@@ -66,7 +66,7 @@ def main(url, implementation, seed, seconds=None):
         conf.release(name, token)
 
     for number in cycles(seconds):
-        # 0.2.5 leaks connections of its pool, and a new one hides nothing of what it meets.
+        # 0.2.5 leaks connections of its pool; a new one hides no failure.
         if number % 100 == 99:
             if implementation == "0.2.5":
                 conf.engine.dispose()

@@ -1,4 +1,4 @@
-"""Children of a process whose pools have threads; each makes such pools of its own."""
+"""Children of a process whose pools have threads; each creates such pools of its own."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""Tidies up when a test run ends, however it ends: a program of its own at the end of a pipe.
+"""Tidies up when a test run ends, however it ends: a separate program at the end of a pipe.
 
 Usage: guardian.py server FOLDER PG_CTL USER, or guardian.py databases URL PREFIX.
 """
@@ -11,7 +11,7 @@ import sys
 
 
 def end_server(folder: str, pg_ctl: str, user: str) -> None:
-    """Stops a server that nobody needs any more, and removes its data."""
+    """Stops a server that is no longer needed, and removes its data."""
     command = [pg_ctl, "-D", f"{folder}/data", "-m", "immediate", "-w", "stop"]
     silent = subprocess.DEVNULL
     subprocess.run(
@@ -33,18 +33,18 @@ def drop_databases(url: str, prefix: str) -> None:
 
 
 class Guardian:
-    """The program, seen from the test run."""
+    """The program, as seen from the test run."""
 
     def __init__(self, *arguments: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, __file__, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            start_new_session=True,  # what kills the test run's group spares it
+            start_new_session=True,  # a signal that kills the test run's group spares it
         )
 
     def tidy_up(self) -> None:
-        """Lets it do its work now; returns when that is done."""
+        """Makes it do its work now; returns when that is done."""
         self._process.communicate(b"now")
 
 

@@ -1,4 +1,4 @@
-"""Waiting for what happens in the table, without guessing how long something takes."""
+"""Waits for changes of the table, without guessing how long they take."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from score.distlock._distlock import _waiting
 Db = psycopg.Connection[Any]
 
 
-#: Where the threads of this process are listed, on Linux.
+#: Linux lists this process's threads here.
 TASKS = Path("/proc/self/task")
 
 
 def threads() -> set[str]:
-    """The ids of this process's threads, those of Rust included; none if nobody can tell."""
+    """The ids of this process's threads, including Rust's; empty if the system lists none."""
     return {task.name for task in TASKS.iterdir()} if TASKS.is_dir() else set()
 
 
@@ -34,19 +34,19 @@ def tickets(db: Db, name: str = "name") -> int:
 
 
 def waiting(db: Db, name: str = "name") -> int:
-    """How many wait for a lock: those of this process, and one for each other one's ticket."""
+    """How many wait for a lock: those of this process, and one for each ticket of another."""
     waiters, own = _waiting(name)
     return tickets(db, name) - own + waiters
 
 
 def wait_until_waiting(db: Db, count: int, name: str = "name") -> None:
-    """Returns when so many wait, the first of each process in the queue; the test's own time
-    limit ends it otherwise.
+    """Returns when this many wait, the first of each process in the queue; limited by the test's
+    own timeout.
     """
     while True:
         before, queued = _waiting(name), tickets(db, name)
         waiters, own = before
-        # A ticket is in the row a moment before this process counts it as its own.
+        # The row has a ticket a moment before this process counts it as its own.
         settled = before == _waiting(name) and (own > 0 or waiters == 0)
         if settled and queued - own + waiters == count and (queued > 0 or count == 0):
             return
@@ -54,31 +54,31 @@ def wait_until_waiting(db: Db, count: int, name: str = "name") -> None:
 
 
 def until(condition: Callable[[], Any]) -> None:
-    """Returns when it is true; the test's own time limit ends it otherwise."""
+    """Returns when the condition is true; limited by the test's own timeout."""
     while not condition():
         time.sleep(0.002)
 
 
 def stand_still(db: Db, pid: int) -> None:
-    """A process is stopped while it has asked for nothing: its server processes are done too."""
+    """Stops a process at a moment when its server processes are idle too."""
     os.kill(pid, signal.SIGSTOP)
     query = """
         SELECT count(*) FROM pg_stat_activity
          WHERE datname = current_database() AND pid <> pg_backend_pid() AND state = 'active'
     """
-    for _ in range(20):  # what was sent may not have been read yet
+    for _ in range(20):  # the server may not have read the last message yet
         until(lambda: db.execute(query).fetchone() == (0,))
 
 
 def outlive(db: Db, name: str = "name") -> None:
-    """Returns when the lease that `name` has now would be over."""
+    """Returns when the current lease of `name` would have expired."""
     query = "SELECT pg_sleep_until(expires) FROM _score_distlock WHERE name = %s"
     assert db.execute(query, (name,)).fetchone() is not None
 
 
 def renewed(db: Db, names: list[str], times: int, unless: Callable[[], Any]) -> None:
-    """Returns when each of these holds was renewed so many times, or when something else is so."""
-    # `touched` is in the host's zone, `expires - lease` is the same moment.
+    """Returns when each of these holds was renewed this many times, or when `unless` is true."""
+    # `touched` is in the host's zone; `expires - lease` is the same moment.
     query = """
         SELECT count(*) FROM _score_distlock
          WHERE name = ANY (%s) AND expires - make_interval(secs => lease) > %s
@@ -91,7 +91,7 @@ def renewed(db: Db, names: list[str], times: int, unless: Callable[[], Any]) -> 
 
 
 class Background:
-    """Runs something in a thread; :meth:`result` waits for it and raises what it raised."""
+    """Runs something in a thread; :meth:`result` waits for it and raises its exception."""
 
     def __init__(self, work: Any, *arguments: Any, **options: Any) -> None:
         self._outcome: list[Any] = []

@@ -1,8 +1,8 @@
 """Takes locks in threads until its input ends. Usage: load.py URL FOLDER THREADS MAXTIME.
 
-Every hold is witnessed by the operating system: a file of its name in FOLDER is locked as long
-as it lasts, and contains the last fence. Each line that is printed is a JSON list: the time, what
-happened, the lock and its fence. "held" is as it should be.
+The operating system witnesses every hold: a file with the lock's name in FOLDER is locked as long
+as the hold lasts, and contains the last fence. Each line printed is a JSON list: the time, what
+happened, the lock and its fence. Only "held" is correct.
 """
 
 import fcntl
@@ -27,7 +27,7 @@ def say(what: str, name: str, fence: int | None) -> None:
 
 
 def witness(name: str, fence: int) -> str:
-    """What there is to say about a hold, while it lasts."""
+    """What to report about a hold, while it lasts."""
     with Path(folder, name).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

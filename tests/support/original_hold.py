@@ -1,4 +1,4 @@
-"""Acquires a lock with whatever score.distlock is there. Usage: original_hold.py URL NAME."""
+"""Acquires a lock with whichever score.distlock is installed. Usage: original_hold.py URL NAME."""
 
 import sys
 

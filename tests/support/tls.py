@@ -1,4 +1,4 @@
-"""TLS in front of a PostgreSQL that has none: it ends here, and goes on over a Unix socket."""
+"""Adds TLS to a PostgreSQL without it: terminates TLS, and forwards to a Unix socket."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 
 from .proxy import TLS_REQUEST
 
-#: What a server with nothing but ``hostssl`` in its pg_hba.conf says to others.
+#: The answer of a server with only ``hostssl`` in its pg_hba.conf to others.
 UNENCRYPTED = (
     b"SFATAL\0C28000\0"
     b'Mno pg_hba.conf entry for host "127.0.0.1", user "postgres", database "x", no encryption\0\0'
@@ -18,14 +18,14 @@ UNENCRYPTED = (
 
 
 class TlsServer:
-    """Listens on 127.0.0.1. Without a context it says that it has no TLS."""
+    """Listens on 127.0.0.1. Without a context it declines TLS."""
 
     def __init__(self, path: str, context: ssl.SSLContext | None, only: bool = False) -> None:
         self.path = path
         self.context = context
-        #: Refuse who comes without TLS.
+        #: Refuse clients without TLS.
         self.only = only
-        #: Of each session that was forwarded, whether it was encrypted.
+        #: For each forwarded session, whether it was encrypted.
         self.encrypted: list[bool] = []
         #: The names that clients asked for (SNI).
         self.asked_for: list[str | None] = []
@@ -36,7 +36,7 @@ class TlsServer:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
-        """Accepts nobody any more."""
+        """Stops accepting connections."""
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()

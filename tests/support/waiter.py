@@ -1,7 +1,7 @@
 """Waits in threads. Usage: waiter.py URL NAME THREADS TIMEOUT.
 
-Every thread starts when a line is read; "waiting" and how many wait is printed when it
-does. It prints its number and the fence once it has had the lock.
+Each line read starts a thread. Prints "waiting" and the number of waiters once the thread
+waits, and its number and the fence once it has had the lock.
 """
 
 import sys

@@ -31,7 +31,7 @@ from ._insight import HoldInfo
 from ._late import locked
 
 if sys.version_info < (3, 14):
-    # Handlers that are registered later run before.
+    # atexit runs handlers in reverse order of registration.
     atexit.register(_finalizing)
 _fork.attend()
 notebook.attend()

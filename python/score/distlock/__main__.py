@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def _without_cli() -> int:
-    """Only what an administrator may need where nothing else can be installed."""
+    """Offers only what an administrator may need where nothing else can be installed."""
     parser = argparse.ArgumentParser(
         prog="score-distlock",
         description="Locks in PostgreSQL. All commands but one need the extra 'cli': "

@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """The names in the order in which everybody acquires them: that of their code points."""
+    """The names in the order in which every caller acquires them: by code point."""
     if isinstance(names, (str, bytes)):
         raise TypeError(f"names must be several names, in a list for instance, not {names!r}")
     unique = set()
     for name in names:
         if not isinstance(name, str):
             raise TypeError(f"the name of a lock must be a str, not {type(name).__name__}")
-        unique.add(str.__str__(name))  # the text itself, whatever else it is equal to
+        unique.add(str.__str__(name))  # the text itself, whatever else it compares equal to
     return sorted(unique)
 
 
 class Pace:
-    """What is left of a timeout."""
+    """The time left of a timeout."""
 
     def __init__(self, timeout: float | None) -> None:
         self._until = None if timeout is None else time.monotonic() + timeout
 
     def left(self) -> float | None:
-        """In seconds; ``None`` is for ever."""
+        """Seconds; ``None`` means for ever."""
         return None if self._until is None else max(0.0, self._until - time.monotonic())
 
 
@@ -43,7 +43,7 @@ _Result = TypeVar("_Result")
 
 
 def _reading(method: Callable[..., _Result]) -> Callable[..., _Result]:
-    """A method of :class:`dict` after which somebody may know a token."""
+    """Wraps a method of :class:`dict` that may reveal a token."""
 
     def read(self: Tokens, *args: Any) -> _Result:
         self._read()
@@ -55,23 +55,23 @@ def _reading(method: Callable[..., _Result]) -> Callable[..., _Result]:
 
 
 class Tokens(dict[str, str]):
-    """Tokens by name, of holds that end with this object until somebody has read one.
+    """Tokens by name. Until somebody reads one, the holds end with this object.
 
-    An interrupt may come between the moment at which the holds are there and the moment at
-    which their ``with`` block begins. This object is dropped then, and the holds with it. Who
-    has read a token has to release it, outside of a block.
+    An interrupt may come after the holds were acquired and before their ``with`` block begins.
+    Python then drops this object, and the holds end with it. A caller who reads a token outside
+    a block has to release it.
     """
 
     _levels: _Levels | None = None
     _in_block = False
 
     def __repr__(self) -> str:
-        # It goes into logs, and whoever has a token can end the hold.
+        # A repr ends up in logs, and anyone who has a token can end the hold.
         names = ", ".join(map(repr, self)) or "no lock"
         return f"<{self.__module__}.{type(self).__name__} of {names}>"
 
     def _begin_block(self, here: bool, names: Iterable[str]) -> None:
-        """A block is entered: one at a time, and where the holds are."""
+        """Enters a block: only one at a time, and only in the process that has the holds."""
         if self._in_block or not here:
             raise ValueError(
                 f"nothing is held here: the holds of {', '.join(map(repr, names))} can be entered"
@@ -102,7 +102,7 @@ class Tokens(dict[str, str]):
     __hash__ = None
 
     def __iter__(self) -> Iterator[str]:
-        # It makes dict() and ** ask the methods above instead of copying at once.
+        # Overriding it makes dict() and ** call the methods above instead of copying at once.
         return super().__iter__()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -118,7 +118,7 @@ class Holds(Tokens):
     def __init__(self, levels: _Levels, locks: list[tuple[Lock, str]], autoextend: bool) -> None:
         super().__init__({lock.name: token for lock, token in locks})
         self._levels = levels
-        # While somebody keeps them `conf.get` returns them, so the owner may enter again.
+        # As long as these are referenced, `conf.get` returns them, so the owner may enter again.
         self._locks: list[tuple[Lock, str]] | None = locks
         self._process = os.getpid()
         levels.check()
@@ -129,7 +129,7 @@ class Holds(Tokens):
                     lock.extend()
 
     def release(self) -> None:
-        """Releases all of them, also if the release of one fails; raises what failed first."""
+        """Releases all of them, even if the release of one fails; raises the first failure."""
         self._locks = None
         if self._levels is not None:
             self._levels.release()

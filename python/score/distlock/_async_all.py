@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @final
 class AsyncHolds(Tokens):
-    """The tokens of several holds, by name, once it was awaited or entered."""
+    """The tokens of several holds, by name, once the caller has awaited or entered it."""
 
     __module__ = "score.distlock.aio"
 
@@ -38,7 +38,7 @@ class AsyncHolds(Tokens):
         self._names = names
         self._timeout = timeout
         self._autoextend = conf._autoextend if autoextend is None else autoextend
-        self._ender = conf._levels()  # who has not entered leaves nothing
+        self._ender = conf._levels()  # until it is entered, there is nothing to release
         self._locks: list[Any] = []
 
     async def _acquire(self) -> AsyncHolds:
@@ -61,20 +61,20 @@ class AsyncHolds(Tokens):
             if not isinstance(error, Exception):
                 levels.abandon()
                 raise
-            # What fails here is owed.
+            # A release that fails here is repeated in the background.
             with contextlib.suppress(Exception):
                 await finish(levels.begin_exit())
             raise
 
     async def _enter_all(self, levels: _Levels) -> dict[str, str]:
-        # Anything but 'default' is seconds by now.
+        # By now, anything but 'default' is seconds.
         pace = None if isinstance(self._timeout, str) else Pace(self._timeout)  # type: ignore[arg-type]
         tokens = {}
-        # While somebody keeps them `conf.aio.get` returns them, so the task may enter again.
+        # As long as these are referenced, `conf.aio.get` returns them, so the task may enter again.
         locks = self._locks = []
         for name in self._names:
             lock = self._get(name)
-            # What is held already stays alive while the others are waited for.
+            # Keep what is already held alive while waiting for the others.
             timeout = self._timeout if pace is None else pace.left()
             acquiring = lock._acquiring(timeout, True, True)
             try:
@@ -97,14 +97,14 @@ class AsyncHolds(Tokens):
         return self._acquire().__await__()
 
     async def release(self) -> None:
-        """Releases all of them, also if the release of one fails; raises what failed first."""
+        """Releases all of them, even if the release of one fails; raises the first failure."""
         if self._levels is not None:
             exit_ = self._levels.begin_exit()
             self._levels = None
             await finish(exit_)
 
     async def __aenter__(self) -> AsyncHolds:
-        # At once: another task may want to enter while this one waits.
+        # Before any await: another task may want to enter while this one waits.
         self._begin_block(self._levels is None or self._process == os.getpid(), self._names)
         before = self._levels
         try:
@@ -112,7 +112,7 @@ class AsyncHolds(Tokens):
         except BaseException:
             self._in_block = False
             if before is None and self._levels is not None:
-                # Interrupted after the last step: there is no block that would release them.
+                # Interrupted after the last step: no block will release them.
                 self._levels.abandon()
                 self._levels = None
             raise

@@ -38,7 +38,7 @@ class AsyncLost:
     async def wait(self, timeout: float | str | timedelta | None = None) -> bool:
         """Sleeps until the hold is lost.
 
-        :param timeout: for how long at most; see :meth:`~score.distlock.Lost.wait`.
+        :param timeout: how long to sleep at most; see :meth:`~score.distlock.Lost.wait`.
         :returns: whether the hold is lost.
         """
         loop, channel, woken = asyncio.get_running_loop(), current(), asyncio.Event()
@@ -52,7 +52,7 @@ class AsyncLost:
                 if left <= 0:
                     return False
                 woken.clear()
-                # A hold that is taken meanwhile counts too, a second later at the most.
+                # A hold taken in the meantime counts too; it is noticed within a second.
                 await sleep(woken, min(left, self._lock.remaining or 1, 1))
             return True
         finally:

@@ -1,4 +1,4 @@
-"""Cancelling the task that is in a block when its hold is lost."""
+"""Cancelling the task inside a block when its hold is lost."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Cancelling:
-    """Cancels the task that is in a block when its hold is lost."""
+    """Cancels the task inside a block when its hold is lost."""
 
     def __init__(self, on_lost: Callable[[Any], object] | None) -> None:
         task = asyncio.current_task()
@@ -21,19 +21,19 @@ class Cancelling:
         self._cancelled = False
 
     def _count(self, method: str) -> int:
-        """How often the task has been asked to end; Python 3.10 does not know."""
+        """How often the task was asked to cancel; Python 3.10 does not count."""
         count = getattr(self.task, method, None)
         return 0 if count is None else count()
 
     def lost(self, lock: object) -> object:
-        """The hold is lost."""
+        """Called when the hold is lost."""
         if self._open:
             self._cancelled = True
             self.task.cancel()
         return None if self._on_lost is None else self._on_lost(lock)
 
     async def end(self, raised: object) -> bool:
-        """The block is left. Whether the task was cancelled by somebody else too."""
+        """Called when the block ends. Returns whether somebody else cancelled the task too."""
         self._open = False
         if not self._cancelled or asyncio.current_task() is not self.task:
             return False

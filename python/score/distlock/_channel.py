@@ -1,4 +1,4 @@
-"""How a coroutine waits for what the core does, without blocking its event loop."""
+"""How a coroutine waits for the core without blocking its event loop."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ Level = tuple[int, int]
 
 
 class _Expected(dict[int, "asyncio.Future[Any] | asyncio.Event"]):
-    """What is waited for, by number. Only the loop owns it, which owns its reader's arguments.
+    """What coroutines wait for, by number. Only the loop owns it, as an argument of its reader.
 
-    So it keeps alive who waits, as nothing else may: a loop knows its tasks but weakly, and the
-    task in which it closes an abandoned generator has no other owner. And a loop that is dropped
-    goes, though each future knows it.
+    So it keeps the waiters alive, as nothing else may: a loop has only weak references to its
+    tasks, and the task in which it closes an abandoned generator has no other owner. A loop that is
+    dropped still goes away, although each future refers to it.
     """
 
 
 def _nothing() -> None:
-    """Nothing is expected."""
+    """Stands for a dead reference: nothing is expected."""
 
 
 def _deliver(
     expected: _Expected, number: int, answered: bool, error: BaseException | None, value: Any
 ) -> None:
-    """Tells who waits for it, perhaps once more."""
+    """Wakes the waiter, perhaps more than once."""
     what = expected.get(number)
     if isinstance(what, asyncio.Event):
         what.set()
@@ -42,21 +42,21 @@ def _deliver(
 
 
 class Channel:
-    """How answers get to one event loop."""
+    """Delivers answers to one event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        # Not the loop itself, which is the key this is remembered by.
+        # Not the loop itself, which is the key of this channel in a weak dictionary.
         self._loop = weakref.ref(loop)
         self.inbox = _Inbox()
         self._numbers = itertools.count(1)
         self._expected: Callable[[], _Expected | None] = _nothing
 
     def number(self) -> int:
-        """One under which something may be expected."""
+        """A new number to expect something under."""
         return next(self._numbers)
 
     def expect(self, number: int, what: asyncio.Future[Any] | asyncio.Event) -> None:
-        """Has the loop look into the inbox for as long as something is expected."""
+        """Makes the loop watch the inbox for as long as something is expected."""
         expected = self._expected()
         if expected is None:
             expected = _Expected()
@@ -67,7 +67,7 @@ class Channel:
         expected[number] = what
 
     def forget(self, number: int) -> None:
-        """Nobody waits for it any more."""
+        """Nobody waits for this number any more."""
         expected = self._expected()
         if expected is None:
             return
@@ -81,7 +81,7 @@ class Channel:
         self.inbox.deliver(_deliver, expected)
 
     async def ask(self, start: Callable[[_Inbox, int], Any]) -> Any:
-        """Starts something and waits for its answer, unless that is there at once."""
+        """Starts something and waits for its answer, unless it is available immediately."""
         loop = self._loop()
         assert loop is not None
         future: asyncio.Future[Any] = loop.create_future()
@@ -95,7 +95,7 @@ class Channel:
 
 
 async def sleep(woken: asyncio.Event, seconds: float) -> None:
-    """Until it is woken, but not for longer."""
+    """Sleeps until `woken` is set, but no longer than `seconds`."""
     timer = asyncio.get_running_loop().call_later(seconds, woken.set)
     try:
         await woken.wait()
@@ -111,9 +111,9 @@ class Acquiring:
         self._acquisition: _Acquisition | None = None
 
     async def run(self) -> tuple[str, Level]:
-        """Waits for the lock; the token and the level that was entered.
+        """Waits for the lock; returns the token and the level that was entered.
 
-        A signal handler may raise after each call, as it may in the caller, who then has to
+        A signal handler may raise after each call, and also in the caller, who then has to
         call :meth:`give_up`.
         """
         channel = current()
@@ -133,7 +133,7 @@ class Acquiring:
                     continue
                 await sleep(woken, pause)
         except BaseException:
-            # Also if the lock was acquired while the task was being cancelled.
+            # Even if the lock was acquired while the task was being cancelled.
             self.give_up()
             channel.forget(number)
             raise
@@ -145,10 +145,10 @@ class Acquiring:
 
 
 async def finish(exit_: _Exit) -> None:
-    """Waits for an end that has begun; it goes on without."""
+    """Waits for an exit that has begun, which goes on even if nobody waits."""
     try:
         channel = current()
-    except RuntimeError:  # the loop is gone, and somebody closes its coroutines
+    except RuntimeError:  # the loop is gone, and somebody is closing its coroutines
         return
     await channel.ask(exit_.finish)
 
@@ -159,7 +159,7 @@ _channels: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Channel] = (
 
 
 def current() -> Channel:
-    """That of the running loop."""
+    """The channel of the running loop."""
     loop = asyncio.get_running_loop()
     channel = _channels.get(loop)
     if channel is None:

@@ -1,4 +1,4 @@
-"""Reading the configuration: every value is checked here, and every complaint names its key."""
+"""Reads the configuration: checks every value here, and names the key in every complaint."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ MAX_SECONDS = 100 * 366 * 86400.0
 _SHORT = 40
 
 
-#: A number and its unit; several of them are added. There is one way only to read a number, so
-#: that a long text takes no longer than its length.
+#: A number and its unit; an interval is a sum of them. A number can be read in only one way, so
+#: that the time this takes is linear in the length of the text.
 _PART = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([a-z]{1,20})\s*", re.IGNORECASE)
 
 
 def _parsed(text: str) -> float:
-    """A score interval; other than score.init's own these may have fractions and be sums."""
+    """A score interval; unlike score.init's own it may have fractions and be a sum."""
     text = text.strip()
     if not text:
         raise ValueError
@@ -44,7 +44,7 @@ def _parsed(text: str) -> float:
 def interval(value: object, key: str, endless: str = "") -> float:
     """A time interval in seconds, from a score interval (``'500ms'``), a number or a timedelta.
 
-    `endless` is what the caller takes instead for a time without an end.
+    `endless` says in messages what the caller accepts for a time without an end.
     """
     allowed = (
         "allowed are a score interval such as '1m', '500ms' or '2 hours' (units: ms, s, m, h, d, "
@@ -82,22 +82,22 @@ def _seconds(value: object, key: str, endless: str = "") -> float:
 
 
 def timeout(value: object, key: str = "timeout") -> float | None:
-    """A time that is an argument, in seconds; ``None`` stays what it is."""
+    """A time passed as an argument, in seconds; ``None`` stays ``None``."""
     if value is None:
         return None
     try:
         return interval(value, key, "; None waits without limit" if key == "timeout" else "")
     except ConfigurationError as error:
-        # An argument, not a configuration.
+        # This is an argument, not a configuration.
         raise ValueError(bare(error)) from None
 
 
 def flag(value: object, key: str) -> bool:
-    """An argument that is a bool, and nothing that would count as one."""
+    """An argument that is a bool, and nothing else that is true or false."""
     if isinstance(value, bool):
         return value
     kind, text = type(value).__name__, shown(value)
-    # A longer one may be a token.
+    # A longer value may be a token.
     raise TypeError(
         f"{key} must be True or False, not "
         + (f"{text} ({kind})" if len(text) <= _SHORT else f"a {kind}")
@@ -105,7 +105,7 @@ def flag(value: object, key: str) -> bool:
 
 
 def choice(value: object, key: str) -> bool | None:
-    """The same, or ``None``: as it is configured."""
+    """The same, or ``None``, which means as configured."""
     if value is None:
         return None
     try:
@@ -221,16 +221,16 @@ _KEYS: dict[str, tuple[str, Callable[[object, str], Any]]] = {
 }
 
 
-#: What others call the database's URL.
+#: Other libraries' names for the database's URL.
 _URLS = ("url", "uri", "dsn", "database", "engine")
 
 
 def _meant(text: str) -> str | None:
-    """The key that somebody may have meant by another one."""
+    """The key that the user may have meant instead."""
     if close := difflib.get_close_matches(text, list(_KEYS), 1):
         return close[0]
     plain = text.lower().replace("-", "_").replace(".", "_")
-    # As the constructor calls it, or the URL as another library does.
+    # The constructor's names, or another library's name for the URL.
     last = {key.rpartition(".")[2]: key for key in _KEYS}
     if close := difflib.get_close_matches(plain, list(last), 1, 0.8):
         return last[close[0]]
@@ -238,13 +238,13 @@ def _meant(text: str) -> str | None:
 
 
 def _refuse_unknown(key: object, confdict: Mapping[Any, Any]) -> None:
-    """Refuses a key that is not ours, unless it may be everybody's."""
+    """Refuses a key that is not ours, unless it may belong to every section."""
     text = key[:100] if isinstance(key, str) else ""
     close = difflib.get_close_matches(text, _KEYS, 1)
     if "here" in confdict and "cwd" in confdict:
-        # This comes from a file. score.init has copied the two, and all that is
-        # in the file's [DEFAULT], into every section: into [distlock], and with
-        # a prefix into [distlock:sqlalchemy]. What looks like ours is ours.
+        # The key comes from a file. score.init has copied these two, and everything
+        # in the file's [DEFAULT], into every section: into [distlock], and with a
+        # prefix into [distlock:sqlalchemy]. What looks like ours is ours.
         prefix, _, last = text.rpartition(".")
         copied = last in confdict and confdict[last] == confdict[key]
         if copied if prefix else not close:
@@ -266,7 +266,7 @@ def read(confdict: object) -> dict[str, Any]:
         else:
             _refuse_unknown(key, confdict)
     if "engine" not in found:
-        # In a file such a key may have been everybody's.
+        # In a file such a key may have come from [DEFAULT].
         instead = [key for key in confdict if isinstance(key, str) and key.lower().endswith(_URLS)]
         hint = f" ({shown(instead[0])} is no key of this module)" if instead else ""
         refuse(
@@ -278,14 +278,14 @@ def read(confdict: object) -> dict[str, Any]:
 
 
 def of_file(error: BaseException, confdict: object) -> None:
-    """Has an error of the configuration name the section of the file that this came from."""
+    """Makes an error of the configuration name the section of the file it came from."""
     if isinstance(error, ConfigurationError) and isinstance(confdict, Mapping):
         prefix = "[score.distlock] "
         if "here" in confdict and "cwd" in confdict and str(error).startswith(prefix):
             error.args = ("[distlock] " + str(error).removeprefix(prefix),)
 
 
-#: Those of the pool, and their defaults.
+#: The pool's options, and their defaults.
 _POOL: dict[str, Any] = {
     "pool_size": 5,
     "max_overflow": 10,
@@ -296,9 +296,9 @@ _POOL: dict[str, Any] = {
 
 
 def constructor(given: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any], str | None]:
-    """Checks the options that were given to the constructor itself.
+    """Checks the options passed to the constructor itself.
 
-    :returns: what the pool is to be like, the options for `conf.engine`, and the table's owner.
+    :returns: the pool's options, the options for `conf.engine`, and the table's owner.
     """
     parsers = dict(_KEYS.values())
     read = {key: parsers[key](value, key) for key, value in given.items() if value is not None}

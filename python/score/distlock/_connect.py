@@ -1,4 +1,4 @@
-"""Without a confdict: from a URL, or from Django's settings."""
+"""Connecting without a confdict: from a URL, or from Django's settings."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ._refuse import bare, refuse, shown
 if TYPE_CHECKING:
     from . import ConfiguredDistlockModule
 
-#: What the constructor has besides these.
+#: The constructor's options besides the URL.
 _OPTIONS = (
     *("maxtime", "timeout", "autoextend", "reentrant", "pool_size", "max_overflow"),
     *("pool_timeout", "pool_recycle", "pool_pre_ping", "echo", "isolation_level"),
     *("connect_args", "table_owner"),
 )
 
-#: What says where the database is, and who asks, if no URL does.
+#: libpq's variables that name the database and the user if there is no URL.
 _PLACE = ("PGSERVICE", "PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER")
 
-#: Of a server that let nobody in: invalid_authorization, invalid_catalog_name.
+#: SQLSTATE classes of a server that refused the login: invalid_authorization, invalid_catalog_name.
 _NOT_THERE = ("28", "3D")
 
 
@@ -37,19 +37,19 @@ def connect(
     connect_args: Mapping[str, object] | None = None,
     **options: Any,
 ) -> ConfiguredDistlockModule:
-    """The module for a database, without a configuration file; its table is made if need be.
+    """Returns the module for a database, without a configuration file; creates its table if needed.
 
     .. code-block:: python
 
         conf = score.distlock.connect('postgresql://user@host/database', timeout='10s')
 
     :param url: whatever :class:`ConfiguredDistlockModule` accepts: the URL of a PostgreSQL
-        database, or a SQLAlchemy Engine. Without one libpq's environment says where it is:
-        ``PGHOST``, ``PGDATABASE``, ``PGSERVICE`` and so on.
+        database, or a SQLAlchemy Engine. Without one, libpq's environment variables name the
+        database: ``PGHOST``, ``PGDATABASE``, ``PGSERVICE`` and so on.
     :param maxtime: how long a hold lasts unless it is extended.
-    :param connect_args: what the URL does not say, as libpq's options.
+    :param connect_args: options that the URL does not set, by libpq's names.
     :param options: the other options of :class:`ConfiguredDistlockModule`.
-    :raises score.init.ConfigurationError: if something of this cannot be used.
+    :raises score.init.ConfigurationError: if one of these values cannot be used.
     :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``.
     :raises DatabaseError: if the table cannot be created or upgraded.
     """
@@ -59,7 +59,7 @@ def connect(
         return opened(url, pass_one, maxtime=maxtime, connect_args=connect_args, **options)
     except ConfigurationError as error:
         if bare(error).startswith("sqlalchemy.url is empty"):
-            # It has another name in a configuration only.
+            # Only configurations call it by that name.
             refuse(f"{bare(error).replace('sqlalchemy.url', 'url', 1)}; {pass_one}")
         raise
     except TypeError as error:
@@ -78,9 +78,9 @@ def _known(options: Mapping[str, object], function: str) -> None:
 
 
 def opened(url: Any, pass_one: str, **options: Any) -> ConfiguredDistlockModule:
-    """The module for a URL; for that of libpq's environment if there is none.
+    """Returns the module for a URL, or for libpq's environment if there is none.
 
-    :param pass_one: what to do about that, if the database cannot be reached then.
+    :param pass_one: the advice to give if the environment leads to no database.
     """
     try:
         return _open({"engine": "postgresql://" if url is None else url, **options})
@@ -92,7 +92,7 @@ def opened(url: Any, pass_one: str, **options: Any) -> ConfiguredDistlockModule:
 
 
 def _unsaid() -> str:
-    """What was taken instead of a URL; values may be secrets."""
+    """Says what was used instead of a URL; omits the values, which may be secrets."""
     used = [name for name in _PLACE if os.environ.get(name)]
     if not used:
         return f"no URL was given, and none of {', '.join(_PLACE)} is set"
@@ -100,20 +100,20 @@ def _unsaid() -> str:
 
 
 def from_django(alias: str = "default", **options: Any) -> ConfiguredDistlockModule:
-    """The module for one of Django's databases: what ``settings.DATABASES`` says about it.
+    """Returns the module for one of Django's databases, as ``settings.DATABASES`` describes it.
 
     .. code-block:: python
 
         conf = score.distlock.from_django(timeout='10s')
 
-    The locks have connections of their own, that Django knows nothing of: they are in no
-    transaction of a request. Within a test they use the test's database.
+    The locks use their own connections, which Django does not know, so they take part in no
+    request's transaction. Inside a test they use the test database.
 
-    :param alias: which of the databases.
-    :param options: as for :func:`connect`, except ``connect_args``: that is what ``OPTIONS`` in
-        the settings is for.
-    :raises score.init.ConfigurationError: if there is no such database, if it is not a
-        PostgreSQL, or if something in its settings cannot be used.
+    :param alias: the alias of the database.
+    :param options: as for :func:`connect`, except ``connect_args``: use ``OPTIONS`` in the
+        settings for that.
+    :raises score.init.ConfigurationError: if there is no such database, if it is not PostgreSQL,
+        or if something in its settings cannot be used.
     """
     if "connect_args" in options:
         refuse("connect_args: put it into OPTIONS of the database in Django's settings")
@@ -123,10 +123,10 @@ def from_django(alias: str = "default", **options: Any) -> ConfiguredDistlockMod
     arguments = _parameters(alias, where)
     _known(options, "from_django")
     try:
-        # What Django's settings leave out is not connect()'s to explain.
+        # connect() need not explain what Django's settings leave out.
         return opened("postgresql://", "", **{"maxtime": "1m", **options}, connect_args=arguments)
     except ConfigurationError as error:
-        # What has come from there is named so; the options name themselves.
+        # Name Django's settings as the source; messages about options already name the option.
         for label in ("connect_args", "sqlalchemy.connect_args", "sqlalchemy.url"):
             message = bare(error)
             if message.startswith(f"{label}: "):
@@ -139,7 +139,7 @@ def _has_service(connection: Any) -> bool:
 
 
 def _parameters(alias: str, where: str) -> dict[str, object]:
-    """What Django's own connection would be made with."""
+    """The parameters Django itself would connect with."""
     try:
         from django.core.exceptions import ImproperlyConfigured
         from django.db import connections
@@ -163,7 +163,7 @@ def _parameters(alias: str, where: str) -> dict[str, object]:
             "one, or name another database: from_django('alias')"
         )
     if connection.settings_dict.get("NAME") == "" and not _has_service(connection):
-        # Django's own words do not say which database.
+        # Django's own message does not say which database.
         refuse(
             f"{where}: its NAME is empty; set NAME to the name of the database, or "
             "OPTIONS['service'] to a service of pg_service.conf that says it"

@@ -1,4 +1,4 @@
-"""What names a database: URLs of all kinds and SQLAlchemy's Engines; and ``conf.engine``."""
+"""What names a database: URLs of all kinds and SQLAlchemy Engines; and ``conf.engine``."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from . import embedded
 from ._refuse import encodable, refuse, shown
 from ._url import rendered, text_of
 
-#: What connections are to be like for their own users. It changes nothing about where they go.
+#: Options about how connections behave for their own users, not about where they lead.
 _MANNERS = {
     *("autocommit", "connection_factory", "context", "cursor_factory", "prepare_threshold"),
     *("row_factory",),
-    # asyncpg's and pg8000's
+    # of asyncpg and pg8000
     *("command_timeout", "max_cacheable_statement_size", "max_cached_statement_lifetime"),
     *("prepared_statement_cache_size", "prepared_statement_name_func", "statement_cache_size"),
     *("async_fallback", "async_creator_fn"),
 }
 
-#: How others than libpq call its options.
+#: Other libraries' names for libpq's options.
 _OTHERS = {"database": "dbname", "timeout": "connect_timeout", "ssl": "sslmode"}
 
 _LIBPQ = ("psycopg", "psycopg2")
 
-#: What to do about an Engine that says too little.
+#: What to do about an Engine that tells too little.
 _INSTEAD = (
     "give the locks the URL instead of the Engine, with everything in it, such as "
     "?options=-csearch_path%3D…"
@@ -36,22 +36,22 @@ _INSTEAD = (
 
 
 class Source(NamedTuple):
-    """What the core is to read."""
+    """What the core reads."""
 
-    #: A URL; never to be shown.
+    #: A URL; never show it.
     text: str
-    #: What to call it in messages.
+    #: Its name in messages.
     label: str
-    #: What overrides it, by libpq's names.
+    #: Options that override it, by libpq's names.
     arguments: list[tuple[str, str]]
-    #: The Engine, if it was one.
+    #: The Engine, if one was given.
     engine: Any = None
-    #: Whether its connections may see something else than these say.
+    #: Whether the Engine's connections may see another table than these options suggest.
     verify: bool = False
 
 
 def source(given: object, connect_args: Mapping[str, object] | None) -> Source:
-    """Where an Engine or a URL leads to.
+    """Where an Engine or a URL leads.
 
     :raises TypeError: if it is neither.
     """
@@ -82,7 +82,7 @@ def source(given: object, connect_args: Mapping[str, object] | None) -> Source:
     if parameters is None:
         parameters = _ask(engine, _told_by_the_driver)
     elif driver not in _LIBPQ:
-        # The text, as these drivers' names for options are not libpq's.
+        # The text itself: these drivers do not use libpq's names for options.
         own = engine.dialect.create_connect_args(engine.url)[1]
         own = {key: value for key, value in parameters.items() if own.get(key) != value}
         return Source(rendered(engine.url), label, options(own), given, verify)
@@ -90,7 +90,7 @@ def source(given: object, connect_args: Mapping[str, object] | None) -> Source:
 
 
 def options(given: Mapping[str, object]) -> list[tuple[str, str]]:
-    """What a driver's connect() is given, by libpq's names."""
+    """The options of a driver's connect(), by libpq's names."""
     found: list[tuple[str, str]] = []
     for key, value in given.items():
         if not isinstance(key, str):
@@ -116,17 +116,17 @@ def options(given: Mapping[str, object]) -> list[tuple[str, str]]:
 def _text(value: object, key: str) -> str:
     try:
         return str(value)
-    except ValueError:  # Python writes no integers of more than some thousand digits
+    except ValueError:  # Python refuses to print integers of more than some thousand digits
         refuse(f"connect_args: {key} is {shown(value)}")
 
 
 def _escaped(text: str) -> str:
-    """As the server splits `options`."""
+    """Escapes a value as the server expects it in `options`."""
     return "".join("\\" + c if c in "\\ \t\n" else c for c in text)
 
 
 def _parameters(engine: Any) -> dict[str, object] | None:
-    """What the Engine's driver is called with, or None if only a connection can tell."""
+    """The arguments the Engine calls its driver with, or None if only a connection can tell."""
     creator = engine.pool._creator
     if not getattr(creator, "__module__", "").startswith("sqlalchemy."):
         return None
@@ -140,9 +140,9 @@ def _parameters(engine: Any) -> dict[str, object] | None:
 
 
 def _has_listeners(engine: Any) -> bool:
-    """Whether somebody is told of connections and may change, for instance, their search path."""
+    """Whether listeners see connections, and may change, for instance, their search path."""
     pool, dispatch = engine.pool.dispatch, engine.dispatch
-    # SQLAlchemy has some of its own among these.
+    # Some of these listeners are SQLAlchemy's own.
     own = (
         getattr(listener, "__module__", None) for listener in (*pool.connect, *pool.first_connect)
     )
@@ -161,7 +161,7 @@ def _ask(engine: Any, question: Callable[[Any], Any]) -> Any:
             return question(connection)
     import sqlalchemy.util
 
-    # Connections belong to an event loop; this is one that lives no longer than the question.
+    # Connections belong to an event loop; this loop ends with the question.
     def ask() -> Any:
         with engine.connect() as connection:
             connection.detach()
@@ -188,7 +188,7 @@ def _told_by_the_driver(connection: Any) -> dict[str, object]:
 
 
 def verify(engine: Any, name: str) -> None:
-    """Makes sure that connections of the Engine see the hold of this name."""
+    """Makes sure that the Engine's connections see the hold of this name."""
     engine = getattr(engine, "sync_engine", engine)
 
     def sees(connection: Any) -> bool:
@@ -214,8 +214,8 @@ def verify(engine: Any, name: str) -> None:
 
 
 def _driver(wanted: str | None, version: str) -> str:
-    """A driver on libpq that is there; the one that the URL names, if it is one."""
-    # SQLAlchemy's default, and all that 1.3 knows.
+    """An installed driver based on libpq; the one that the URL names, if it is one."""
+    # SQLAlchemy's default, and the only one that 1.3 knows.
     usable = ["psycopg2"] if version.startswith("1.3.") else ["psycopg2", "psycopg"]
     usable.sort(key=lambda name: name != (wanted or "").removesuffix("_async"))
     for name in usable:
@@ -230,7 +230,7 @@ def _driver(wanted: str | None, version: str) -> str:
 def create(
     driver: str | None, explicit: Iterable[tuple[str, bytes]], options: Mapping[str, Any]
 ) -> Any:
-    """A SQLAlchemy Engine on the same database, whose driver asks the environment itself."""
+    """A SQLAlchemy Engine on the same database, whose driver reads the environment itself."""
     try:
         import sqlalchemy
         from sqlalchemy.engine.url import URL
@@ -241,7 +241,7 @@ def create(
     arguments = {name: value.decode(errors="surrogateescape") for name, value in explicit}
     host, port = arguments.get("host", ""), arguments.get("port", "")
     one = host and "," not in host
-    # The place of a host in a URL has no room for the folder of a socket; its options have.
+    # A URL's host cannot be the folder of a socket; its options can.
     socket = one and host.startswith(("/", "@"))
     place = {"host": host, **({"port": port} if port else {})} if socket else {}
     one = one and not socket

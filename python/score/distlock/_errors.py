@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-#: Why a hold is lost, and how that is said.
+#: Why a hold was lost, and how messages say so.
 REASONS = {
     "expired": "its lease has expired",
     "released": "it was released",
@@ -42,9 +42,9 @@ class CouldNotAcquireLock(DistlockError):
     def busy(self) -> tuple[int, ...] | None:
         """``None`` if the lock is held elsewhere.
 
-        If nobody does, but another transaction has its row locked (a guard, or a tool of an
-        administrator): the ``pid``, as in ``pg_stat_activity``, of every server process that
-        has rows of the table locked.
+        Otherwise nobody holds it, but another transaction (a guard, or an administrator's tool) has
+        locked its row: the ``pid``, as in ``pg_stat_activity``, of every server process that
+        has locked rows of the table.
         """
         return self._busy
 
@@ -59,10 +59,10 @@ class CouldNotAcquireLock(DistlockError):
 
 
 class LockExpired(DistlockError):
-    """The token is not, or no longer, that of the lock's hold. ``args`` is ``(name, token)``.
+    """The token does not, or no longer, belong to the lock's hold. ``args`` is ``(name, token)``.
 
-    It was released, it has expired, or it was never right; :attr:`reason` tells which, if it
-    is known. Printing the exception shows the beginning of the token only.
+    The hold was released or has expired, or the token was never right; :attr:`reason` tells which,
+    if it is known. Printing the exception shows only the beginning of the token.
     """
 
     __module__ = "score.distlock"
@@ -109,7 +109,7 @@ class DatabaseError(DistlockError):
 
     @property
     def message(self) -> str:
-        """What the server said, and what to do about it if that is known."""
+        """The server's message, and what to do about it, if that is known."""
         return str(self.args[0])
 
     @property
@@ -125,7 +125,7 @@ class DatabaseError(DistlockError):
 class DatabaseUnavailable(DatabaseError, ConnectionError):
     """The database could not be reached, or did not answer, within ``pool_timeout``.
 
-    What became of the statement may be unknown. The call can be repeated: it
+    The outcome of the statement may be unknown. You can repeat the call: it
     goes on where this one stopped.
     """
 
@@ -133,6 +133,6 @@ class DatabaseUnavailable(DatabaseError, ConnectionError):
 
     def __init__(self, message: str, sqlstate: str | None = None) -> None:
         super().__init__(message, sqlstate)
-        # Being an OSError it has taken the two for an errno and its text.
+        # OSError has taken the two arguments for errno and strerror.
         self.errno = None
         self.strerror = None

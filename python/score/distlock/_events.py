@@ -1,6 +1,6 @@
-"""Delivers what the core has to tell: log records, what becomes of holds, and what is measured.
+"""Delivers the core's events: log records, losses of holds, and measurements.
 
-The core's own threads never call Python. A daemon thread of Python's takes their events
+The core's own threads never call Python. A daemon Python thread takes their events
 from a queue, for as long as the process lives.
 """
 
@@ -21,15 +21,15 @@ _logger = logging.getLogger("score.distlock")
 
 
 def log(level: int, message: str) -> None:
-    """Logs a record of the core."""
+    """Logs a record from the core."""
     _logger.log(level, "%s", message)
 
 
 def _start(name: str, work: Callable[..., object], *arguments: Any) -> None:
-    """Starts a daemon thread of the operating system's."""
+    """Starts a real daemon thread, even under gevent."""
     monkey = sys.modules.get("gevent.monkey")
     if monkey is not None and monkey.is_module_patched("threading"):
-        # A "thread" there is a greenlet of this thread, which waits outside of Python.
+        # gevent's threads are greenlets of this thread, which waits outside Python.
         monkey.get_original("_thread", "start_new_thread")(work, arguments)
     else:
         threading.Thread(target=work, args=arguments, name=name, daemon=True).start()
@@ -42,7 +42,7 @@ def lost(callback: Callable[..., object], arguments: tuple[Any, ...]) -> None:
 
 
 def expiring(callback: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-    """Calls what warns of the end of a hold, likewise."""
+    """Calls ``on_expiring`` likewise."""
     with contextlib.suppress(RuntimeError):
         _start("distlock-on-expiring", callback, *arguments)
 
@@ -50,16 +50,16 @@ def expiring(callback: Callable[..., object], arguments: tuple[Any, ...]) -> Non
 _functions: dict[str, Callable[..., None]] = {"log": log, "lost": lost, "expiring": expiring}
 
 
-#: Whoever is done with :func:`tell_seen` knows that everything was told.
+#: A thread that returns from :func:`tell_seen` knows that every event was delivered.
 _telling = [threading.RLock()]
 
 
 def _after_fork() -> None:
-    _telling[:] = [threading.RLock()]  # a thread of the parent's may have the other one
+    _telling[:] = [threading.RLock()]  # a thread of the parent may hold the other one
 
 
 def tell_seen() -> None:
-    """Tells whoever measures what has happened since the last time."""
+    """Delivers to the sinks what has happened since the last time."""
     with _telling[0]:
         while (seen := _next_seen()) is not None:
             context, callback, arguments = seen

@@ -1,9 +1,9 @@
 """Guarding the caller's own transaction, over whatever driver it uses.
 
-Nothing is trusted that the caller may have configured: cursors are of the
-driver's plain kind, rows are tuples, and a pipeline is synchronized before an
-answer is believed. That such a connection does not see the hold proves
-nothing; whether the hold is lost the locks' own connection is asked.
+The guard trusts nothing that the caller may have configured: it uses the
+driver's plain cursors, reads rows as tuples, and synchronizes a pipeline before
+it believes an answer. If the caller's connection does not see the hold, that
+proves nothing; the guard then asks the locks' own connection whether it is lost.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from ._sqlalchemy import NO_TABLE, is_undefined_table, parameterized, statement
 if TYPE_CHECKING:
     from . import Lock
 
-#: What an asynchronous guard is of.
+#: The type of lock that an asynchronous guard is for.
 _L = TypeVar("_L")
 
-# An error inside the transaction: whatever it has done before, and whoever
-# swallows our exception, PostgreSQL makes its COMMIT a ROLLBACK.
+# Raises an error inside the transaction: PostgreSQL then turns its COMMIT into a
+# ROLLBACK, whatever it did before, and even if somebody swallows our exception.
 _ABORT = """
 DO $$ BEGIN
     RAISE EXCEPTION 'score.distlock: the hold that guards this transaction is lost';
 END $$
 """
 
-# The guard has locked a row, which gives the transaction a number. If a second
-# statement sees none, the first was a transaction of its own.
+# The guard has locked a row, which assigns the transaction an id. If a second
+# statement sees none, the first ran in a transaction of its own.
 _AUTOCOMMIT = (
     "guard needs an open transaction, but this connection commits every statement by itself "
     "(autocommit): begin a transaction first"
@@ -49,20 +49,20 @@ _UNSEEN = (
 
 
 class _Secret(str):
-    """A token that shows itself to the database only, whatever logs its parameters."""
+    """A token that only the database sees, even if something logs the parameters."""
 
     def __repr__(self) -> str:
         return "'…'"
 
 
 def _with_percent(sql: str, parameters: tuple[object, ...]) -> tuple[str, tuple[object, ...]]:
-    """For drivers that count by position: what to execute with."""
+    """What to execute with, for drivers with positional parameters."""
     text, numbers = parameterized(sql, lambda number: "%s", lambda text: text.replace("%", "%%"))
     return text, tuple(parameters[number - 1] for number in numbers)
 
 
 def _is_a(connection: Any, module: str, name: str) -> bool:
-    """Whether it is a driver's connection: then somebody has imported the driver."""
+    """Whether it is a connection of this driver; if so, the driver is already imported."""
     return isinstance(connection, getattr(sys.modules.get(module), name, ()))
 
 
@@ -73,7 +73,7 @@ def _first(row: Any) -> Any:
 
 
 def _plainly_adapted(cursor: Any) -> Any:
-    """A cursor of psycopg 3 that converts what the guard sends and reads as psycopg does."""
+    """A psycopg 3 cursor that converts what the guard sends and reads as plain psycopg does."""
     from psycopg.types.numeric import FloatDumper, IntLoader
     from psycopg.types.string import StrDumper
 
@@ -85,7 +85,7 @@ def _plainly_adapted(cursor: Any) -> Any:
 
 @contextlib.contextmanager
 def _cursor(connection: Any) -> Iterator[Any]:
-    """A cursor of the plain kind."""
+    """A plain cursor of the driver."""
     if _is_a(connection, "psycopg", "Connection"):
         import psycopg
 
@@ -100,7 +100,7 @@ def _cursor(connection: Any) -> Iterator[Any]:
 
         with connection.cursor(cursor_factory=psycopg2.extensions.cursor) as cursor:
             yield cursor
-    else:  # one that behaves alike
+    else:  # any other with the same interface
         with connection.cursor() as cursor:
             yield cursor
 
@@ -157,7 +157,7 @@ def _is_cursor(connection: Any) -> bool:
 
 
 class _Guarding:
-    """What both guards know, and what they conclude from the answers."""
+    """What both guards share: their state, and how they judge the answers."""
 
     _CONNECTIONS: str
     _takes: Callable[[Any], bool]
@@ -271,7 +271,7 @@ class AsyncGuard(_Guarding, Generic[_L]):
         if found is None:
             lost: str | None = "unknown"  # then nothing may be committed either
             try:
-                # It waits for the database, which the event loop must not.
+                # This waits for the database, and must not block the event loop.
                 lost = await asyncio.get_running_loop().run_in_executor(None, self._lost)
             finally:
                 if lost is not None:

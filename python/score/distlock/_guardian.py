@@ -1,8 +1,8 @@
 """Stops an embedded server when nobody uses it any more; a program of its own.
 
-Whoever uses the server has a shared lock on its folder, which the operating system takes away
-however that process ends. This one waits for the exclusive lock, stops the server, and lets
-those in who want to start it again. There is one of it for each folder.
+Each process that uses the server holds a shared lock on its folder, which the operating system
+releases however that process ends. The guardian waits for the exclusive lock, stops the server,
+and then lets in processes that want to start it again. Each folder has one guardian.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 
 
 def main(folder: str, pg_ctl: str, user: str) -> None:
-    """Returns to the caller at once; what it forks stays."""
+    """Returns to the caller immediately; the forked process stays."""
     unique = os.open(Path(folder) / "PG_VERSION", os.O_RDONLY)
     try:
         fcntl.flock(unique, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return  # there is one already
+        return  # there already is one
     if os.fork():
         os._exit(0)
     users = os.open(folder, os.O_RDONLY)
@@ -30,7 +30,7 @@ def main(folder: str, pg_ctl: str, user: str) -> None:
     subprocess.run(
         command, user=user or None, cwd="/", stdin=silent, stdout=silent, stderr=silent, check=False
     )
-    # Before the next users are let in, whose guardian must not find this one.
+    # Before letting in the next users, whose guardian must not find this one.
     os.close(unique)
 
 

@@ -11,17 +11,17 @@ from ._config import timeout
 from ._distlock import _left
 from ._refuse import shown
 
-#: How many characters of a note everybody can be shown.
+#: The maximum length of a note, in characters.
 _MOST = 200
 
 
 def lease(maxtime: object) -> float | None:
-    """The lease of a hold, in seconds, from what a caller gave as ``maxtime``."""
+    """The lease of a hold, in seconds, from the caller's ``maxtime``."""
     return timeout(maxtime, "maxtime")
 
 
 def callback(on_lost: Any) -> Any:
-    """Checks what is to be called when a hold is lost."""
+    """Checks the callback for the loss of a hold."""
     if on_lost is None or callable(on_lost):
         return on_lost
     raise TypeError(f"on_lost must be callable, not {type(on_lost).__name__}")
@@ -30,7 +30,7 @@ def callback(on_lost: Any) -> Any:
 def warning(
     on_expiring: Any, warn_before: Any, lease: float, extended: bool
 ) -> tuple[float, Callable[..., object]] | None:
-    """How many seconds before the end of a lease to call what with the lock and the level."""
+    """The seconds before the end of a lease, and what to call then with the lock and the level."""
     if on_expiring is None:
         if warn_before is not None:
             raise TypeError("warn_before says when to call on_expiring, which is missing")
@@ -51,7 +51,7 @@ def warning(
 def _warn(
     on_expiring: Callable[..., object], before: float, lock: Any, level: tuple[int, int]
 ) -> object:
-    """Calls ``on_expiring(lock, seconds)``, unless the hold was extended or left meanwhile."""
+    """Calls ``on_expiring(lock, seconds)``, unless the hold was extended or left since."""
     seconds = _left(level)
     if seconds is None or not 0 < seconds <= before:
         return None
@@ -59,7 +59,7 @@ def _warn(
 
 
 def pause(seconds: Any) -> float:
-    """For how long to sleep; what is negative, or no number, is over, as for an Event."""
+    """How long to sleep; a negative number or NaN means not at all, as for an Event."""
     if isinstance(seconds, (int, float)) and not seconds > 0:
         return 0.0
     limit = timeout(seconds)
@@ -67,7 +67,7 @@ def pause(seconds: Any) -> float:
 
 
 def note(text: object) -> str | None:
-    """Checks what a hold is said to be for: it is shown on terminals, and written each time."""
+    """Checks the note of a hold: it is shown on terminals, and written with each acquisition."""
     if text is None:
         return None
     if not isinstance(text, str):

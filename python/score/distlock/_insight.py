@@ -14,19 +14,19 @@ _LAST = datetime.max.replace(tzinfo=timezone.utc)
 
 @dataclass(frozen=True, slots=True)
 class HoldInfo:
-    """What was known about a hold at one moment. It never contains the token.
+    """What was known about a hold at one moment, without its token.
 
-    Whatever the row does not say is ``None``: a hold of score.distlock 0.2.5 has no fence, and
-    says neither where it is held nor what for.
+    A field is ``None`` if the row does not say: a hold of score.distlock 0.2.5 has no fence, and
+    tells neither where it is held nor what for.
 
     :ivar name: the name of the lock.
-    :ivar fence: the fencing number; it tells this hold from any other of that name.
-    :ivar host: the machine that took it, by the name it gives itself.
-    :ivar pid: the number of the process there.
-    :ivar thread: the thread that took it, by its number in the operating system
+    :ivar fence: the fencing number, different for every hold of that name.
+    :ivar host: the host name of the machine that acquired it.
+    :ivar pid: the process id on that machine.
+    :ivar thread: the thread that acquired it, by its id in the operating system
         (``threading.native_id``).
-    :ivar note: what the holder said about it, see :meth:`Lock.hold`.
-    :ivar acquired: when it was acquired, with its zone, which is UTC.
+    :ivar note: the holder's note, see :meth:`Lock.hold`.
+    :ivar acquired: when it was acquired, in UTC and timezone-aware.
     :ivar expires: when it ends unless it is extended, by the database's clock.
     :ivar waiters: how many processes wait for it.
     """
@@ -46,7 +46,7 @@ HoldInfo.__module__ = "score.distlock"
 
 
 def _moment(seconds: float) -> datetime:
-    """As near as a datetime gets: somebody may have written anything into the table."""
+    """The nearest datetime: somebody may have written anything into the table."""
     try:
         return _EPOCH + timedelta(seconds=seconds)
     except (OverflowError, ValueError):
@@ -54,7 +54,7 @@ def _moment(seconds: float) -> datetime:
 
 
 def records(fields: Sequence[tuple[Any, ...]]) -> list[HoldInfo]:
-    """What the core knows about holds, as objects."""
+    """The core's records of holds, as objects."""
     found = []
     for name, fence, host, pid, thread, note, acquired, expires, waiters in fields:
         times = (_moment(acquired), _moment(expires))
@@ -63,6 +63,6 @@ def records(fields: Sequence[tuple[Any, ...]]) -> list[HoldInfo]:
 
 
 def record(fields: Sequence[tuple[Any, ...]]) -> HoldInfo | None:
-    """The same of the only hold, if there is one."""
+    """The same for at most one hold."""
     found = records(fields)
     return found[0] if found else None

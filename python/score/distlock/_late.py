@@ -1,4 +1,4 @@
-"""Functions that run under a lock of a module that is configured later."""
+"""Functions that run under a lock of a module configured later."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def locked(
     The other parameters are those of :meth:`ConfiguredDistlockModule.locked`.
 
     :param conf: a function without parameters that returns the configured module. It is called
-        whenever the decorated function is.
-    :raises TypeError: if `conf` is no function; and, when the decorated function is called, if it
-        returned something else.
+        at each call of the decorated function.
+    :raises TypeError: if `conf` is not a function; or, when the decorated function is called, if
+        `conf` returns something else.
     """
     if not callable(conf):
         raise TypeError(
@@ -52,7 +52,7 @@ def locked(
             )
         return found
 
-    # Not for those who decorate nothing.
+    # Imported here: programs that decorate nothing do not need them.
     from ._config import timeout as time
     from ._locked import locked
 

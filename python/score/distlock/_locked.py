@@ -25,11 +25,11 @@ _ContextManager = (
     contextlib._GeneratorContextManager,
     contextlib._AsyncGeneratorContextManager,
 )
-#: How many wrappers around a function are looked into.
+#: How many wrappers around a function to look through.
 _WRAPPERS = 100
-#: How many braces in braces are looked into; `str.format` itself refuses them then.
+#: How many levels of nested braces to look into; `str.format` itself refuses more.
 _DEPTH = 3
-#: They take what they return from others only when they are asked for it.
+#: Iterators that compute an item only when somebody asks for it.
 _Lazy = (
     *(map, filter, zip, enumerate),
     *(kind for kind in vars(itertools).values() if isinstance(kind, type)),
@@ -37,7 +37,7 @@ _Lazy = (
 
 
 class _Anything:
-    """Stands for any argument, to try a name out."""
+    """Stands in for any argument, to try out the fields of a name."""
 
     def __getattr__(self, attribute: str) -> _Anything:
         return self
@@ -50,7 +50,7 @@ class _Anything:
 
 
 class _Arguments(dict[str, _Anything]):
-    """Has every argument, and notes which were asked for."""
+    """Has every argument, and records which ones the name uses."""
 
     def __missing__(self, key: str) -> _Anything:
         return self.setdefault(key, _Anything())
@@ -89,7 +89,7 @@ def _label(function: Any) -> str:
 
 
 def _signature(name: str, fields: frozenset[str], function: Any) -> inspect.Signature:
-    """The function's signature, which has all that the name needs."""
+    """The function's signature, checked to have every argument the name needs."""
     try:
         signature = inspect.signature(function)
     except ValueError:
@@ -134,8 +134,8 @@ def _is_coroutine_function(function: Any) -> bool:
 
 
 def _may_be_coroutine_function(function: Any) -> bool:
-    """A wrapper of a coroutine function: it may return the coroutine, or run it itself."""
-    for _ in range(_WRAPPERS):  # an object that has every attribute has no last one
+    """Whether it wraps a coroutine function: it may return the coroutine, or run it itself."""
+    for _ in range(_WRAPPERS):  # an object that has every attribute would never end
         if function is None:
             break
         if _is_coroutine_function(function):
@@ -154,9 +154,9 @@ def _in_event_loop() -> bool:
 
 
 def _refuse_unfinished(function: Any, result: Any) -> None:
-    """Refuses a result whose work is still to be done: after the release it is not protected.
+    """Refuses a result whose work is yet to be done: it would run unprotected after the release.
 
-    It looks at the result, as no look at a function tells what it will return.
+    It checks the result, since a function does not tell in advance what it will return.
     """
     advice = "use `with conf.get(name)` around the work itself"
     if isinstance(result, _Future):
@@ -198,7 +198,7 @@ def locked(
     on_expiring: Any,
     warn_before: object,
 ) -> Callable[[Any], Any]:
-    """Makes the decorator; `conf` is asked at each call."""
+    """Makes the decorator, which calls `conf` at each call of the function."""
     if not isinstance(name, str):
         raise TypeError(
             f"the name of a lock must be a str, not {type(name).__name__}; "
@@ -215,7 +215,7 @@ def locked(
         "on_expiring": on_expiring,
         "warn_before": warn_before,
     }
-    # What can be told now is not left to the first call.
+    # Report what is wrong now, where possible, not at the first call.
     warning(on_expiring, warn_before, math.inf if seconds is None else seconds, bool(autoextend))
 
     def decorate(function: Any) -> Any:
@@ -244,7 +244,7 @@ def locked(
                 result = function(*args, **kwargs)
                 if inspect.isawaitable(result):
                     result = await result
-                # A second awaitable is the caller's to await, after the release.
+                # The caller would await a second awaitable after the release.
                 _refuse_unfinished(function, result)
                 return result
 
@@ -257,7 +257,7 @@ def locked(
                 if not inspect.iscoroutine(result):
                     _refuse_unfinished(function, result)
                     return result
-            # It has not begun, and does so under the lock.
+            # The coroutine has not started; it starts under the lock.
             return finish(module.aio.get(held).hold(**options), result)
 
         async def finish(hold: Any, coroutine: Coroutine[Any, Any, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What metrics and traces have in common: events, names, and who is told."""
+"""What metrics and traces share: events, names, and sinks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Counts = dict[str | None, int]
 ACQUIRE = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 HOLD = (0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 600, 1800, 3600)
 MARGIN = (0.05, 0.1, 0.5, 1, 2.5, 5, 10, 20, 30, 45, 60, 300, 1800)
-#: What the metrics are, for people.
+#: What the metrics mean, for people.
 ACQUIRE_TEXT = "How long attempts to acquire a lock took."
 HOLD_TEXT = "How long holds lasted."
 MARGIN_TEXT = "What was left of the lease when a hold was extended or ended."
@@ -34,7 +34,7 @@ LISTENER_TEXT = "Whether the connection that wakes waiters works; nothing while 
 
 
 def matching(template: str) -> Callable[[str], bool]:
-    """Whether a name is one that the template could have made."""
+    """Returns a function that tells whether a name matches the template."""
     if not isinstance(template, str):
         raise TypeError(f"name_attribute: {type(template).__name__} is no template")
     parts = list(string.Formatter().parse(template))
@@ -50,7 +50,7 @@ def matching(template: str) -> Callable[[str], bool]:
 
 
 def naming(asked: NameAttribute) -> Name:
-    """What is told of a name."""
+    """Returns the function from a lock's name to the value to report."""
     if asked is None:
         return lambda name: None
     if callable(asked):
@@ -80,13 +80,13 @@ class Attempt(NamedTuple):
 
 
 class Extended(NamedTuple):
-    """A hold was extended when so much was left of its lease."""
+    """A hold was extended with this much of its lease left."""
 
     margin: float
 
 
 class Ended(NamedTuple):
-    """A hold has ended, when so much was left of its lease; why it was lost, if it was."""
+    """A hold has ended with this much of its lease left; why it was lost, if it was."""
 
     held: float
     margin: float
@@ -94,11 +94,11 @@ class Ended(NamedTuple):
 
     @property
     def outcome(self) -> str:
-        """How."""
+        """How it ended."""
         return "released" if self.lost is None else "lost"
 
 
-#: By what the core calls them, which is also the method of a sink.
+#: By the core's names, which are also the names of the sink's methods.
 _EVENTS: dict[str, type[Attempt | Extended | Ended]] = {
     "attempt": Attempt,
     "extended": Extended,
@@ -107,13 +107,13 @@ _EVENTS: dict[str, type[Attempt | Extended | Ended]] = {
 
 
 class Sink:
-    """Whoever measures: one for each provider or registry, for any number of modules."""
+    """A receiver of events: one for each provider or registry, for any number of modules."""
 
     def __init__(self) -> None:
         self.names: weakref.WeakKeyDictionary[ConfiguredDistlockModule, Name] = (
             weakref.WeakKeyDictionary()
         )
-        # What was there once is told as 0 when it is gone.
+        # A name that once had holds or waiters is reported as 0 when they are gone.
         self._known: tuple[set[str | None], set[str | None]] = (set(), set())
 
     def attempt(self, name: str | None, attempt: Attempt) -> None:
@@ -126,7 +126,7 @@ class Sink:
         """A hold has ended."""
 
     def measured(self) -> tuple[Counts, Counts, list[bool]]:
-        """The holds and the waiters by what is told of their names, and the listeners."""
+        """The holds and the waiters by reported name, and the state of the listeners."""
         tell_seen()
         holds, waiters = (dict.fromkeys(known, 0) for known in self._known)
         listeners = []
@@ -149,7 +149,7 @@ _failed: set[str] = set()
 
 
 def _failure(what: str) -> None:
-    """Logs an exception of somebody else's code, once for each kind of code."""
+    """Logs an exception in foreign code, once for each kind of code."""
     if what not in _failed:
         _failed.add(what)
         _logger.exception("%s failed; the locks are not concerned, and it is not told again", what)
@@ -165,7 +165,7 @@ def _told(name_of: Name, name: str) -> str | None:
 
 
 class Dispatch:
-    """What the core tells of one module. It must not keep that alive."""
+    """Receives the core's events for one module, which it must not keep alive."""
 
     def __init__(self) -> None:
         self.sinks: dict[Sink, Name] = {}
@@ -191,7 +191,7 @@ def add(conf: ConfiguredDistlockModule, sink: Sink, name_of: Name) -> None:
         _observe(conf, dispatch)
     dispatch.sinks[sink] = name_of
     sink.names[conf] = name_of
-    # Before those of the providers, which are there already.
+    # Runs before the handlers of the providers, which are already registered.
     atexit.unregister(tell_seen)
     atexit.register(tell_seen)
 
@@ -210,6 +210,6 @@ def checked(conf: object) -> None:
 
 
 def attributes_of(name: str | None, **more: str | None) -> dict[str, str]:
-    """OpenTelemetry's attributes, with two underscores for a dot."""
+    """OpenTelemetry's attributes; two underscores stand for a dot."""
     told = {key.replace("__", "."): value for key, value in more.items() if value is not None}
     return told if name is None else {**told, "distlock.lock.name": name}

@@ -40,7 +40,7 @@ class Spans(Sink):
         self._tracer = tracers.get_tracer("score.distlock", __version__)
 
     def attempt(self, name: str | None, attempt: Attempt) -> None:
-        """A span that has ended."""
+        """Creates a span that has already ended."""
         attributes: dict[str, Any] = {
             **attributes_of(
                 name, distlock__acquire__outcome=attempt.outcome, error__type=attempt.error
@@ -115,18 +115,18 @@ class Meters(Sink):
         return [Observation(sum(listeners))] if listeners else []
 
     def attempt(self, name: str | None, attempt: Attempt) -> None:
-        """Counts it by its outcome."""
+        """Counts the attempt by its outcome."""
         attributes = attributes_of(
             name, distlock__acquire__outcome=attempt.outcome, error__type=attempt.error
         )
         self._acquire.record(attempt.took, attributes)
 
     def extended(self, name: str | None, extended: Extended) -> None:
-        """Records what was left."""
+        """Records how much of the lease was left."""
         self._margin.record(extended.margin, attributes_of(name))
 
     def ended(self, name: str | None, ended: Ended) -> None:
-        """Records how long it lasted, and the loss."""
+        """Records how long the hold lasted, and its loss."""
         if ended.lost is not None:
             self._losses.add(1, attributes_of(name, distlock__loss__reason=ended.lost))
         self._margin.record(ended.margin, attributes_of(name))

@@ -60,12 +60,12 @@ class Prometheus(Sink):
         )
         self._losses = Counter("distlock_losses", LOSSES_TEXT, ("reason", "lock"), registry=None)
         for reason in REASONS:
-            # increase() would not see a first loss that comes with the series.
+            # Otherwise increase() would miss a first loss that creates the series.
             self._losses.labels(reason, "")
         registry.register(self)
 
     def forget(self) -> None:
-        """Unregisters it."""
+        """Unregisters the collector."""
         self._registry.unregister(self)
 
     def describe(self) -> Iterator[Metric]:
@@ -107,15 +107,15 @@ class Prometheus(Sink):
         yield gauge
 
     def attempt(self, name: str | None, attempt: Attempt) -> None:
-        """Counts it by its outcome."""
+        """Counts the attempt by its outcome."""
         self._acquire.labels(attempt.outcome, name or "").observe(attempt.took)
 
     def extended(self, name: str | None, extended: Extended) -> None:
-        """Records what was left."""
+        """Records how much of the lease was left."""
         self._margin.labels(name or "").observe(extended.margin)
 
     def ended(self, name: str | None, ended: Ended) -> None:
-        """Records how long it lasted, and the loss."""
+        """Records how long the hold lasted, and its loss."""
         if ended.lost is not None:
             self._losses.labels(ended.lost, name or "").inc()
         self._margin.labels(name or "").observe(ended.margin)

@@ -1,7 +1,7 @@
-"""The other process of a test run: it holds locks elsewhere, competes, and tidies up.
+"""The second process of a test run: it holds locks elsewhere, competes, and tidies up.
 
-A program of its own at the end of a pipe, which reads one command a line and answers each with
-a line, both in JSON. It ends with the test run, however that one ends, and drops its schemas.
+A program of its own at the end of a pipe. It reads one command per line and answers each with
+a line, both in JSON. It ends with the test run, however that ends, and drops its schemas.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from typing import Any
 from . import ConfiguredDistlockModule, CouldNotAcquireLock, DistlockError, LockExpired, init
 from ._distlock import _statements
 
-#: What the names of all schemas begin with: then the number of their session, then their own.
+#: The prefix of all schemas; the session's number and then their own follow.
 PREFIX = "distlock_test_"
 
 _OURS = re.compile(PREFIX + r"([0-9a-f]{16})_[0-9]+")
 
-#: How long the other's holds last, unless they are ended before.
+#: How long this process's holds last, unless they are ended earlier.
 _MAXTIME = "12h"
 
-#: How long a schema's own transactions may keep it from being dropped, before they are ended.
+#: How long a schema's own transactions may delay dropping it, before we terminate them.
 _LOCK_TIMEOUT = "2s"
 
 
 class _Admin:
-    """Statements of the tests' own, through SQLAlchemy and whichever driver there is."""
+    """The plugin's own statements, through SQLAlchemy and whichever driver there is."""
 
     def __init__(self, url: str) -> None:
         self._conf = ConfiguredDistlockModule(url, 60)
@@ -45,14 +45,14 @@ class _Admin:
             ) from error
 
         self._text = text
-        # The connection keeps what shows to others that this session lives.
+        # This connection's advisory lock shows others that this session is alive.
         self._own: Any = None
 
     def _connect(self) -> Any:
         return self._conf.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
 
     def run(self, statement: str, **parameters: object) -> list[tuple[Any, ...]]:
-        """Runs a statement, once more if the server was restarted meanwhile."""
+        """Runs a statement, and again if the server was restarted in the meantime."""
         from sqlalchemy.exc import DBAPIError
 
         for last in (False, True):
@@ -69,7 +69,7 @@ class _Admin:
         return [tuple(row) for row in result.fetchall()] if result.returns_rows else []
 
     def claim(self, session: int) -> None:
-        """Shows others that the schemas of this session are in use."""
+        """Shows others that this session's schemas are in use."""
         self._own = self._connect()
         self._own.execute(self._text("SELECT pg_advisory_lock(:session)"), {"session": session})
 
@@ -79,7 +79,7 @@ class _Admin:
             ours = _OURS.fullmatch(schema)
             if ours is None:
                 continue
-            # Not a matter of this run, if they cannot be dropped.
+            # Failing to drop them is not this run's problem.
             with contextlib.suppress(Exception), self._connect() as connection:
                 session = {"session": number(ours[1])}
                 alone = self._text("SELECT pg_try_advisory_lock(:session)")
@@ -98,7 +98,7 @@ class _Admin:
             connection.execute(self._text("RESET lock_timeout"))
 
     def drop(self, schema: str) -> None:
-        """Drops a schema, and ends what a test has left open in it."""
+        """Drops a schema, and terminates what a test has left open in it."""
         for patient in (True, False):
             try:
                 with self._connect() as connection:
@@ -107,7 +107,7 @@ class _Admin:
             except Exception:
                 if not patient:
                     raise
-                # Only who has taken part in the test can have locked its tables.
+                # Only participants of the test can have locked its tables.
                 self.run(
                     """
                     SELECT pg_terminate_backend(pid)
@@ -132,12 +132,12 @@ class _Admin:
 
 
 def number(digits: str) -> int:
-    """The number of a session as PostgreSQL's advisory locks have it, from its digits."""
+    """A session's digits as the integer that PostgreSQL's advisory locks need."""
     return int(digits, 16) - (1 << 63)
 
 
 class _Wanted:
-    """A hold of the other's: wanted, held, failed, or ended."""
+    """A hold of this process: wanted, held, failed, or ended."""
 
     def __init__(self, acquire: Callable[[_Wanted], str | None]) -> None:
         self.state = "waiting"
@@ -173,14 +173,14 @@ class _Schema:
         self._table = f'"{name}"._score_distlock'
         self.conf = init({"sqlalchemy.url": url, "maxtime": _MAXTIME})
         releasing = next(sql for known, sql, _ in _statements(name) if known == "ReleaseAwaited")
-        #: Calls the first who waits, as a release does, by the row that has `ended`.
+        #: Wakes the first waiter, as a release does, given the row in `ended`.
         self._calling = releasing.partition("RETURNING waiters\n)\nSELECT ")[2]
         assert self._calling
         self._over = threading.Event()
         self._rivals: list[threading.Thread] = []
 
     def expire(self, name: str, token: str | None) -> str | None:
-        """Ends the lease of a hold, as if its time had gone by; its token, if there was one."""
+        """Expires a hold's lease, as if its time had passed; returns its token, if it was held."""
         rows = self._admin.run(
             f"""
             WITH ended AS (
@@ -200,7 +200,7 @@ class _Schema:
         return str(rows[0][0]) if rows else None
 
     def holds(self) -> list[tuple[str, str]]:
-        """Names and tokens of what is held."""
+        """Names and tokens of all holds."""
         query = f"""
             SELECT name, token FROM {self._table}
              WHERE lease IS NOT NULL AND expires > clock_timestamp()
@@ -208,11 +208,11 @@ class _Schema:
         return [(str(name), str(token)) for name, token in self._admin.run(query)]
 
     def names(self) -> list[str]:
-        """Names of locks that were used lately."""
+        """Names of recently used locks."""
         return [str(name) for (name,) in self._admin.run(f"SELECT name FROM {self._table}")]
 
     def hold(self, name: str, timeout: float) -> _Wanted:
-        """Begins to acquire a lock; a short time after another, so that it can be given up."""
+        """Begins to acquire a lock, in short attempts, so that it can be given up."""
 
         def acquire(wanted: _Wanted) -> str | None:
             until = time.monotonic() + timeout
@@ -227,7 +227,7 @@ class _Schema:
         return _Wanted(acquire)
 
     def take(self, name: str, token: str, timeout: float) -> _Wanted:
-        """Begins to take over what `token` has held, unless somebody else is faster."""
+        """Begins to take over what `token` held, unless somebody else is faster."""
 
         def acquire(wanted: _Wanted) -> str | None:
             until = time.monotonic() + timeout
@@ -244,9 +244,9 @@ class _Schema:
         return _Wanted(acquire)
 
     def compete(self, names: list[str], rivals: int) -> None:
-        """Has rivals take the locks in turn until the test is over.
+        """Makes rivals take the locks in turn until the test is over.
 
-        Without names: those that the test has used so far.
+        Without names: the locks the test has used so far.
         """
         begun = threading.Semaphore(0)
 
@@ -269,7 +269,7 @@ class _Schema:
             begun.acquire(timeout=10)
 
     def _contend(self, name: str, pause: float) -> None:
-        # An outage, a schema that a test has dropped: the next round shows what became of it.
+        # After an outage, or if a test has dropped the schema, the next round finds out.
         with contextlib.suppress(DistlockError):
             if self._over.is_set():
                 return
@@ -280,14 +280,14 @@ class _Schema:
                 self.conf.release(name, token)
 
     def quiet(self) -> None:
-        """Ends the rivals."""
+        """Stops the rivals."""
         self._over.set()
         for rival in self._rivals:
             rival.join()
 
 
 class Other:
-    """What the test run asks for."""
+    """Executes the test run's requests."""
 
     def __init__(self, url: str, session: str) -> None:
         self._admin = _Admin(url)
@@ -298,7 +298,7 @@ class Other:
         self._admin.sweep()
 
     def open(self, schema: str, url: str) -> None:
-        """Makes the schema of a test."""
+        """Creates the schema of a test."""
         self._admin.run(f'CREATE SCHEMA "{schema}"')
         try:
             self._schemas[schema] = _Schema(self._admin, schema, url)
@@ -328,11 +328,11 @@ class Other:
         return key
 
     def hold(self, schema: str, name: str, timeout: float) -> int:
-        """Begins to acquire; the number to ask with."""
+        """Begins to acquire; returns the key to ask about it with."""
         return self._remember(schema, name, self._schemas[schema].hold(name, timeout))
 
     def take(self, schema: str, name: str, token: str, timeout: float) -> int:
-        """Begins to take over; the number to ask with."""
+        """Begins to take over; returns the key to ask about it with."""
         return self._remember(schema, name, self._schemas[schema].take(name, token, timeout))
 
     def state(self, key: int) -> str:
@@ -340,17 +340,17 @@ class Other:
         return self._wanted[key][2].state if key in self._wanted else "refused"
 
     def end(self, key: int) -> None:
-        """Ends a hold; does nothing if that was done."""
+        """Ends a hold; does nothing if it has already ended."""
         if key in self._wanted:
             schema, name, wanted = self._wanted.pop(key)
             wanted.end(lambda token: schema.conf.release(name, token))
 
     def quiet(self, schema: str) -> None:
-        """Ends the rivals, and all holds of the other's."""
+        """Stops the rivals, and ends all holds of this process."""
         ours = self._schemas[schema]
         ours.quiet()
         for key in [key for key, (theirs, *_) in self._wanted.items() if theirs is ours]:
-            with contextlib.suppress(DistlockError):  # the schema goes in any case
+            with contextlib.suppress(DistlockError):  # the schema is dropped in any case
                 self.end(key)
 
     def close(self, schema: str) -> None:
@@ -374,9 +374,9 @@ class Other:
 
 
 def main() -> None:
-    """Does what it is told until the pipe ends."""
+    """Executes commands until the pipe ends."""
     other: Other | None = None
-    # Whatever else is printed must not get between the answers.
+    # Nothing else that is printed may get between the answers.
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         request = json.loads(line)

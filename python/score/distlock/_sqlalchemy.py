@@ -14,9 +14,9 @@ _QUOTED_OR_PARAMETER = re.compile(r"""'[^']*'|"[^"]*"|\$(\d+)""")
 def parameterized(
     sql: str, mark: Callable[[int], str], escaped: Callable[[str], str]
 ) -> tuple[str, list[int]]:
-    """Replaces the ``$n`` of a statement, but not in quotes; tells which, in their order.
+    """Replaces the ``$n`` of a statement outside quotes; returns their numbers, in order.
 
-    What a driver takes for a parameter of its own is `escaped`, also in quotes.
+    `escaped` escapes what the driver would take for a parameter, also in quotes.
     """
     numbers: list[int] = []
     text, end = "", 0
@@ -33,7 +33,7 @@ def statement(
 ) -> tuple[Any, dict[str, object], dict[str, Any]]:
     """A statement with ``$n`` parameters for SQLAlchemy, and the options to execute it with.
 
-    They go before those of connections and engines. SQLAlchemy 1.3 knows none.
+    These options override those of connections and engines. SQLAlchemy 1.3 has none.
     """
     import sqlalchemy
 
@@ -50,7 +50,7 @@ def statement(
 
 
 def is_undefined_table(error: BaseException | None) -> bool:
-    """Whether PostgreSQL said so, through whatever driver and what is around it."""
+    """Whether PostgreSQL reported this, through any driver and any wrapping exception."""
     seen: list[BaseException] = []
     while isinstance(error, BaseException) and not any(error is other for other in seen):
         code = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
@@ -61,7 +61,7 @@ def is_undefined_table(error: BaseException | None) -> bool:
     return False
 
 
-#: For a connection that has no such table.
+#: For a connection that does not find the table.
 NO_TABLE = (
     "there is no table of locks where this connection looks for it: it is a connection to "
     "another database"

@@ -9,7 +9,7 @@ from ._refuse import encodable
 
 
 def text_of(value: object) -> str | None:
-    """The text of a URL: a str, SQLAlchemy's URL, a DSN of pydantic, or a secret with one."""
+    """The text of a URL: a str, a SQLAlchemy URL, a pydantic DSN, or a secret with one."""
     if hasattr(value, "get_secret_value"):
         value = value.get_secret_value()
     if isinstance(value, str):
@@ -23,7 +23,7 @@ def text_of(value: object) -> str | None:
 
 
 def rendered(url: Any) -> str:
-    """SQLAlchemy's URL as text, with everything encoded."""
+    """A SQLAlchemy URL as text, with everything percent-encoded."""
 
     def quoted(text: Any, safe: Any = "", *_: Any) -> str:
         return quote(encodable(str(text), "sqlalchemy.url"), safe=safe)

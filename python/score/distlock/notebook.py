@@ -1,7 +1,7 @@
-"""A token that is the result of a notebook's cell is not shown.
+"""Hides a token that is the result of a notebook's cell.
 
-What a cell shows is saved with the notebook, and is the proof of a hold. A token has to stay a
-plain :class:`str`, as score.distlock 0.2.5 had it, so not the token knows this but IPython.
+A notebook saves what its cells show, and a token is the proof of a hold. A token has to stay a
+plain :class:`str`, as in score.distlock 0.2.5, so IPython has to hide it.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 
 __all__ = ("load_ipython_extension", "unload_ipython_extension")
 
-#: What a token looks like, and hardly anything else.
+#: Matches tokens, and hardly anything else.
 _TOKEN = re.compile("[0-9a-f]{256}")
 
 
 class _Printer:
-    """How IPython shows a str, also one in a list or a dict."""
+    """Prints a str for IPython, including one inside a list or a dict."""
 
     def __init__(self, before: Any) -> None:
         self.before = before
@@ -35,7 +35,7 @@ class _Printer:
 def load_ipython_extension(shell: Any) -> None:
     """For ``%load_ext score.distlock.notebook``.
 
-    Nobody needs that who imports score.distlock in a notebook: the import does it.
+    Importing score.distlock in a notebook does this by itself.
     """
     formatter = shell.display_formatter.formatters["text/plain"]
     before = formatter.type_printers.get(str)
@@ -52,10 +52,10 @@ def unload_ipython_extension(shell: Any) -> None:
 
 
 def attend() -> None:
-    """Does so if this is a notebook, or a terminal with IPython, by now."""
+    """Loads the extension if IPython, in a notebook or a terminal, is already running."""
     ipython = sys.modules.get("IPython")
     current = getattr(ipython, "get_ipython", None)
     shell = current and current()
     if shell is not None:
-        with contextlib.suppress(AttributeError, KeyError):  # it shows things in another way
+        with contextlib.suppress(AttributeError, KeyError):  # this shell shows results differently
             load_ipython_extension(shell)

@@ -1,7 +1,7 @@
 """Metrics and traces of the locks, for OpenTelemetry and for Prometheus.
 
-Nothing is measured before :func:`instrument` or :func:`prometheus` is called for a module. No
-call of the locks runs code for it: what happens is noted, and told within a second or when
+Nothing is measured until :func:`instrument` or :func:`prometheus` is called for a module. Lock
+calls run no telemetry code: the core records events, and reports them within a second or when
 somebody collects the metrics. See :doc:`metrics`.
 """
 
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ("flush", "instrument", "prometheus", "uninstrument")
 
-#: By their providers; `None` is the global one, whichever that becomes. What a meter has created
-#: stays there, so it is used again.
+#: By provider; `None` is the global one, whichever that becomes. A meter keeps the instruments that
+#: it has created, so we reuse it.
 _meters: dict[MeterProvider | None, Meters] = {}
-#: By their registries.
+#: By registry.
 _collectors: dict[CollectorRegistry, Prometheus] = {}
 
 
@@ -42,23 +42,24 @@ def instrument(
     meter_provider: MeterProvider | None = None,
     name_attribute: NameAttribute = None,
 ) -> None:
-    """Tells OpenTelemetry what happens to the locks of a module, from now on.
+    """Reports to OpenTelemetry, from now on, what happens to the locks of a module.
 
-    A second call does nothing but warn, whatever its providers. Several modules with the same
-    meter provider add up. Units and names follow OpenTelemetry's semantic conventions:
+    A second call only warns, whatever its providers. Modules that share a meter provider
+    add up. Units and names follow OpenTelemetry's semantic conventions:
     https://opentelemetry.io/docs/specs/semconv/general/metrics/
 
     :param conf: the configured module.
     :param tracer_provider: an ``opentelemetry.trace.TracerProvider``; the global one by default.
     :param meter_provider: an ``opentelemetry.metrics.MeterProvider``; the global one by default.
-    :param name_attribute: what the attribute ``distlock.lock.name`` is to be. A template such as
-        ``'order-{id}'``, or several: the first one that fits the name, itself, so that there are
-        no more values than templates. Or a function from :class:`str` to :class:`str` or
-        ``None``. By default, and where no template fits, there is no such attribute.
-    :raises ImportError: if ``opentelemetry-api`` is not there; it comes with the extra
+    :param name_attribute: the value of the attribute ``distlock.lock.name``. Either a template
+        such as ``'order-{id}'``, or several: the value is the first template that matches the name
+        (the template itself, so there are no more values than templates). Or a function from
+        :class:`str` to :class:`str` or ``None``. By default, and for names that no template
+        matches, the attribute is omitted.
+    :raises ImportError: if ``opentelemetry-api`` is not installed; it comes with the extra
         ``opentelemetry``.
-    :raises TypeError: if `conf` or `name_attribute` is something else.
-    :raises ValueError: if a template has no field, or is none.
+    :raises TypeError: if `conf` or `name_attribute` is of another type.
+    :raises ValueError: if a template has no field or is malformed.
     """
     checked(conf)
     name_of = naming(name_attribute)
@@ -86,20 +87,20 @@ def prometheus(
 ) -> None:
     """Registers a collector with Prometheus for the locks of a module.
 
-    There is one collector for each registry. A second call with the same registry does nothing
-    but warn; several modules add up. Names follow Prometheus' conventions, in seconds:
+    Each registry gets one collector. A second call with the same registry only warns; several
+    modules add up. Names follow Prometheus' conventions, with seconds as the unit:
     https://prometheus.io/docs/practices/naming/
 
     :param conf: the configured module.
     :param registry: a ``prometheus_client.CollectorRegistry``; ``prometheus_client.REGISTRY``
         by default.
-    :param name_attribute: what the label ``lock`` is to be, see :func:`instrument`. By default,
-        and where no template fits, it is empty, which to Prometheus is no label.
-    :raises ImportError: if ``prometheus-client`` is not there; it comes with the extra
+    :param name_attribute: the value of the label ``lock``, see :func:`instrument`. By default,
+        and for names that no template matches, it is empty, which Prometheus treats as no label.
+    :raises ImportError: if ``prometheus-client`` is not installed; it comes with the extra
         ``prometheus``.
-    :raises TypeError: if `conf` or `name_attribute` is something else.
-    :raises ValueError: if a template has no field, or is none; or if the registry has metrics
-        of these names already.
+    :raises TypeError: if `conf` or `name_attribute` is of another type.
+    :raises ValueError: if a template has no field or is malformed; or if the registry already
+        has metrics with these names.
     """
     checked(conf)
     name_of = naming(name_attribute)
@@ -121,11 +122,11 @@ def prometheus(
 def uninstrument(conf: ConfiguredDistlockModule) -> None:
     """Undoes :func:`instrument` and :func:`prometheus` for a module.
 
-    What has happened until now is told. A collector whose last module this was is unregistered.
-    It does nothing if the module is not instrumented.
+    Reports what has happened so far. Unregisters a collector if this was its last module.
+    Does nothing if the module is not instrumented.
 
     :param conf: the configured module.
-    :raises TypeError: if it is something else.
+    :raises TypeError: if it is anything else.
     """
     checked(conf)
     dispatch = dispatches.pop(conf, None)
@@ -142,9 +143,9 @@ def uninstrument(conf: ConfiguredDistlockModule) -> None:
 
 
 def flush() -> None:
-    """Tells what has happened until now, at once instead of within a second.
+    """Reports what has happened so far, immediately instead of within a second.
 
-    Call it before ``force_flush()`` or ``shutdown()`` of a provider. Whoever collects metrics,
-    ends the process, or calls :func:`uninstrument` need not.
+    Call it before ``force_flush()`` or ``shutdown()`` of a provider. It is not needed before
+    collecting metrics, ending the process, or calling :func:`uninstrument`.
     """
     tell_seen()

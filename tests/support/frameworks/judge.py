@@ -1,4 +1,4 @@
-"""Notices if two are inside at once, in whatever processes."""
+"""Notices if two are inside at once, in any processes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MARK = os.environ["JUDGE"]
 
 @contextlib.contextmanager
 def alone(order: int) -> Iterator[None]:
-    """Raises FileExistsError if somebody else is inside with the same order."""
+    """Raises FileExistsError if another one is inside with the same order."""
     mark = f"{MARK} {order}"
     os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
     try:

@@ -1,4 +1,4 @@
-"""docs/examples/fastapi_shop.py, with work that notices if two do it at once."""
+"""docs/examples/fastapi_shop.py, with work that notices if two run it at once."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ fastapi_shop.print_the_bill = print_the_bill
 
 
 def locked(order: int, locks: Locks) -> Iterator[Lock]:
-    # It is entered and left on different threads of the pool.
+    # FastAPI enters and leaves it on different threads of the pool.
     with locks.get(f"order-{order}").hold(timeout=1) as lock:
         yield lock
 
@@ -66,7 +66,7 @@ def collect() -> int:
 @app.get("/orders/{order}/watch")
 def watch(order: int, locks: Locks) -> StreamingResponse:
     def lines() -> Iterator[str]:
-        # Each step is on another thread, and in another context.
+        # Each step runs on another thread, and in another context.
         with locks.get(f"order-{order}").hold(timeout=5, autoextend=True) as lock, alone(order):
             while not lock.expired:
                 yield "still here\n"

@@ -1,4 +1,4 @@
-"""docs/examples/flask_shop.py, with work that notices if two do it at once."""
+"""docs/examples/flask_shop.py, with work that notices if two run it at once."""
 
 from __future__ import annotations
 

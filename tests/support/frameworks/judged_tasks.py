@@ -1,4 +1,4 @@
-"""docs/examples/worker_tasks.py, with a broker of files and work that notices a second worker."""
+"""docs/examples/worker_tasks.py, with a file-based broker and work that notices a second worker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ app.conf.update(
 
 
 def put_whole(_channel: Channel, queue: str, payload: object, **_: object) -> None:
-    # Kombu's own is read while it is half written, which ends the worker.
+    # Workers would read Kombu's own files half-written, and end.
     name = f"{time.monotonic_ns():020}_{uuid.uuid4()}.{queue}"
     part = Path(folder, f"{name}.part")
     part.write_text(dumps(payload))
@@ -39,7 +39,7 @@ def put_whole(_channel: Channel, queue: str, payload: object, **_: object) -> No
 
 
 Channel._put = put_whole
-# A lease that ends within the test.
+# A lease that expires within the test.
 worker_tasks.locks = score.distlock.connect(os.environ["DISTLOCK_URL"], maxtime="2s")
 charge_once = worker_tasks.charge_once
 

@@ -73,8 +73,8 @@ def run(
 ) -> None:
     """Runs COMMAND under the lock NAME, and extends the hold while it runs.
 
-    The command is executed without a shell, has DISTLOCK_NAME and DISTLOCK_FENCE in its
-    environment, and gets the signals that this process gets.
+    The command runs without a shell, with DISTLOCK_NAME and DISTLOCK_FENCE in its
+    environment, and receives the signals that this process receives.
 
     Exit status: the command's, 128 + N if signal N ended it, 126 or 127 if it cannot be
     executed; 75 if the lock was not acquired, 76 if it was lost, 69 without a database.
@@ -85,7 +85,7 @@ def run(
         kill_after = min(10.0, lease / 4)
     if lease < 4:
         raise click.UsageError(f"--maxtime: {lease:g} s are too short to end a command; 4 s do")
-    if kill_after > lease / 3:  # two thirds are always left, unless something is wrong
+    if kill_after > lease / 3:  # normally at least two thirds are left
         raise click.UsageError(
             f"--kill-after: {kill_after:g} s are more than a third of --maxtime, {lease:g} s"
         )
@@ -132,7 +132,7 @@ def top(database: Database, interval: float) -> None:
 
 
 def follow(conf: ConfiguredDistlockModule, interval: float) -> None:
-    """An outage does not end it."""
+    """Shows the holds until interrupted; an outage does not end it."""
     with Live(console=console(), auto_refresh=False, screen=is_terminal()) as live:
         while True:
             try:
@@ -167,7 +167,7 @@ def show(database: Database, name: str, as_json_: bool) -> None:
 @maxtime_option("How long the hold lasts unless it is extended")
 @click.pass_obj
 def acquire(database: Database, name: str, wait: float | None, maxtime: float | None) -> None:
-    """Acquires NAME and prints its token, with which it is extended and released."""
+    """Acquires NAME and prints the token that extend and release need."""
     if sys.stdout is None:
         raise click.UsageError("the token would be lost, as standard output is closed")
     with database.opened(maxtime) as conf:
@@ -179,12 +179,12 @@ def acquire(database: Database, name: str, wait: float | None, maxtime: float | 
             failed(refusal(conf, error), NOT_ACQUIRED)
         except BaseException:
             if lock.token is not None:
-                lock.release()  # nobody knows it
+                lock.release()  # nobody knows the token
             raise
 
 
 def given_token(ctx: click.Context) -> str:
-    """A token is a secret, and no argument: everybody can see those."""
+    """Reads the token, which must not be an argument: every user can see those."""
     token = os.environ.get("DISTLOCK_TOKEN")
     if token is None and sys.stdin is not None:
         if sys.stdin.isatty():
@@ -264,7 +264,7 @@ def doctor(database: Database, as_json_: bool) -> None:
 def demo(database: Database) -> None:
     """Lets three processes take turns, and kills one of them while it holds the lock.
 
-    The lock has a name of its own. Without --url this happens on an embedded server.
+    The demo uses its own lock. Without --url it runs on an embedded server.
     """
     url = database.url
     if url is None:
@@ -286,6 +286,6 @@ def vacuum(database: Database) -> None:
 def schema(schema_: str | None, grant: str | None) -> None:
     """Prints the SQL that creates the table or adds what is missing.
 
-    It can be run any number of times: score-distlock schema | psql mydatabase
+    You can run that SQL any number of times: score-distlock schema | psql mydatabase
     """
     click.echo(_schema(schema_, grant), nl=False)

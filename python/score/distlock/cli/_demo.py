@@ -20,14 +20,14 @@ _WORK = "import sys; from score.distlock.cli._demo import work; work(*sys.argv[1
 
 
 def demonstrate(url: str) -> int:
-    """Starts the processes, tells what they do, and checks it. The exit status."""
+    """Starts the processes, reports and checks what they do. Returns the exit status."""
     name = f"score-distlock demo {secrets.token_hex(4)}"
-    # Not in the arguments, which everybody on the machine can read.
+    # Not in the arguments, which every user of the machine can read.
     environment = {**os.environ, "DISTLOCK_URL": url}
-    # One pipe for all, so that what they say stays in its order.
+    # One pipe for all of them keeps their messages in order.
     reader, writer = os.pipe()
     with connect(url, maxtime=_LEASE) as conf:
-        conf.holders()  # the table is there
+        conf.holders()  # makes sure that the table exists
         click.echo(f"three processes want the lock {name!r}; each hold lasts {_LEASE:g} s at most")
         workers = [
             subprocess.Popen(
@@ -52,7 +52,7 @@ def demonstrate(url: str) -> int:
 
 
 def _said(line: str) -> tuple[str, int]:
-    """What a process has done, and with which fence. It is told at once."""
+    """What a process has done, and with which fence. Echoes it immediately."""
     process, fence, event = line.split()
     now = time.time()
     clock = f"{time.strftime('%H:%M:%S', time.localtime(now))}.{int(now % 1 * 1000):03}"
@@ -62,14 +62,14 @@ def _said(line: str) -> tuple[str, int]:
 
 
 def _follow(events: list[tuple[str, int]]) -> bool:
-    """Whether each hold has ended before the next one began, and all took place."""
+    """Whether each hold ended before the next one began, and none is missing."""
     begun = [fence for event, fence in events[::2] if event == "holds"]
     ended = [fence for event, fence in events[1::2] if event in ("releases", "dies")]
     return begun == ended == sorted(set(begun)) and len(begun) == 3 * _TURNS
 
 
 def work(name: str, number: str) -> None:
-    """What one of the processes does."""
+    """The work of one of the processes."""
 
     def tell(event: str) -> None:
         os.write(1, f"{os.getpid()} {lock.fence} {event}\n".encode())

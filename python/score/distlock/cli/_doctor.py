@@ -20,7 +20,7 @@ _TOKENS = "a token in a log or a backup is a key to its lock"
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that is not as it should be. An error breaks promises, a warning may."""
+    """Something that is wrong. An error breaks promises, a warning may."""
 
     level: Literal["error", "warning"]
     what: str
@@ -28,7 +28,7 @@ class Finding:
 
 
 def examine(conf: ConfiguredDistlockModule) -> tuple[dict[str, str | None], list[Finding]]:
-    """What was asked for, and what is wrong with it."""
+    """The facts about the database, and what is wrong with them."""
     before = time.time()
     facts = dict(conf._facts())
     after = time.time()
@@ -45,7 +45,7 @@ def examine(conf: ConfiguredDistlockModule) -> tuple[dict[str, str | None], list
             )
         )
     with contextlib.ExitStack() as stack:
-        if facts["table_rights"] != "true":  # so it may not even read, which has been found
+        if facts["table_rights"] != "true":  # no right to read is a finding already
             stack.enter_context(contextlib.suppress(DatabaseError))
         holds = conf.holders()
         findings += [*_of_the_holds(holds), *_of_the_waits(holds, conf._waits())]
@@ -156,9 +156,9 @@ def _of_the_holds(holds: Sequence[HoldInfo]) -> Iterator[Finding]:
 
 
 def _of_the_waits(holds: Sequence[HoldInfo], waits: Sequence[tuple[str, str]]) -> Iterator[Finding]:
-    """Circles in which each waits for the next; `waits` are pairs of a held and an awaited lock."""
+    """Finds deadlocks; `waits` are pairs of a held and an awaited lock."""
     now = datetime.now(timezone.utc)
-    # What changes hands all the time is no standstill.
+    # Locks that keep changing hands are not in a deadlock.
     old = {info.name: info for info in holds if (now - info.acquired).total_seconds() > _LONG_WAIT}
     awaited: dict[str, list[str]] = {}
     for held, other in sorted(waits):
@@ -184,10 +184,10 @@ def _of_the_waits(holds: Sequence[HoldInfo], waits: Sequence[tuple[str, str]]) -
 
 
 def _way_back(awaited: dict[str, list[str]], start: str) -> list[str]:
-    """The shortest way from a lock back to itself."""
+    """The shortest path from a lock back to itself."""
     ways = [[start]]
     reached: set[str] = set()
-    for way in ways:  # which grows meanwhile
+    for way in ways:  # the list grows during the loop
         for other in awaited.get(way[-1], []):
             if other == start:
                 return way

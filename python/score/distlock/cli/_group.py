@@ -1,4 +1,4 @@
-"""The group of all commands: which database they are for, and how they fail."""
+"""The group of all commands: which database they use, and how they fail."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from ._run import LOST, NO_DATABASE, Interrupted, closing, say
 
 
 class Commands(click.Group):
-    """Tells by the exit status, and on one line, what went wrong."""
+    """Reports failures in one line and by the exit status."""
 
     def make_context(self, *args: Any, **more: Any) -> click.Context:
-        with told():  # --help and --version are executed here
+        with told():  # click executes --help and --version here
             return super().make_context(*args, **more)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -34,7 +34,7 @@ class Commands(click.Group):
 
 @contextlib.contextmanager
 def told() -> Iterator[None]:
-    """Tells what went wrong, and ends with the exit status that says it."""
+    """Reports what went wrong, and ends with the matching exit status."""
     try:
         yield
     except click.NoSuchOption as error:
@@ -46,17 +46,17 @@ def told() -> Iterator[None]:
             f"--url comes before the command; write: {program} --url URL {ctx.info_name} …", ctx
         ) from None
     except ConfigurationError as error:
-        # For the command line the key of the configuration is an option.
+        # On the command line the configuration's key is an option.
         raise click.UsageError(bare(error).replace("sqlalchemy.url", "--url")) from None
     except ImportError as error:  # the extra 'embedded'
         raise click.UsageError(str(error).replace("sqlalchemy.url = ", "--url ")) from None
-    except ValueError as error:  # of a name or a note that the library refuses
+    except ValueError as error:  # a name or a note that the library refuses
         raise click.UsageError(str(error)) from None
     except LockExpired as error:
         failed(str(error), LOST)
     except DatabaseError as error:
         failed(str(error), NO_DATABASE)
-    except BrokenPipeError:  # whoever reads has seen enough
+    except BrokenPipeError:  # the reader has seen enough
         raise
     except OSError as error:
         failed(f"cannot write: {error.strerror}", 1)
@@ -67,13 +67,13 @@ def told() -> Iterator[None]:
 
 
 def failed(message: str, status: int) -> None:
-    """Says why, and ends."""
+    """Prints why, and exits."""
     say(message)
     sys.exit(status)
 
 
 class Database:
-    """Where the locks are: at a URL, or where the score application says."""
+    """Where the locks are: at a URL, or where the score application's configuration says."""
 
     def __init__(self, url: str | None, application: Any) -> None:
         self.url, self._application = url, application
@@ -92,7 +92,7 @@ class Database:
 
     @contextlib.contextmanager
     def opened(self, maxtime: float | None = None) -> Iterator[ConfiguredDistlockModule]:
-        """The configured module, for the time of a command."""
+        """The configured module, for the duration of a command."""
         with closing(self.open(maxtime)) as conf:
             yield conf
 
@@ -112,16 +112,16 @@ def main(ctx: click.Context, url: str | None) -> None:
     Exit status: 0, or 2 wrong usage, 69 no database, 75 not acquired, 76 lost; 1 anything else.
     """
     prepare_streams()
-    # What the library logs, the commands tell in their own words.
+    # The commands report in their own words what the library logs.
     logging.getLogger("score.distlock").addHandler(logging.NullHandler())
     application = ctx.find_object(dict)
     ctx.obj = Database(url, application and application.get("conf"))
 
 
 def prepare_streams() -> None:
-    """A standard stream may be closed, or be able to write a few letters only."""
+    """A standard stream may be closed, or unable to encode most characters."""
     while (free := os.open(os.devnull, os.O_RDWR)) < 3:
-        pass  # so that no connection is what others take for a standard stream
+        pass  # so that no connection gets the descriptor of a standard stream
     os.close(free)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

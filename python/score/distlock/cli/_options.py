@@ -1,4 +1,4 @@
-"""Options that commands have in common, and how the command line of `run` is read."""
+"""Options that commands share, and how `run` parses its command line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def duration(
 
 
 def waiting(ctx: click.Context, parameter: click.Parameter, value: str) -> float | None:
-    """The same, or ``none``."""
+    """The same, or ``none`` for no limit."""
     endless = "; 'none' waits without limit"
     return None if value == "none" else duration(ctx, parameter, value, endless)
 
@@ -43,7 +43,7 @@ wait_option = click.option(
 
 
 def maxtime_option(meaning: str) -> Callable[[_Command], _Command]:
-    """The length of the lease."""
+    """The option for the length of the lease."""
     help_ = f"{meaning}; by default 1m, or as the application's configuration says."
     return click.option("--maxtime", metavar="DURATION", callback=duration, help=help_)
 
@@ -52,9 +52,9 @@ json_option = click.option("--json", "as_json_", is_flag=True, help="Print JSON.
 
 
 class AfterDashes(click.Command):
-    """Everything after ``--`` is the command, and none of it is looked at.
+    """Everything after ``--`` is the command, and is not parsed.
 
-    A name that begins with a dash has a ``--`` of its own: ``run -- -name -- command``.
+    A name that begins with a dash needs its own ``--``: ``run -- -name -- command``.
     """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -66,7 +66,7 @@ class AfterDashes(click.Command):
             args = args[:place]
         elif not ctx.resilient_parsing and (command := self._undashed(ctx, args)):
             before = shlex.join(args[: len(args) - len(command)])
-            # Its arguments may be secrets.
+            # The command's arguments may be secrets.
             shown = shlex.quote(command[0]) + (" …" if command[1:] else "")
             raise click.UsageError(
                 f"-- is missing before the command; write: {ctx.command_path} {before} -- {shown}",
@@ -83,7 +83,7 @@ class AfterDashes(click.Command):
         return rest
 
     def _undashed(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """The command of one who has forgotten the ``--``: what follows NAME and our options."""
+        """The command if the user forgot the ``--``: what follows NAME and our options."""
         parser = self.make_parser(ctx)
         parser.allow_interspersed_args = False
         word = None
@@ -92,7 +92,7 @@ class AfterDashes(click.Command):
             for _ in ("NAME", "COMMAND"):
                 found, rest, _ = parser.parse_args(rest)
                 word = found.get("name")
-        except click.UsageError:  # of an option; it is told in its own words
+        except click.UsageError:  # a wrong option, which has its own message
             return []
         return [word, *rest] if isinstance(word, str) else []
 

@@ -1,4 +1,4 @@
-"""``score-distlock run``: a command that runs only while a lock is held."""
+"""``score-distlock run``: runs a command only while it holds a lock."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from score.distlock import (
 
 from ._shown import duration, printable
 
-#: Exit statuses, as in sysexits.h where that has one. 128 and more: the signal that ended it.
+#: Exit statuses, from sysexits.h where it has one. From 128: the signal that ended the command.
 NO_DATABASE, NOT_ACQUIRED, LOST, NOT_EXECUTABLE, NOT_FOUND = 69, 75, 76, 126, 127
-#: What ends a process, and what else it may be told; those who run us mean the command.
+#: Signals that end a process, and others to forward; the sender means the command.
 _ENDING = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 _FORWARDED = (*_ENDING, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
-#: What ends nothing, whatever is going on: these mean the command, or say something of it. With
-#: Ctrl-Z the command would go on while nobody extends the hold.
+#: Signals that must not end this process: they are meant for the command, or tell us about it. If
+#: Ctrl-Z stopped us, the command would go on while nobody extends the hold.
 _HARMLESS = (signal.SIGTSTP, signal.SIGCHLD, signal.SIGCONT, signal.SIGUSR1, signal.SIGUSR2)
-#: In seconds: how often it is asked whether the hold is lost; how long it may take to give back
-#: what is still ours.
+#: In seconds: how often to check whether the hold is lost; how long closing may take to release
+#: what we still hold.
 _LOOK, _FAREWELL = 0.5, 3.0
 
 
 def say(message: str) -> None:
-    """One line for the person, or the mail that cron sends."""
-    if sys.stderr is not None:  # closed, print() would take standard output instead
+    """Prints one line for the user, or for the mail that cron sends."""
+    if sys.stderr is not None:  # if it is closed, print() would use standard output instead
         with contextlib.suppress(OSError):
             print(f"score-distlock: {message}", file=sys.stderr, flush=True)
 
 
 class Interrupted(BaseException):
-    """A signal came while no command runs that it could be forwarded to."""
+    """A signal came while there was no command to forward it to."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -55,11 +55,11 @@ class Interrupted(BaseException):
 
 
 class Signals:
-    """Signals that wait to be forwarded; a context manager. :attr:`ending` tells if one came
+    """Queues signals to forward; a context manager. :attr:`ending` tells if one came
     that ends a process.
 
-    Until :attr:`forwarding` they end whatever is going on. What the caller ignores, such as
-    SIGHUP under nohup, stays ignored.
+    Until :attr:`forwarding` is set, they interrupt this process. Signals that the caller ignores,
+    such as SIGHUP under nohup, stay ignored.
     """
 
     def __init__(self) -> None:
@@ -93,17 +93,17 @@ class Signals:
             raise Interrupted(number)
 
     def forward(self) -> None:
-        """From now on signals wait; what came before was not for the command."""
+        """From now on signals are queued; earlier ones were not meant for the command."""
         self.wait(0)
         self.forwarding = True
 
     def end_after(self, seconds: float) -> None:
-        """Ends what is going on after that time, as a signal would."""
+        """Interrupts this process after that time, as a signal would."""
         self.forwarding = False
         signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.1))
 
     def wait(self, seconds: float) -> list[int]:
-        """Waits until a signal comes, but no longer; returns those to be forwarded."""
+        """Waits for a signal, at most for `seconds`; returns those to forward."""
         select.select([self._reader], [], [], max(seconds, 0))
         with contextlib.suppress(BlockingIOError):
             arrived = [number for number in os.read(self._reader, 4096) if number in _FORWARDED]
@@ -114,9 +114,9 @@ class Signals:
 
 @contextlib.contextmanager
 def closing(conf: ConfiguredDistlockModule) -> Iterator[ConfiguredDistlockModule]:
-    """Closes the module; what it still has to give back may take a moment, and no longer.
+    """Closes the module, and gives its pending releases a moment, but no longer.
 
-    Without a database it would take as long as that is waited for.
+    Without a database, closing would take as long as we wait for one.
     """
     try:
         yield conf
@@ -127,23 +127,23 @@ def closing(conf: ConfiguredDistlockModule) -> Iterator[ConfiguredDistlockModule
 
 
 class Child:
-    """The command, in a session and a process group of its own."""
+    """The command, in its own session and process group."""
 
     def __init__(self, command: Sequence[str], environment: dict[str, str]) -> None:
         self._process = subprocess.Popen(
             command,
             env={**os.environ, **environment},
             start_new_session=True,
-            close_fds=False,  # what we were given is for the command, ours is not inheritable
+            close_fds=False,  # inherited descriptors are for the command; ours are not inheritable
         )
 
     def status(self) -> int | None:
-        """Its exit status, as a shell has it, once it has ended."""
+        """The exit status as a shell reports it, once the command has ended."""
         status = self._process.poll()
         return 128 - status if status is not None and status < 0 else status
 
     def send(self, number: int) -> None:
-        """Sends a signal to all of the group."""
+        """Sends a signal to the whole group."""
         try:
             os.killpg(self._process.pid, number)
         except ProcessLookupError:
@@ -152,14 +152,14 @@ class Child:
             say(f"the command may not be sent {signal.Signals(number).name}: it is another user's")
 
     def end(self) -> None:
-        """At once, with all that it has started."""
+        """Kills the command and everything it has started."""
         self.send(signal.SIGKILL)
         self._process.wait()
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is to be run, and how. Times are in seconds."""
+    """What to run, and how. Times are in seconds."""
 
     name: str
     command: Sequence[str]
@@ -179,7 +179,7 @@ class Run:
         return self.kill_after + min(2.0, self.maxtime / 8)
 
     def __call__(self, conf: ConfiguredDistlockModule) -> int:
-        """Runs it; returns the exit status."""
+        """Runs the command; returns the exit status."""
         status: int | None = None
         hold = conf.get(self.name).hold(
             timeout=self.wait,
@@ -191,7 +191,7 @@ class Run:
             with self.signals, hold as lock:
                 self.signals.forward()
                 status = self._started(lock)
-                # Without a database the lease ends as soon as a release could.
+                # Without a database, give up the release when the lease ends anyway.
                 self.signals.end_after(lock.remaining)
         except Interrupted as interrupted:
             if status is None:
@@ -206,7 +206,7 @@ class Run:
         except LockExpired as error:
             if status is None:
                 raise
-            # Seen at the end only, though somebody else may have had it before.
+            # Noticed only at the end, though somebody else may have had the lock earlier.
             if self.terminate and status != LOST:
                 say(str(error))
                 return LOST
@@ -229,14 +229,14 @@ class Run:
         finally:
             if child.status() is None:
                 child.end()
-        # Who was told to end need not wait, and who has lost it waits for nothing.
+        # After a signal to end, or a loss, there is nothing to wait for.
         until = began + self.at_least
         while not self.signals.ending and not lock.expired and time.monotonic() < until:
             self.signals.wait(min(until - time.monotonic(), _LOOK))
         return status
 
     def _attend(self, lock: Lock, child: Child) -> int:
-        """Until the command has ended: forwards signals, and ends it before the lease ends."""
+        """Attends the command to its end: forwards signals, and ends it before the lease ends."""
         danger: str | None = None
         kill_at: float | None = None
         pause = 0.0
@@ -244,12 +244,12 @@ class Run:
             for number in self.signals.wait(pause):
                 child.send(number)
                 if number in (signal.SIGHUP, signal.SIGTERM):
-                    child.send(signal.SIGCONT)  # one that is stopped would not notice
+                    child.send(signal.SIGCONT)  # a stopped process would not notice
             status = child.status()
             if status is not None:
                 if kill_at is None:
                     return status
-                child.send(signal.SIGKILL)  # what it has left behind
+                child.send(signal.SIGKILL)  # what the command has left behind
                 return LOST
             if danger is None and (danger := self._danger(lock)):
                 say(f"the hold of {self.name!r} {danger}")
@@ -264,7 +264,7 @@ class Run:
             pause = min(max(left, 0.01), _LOOK)
 
     def _danger(self, lock: Lock) -> str | None:
-        """Why the command cannot go on."""
+        """Why the command cannot go on, if it cannot."""
         if lock.expired:
             if self.terminate:
                 return "is lost: ending the command"
@@ -276,11 +276,11 @@ class Run:
 
 
 def refusal(conf: ConfiguredDistlockModule, error: CouldNotAcquireLock) -> str:
-    """Who has it, since when, for how long, and how many wait."""
+    """Who holds the lock, since when, for how long, and how many wait."""
     if error.busy is not None:
         return str(error)
     info = None
-    with contextlib.suppress(DatabaseError):  # it is refused all the same
+    with contextlib.suppress(DatabaseError):  # it is refused either way
         info = conf.info(error.name)
     if info is None:
         return str(error)
@@ -288,7 +288,7 @@ def refusal(conf: ConfiguredDistlockModule, error: CouldNotAcquireLock) -> str:
 
 
 def holder(info: HoldInfo) -> str:
-    """Who it is, in a line."""
+    """The holder, in one line."""
     who = "somebody" if info.host is None else f"{printable(info.host)}, process {info.pid}"
     since = info.acquired.astimezone()
     age = duration((datetime.now(timezone.utc) - info.acquired).total_seconds())

@@ -1,4 +1,4 @@
-"""How holds are shown: to people as a table, to programs as JSON."""
+"""Shows holds: to people as a table, to programs as JSON."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rich.text import Text
 from score.distlock import HoldInfo
 
 _COLUMNS = ("NAME", "HOLDER", "HELD FOR", "LEFT", "WAITING", "FENCE", "NOTE")
-#: How wide a column of the table may be. JSON has all of it.
+#: The maximum width of a table's column. JSON is never cut.
 _LONGEST = 200
 _RIGHT = ("HELD FOR", "LEFT", "WAITING", "FENCE")
 
 
 def printable(text: str) -> str:
-    """Without what moves a terminal's cursor or changes its colours."""
+    """Removes what would move a terminal's cursor or change its colours."""
     return "".join(
         letter if letter.isprintable() else letter.encode("unicode_escape").decode()
         for letter in text
@@ -30,13 +30,13 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str) -> str:
-    """Printable, and no longer than a person reads: a name may have thousands of letters."""
+    """Printable, and short enough to read: a name may have thousands of characters."""
     text = printable(text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def duration(seconds: float) -> str:
-    """Its two greatest units, such as ``1 h 5 min``."""
+    """The two largest units, such as ``1 h 5 min``."""
     sign, left = "-" if seconds < 0 else "", abs(seconds)
     if left < 60:
         return f"{sign}{left:.1f} s" if left < 10 else f"{sign}{int(left)} s"
@@ -49,17 +49,17 @@ def duration(seconds: float) -> str:
 
 
 def console() -> Console:
-    """For standard output; what is not a terminal has no width."""
+    """For standard output; unlimited in width if that is not a terminal."""
     return Console(width=None if is_terminal() else 1_000_000, soft_wrap=False)
 
 
 def is_terminal() -> bool:
-    """Whether standard output is one; it may also be closed."""
+    """Whether standard output is a terminal; it may also be closed."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
 def cells(info: HoldInfo) -> Sequence[str]:
-    """What a row of the table has to say."""
+    """The cells of a table's row."""
     now = datetime.now(timezone.utc)
     where = (info.host, info.pid, info.thread)
     return (
@@ -74,19 +74,19 @@ def cells(info: HoldInfo) -> Sequence[str]:
 
 
 def table(holds: Sequence[HoldInfo]) -> Table:
-    """All of them, by name."""
+    """A table of all holds, by name."""
     shown = Table(box=None, header_style="bold", pad_edge=False)
     for title in _COLUMNS:
         right = title in _RIGHT
         shown.add_column(title, justify="right" if right else "left", no_wrap=True)
     for info in sorted(holds, key=lambda info: info.name):
-        # As Text: a name is no markup.
+        # As Text: names are not markup.
         shown.add_row(*(Text(cell) for cell in cells(info)))
     return shown
 
 
 def record(info: HoldInfo) -> dict[str, Any]:
-    """What JSON has of it."""
+    """The JSON record of a hold."""
     return {
         key: value.isoformat() if isinstance(value, datetime) else value
         for key, value in dataclasses.asdict(info).items()
@@ -94,5 +94,5 @@ def record(info: HoldInfo) -> dict[str, Any]:
 
 
 def as_json(value: object) -> str:
-    """For programs, and readable."""
+    """JSON for programs, and still readable."""
     return json.dumps(value, indent=2, ensure_ascii=True)
