@@ -19,6 +19,7 @@ import score.distlock
 from score.distlock import DatabaseUnavailable
 
 from .conftest import with_options
+from .support.line import patiently
 from .support.server import Server
 
 Conf = score.distlock.ConfiguredDistlockModule
@@ -126,9 +127,8 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(patient: Conf, restarte
 
 
 def test_a_known_server_that_stays_away_is_given_up(restarted: Server) -> None:
-    conf = score.distlock.init(
-        {"sqlalchemy.url": restarted.url(), "sqlalchemy.pool_timeout": "500ms"}
-    )
+    options = {"sqlalchemy.url": restarted.url(), "sqlalchemy.pool_timeout": "500ms"}
+    conf = patiently(lambda: score.distlock.init(options))
     lock = conf.get("given up")
     restarted.stop()
     try:
@@ -136,7 +136,7 @@ def test_a_known_server_that_stays_away_is_given_up(restarted: Server) -> None:
             lock.acquire()
     finally:
         restarted.start()
-    assert lock.acquire()
+    assert patiently(lock.acquire)
 
 
 @pytest.fixture

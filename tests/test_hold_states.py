@@ -23,7 +23,7 @@ import score.distlock
 from score.distlock import CouldNotAcquireLock, DatabaseError, DatabaseUnavailable, LockExpired
 
 from .conftest import PROJECT, fresh_database, python
-from .support.line import Background, outlive, wait_until_waiting
+from .support.line import Background, outlive, patiently, wait_until_waiting
 from .support.proxy import Proxy
 from .support.server import Server
 from .test_clock import await_expiry
@@ -49,17 +49,20 @@ class Front:
 
     def configure(self, maxtime: str = "1h", pool_timeout: str = "300ms", **more: str) -> Conf:
         """A module that uses the proxy, with connections that have prepared every statement."""
-        conf = score.distlock.init(
-            {
-                "sqlalchemy.url": self.url,
-                "maxtime": maxtime,
-                "sqlalchemy.pool_timeout": pool_timeout,
-                **more,
-            }
-        )
-        # Not with a lease that may expire meanwhile.
-        with conf.get("warm-up").hold(maxtime="1m") as lock:
-            lock.transfer()
+        options = {
+            "sqlalchemy.url": self.url,
+            "maxtime": maxtime,
+            "sqlalchemy.pool_timeout": pool_timeout,
+            **more,
+        }
+        conf = patiently(lambda: score.distlock.init(options))
+
+        def warm_up() -> None:
+            # Not with a lease that may expire meanwhile.
+            with conf.get("warm-up").hold(maxtime="1m", timeout=60) as lock:
+                lock.transfer()
+
+        patiently(warm_up)
         return conf
 
     def cut(self) -> None:
@@ -105,6 +108,7 @@ def front(server: Server, server_url: str) -> Iterator[Front]:
 FAILING = """
 import asyncio, logging, os, sys, psycopg, score.distlock
 from score.distlock import DatabaseError, DatabaseUnavailable
+from tests.support.line import patiently
 from tests.support.proxy import Proxy
 
 logging.basicConfig(level=logging.DEBUG, stream=open(os.devnull, 'w'))
@@ -112,10 +116,10 @@ url, path, fault, ending = sys.argv[1:]
 proxy = Proxy(path)
 db = psycopg.connect(url, autocommit=True)
 database = url.partition('?')[0].rpartition('/')[2]
-conf = score.distlock.init({
+conf = patiently(lambda: score.distlock.init({
     'sqlalchemy.url': f'postgresql://postgres@127.0.0.1:{proxy.port}/{database}',
     'sqlalchemy.pool_timeout': '200ms' if fault == 'cut' else '30s',
-})
+}))
 ran = []
 def fail():
     ran.append(1)

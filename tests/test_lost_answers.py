@@ -13,7 +13,7 @@ import pytest
 import score.distlock
 from score.distlock import DatabaseError, DatabaseUnavailable, LockExpired
 
-from .support.line import Background, wait_until_waiting, waiting
+from .support.line import Background, patiently, wait_until_waiting, waiting
 from .support.proxy import How, Proxy, Side
 from .support.server import Server
 
@@ -50,7 +50,8 @@ def through(proxy: Proxy, own_url: str) -> Callable[..., Conf]:
 
     def configure(pool_timeout: str = "20s", options: str = "") -> Conf:
         url = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers{options}"
-        return score.distlock.init({"sqlalchemy.url": url, "sqlalchemy.pool_timeout": pool_timeout})
+        confdict = {"sqlalchemy.url": url, "sqlalchemy.pool_timeout": pool_timeout}
+        return patiently(lambda: score.distlock.init(confdict))
 
     return configure
 

@@ -14,6 +14,7 @@ import pytest
 import score.distlock
 from score.distlock import DatabaseUnavailable
 
+from .support.line import patiently
 from .support.proxy import Proxy
 from .support.server import Server
 
@@ -34,7 +35,7 @@ def database(server_url: str) -> str:
 
 def through(proxy: Proxy, database: str, **options: Any) -> Conf:
     url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}?application_name=through"
-    return score.distlock.init({"sqlalchemy.url": url, **options})
+    return patiently(lambda: score.distlock.init({"sqlalchemy.url": url, **options}))
 
 
 def test_an_outage_is_waited_for_once(

@@ -184,3 +184,35 @@ def test_a_release_that_is_on_its_way_is_not_overtaken(
 
     asyncio.run(main())
     assert observer.try_acquiring(name)
+
+
+def test_a_transfer_waits_for_a_release_that_has_begun(
+    through: Callable[..., Conf], proxy: Proxy, own_url: str
+) -> None:
+    """The release finds no row when it is repeated, and must not take a transfer for itself."""
+    observer, conf = score.distlock.init({"sqlalchemy.url": own_url}), through()
+    lock = conf.get("release first")
+    token = lock.acquire()
+    proxy.freeze_request(lambda request: True)
+    release = Background(lock.release, token)
+    proxy.frozen.wait()
+    transfer = Background(lock.transfer, token)
+    transfer.thread.join(0.2)  # as long as it takes if it does not wait
+    proxy.cut_all()
+    proxy.thaw()
+    release.result()
+    with pytest.raises(LockExpired):
+        transfer.result()
+    assert observer.try_acquiring("release first")
+
+
+def test_a_token_that_is_nobodys_is_refused_though_others_use_it(conf: Conf) -> None:
+    token = conf.acquire("name")
+    conf.release("name", token)
+    for _ in range(40):
+        calls = [Background(use, "name", token) for use in (conf.transfer, conf.release)]
+        for call in calls:
+            with pytest.raises(LockExpired):
+                call.result()
+    with pytest.raises(LockExpired):
+        conf.transfer("name", token)

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 
+from score.distlock import DatabaseUnavailable
 from score.distlock._distlock import _waiting
 
 Db = psycopg.Connection[Any]
+Result = TypeVar("Result")
 
 
 #: Linux lists this process's threads here.
 TASKS = Path("/proc/self/task")
+
+
+def patiently(work: Callable[[], Result]) -> Result:
+    """The result of work whose time limit a busy machine may exceed a few times."""
+    while True:
+        with contextlib.suppress(DatabaseUnavailable):
+            return work()
 
 
 def threads() -> set[str]:
