@@ -127,6 +127,9 @@ TESTS = {
     "_async_all.py": [
         "test_acquire_all.py",
         "test_renewal.py::test_autoextend_need_not_be_configured[acquire_all_in_loop]",
+        "test_entering.py::test_holds_that_were_awaited_before_their_block",
+        "test_entering.py::test_holds_that_were_awaited_and_released",
+        "test_abandoned_coroutines.py::test_a_signal_handler_may_raise_at_each_call[once_several]",
     ],
     "_async_lost.py": [
         "test_lost_event.py::test_a_coroutine_awaits_it",

@@ -425,3 +425,26 @@ def test_coroutines_have_one_time_for_all_of_them(
     conf.acquire("b")
     with pytest.raises(CouldNotAcquireLock):
         in_a_loop(conf, NAMES, timeout=None)
+
+
+def test_the_configuration_may_extend_all_of_them(take: Take, url: str, conf: Conf, db: Db) -> None:
+    holds = take(score.distlock.connect(url, maxtime="300ms", autoextend=True), NAMES)
+    db.execute("SELECT pg_sleep(0.7)")
+    assert [conf.try_acquiring(name) for name in "abc"] == [None] * 3
+    release(holds)
+
+
+def test_coroutines_wait_for_the_releases(conf: Conf, db: Db) -> None:
+    """Also for those of an attempt that fails."""
+    held = "SELECT count(*) FROM _score_distlock WHERE name = 'a' AND expires > clock_timestamp()"
+
+    async def main() -> None:
+        holds = await conf.aio.acquire_all(["a"])
+        await holds.release()
+        assert db.execute(held).fetchone() == (0,)
+        conf.acquire("b")
+        with contextlib.suppress(CouldNotAcquireLock):
+            await conf.aio.acquire_all(["a", "b"])
+        assert db.execute(held).fetchone() == (0,)
+
+    asyncio.run(main())

@@ -58,12 +58,11 @@ class AsyncHolds(Tokens):
             return self
         except BaseException as error:
             self._levels = None
-            if not isinstance(error, Exception):
-                levels.abandon()
-                raise
-            # A release that fails here is repeated in the background.
-            with contextlib.suppress(Exception):
-                await finish(levels.begin_exit())
+            if isinstance(error, Exception):
+                # The library repeats in the background what fails here.
+                with contextlib.suppress(Exception):
+                    await finish(levels.begin_exit())
+            levels.abandon()
             raise
 
     async def _enter_all(self, levels: _Levels) -> dict[str, str]:
