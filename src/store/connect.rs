@@ -293,7 +293,7 @@ pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
             ))
         }
         Failure::Insecure(reason) => Error::Unavailable(format!(
-            "cannot connect to the database at {url} as securely as is asked for: {reason}; \
+            "cannot connect to the database at {url} with the security that is configured: {reason}; \
              what to change: {}",
             url.said(
                 [
