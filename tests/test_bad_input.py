@@ -277,7 +277,7 @@ def test_what_cannot_be_a_token_is_as_wrong_as_any_other(token: str | bytes) -> 
 def test_without_token_there_must_be_a_hold(token: str | bytes | None) -> None:
     lock = ConfiguredDistlockModule(URL, 1).get("name")
     for function in (lock.extend, lock.release, lock.transfer):
-        with pytest.raises(ValueError, match='no token: this Lock object does not hold "name"'):
+        with pytest.raises(ValueError, match="no token: this Lock object does not hold 'name'"):
             function(token)
 
 

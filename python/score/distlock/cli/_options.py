@@ -73,10 +73,11 @@ class AfterDashes(click.Command):
                 ctx,
             )
         try:
-            rest = super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, list(args))
         except click.NoSuchOption as error:
-            if not error.possibilities and (hint := self._hint(ctx, args, error.option_name)):
-                raise click.UsageError(f"{error.format_message()}; {hint}", ctx) from None
+            if hint := self._hint(ctx, args, error.option_name):
+                said = error.format_message().rstrip(".")
+                raise click.UsageError(f"{said}; {hint}", ctx) from None
             raise
         if not ctx.params.get("command") and not ctx.resilient_parsing:
             name = shlex.quote(ctx.params["name"])
