@@ -59,7 +59,7 @@ CHANGES = {
         "INSERT INTO _score_distlock (name, token, fence, holder, acquired, updated, touched,"
         " expires, lease) SELECT E'old\\x1b', 't', 1, 'web-1:4711', now - interval '2 h', now, now,"
         " now + interval '1 min', 60 FROM (SELECT clock_timestamp()::timestamp AS now) AS _",
-        r"'old\\x1b' is held since 2 h by web-1, process 4711",
+        r"'old\\x1b' has been held for 2 h by web-1, process 4711",
     ),
     "an old process": (
         "INSERT INTO _score_distlock (name, token, acquired, updated)"

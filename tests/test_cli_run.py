@@ -571,6 +571,29 @@ def test_wrong_options_before_a_forgotten_dash_come_first() -> None:
     assert "--odd" in ended(process)[2]
 
 
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        (["-name"], "-- -name --"),
+        (["--wait", "1s", "--name", "--quiet"], "--wait 1s --quiet -- --name --"),
+    ],
+)
+def test_a_name_that_begins_with_a_dash_is_shown_in_its_place(words: list[str], right: str) -> None:
+    url = "postgresql://u@127.0.0.1:1/d"
+    status, said, complained = ended(cli("run", *words, "--", "true", "secret", url=url))
+    assert (status, said) == (2, "")
+    assert complained.endswith(f"the NAME, write: score-distlock run {right} COMMAND…\n")
+    assert "secret" not in complained
+    # It does, and so the database is asked.
+    assert ended(cli("run", *right.split(), "true", url=url))[0] == 69
+
+
+@pytest.mark.parametrize("words", [["name", "--odd"], ["--odd", "name"], ["--odd", "-name"]])
+def test_other_unknown_options_are_no_names(words: list[str]) -> None:
+    complained = ended(cli("run", *words, "--", "true", url="postgresql://u@127.0.0.1:1/d"))[2]
+    assert "--odd" in complained and "NAME, write" not in complained
+
+
 def test_a_refusal_is_quiet_if_asked_to(run: Callable[..., Process], conf: Conf) -> None:
     token = conf.acquire("name")
     assert ended(run("--quiet")) == (75, "", "")

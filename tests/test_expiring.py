@@ -297,7 +297,7 @@ def test_mistakes(conf: Conf, asynchronous: bool) -> None:
         (
             {"on_expiring": print, "warn_before": 30, "autoextend": True},
             ValueError,
-            "half of the lease",
+            r"less than half of the lease, as autoextend renews it earlier$",
         ),
     ):
         with pytest.raises(error, match=message):

@@ -280,7 +280,11 @@ def test_the_server_is_told_which_host_is_meant(serve: Serve, database: str) -> 
     ("kind", "options", "expected"),
     [
         ("only TLS", "sslmode=disable", ["sslmode=require", "no encryption"]),
-        ("no TLS", "sslmode=require", ["as securely as is asked for", "does not support TLS"]),
+        (
+            "no TLS",
+            "sslmode=require",
+            ["with the security that is configured", "does not support TLS"],
+        ),
         ("right", "sslmode=verify-full", ["root.crt", "sslrootcert=system"]),
         ("right", "sslmode=verify-ca&sslrootcert=/nowhere.crt", ["/nowhere.crt"]),
         ("right", "sslmode=require&sslrootcert=system", ["verify-full"]),

@@ -293,8 +293,8 @@ pub fn explain(url: &Url, failure: Failure, seconds: f64) -> Error {
             ))
         }
         Failure::Insecure(reason) => Error::Unavailable(format!(
-            "cannot connect to the database at {url} as securely as is asked for: {reason}; \
-             what to change: {}",
+            "cannot connect to the database at {url} with the security that is configured: \
+             {reason}; what to change: {}",
             url.said(
                 [
                     ("channel binding", "channel_binding"),

@@ -41,7 +41,7 @@ def warning(
     if before is None:
         before = lease / 3
     elif not 0 < before < (lease / 2 if extended else lease):
-        limit = "half of the lease, as it is extended before," if extended else "the lease"
+        limit = "half of the lease, as autoextend renews it earlier" if extended else "the lease"
         raise ValueError(
             f"warn_before: {shown(warn_before)} must be more than 0 and less than {limit}"
         )

@@ -153,5 +153,5 @@ def _ensure_account() -> None:
             break
     refuse(
         f"sqlalchemy.url = embedded: needs the user {_ACCOUNT!r}, as PostgreSQL refuses to run as "
-        f"root, and that user cannot be made ({said}): make it, or be somebody else than root"
+        f"root, and cannot create it ({said}): create it, or run as a user other than root"
     )

@@ -159,8 +159,8 @@ impl Url {
             }
         } else {
             return Err(format!(
-                "{label} is empty, and PGSERVICE, PGHOST, PGHOSTADDR and PGDATABASE say nothing \
-                 either; {}",
+                "{label} is empty, and PGSERVICE, PGHOST, PGHOSTADDR and PGDATABASE are not \
+                 set; {}",
                 text::FORMS
             ));
         };

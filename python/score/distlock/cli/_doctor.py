@@ -150,7 +150,7 @@ def _of_the_holds(holds: Sequence[HoldInfo]) -> Iterator[Finding]:
         if age > _LONG_HOLD:
             yield Finding(
                 "warning",
-                f"{printable(info.name)!r} is held since {duration(age)} by {_who(info)}",
+                f"{printable(info.name)!r} has been held for {duration(age)} by {_who(info)}",
                 "see whether that process still works; if not, score-distlock revoke",
             )
 

@@ -72,7 +72,13 @@ class AfterDashes(click.Command):
                 f"-- is missing before the command; write: {ctx.command_path} {before} -- {shown}",
                 ctx,
             )
-        rest = super().parse_args(ctx, args)
+        try:
+            rest = super().parse_args(ctx, list(args))
+        except click.NoSuchOption as error:
+            if hint := self._hint(ctx, args, error.option_name):
+                said = error.format_message().rstrip(".")
+                raise click.UsageError(f"{said}; {hint}", ctx) from None
+            raise
         if not ctx.params.get("command") and not ctx.resilient_parsing:
             name = shlex.quote(ctx.params["name"])
             raise click.UsageError(
@@ -95,6 +101,21 @@ class AfterDashes(click.Command):
         except click.UsageError:  # a wrong option, which has its own message
             return []
         return [word, *rest] if isinstance(word, str) else []
+
+    def _hint(self, ctx: click.Context, args: list[str], option: str) -> str:
+        """What to write if the unknown option may be a name that begins with a dash."""
+        names = [word for word in args if word.startswith(option)]
+        if not ctx.params.get("command") or option == "--url" or not names:
+            return ""
+        rest = list(args)
+        rest.remove(names[0])
+        try:
+            if self._has_name(ctx, rest):
+                return ""
+        except click.UsageError:  # there are other unknown options
+            return ""
+        line = shlex.join([*rest, "--", names[0], "--"])
+        return f"if this is the NAME, write: {ctx.command_path} {line} COMMAND…"
 
     def _has_name(self, ctx: click.Context, args: list[str]) -> bool:
         return isinstance(self.make_parser(ctx).parse_args(list(args))[0].get("name"), str)
