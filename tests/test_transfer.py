@@ -216,3 +216,45 @@ def test_a_token_that_is_nobodys_is_refused_though_others_use_it(conf: Conf) -> 
                 call.result()
     with pytest.raises(LockExpired):
         conf.transfer("name", token)
+
+
+def test_transfers_that_are_cancelled_before_they_began(
+    through: Callable[..., Conf], proxy: Proxy
+) -> None:
+    """One of two coroutines waits for the other. Both are cancelled."""
+    conf = through()
+    name = "cancelled while it waits"
+    old = conf.acquire(name)
+
+    async def main() -> None:
+        proxy.freeze_answers()
+        transfers = [asyncio.create_task(conf.aio.transfer(name, old)) for _ in range(2)]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        for transfer in transfers:
+            transfer.cancel()
+        results = await asyncio.gather(*transfers, return_exceptions=True)
+        assert [type(result) for result in results] == [asyncio.CancelledError] * 2
+        proxy.thaw()
+        await conf.aio.release(name, await conf.aio.transfer(name, old))
+
+    asyncio.run(main())
+
+
+def test_configurations_of_one_process_share_their_transfers(
+    through: Callable[..., Conf], proxy: Proxy, own_url: str
+) -> None:
+    """One transfers while another one releases."""
+    slow, fast = through(), score.distlock.init({"sqlalchemy.url": own_url})
+    lock = slow.get("shared")
+    token = lock.acquire()
+    proxy.freeze_answers()
+    transfer = Background(lock.transfer, token)
+    with psycopg.connect(own_url, autocommit=True) as db:
+        query = "SELECT token = %s FROM _score_distlock WHERE name = 'shared'"
+        until(lambda: db.execute(query, (token,)).fetchone() == (False,))
+    fast.release("shared", token)
+    proxy.thaw()
+    with pytest.raises(LockExpired):
+        transfer.result()
+    assert fast.try_acquiring("shared")

@@ -13,6 +13,7 @@ mod owner;
 mod plan;
 mod queue;
 mod token;
+mod transfers;
 mod unresolved;
 
 pub use hint::{Hint, Hints};
@@ -29,4 +30,5 @@ pub use owner::{Caller, Place};
 pub use plan::{Ask, Outcome, Plan, Seen};
 pub use queue::{Line, TICKET_BITS};
 pub use token::Token;
-pub use unresolved::{Attempt, Claim, Unresolved, Unsettled};
+pub use transfers::{Claim, Transfers};
+pub use unresolved::{Attempt, Unresolved, Unsettled};

@@ -3,12 +3,9 @@
 //! An acquire whose caller has stopped waiting and a release that its caller cannot repeat amount
 //! to the same: the token must not hold the lock. That release is *owed*.
 
-mod transfers;
-
 use super::{Deadline, Due, Late, Lease, Moment, Name, Token, VALID, Watches};
 use std::collections::HashMap;
 use std::time::Duration;
-pub use transfers::{Claim, Transfers};
 
 /// The state of an owed release.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -78,8 +75,6 @@ pub struct Unresolved {
     releases: HashMap<Name, Vec<Owed>>,
     /// Statements that may execute late.
     pub late: Watches,
-    /// Transfers that may have succeeded.
-    pub transfers: Transfers,
     /// How many tickets are leaving the queue of a name.
     leaving: HashMap<Name, u32>,
     /// How many attempts have been settled.

@@ -91,7 +91,7 @@ impl Lock {
             .begin_transfer(self.core(), &caller, token)
             .map_err(|error| exception(py, error))?;
         call(py, self.handle.shared.limit(), |budget| {
-            self.locks().transfer(self.core(), transfer, budget)
+            self.locks().transfer(self.core(), &transfer, budget)
         })
     }
 

@@ -37,7 +37,7 @@ impl Transfer {
         let (handle, begun) = (self.handle.clone(), self.begun.clone());
         let locks = &self.handle.shared.locks;
         locks.submit(job(locks, inbox, number, move |locks, budget| {
-            let confirmed = locks.transfer(&handle.core, begun, budget);
+            let confirmed = locks.transfer(&handle.core, &begun, budget);
             confirmed.map(Value::Confirmed)
         }));
     }

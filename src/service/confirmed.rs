@@ -1,6 +1,6 @@
 //! A hold that the database has confirmed.
 
-use super::owed::Owed;
+use super::registry::Registry;
 use crate::engine::{Claim, Deadline, Loss, Moment, Name, Token};
 use crate::error::{Error, Result};
 use crate::sync::process_id;
@@ -18,7 +18,7 @@ pub struct Confirmed {
 /// A replaced token stands for the new one until a caller has read the new one: a coroutine may be
 /// cancelled before, and then knows only the old one.
 struct Replaced {
-    owed: Arc<Owed>,
+    registry: Arc<Registry>,
     process: u32,
     claim: Claim,
 }
@@ -28,8 +28,9 @@ impl Drop for Replaced {
         // In a child forked in the meantime the mutex may be locked for ever.
         if process_id() == self.process {
             // No effect if the token was read.
-            self.owed
-                .with(|unresolved| unresolved.transfers.failed(&self.claim));
+            self.registry
+                .handovers
+                .with(|transfers| transfers.failed(&self.claim));
         }
     }
 }
@@ -45,9 +46,14 @@ impl Confirmed {
     }
 
     /// The same after a transfer from another token.
-    pub(super) fn replacing(self, owed: Arc<Owed>, claim: Claim, process: u32) -> Confirmed {
+    pub(super) fn replacing(
+        self,
+        registry: Arc<Registry>,
+        claim: Claim,
+        process: u32,
+    ) -> Confirmed {
         let replaced = Replaced {
-            owed,
+            registry,
             process,
             claim,
         };
@@ -82,8 +88,10 @@ impl Confirmed {
         if process_id() != replaced.process {
             return Err(Error::Forked);
         }
-        let Replaced { owed, claim, .. } = replaced;
-        if owed.with(|unresolved| unresolved.transfers.read(claim)) {
+        let Replaced {
+            registry, claim, ..
+        } = replaced;
+        if registry.handovers.with(|transfers| transfers.read(claim)) {
             return Ok(());
         }
         let (name, token) = (self.name.clone(), self.token.clone());

@@ -106,7 +106,7 @@ impl Block {
                 thread::sleep(Duration::from_secs(1) / 3);
                 let old = Some(token.clone());
                 let transfer = locks.begin_transfer(&lock, &caller, old).unwrap();
-                let confirmed = locks.transfer(&lock, transfer, budget()).unwrap();
+                let confirmed = locks.transfer(&lock, &transfer, budget()).unwrap();
                 token = confirmed.in_time().unwrap().clone();
                 confirmed.read().unwrap();
                 let current = Some(token.clone());
@@ -459,19 +459,21 @@ fn a_hold_is_revoked_once_and_its_owner_knows() {
 fn of_transfers_and_releases_by_one_token_one_has_the_hold() {
     explore(Pace::Idle, || {
         let store = Store::default();
-        let locks = locks(&store, 3600.0);
-        let old = begin(&locks, Wait::Not).unwrap().token;
+        // Two configurations of one process.
+        let all = [0, 1].map(|_| locks(&store, 3600.0));
+        let either = || all[usize::from(once_in(2))].clone();
+        let old = begin(&either(), Wait::Not).unwrap().token;
         let faulty = once_in(2);
         store.set_faults(faulty, false);
         let transfers = [0, 1].map(|_| {
-            let (locks, lock, old) = (locks.clone(), Lock::new(name()), old.clone());
+            let (locks, lock, old) = (either(), Lock::new(name()), old.clone());
             thread::spawn(move || {
                 let begun = locks.begin_transfer(&lock, &nobody(), Some(old)).ok()?;
                 let given_up = once_in(4);
                 if given_up {
                     locks.transfer_failed(&begun);
                 }
-                let confirmed = locks.transfer(&lock, begun, budget()).ok()?;
+                let confirmed = locks.transfer(&lock, &begun, budget()).ok()?;
                 step();
                 if given_up {
                     return None;
@@ -481,7 +483,7 @@ fn of_transfers_and_releases_by_one_token_one_has_the_hold() {
             })
         });
         let releases = [0, 1].map(|_| {
-            let (locks, old) = (locks.clone(), old.clone());
+            let (locks, old) = (either(), old.clone());
             thread::spawn(move || {
                 let ending = locks.begin_release(&Lock::new(name()), &nobody(), Some(&old));
                 locks.finish(&name(), ending, budget())
@@ -490,7 +492,9 @@ fn of_transfers_and_releases_by_one_token_one_has_the_hold() {
         let read = transfers.map(|transfer| transfer.join().unwrap());
         let released = releases.map(|release| release.join().unwrap());
         store.set_faults(false, false);
-        locks.close(budget()).unwrap();
+        for locks in &all {
+            locks.close(budget()).unwrap();
+        }
         let done = released.iter().filter(|release| release.is_ok()).count();
         let read: Vec<Token> = read.into_iter().flatten().collect();
         assert!(read.len() <= 1, "{read:?}");

@@ -160,28 +160,6 @@ impl Owed {
         undone.map(|()| any)
     }
 
-    /// Waits until `busy` is false. Returns whether it is, within the budget.
-    pub fn wait_while(
-        &self,
-        busy: impl Fn(&mut Unresolved) -> bool,
-        budget: Budget,
-    ) -> Result<bool> {
-        loop {
-            let mut state = locked(&self.state);
-            // Checked under the mutex, so a change that comes now is not missed.
-            if !busy(&mut state.unresolved) {
-                return Ok(true);
-            }
-            let Some(slice) = budget.slice() else {
-                return Ok(false);
-            };
-            state.waiting += 1;
-            let waited = self.changed.wait_timeout(state, slice);
-            waited.unwrap_or_else(PoisonError::into_inner).0.waiting -= 1;
-            budget.check()?;
-        }
-    }
-
     /// Executes an owed release.
     fn release(
         &self,

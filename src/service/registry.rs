@@ -1,5 +1,6 @@
 //! The holds of all Lock objects of this process, of every configuration.
 
+use super::handovers::Handovers;
 use super::locked;
 use super::wakeup::Wakeup;
 use super::watch::Watched;
@@ -45,6 +46,8 @@ pub struct Registry {
     callbacks: Mutex<HashMap<LevelId, Callbacks>>,
     /// The waiters of each configuration.
     crowds: Mutex<Vec<Weak<dyn Crowd>>>,
+    /// The transfers in progress.
+    pub(super) handovers: Handovers,
     /// For observers.
     pub(super) watched: Watched,
 }

@@ -1,7 +1,8 @@
 //! A release in progress, by a token that a transfer may be replacing.
 
 use super::owed::Owed;
-use crate::engine::{Moment, Name, Token, Unresolved};
+use super::registry::{Registry, registry};
+use crate::engine::{Moment, Name, Token, Transfers};
 use crate::store::Budget;
 use crate::sync::process_id;
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 /// hold has ended, or is going to. A transfer that begins later waits for that.
 pub struct Releasing {
     owed: Arc<Owed>,
+    registry: Arc<Registry>,
     process: u32,
     /// The token that the caller knows.
     token: Token,
@@ -28,13 +30,12 @@ impl Releasing {
         pending: Option<&Token>,
         budget: Budget,
     ) -> Releasing {
-        let begin = |unresolved: &mut Unresolved| {
-            let now = Moment::now();
-            unresolved.transfers.begin_release(token, now)
-        };
-        let new = owed.with(begin);
+        let registry = registry(budget.process);
+        let begin = |transfers: &mut Transfers| transfers.begin_release(token, Moment::now());
+        let new = registry.handovers.with(begin);
         Releasing {
             owed,
+            registry,
             process: budget.process,
             token: token.clone(),
             new,
@@ -101,8 +102,9 @@ impl Drop for Releasing {
         // In a child that was forked meanwhile it may be locked for ever.
         if process_id() == self.process {
             let (token, done) = (&self.token, self.done);
-            self.owed
-                .change(|unresolved| unresolved.transfers.end_release(token, done));
+            self.registry
+                .handovers
+                .with(|transfers| transfers.end_release(token, done));
         }
     }
 }

@@ -2,18 +2,30 @@
 
 use super::confirmed::Confirmed;
 use super::lock::Lock;
+use super::locked;
 use super::locks::Locks;
 use super::registry::registry;
-use crate::engine::{Caller, Claim, HoldId, Lease, Moment, Name, Token, Unresolved};
+use crate::engine::{Caller, Claim, HoldId, Lease, Moment, Name, Token, Transfers};
 use crate::error::{Error, Result};
 use crate::store::Budget;
-use crate::sync::process_id;
+use crate::sync::{Mutex, process_id};
+use std::sync::Arc;
 
-/// A transfer that has begun, or waits for another one of the same token.
+/// A transfer of a token. Its clones are the same transfer.
 #[derive(Clone, Debug)]
 pub struct Transfer {
     old: Token,
-    begun: Option<Begun>,
+    attempt: Arc<Mutex<Attempt>>,
+}
+
+/// How far its caller and the thread that does it are.
+#[derive(Debug)]
+enum Attempt {
+    /// It waits for another transfer of the same token, or for a release.
+    Waits,
+    Begun(Begun),
+    /// The caller will not read the new token, so it need not begin.
+    GivenUp,
 }
 
 #[derive(Clone, Debug)]
@@ -34,69 +46,78 @@ impl Locks {
     ) -> Result<Transfer> {
         let old = lock.token_or(caller, token)?;
         let begun = self.claim(&old, process_id());
-        Ok(Transfer { old, begun })
+        let attempt = Mutex::new(begun.map_or(Attempt::Waits, Attempt::Begun));
+        let attempt = Arc::new(attempt);
+        Ok(Transfer { old, attempt })
     }
 
     fn claim(&self, old: &Token, process: u32) -> Option<Begun> {
-        let (owed, registry) = (self.owed.of(process), registry(process));
+        let registry = registry(process);
         let (hold, lease) = registry.with(|holds| {
             let known = holds.with_token(old);
-            known.map_or((None, self.lease), |(id, hold)| (Some(id), hold.lease))
+            known.map_or((None, self.unknown_lease()), |(id, hold)| {
+                (Some(id), hold.lease)
+            })
         });
-        let claim =
-            owed.with(|unresolved| unresolved.transfers.begin(old, lease, Moment::now()))?;
+        let claim = registry
+            .handovers
+            .with(|transfers| transfers.begin(old, lease, Moment::now()))?;
         // Before sending the statement: a thread that extends the hold meanwhile may find either
         // token.
         registry.with(|holds| holds.transferring(old, &claim.new));
         Some(Begun { claim, hold, lease })
     }
 
+    /// How long the old token may stand for the new one if the hold is unknown here: whoever has
+    /// acquired it may have a longer lease than this configuration.
+    fn unknown_lease(&self) -> Lease {
+        const DAY: f64 = 86_400.0;
+        Lease::from_seconds(self.lease.seconds().max(DAY)).unwrap_or(self.lease)
+    }
+
     /// The caller was cancelled and will not read the new token.
     pub fn transfer_failed(&self, transfer: &Transfer) {
-        if let Some(Begun { claim, .. }) = &transfer.begun {
-            let owed = self.owed.get();
-            owed.change(|unresolved| unresolved.transfers.failed(claim));
+        let mut attempt = locked(&transfer.attempt);
+        let attempt = std::mem::replace(&mut *attempt, Attempt::GivenUp);
+        if let Attempt::Begun(Begun { claim, .. }) = attempt {
+            let registry = registry(process_id());
+            registry
+                .handovers
+                .with(|transfers| transfers.failed(&claim));
         }
     }
 
-    /// The transfer once it has begun, after any other transfer of the same token: a hold may have
+    /// What the transfer has claimed, after any other transfer of the same token: a hold may have
     /// one of two tokens, but not one of three.
-    fn begun(
-        &self,
-        lock: &Lock,
-        old: &Token,
-        mut begun: Option<Begun>,
-        budget: Budget,
-    ) -> Result<Begun> {
-        let owed = self.owed.of(budget.process);
+    fn begun(&self, lock: &Lock, transfer: &Transfer, budget: Budget) -> Result<Begun> {
+        let registry = registry(budget.process);
+        let unavailable = |what| Error::Unavailable(format!("lock {} {what}", lock.name()));
         loop {
-            if let Some(begun) = begun {
-                return Ok(begun);
+            let mut attempt = locked(&transfer.attempt);
+            if matches!(*attempt, Attempt::Waits) {
+                if let Some(begun) = self.claim(&transfer.old, budget.process) {
+                    *attempt = Attempt::Begun(begun);
+                }
             }
-            let busy =
-                |unresolved: &mut Unresolved| unresolved.transfers.is_busy(old, Moment::now());
-            if !owed.wait_while(busy, budget)? {
-                let message = format!(
-                    "lock {} is being transferred or released by another call",
-                    lock.name()
-                );
-                return Err(Error::Unavailable(message));
+            match &*attempt {
+                Attempt::Begun(begun) => return Ok(begun.clone()),
+                Attempt::GivenUp => return Err(unavailable("is not transferred any more")),
+                Attempt::Waits => drop(attempt),
             }
-            begun = self.claim(old, budget.process);
+            let busy = |transfers: &Transfers| transfers.is_busy(&transfer.old, Moment::now());
+            if !registry.handovers.wait_while(busy, budget)? {
+                return Err(unavailable(
+                    "is being transferred or released by another call",
+                ));
+            }
         }
     }
 
     /// Gives the hold its new token and voids the old one.
-    pub fn transfer(
-        &self,
-        lock: &Lock,
-        Transfer { old, begun }: Transfer,
-        budget: Budget,
-    ) -> Result<Confirmed> {
-        let owed = self.owed.of(budget.process);
+    pub fn transfer(&self, lock: &Lock, transfer: &Transfer, budget: Budget) -> Result<Confirmed> {
         let registry = registry(budget.process);
-        let Begun { claim, hold, lease } = self.begun(lock, &old, begun, budget)?;
-        let new = claim.new.clone();
+        let Begun { claim, hold, lease } = self.begun(lock, transfer, budget)?;
+        let (old, new) = (claim.old.clone(), claim.new.clone());
         match self
             .store
             .transfer(lock.name(), &old, &new, self.lease, budget)
@@ -106,15 +127,13 @@ impl Locks {
                     holds.transferred(&old, &new);
                     holds.present(lock.id(), &new, fence);
                 });
-                owed.change(|unresolved| {
-                    unresolved
-                        .transfers
-                        .stands(&old, &new, lease, Moment::now());
-                    unresolved.transfers.made(&claim);
+                registry.handovers.with(|transfers| {
+                    transfers.stands(&old, &new, lease, Moment::now());
+                    transfers.made(&claim);
                 });
                 registry.watched.transferred(&old, &new);
                 let confirmed = Confirmed::new(lock.name(), new.clone(), deadline).replacing(
-                    owed,
+                    registry.clone(),
                     claim,
                     budget.process,
                 );
@@ -125,7 +144,9 @@ impl Locks {
             }
             Ok(None) => {
                 registry.with(|holds| holds.not_transferred(&old, &new));
-                owed.change(|unresolved| unresolved.transfers.over(&old, &new));
+                registry
+                    .handovers
+                    .with(|transfers| transfers.over(&old, &new));
                 let current = hold.filter(|hold| {
                     registry.with(|holds| holds.get(*hold).is_some_and(|hold| hold.token == old))
                 });
@@ -136,15 +157,15 @@ impl Locks {
             Err(Error::Forked) => Err(Error::Forked),
             Err(error) => {
                 if error.outcome_unknown() {
-                    owed.change(|unresolved| {
-                        unresolved
-                            .transfers
-                            .stands(&old, &new, lease, Moment::now());
-                        unresolved.transfers.failed(&claim);
+                    registry.handovers.with(|transfers| {
+                        transfers.stands(&old, &new, lease, Moment::now());
+                        transfers.failed(&claim);
                     });
                 } else {
                     registry.with(|holds| holds.not_transferred(&old, &new));
-                    owed.change(|unresolved| unresolved.transfers.over(&old, &new));
+                    registry
+                        .handovers
+                        .with(|transfers| transfers.over(&old, &new));
                 }
                 Err(error)
             }
@@ -154,23 +175,20 @@ impl Locks {
     /// The current token of the hold of `token`: a different one if a transfer that seemed to fail
     /// succeeded.
     pub(super) fn resolve(&self, name: &Name, token: &Token, budget: Budget) -> Result<Token> {
-        let owed = self.owed.of(budget.process);
-        let Some(new) = owed.with(|unresolved| unresolved.transfers.meant(token, Moment::now()))
-        else {
+        let registry = registry(budget.process);
+        let handovers = &registry.handovers;
+        let Some(new) = handovers.with(|transfers| transfers.meant(token, Moment::now())) else {
             return Ok(token.clone());
         };
         let answer = self.store.transfer(name, token, &new, self.lease, budget)?;
-        let registry = registry(budget.process);
         if answer.is_none() {
-            owed.with(|unresolved| unresolved.transfers.over(token, &new));
+            handovers.with(|transfers| transfers.over(token, &new));
             registry.with(|holds| holds.not_transferred(token, &new));
             return Ok(token.clone());
         }
         // The caller may know only the old token, next time too.
-        owed.with(|unresolved| {
-            unresolved
-                .transfers
-                .stands(token, &new, self.lease, Moment::now());
+        handovers.with(|transfers| {
+            transfers.stands(token, &new, self.unknown_lease(), Moment::now());
         });
         registry.with(|holds| holds.transferred(token, &new));
         registry.watched.transferred(token, &new);

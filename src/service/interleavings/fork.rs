@@ -26,7 +26,7 @@ fn calls(locks: &Arc<Locks>, lock: &Lock, budget: Budget) -> Result<()> {
     clear();
     let changed = locks
         .begin_transfer(lock, &caller, Some(token))
-        .and_then(|transfer| locks.transfer(lock, transfer, budget))
+        .and_then(|transfer| locks.transfer(lock, &transfer, budget))
         .and_then(|confirmed| {
             let token = confirmed.in_time()?.clone();
             confirmed.read().unwrap();

@@ -105,9 +105,17 @@ impl Transfers {
 
     /// The caller of a transfer will not learn that it succeeded.
     pub fn failed(&mut self, claim: &Claim) {
-        if let Some(transfer) = self.claimed(claim) {
-            if matches!(transfer.progress, Progress::UnderWay | Progress::Unread) {
-                transfer.progress = Progress::Failed;
+        let releasing = self.releases.contains_key(&claim.old);
+        let Some(transfer) = self.claimed(claim) else {
+            return;
+        };
+        match transfer.progress {
+            Progress::UnderWay | Progress::Unread => transfer.progress = Progress::Failed,
+            Progress::Failed => {}
+            Progress::Over if releasing => {}
+            // There is nobody left who must not read it.
+            Progress::Released | Progress::Over => {
+                self.by_old.remove(&claim.old);
             }
         }
     }
@@ -170,10 +178,17 @@ impl Transfers {
             self.releases.remove(old);
         }
         if let Some(transfer) = self.by_old.get_mut(old) {
-            if done {
-                transfer.progress = Progress::Released;
-            } else if left == 0 && transfer.progress == Progress::Over {
-                self.by_old.remove(old);
+            match transfer.progress {
+                Progress::UnderWay | Progress::Unread | Progress::Over if done => {
+                    transfer.progress = Progress::Released;
+                }
+                Progress::Failed if done => {
+                    self.by_old.remove(old);
+                }
+                Progress::Over if left == 0 => {
+                    self.by_old.remove(old);
+                }
+                _ => {}
             }
         }
     }
@@ -299,14 +314,39 @@ mod tests {
             all.end_release(&old, true);
             all.end_release(&old, false);
             assert!(!all.read(&claim));
-            all.failed(&claim);
             all.over(&old, &new);
             assert_eq!(all.begin_release(&old, now), Some(new.clone()));
             all.end_release(&old, false);
             assert!(!all.is_busy(&old, now));
             assert!(!all.read(&claim));
             assert_ne!(all.begin(&old, second, now).unwrap().new, new);
+            // The caller has been told, and nothing needs to be remembered.
+            all.failed(&claim);
+            assert!(all.by_old.is_empty() && all.releases.is_empty());
         }
+    }
+
+    #[test]
+    fn the_slower_of_two_releases_finds_nothing_before_the_faster_one_ends() {
+        let (mut all, old, second, now) = start();
+        let claim = all.begin(&old, second, now).unwrap();
+        all.made(&claim);
+        all.begin_release(&old, now);
+        all.begin_release(&old, now);
+        all.over(&old, &claim.new);
+        all.end_release(&old, false);
+        all.end_release(&old, true);
+        assert!(!all.read(&claim));
+    }
+
+    #[test]
+    fn a_release_after_a_failed_transfer_leaves_nothing() {
+        let (mut all, old, second, now) = start();
+        let claim = all.begin(&old, second, now).unwrap();
+        all.failed(&claim);
+        assert_eq!(all.begin_release(&old, now), Some(claim.new));
+        all.end_release(&old, true);
+        assert!(all.by_old.is_empty() && all.releases.is_empty());
     }
 
     #[test]
