@@ -49,7 +49,7 @@ _OF_INITDB = {
 
 def _forked() -> None:
     """In a child, nobody is going to release what another thread of the parent has locked."""
-    global _starting
+    global _starting  # noqa: PLW0603
     _starting = threading.Lock()
 
 
