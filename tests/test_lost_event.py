@@ -230,7 +230,7 @@ def test_it_keeps_its_lock(brief: Conf) -> None:
     lost = lock.lost
     del lock
     assert lost.wait()
-    assert repr(lost) == '<score.distlock.Lost "name" set>'
+    assert repr(lost) == "<score.distlock.Lost 'name' set>"
 
 
 def test_a_child_has_lost_nothing(brief: Conf) -> None:

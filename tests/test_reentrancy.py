@@ -154,7 +154,7 @@ def test_dropping_a_lock_releases_nothing(conf: Conf, caplog: pytest.LogCaptureF
         del lock
         # The destructor itself calls no Python; its events are delivered at the next call.
         assert not is_free(conf, "dropped")
-    assert 'the Lock object of "dropped" is gone' in caplog.text
+    assert "the Lock object of 'dropped' is gone" in caplog.text
     assert token not in caplog.text
     assert not is_free(conf, "dropped")
     conf.release("dropped", token)
