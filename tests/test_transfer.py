@@ -258,3 +258,20 @@ def test_configurations_of_one_process_share_their_transfers(
     with pytest.raises(LockExpired):
         transfer.result()
     assert fast.try_acquiring("shared")
+
+
+def test_a_guard_during_a_transfer_does_not_take_the_hold_for_lost(
+    through: Callable[..., Conf], proxy: Proxy, own_url: str
+) -> None:
+    conf = through()
+    lock = conf.get("guarded")
+    token = lock.acquire()
+    proxy.freeze_answer_to(b"guarded")
+    transfer = Background(lock.transfer, token)
+    with psycopg.connect(own_url) as connection:
+        query = "SELECT token = %s FROM _score_distlock WHERE name = 'guarded'"
+        until(lambda: connection.execute(query, (token,)).fetchone() == (False,))
+        with pytest.raises(RuntimeError, match="was not finished"), lock.guard(connection):
+            pytest.fail("guarded by a token that is void")
+    proxy.thaw()
+    conf.release("guarded", transfer.result())

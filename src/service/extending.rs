@@ -4,7 +4,7 @@ use super::confirmed::Confirmed;
 use super::lock::Lock;
 use super::locks::Locks;
 use super::registry::{Registry, registry};
-use crate::engine::{Caller, Deadline, HoldId, Lease, Loss, Moment, Name, Token};
+use crate::engine::{Caller, Deadline, HoldId, Lease, Loss, Moment, Name, Token, Transfers};
 use crate::error::{Error, Result};
 use crate::store::Budget;
 use crate::sync::process_id;
@@ -151,10 +151,20 @@ impl Locks {
             return Ok(None);
         }
         let registry = registry(budget.process);
-        let hold = registry.with(|holds| {
-            let (id, hold) = holds.with_token(token)?;
-            (hold.token == *token && hold.pending.is_none()).then_some(id)
+        let (hold, pending) = registry.with(|holds| {
+            let Some((id, hold)) = holds.with_token(token) else {
+                return (None, None);
+            };
+            let current = hold.token == *token && hold.pending.is_none();
+            (current.then_some(id), hold.pending.clone())
         });
+        // A transfer that has not been read: the hold stands under its new token.
+        let meant = |transfers: &mut Transfers| transfers.meant(token, Moment::now());
+        if let Some(new) = pending.or_else(|| registry.handovers.with(meant)) {
+            if self.store.is_held(lock.name(), &new, self.lease, budget)? {
+                return Ok(None);
+            }
+        }
         let reason = self.loss_of(&registry, hold, lock.name(), token, budget);
         Ok(Some(reason))
     }
