@@ -9,9 +9,9 @@ use crate::engine::{Entered, Name};
 use crate::error::{Error, Result};
 use crate::service::{self, Callbacks, Locks, Request, Step, Wait, Wakeup};
 use crate::store::{Budget, Record};
+use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyString, PyTuple};
-use pyo3::{IntoPyObjectExt, PyTraverseError, PyVisit};
 use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
@@ -258,12 +258,6 @@ impl Acquisition {
 
 #[pymethods]
 impl Acquisition {
-    /// The waiting coroutine may hold a reference to it.
-    fn __traverse__(&self, visit: PyVisit<'_>) -> std::result::Result<(), PyTraverseError> {
-        let listeners = self.listeners.as_ref();
-        listeners.map_or(Ok(()), |listeners| listeners.traverse(&visit))
-    }
-
     /// Takes the next step. Returns the seconds to sleep, if known at once; otherwise the answer
     /// carries them, or is `True` if the lock was granted.
     fn step(&self, inbox: &Inbox, number: u64) -> Option<f64> {

@@ -4,7 +4,6 @@ use super::finalizing::{ours, python_code};
 use crate::store::Url;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
-use pyo3::{PyTraverseError, PyVisit};
 use std::sync::{Mutex, PoisonError};
 
 /// The Engine that was given, or one that we create on first use.
@@ -42,18 +41,6 @@ impl Engine {
         let explicit: Vec<_> = explicit.collect();
         let made = ours(py, "_engine", "create", (driver, explicit, options))?;
         Ok(lock().get_or_insert_with(|| made.unbind()).bind(py).clone())
-    }
-
-    /// Shows the Engine to the garbage collector.
-    pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
-        match self {
-            Engine::Given(engine) => visit.call(engine),
-            Engine::Ours { options, made } => {
-                visit.call(options)?;
-                // If another thread has locked it, it is in use.
-                made.try_lock().map_or(Ok(()), |made| visit.call(&*made))
-            }
-        }
     }
 
     /// Disposes of an Engine that we created; the next call creates another.

@@ -10,9 +10,9 @@ use crate::engine::Entered;
 use crate::process::ProcessLocal;
 use crate::service::Callbacks;
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
-use pyo3::{IntoPyObjectExt, PyTraverseError, PyVisit};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -44,14 +44,6 @@ impl Listeners {
             attend(py)?;
         }
         Ok(())
-    }
-
-    /// Shows the garbage collector the references kept here. References passed to the core keep
-    /// their objects alive.
-    pub fn traverse(&self, visit: &PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.lock)?;
-        visit.call(&self.lost)?;
-        visit.call(self.expiring.as_ref().map(|(_, callback)| callback))
     }
 
     /// The callbacks as the core calls them.

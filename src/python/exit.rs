@@ -11,7 +11,6 @@ use crate::engine::Caller;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
-use pyo3::{PyTraverseError, PyVisit};
 
 /// The open blocks of one `aio.AsyncHold`.
 #[pyclass(name = "_Opened", module = "score.distlock", frozen)]
@@ -97,11 +96,6 @@ impl Leaving {
 
 #[pymethods]
 impl Leaving {
-    /// An exit stack may be referenced by the object it is to leave.
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.manager)
-    }
-
     #[pyo3(signature = (*exception))]
     fn __call__<'py>(
         &self,

@@ -10,7 +10,6 @@ use super::owner;
 use crate::engine::{Caller, Entered, HoldId, LevelId};
 use crate::service::Locks;
 use pyo3::prelude::*;
-use pyo3::{PyTraverseError, PyVisit};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A level from its two numbers.
@@ -88,12 +87,6 @@ impl Hold {
 
 #[pymethods]
 impl Hold {
-    /// Lets the collector free a cycle through `lock` or the callbacks.
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.lock)?;
-        self.listeners.traverse(&visit)
-    }
-
     fn __enter__(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let listeners = Some(&self.listeners);
         let (level, _) = enter(py, &self.handle, self.entering.clone(), listeners)?

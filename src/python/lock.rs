@@ -20,7 +20,6 @@ use crate::store::Budget;
 use crate::zone;
 use pyo3::prelude::*;
 use pyo3::types::{PyCFunction, PyString, PyTuple};
-use pyo3::{PyTraverseError, PyVisit};
 use std::sync::Arc;
 
 /// A named mutex. :meth:`ConfiguredDistlockModule.get` gives you one.
@@ -174,11 +173,6 @@ impl Lock {
 
 #[pymethods]
 impl Lock {
-    /// A cycle of a configured module and its locks is collected as a whole.
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        visit.call(&self.conf)
-    }
-
     #[new]
     fn new(conf: &Bound<'_, PyAny>, name: &Bound<'_, PyAny>) -> PyResult<Lock> {
         let shared = Configured::of(conf)?;

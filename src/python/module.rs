@@ -21,9 +21,9 @@ use crate::error::Error;
 use crate::service::{self, Callbacks, Locks, Request, Wait};
 use crate::store::{Settings, Store};
 use crate::zone;
+use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
-use pyo3::{IntoPyObjectExt, PyTraverseError, PyVisit};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -117,13 +117,6 @@ impl ConfiguredDistlockModule {
 
 #[pymethods]
 impl ConfiguredDistlockModule {
-    /// It and its `aio` reference each other.
-    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        self.engine.traverse(&visit)?;
-        // If another thread has locked it, it is in use.
-        self.aio.try_lock().map_or(Ok(()), |aio| visit.call(&*aio))
-    }
-
     /// Set by score.init.
     #[classattr]
     fn _finalized() -> bool {
