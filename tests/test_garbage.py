@@ -23,4 +23,5 @@ print('made')
 
 def test_the_collector_meets_no_object_that_is_half_made() -> None:
     """The constructor of a configuration runs Python code, so threads take turns in it."""
-    assert python(CODE) == "made\n"
+    for _ in range(3):  # it happened in four of five
+        assert python(CODE) == "made\n"
