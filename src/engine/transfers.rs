@@ -54,6 +54,8 @@ pub struct Claim {
 #[derive(Debug, Default)]
 pub struct Transfers {
     by_old: HashMap<Token, Transfer>,
+    /// The old token by the new one: each release asks for it.
+    by_new: HashMap<Token, Token>,
     /// How many releases are under way under a token. A transfer of that token waits for them,
     /// and one that was faster is not read meanwhile.
     releases: HashMap<Token, u32>,
@@ -65,7 +67,13 @@ impl Transfers {
     /// earlier failed attempt if there was one. `None` while another transfer or a release is in
     /// progress.
     pub fn begin(&mut self, old: &Token, lease: Lease, now: Moment) -> Option<Claim> {
-        self.by_old.retain(|_, transfer| transfer.matters(now));
+        self.by_old.retain(|_, transfer| {
+            let matters = transfer.matters(now);
+            if !matters {
+                self.by_new.remove(&transfer.new);
+            }
+            matters
+        });
         let old = &self.origin(old);
         if self.releases.contains_key(old) {
             return None;
@@ -83,6 +91,7 @@ impl Transfers {
             Progress::UnderWay => return None,
             Progress::Failed => {
                 (transfer.progress, transfer.attempt) = (Progress::UnderWay, attempt);
+                self.by_new.insert(transfer.new.clone(), old.clone());
                 transfer.new.clone()
             }
             // That one's caller is about to have it, or it has ended. This one comes too late.
@@ -121,7 +130,7 @@ impl Transfers {
             Progress::Over if releasing => {}
             // There is nobody left who must not read it.
             Progress::Released | Progress::Over => {
-                self.by_old.remove(&claim.old);
+                self.forget(&claim.old);
             }
         }
     }
@@ -151,7 +160,7 @@ impl Transfers {
         if releasing || ended || transfer.attempt != claim.attempt {
             return false;
         }
-        self.by_old.remove(&claim.old);
+        self.forget(&claim.old);
         true
     }
 
@@ -162,7 +171,7 @@ impl Transfers {
             Some(transfer) if transfer.progress == Progress::Released => {}
             Some(transfer) if releasing => transfer.progress = Progress::Over,
             Some(_) => {
-                self.by_old.remove(old);
+                self.forget(old);
             }
             None => {}
         }
@@ -192,10 +201,10 @@ impl Transfers {
                     transfer.progress = Progress::Released;
                 }
                 Progress::Failed if done => {
-                    self.by_old.remove(old);
+                    self.forget(old);
                 }
                 Progress::Over if left == 0 => {
-                    self.by_old.remove(old);
+                    self.forget(old);
                 }
                 _ => {}
             }
@@ -205,11 +214,21 @@ impl Transfers {
     /// The token that a transfer was to replace, if this is its new one, which nobody has read: who
     /// names no token means the one that the hold has.
     fn origin(&self, token: &Token) -> Token {
-        let failed = |(_, transfer): &(&Token, &Transfer)| {
-            transfer.progress == Progress::Failed && transfer.new == *token
+        let failed = |old: &&Token| {
+            let transfer = self.by_old.get(*old);
+            transfer.is_some_and(|transfer| transfer.progress == Progress::Failed)
         };
-        let found = self.by_old.iter().find(failed);
-        found.map_or_else(|| token.clone(), |(old, _)| old.clone())
+        self.by_new
+            .get(token)
+            .filter(failed)
+            .unwrap_or(token)
+            .clone()
+    }
+
+    fn forget(&mut self, old: &Token) {
+        if let Some(transfer) = self.by_old.remove(old) {
+            self.by_new.remove(&transfer.new);
+        }
     }
 
     fn claimed(&mut self, claim: &Claim) -> Option<&mut Transfer> {
@@ -225,206 +244,4 @@ impl Transfers {
 
 #[cfg(test)]
 #[allow(clippy::unchecked_time_subtraction)] // of constants
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    fn start() -> (Transfers, Token, Lease, Moment) {
-        let lease = Lease::from_seconds(1.0).unwrap();
-        (Transfers::default(), Token::random(), lease, Moment::now())
-    }
-
-    #[test]
-    fn the_token_that_a_hold_may_have_is_known_for_a_lease() {
-        let (mut all, old, second, now) = start();
-        let later = now + (SECOND - Duration::from_millis(1));
-        let claim = all.begin(&old, second, now).unwrap();
-        let new = claim.new.clone();
-        // While its statement is under way there is no limit.
-        assert_eq!(all.meant(&old, now + SECOND), Some(new.clone()));
-        all.failed(&claim);
-        assert_eq!(all.meant(&new, now), None);
-        assert_eq!(all.meant(&old, later), Some(new.clone()));
-        assert_eq!(all.meant(&old, now + SECOND), None);
-        assert_eq!(all.begin_release(&old, now + SECOND).1, None);
-        all.end_release(&old, false);
-        all.stands(&old, &new, second, later);
-        assert_eq!(all.meant(&old, now + SECOND), Some(new.clone()));
-        all.stands(&old, &Token::random(), second, later + SECOND);
-        assert_eq!(all.meant(&old, later + SECOND), None);
-        // Others are forgotten when they no longer matter.
-        all.begin(&Token::random(), second, later + SECOND);
-        assert_eq!(all.by_old.len(), 1);
-    }
-
-    #[test]
-    fn of_two_transfers_of_a_token_one_is_under_way() {
-        let (mut all, old, second, now) = start();
-        assert!(!all.is_busy(&old));
-        let first = all.begin(&old, second, now).unwrap();
-        assert!(all.is_busy(&old));
-        assert_eq!(all.begin(&old, second, now + SECOND), None);
-        // A failed transfer is repeated with the same token, as the database may have it.
-        all.failed(&first);
-        assert!(!all.is_busy(&old));
-        let claim = all.begin(&old, second, now).unwrap();
-        assert_eq!(claim.new, first.new);
-        assert_eq!(all.begin(&old, second, now), None);
-        // The outcome of the first attempt no longer matters.
-        all.failed(&first);
-        assert!(all.is_busy(&old));
-        all.made(&first);
-        assert!(all.is_busy(&old));
-        assert!(!all.read(&first));
-        // A caller that comes before the first one knows gets its own token, in vain.
-        all.made(&claim);
-        let other = all.begin(&old, second, now).unwrap();
-        assert_ne!(other.new, claim.new);
-        all.over(&old, &other.new);
-        all.failed(&other);
-        assert_eq!(all.meant(&old, now), Some(claim.new.clone()));
-        // A cancelled attempt stays failed, whatever the database says afterwards.
-        all.failed(&claim);
-        all.made(&claim);
-        let claim = all.begin(&old, second, now).unwrap();
-        assert_eq!(claim.new, first.new);
-        // Once read, nothing revives it.
-        assert!(all.read(&claim));
-        all.stands(&old, &claim.new, second, now);
-        all.made(&claim);
-        assert_eq!(all.meant(&old, now), None);
-        assert_ne!(all.begin(&old, second, now).unwrap().new, claim.new);
-    }
-
-    #[test]
-    fn a_release_or_a_transfer_has_the_hold() {
-        for progress in [Progress::UnderWay, Progress::Unread, Progress::Failed] {
-            let (mut all, old, second, now) = start();
-            let claim = all.begin(&old, second, now).unwrap();
-            let new = claim.new.clone();
-            match progress {
-                Progress::Unread => all.made(&claim),
-                Progress::Failed => all.failed(&claim),
-                _ => {}
-            }
-            // During two releases nobody is given the token, and transfers wait.
-            for _ in 0..2 {
-                assert_eq!(all.begin_release(&old, now).1, Some(new.clone()));
-            }
-            all.made(&claim);
-            assert_eq!(all.begin(&old, second, now), None);
-            assert!(all.is_busy(&old));
-            assert!(!all.read(&claim));
-            all.end_release(&old, false);
-            assert!(all.is_busy(&old));
-            assert!(!all.read(&claim));
-            // Both have failed: as before.
-            all.end_release(&old, false);
-            assert_eq!(all.begin_release(&old, now).1, Some(new.clone()));
-            all.end_release(&old, false);
-            all.failed(&claim);
-            let claim = all.begin(&old, second, now).unwrap();
-            assert_eq!(claim.new, new);
-            all.made(&claim);
-            // One has succeeded, whatever the others report, and nothing revives the hold.
-            for _ in 0..2 {
-                assert_eq!(all.begin_release(&old, now).1, Some(new.clone()));
-            }
-            all.end_release(&old, true);
-            all.end_release(&old, false);
-            assert!(!all.read(&claim));
-            all.over(&old, &new);
-            assert_eq!(all.begin_release(&old, now).1, Some(new.clone()));
-            all.end_release(&old, false);
-            assert!(!all.is_busy(&old));
-            assert!(!all.read(&claim));
-            assert_ne!(all.begin(&old, second, now).unwrap().new, new);
-            // The caller has been told, and nothing needs to be remembered.
-            all.failed(&claim);
-            assert!(all.by_old.is_empty() && all.releases.is_empty());
-        }
-    }
-
-    #[test]
-    fn the_slower_of_two_releases_finds_nothing_before_the_faster_one_ends() {
-        let (mut all, old, second, now) = start();
-        let claim = all.begin(&old, second, now).unwrap();
-        all.made(&claim);
-        all.begin_release(&old, now);
-        all.begin_release(&old, now);
-        all.over(&old, &claim.new);
-        all.end_release(&old, false);
-        all.end_release(&old, true);
-        assert!(!all.read(&claim));
-    }
-
-    #[test]
-    fn a_release_after_a_failed_transfer_leaves_nothing() {
-        let (mut all, old, second, now) = start();
-        let claim = all.begin(&old, second, now).unwrap();
-        all.failed(&claim);
-        assert_eq!(all.begin_release(&old, now).1, Some(claim.new));
-        all.end_release(&old, true);
-        assert!(all.by_old.is_empty() && all.releases.is_empty());
-    }
-
-    #[test]
-    fn the_new_token_of_a_failed_transfer_means_that_transfer() {
-        let (mut all, old, second, now) = start();
-        let first = all.begin(&old, second, now).unwrap();
-        all.failed(&first);
-        // The owner names no token, and the hold has the new one.
-        let claim = all.begin(&first.new, second, now).unwrap();
-        assert_eq!((&claim.old, &claim.new), (&old, &first.new));
-        all.failed(&claim);
-        assert_eq!(all.begin_release(&first.new, now), (old.clone(), None));
-        assert!(all.is_busy(&old) && all.is_busy(&first.new));
-        assert_eq!(all.begin(&first.new, second, now), None);
-        all.end_release(&old, true);
-        assert!(all.by_old.is_empty() && all.releases.is_empty());
-    }
-
-    #[test]
-    fn a_transfer_waits_for_a_release_that_began_before() {
-        let (mut all, old, second, now) = start();
-        assert_eq!(all.begin_release(&old, now).1, None);
-        assert_eq!(all.begin(&old, second, now), None);
-        assert!(all.is_busy(&old));
-        all.end_release(&old, true);
-        assert!(!all.is_busy(&old));
-        assert!(all.begin(&old, second, now).is_some());
-    }
-
-    #[test]
-    fn what_a_release_finds_gone_is_forgotten_afterwards() {
-        let (mut all, old, second, now) = start();
-        let claim = all.begin(&old, second, now).unwrap();
-        for _ in 0..2 {
-            all.begin_release(&old, now);
-        }
-        all.over(&old, &claim.new);
-        all.made(&claim);
-        all.failed(&claim);
-        all.end_release(&old, false);
-        assert!(all.is_busy(&old));
-        assert!(!all.read(&claim));
-        all.end_release(&old, false);
-        assert!(!all.is_busy(&old));
-        assert_eq!(all.meant(&old, now), None);
-        assert_ne!(all.begin(&old, second, now).unwrap().new, claim.new);
-    }
-
-    #[test]
-    fn after_it_was_read_a_release_finds_nothing() {
-        let (mut all, old, second, now) = start();
-        let claim = all.begin(&old, second, now).unwrap();
-        all.made(&claim);
-        assert!(all.read(&claim));
-        assert_eq!(all.begin_release(&old, now).1, None);
-        all.end_release(&old, true);
-        assert_eq!(all.meant(&old, now), None);
-        assert!(all.releases.is_empty());
-    }
-}
+mod tests;

@@ -29,7 +29,7 @@ impl Drop for Replaced {
         if process_id() == self.process {
             // No effect if the token was read.
             self.registry
-                .handovers
+                .transfers
                 .with(|transfers| transfers.failed(&self.claim));
         }
     }
@@ -91,7 +91,7 @@ impl Confirmed {
         let Replaced {
             registry, claim, ..
         } = replaced;
-        if registry.handovers.with(|transfers| transfers.read(claim)) {
+        if registry.transfers.with(|transfers| transfers.read(claim)) {
             return Ok(());
         }
         let (name, token) = (self.name.clone(), self.token.clone());

@@ -160,7 +160,7 @@ impl Locks {
         });
         // A transfer that has not been read: the hold stands under its new token.
         let meant = |transfers: &mut Transfers| transfers.meant(token, Moment::now());
-        if let Some(new) = pending.or_else(|| registry.handovers.with(meant)) {
+        if let Some(new) = pending.or_else(|| registry.transfers.with(meant)) {
             if self.store.is_held(lock.name(), &new, self.lease, budget)? {
                 return Ok(None);
             }

@@ -5,7 +5,6 @@ mod confirmed;
 mod ending;
 mod extending;
 mod granting;
-mod handovers;
 mod insight;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;
@@ -15,6 +14,7 @@ mod owed;
 mod registry;
 mod releasing;
 mod renewal;
+mod shared_transfers;
 mod threads;
 mod transferring;
 mod wait;

@@ -1,7 +1,7 @@
 //! The holds of all Lock objects of this process, of every configuration.
 
-use super::handovers::Handovers;
 use super::locked;
+use super::shared_transfers::SharedTransfers;
 use super::wakeup::Wakeup;
 use super::watch::Watched;
 use crate::engine::{
@@ -47,7 +47,7 @@ pub struct Registry {
     /// The waiters of each configuration.
     crowds: Mutex<Vec<Weak<dyn Crowd>>>,
     /// The transfers in progress.
-    pub(super) handovers: Handovers,
+    pub(super) transfers: SharedTransfers,
     /// For observers.
     pub(super) watched: Watched,
 }

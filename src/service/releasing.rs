@@ -34,7 +34,7 @@ impl Releasing {
     ) -> Releasing {
         let registry = registry(budget.process);
         let begin = |transfers: &mut Transfers| transfers.begin_release(token, Moment::now());
-        let (counted, new) = registry.handovers.with(begin);
+        let (counted, new) = registry.transfers.with(begin);
         Releasing {
             owed,
             registry,
@@ -106,7 +106,7 @@ impl Drop for Releasing {
         if process_id() == self.process {
             let (token, done) = (&self.counted, self.done);
             self.registry
-                .handovers
+                .transfers
                 .with(|transfers| transfers.end_release(token, done));
         }
     }

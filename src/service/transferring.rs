@@ -65,7 +65,7 @@ impl Locks {
             known.map_or((None, self.lease), |(id, hold)| (Some(id), hold.lease))
         });
         let claim = registry
-            .handovers
+            .transfers
             .with(|transfers| transfers.begin(old, remembered(lease), Moment::now()))?;
         // Before sending the statement: a thread that extends the hold meanwhile may find either
         // token.
@@ -80,7 +80,7 @@ impl Locks {
         if let Attempt::Begun(Begun { claim, .. }) = attempt {
             let registry = registry(process_id());
             registry
-                .handovers
+                .transfers
                 .with(|transfers| transfers.failed(&claim));
         }
     }
@@ -103,7 +103,7 @@ impl Locks {
                 Attempt::Waits => drop(attempt),
             }
             let busy = |transfers: &Transfers| transfers.is_busy(&transfer.old);
-            if !registry.handovers.wait_while(busy, budget)? {
+            if !registry.transfers.wait_while(busy, budget)? {
                 return Err(unavailable(
                     "is being transferred or released by another call",
                 ));
@@ -125,7 +125,7 @@ impl Locks {
                     holds.transferred(&old, &new);
                     holds.present(lock.id(), &new, fence);
                 });
-                registry.handovers.with(|transfers| {
+                registry.transfers.with(|transfers| {
                     transfers.stands(&old, &new, remembered(lease), Moment::now());
                     transfers.made(&claim);
                 });
@@ -143,7 +143,7 @@ impl Locks {
             Ok(None) => {
                 registry.with(|holds| holds.not_transferred(&old, &new));
                 registry
-                    .handovers
+                    .transfers
                     .with(|transfers| transfers.over(&old, &new));
                 let current = hold.filter(|hold| {
                     registry.with(|holds| holds.get(*hold).is_some_and(|hold| hold.token == old))
@@ -155,14 +155,14 @@ impl Locks {
             Err(Error::Forked) => Err(Error::Forked),
             Err(error) => {
                 if error.outcome_unknown() {
-                    registry.handovers.with(|transfers| {
+                    registry.transfers.with(|transfers| {
                         transfers.stands(&old, &new, remembered(lease), Moment::now());
                         transfers.failed(&claim);
                     });
                 } else {
                     registry.with(|holds| holds.not_transferred(&old, &new));
                     registry
-                        .handovers
+                        .transfers
                         .with(|transfers| transfers.over(&old, &new));
                 }
                 Err(error)
@@ -174,18 +174,18 @@ impl Locks {
     /// succeeded.
     pub(super) fn resolve(&self, name: &Name, token: &Token, budget: Budget) -> Result<Token> {
         let registry = registry(budget.process);
-        let handovers = &registry.handovers;
-        let Some(new) = handovers.with(|transfers| transfers.meant(token, Moment::now())) else {
+        let all = &registry.transfers;
+        let Some(new) = all.with(|transfers| transfers.meant(token, Moment::now())) else {
             return Ok(token.clone());
         };
         let answer = self.store.transfer(name, token, &new, self.lease, budget)?;
         if answer.is_none() {
-            handovers.with(|transfers| transfers.over(token, &new));
+            all.with(|transfers| transfers.over(token, &new));
             registry.with(|holds| holds.not_transferred(token, &new));
             return Ok(token.clone());
         }
         // The caller may know only the old token, next time too.
-        handovers.with(|transfers| {
+        all.with(|transfers| {
             transfers.stands(token, &new, remembered(self.lease), Moment::now());
         });
         registry.with(|holds| holds.transferred(token, &new));

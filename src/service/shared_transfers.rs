@@ -16,12 +16,12 @@ struct State {
 
 /// The transfers of one process, and the callers who wait for one of them to end.
 #[derive(Default)]
-pub struct Handovers {
+pub struct SharedTransfers {
     state: Mutex<State>,
     changed: Condvar,
 }
 
-impl Handovers {
+impl SharedTransfers {
     /// Works on the transfers.
     pub fn with<T>(&self, work: impl FnOnce(&mut Transfers) -> T) -> T {
         let mut state = locked(&self.state);
