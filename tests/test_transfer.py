@@ -7,7 +7,7 @@ import contextlib
 import re
 import signal
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import psycopg
@@ -21,7 +21,6 @@ from .support.proxy import Proxy
 from .test_lost_answers import own_url, proxy, through
 
 __all__ = ("own_url", "proxy", "through")
-
 
 Conf = score.distlock.ConfiguredDistlockModule
 
@@ -66,20 +65,11 @@ def test_of_two_that_transfer_the_same_token_one_succeeds(conf: Conf) -> None:
         conf.release("name", new)
 
 
-class Interrupt(Exception):
-    pass
-
-
-@pytest.fixture
-def interrupting() -> Iterator[None]:
-    """SIGALRM raises."""
-
-    def interrupt(*_: object) -> None:
-        raise Interrupt
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    yield
-    signal.signal(signal.SIGALRM, before)
+def has_token(url: str, name: str, token: str) -> bool:
+    """Whether that is the token in the database."""
+    with psycopg.connect(url) as db:
+        query = "SELECT token = %s FROM _score_distlock WHERE name = %s"
+        return db.execute(query, (token, name)).fetchone() == (True,)
 
 
 @pytest.mark.parametrize("executed", [False, True])
@@ -88,7 +78,6 @@ def test_an_interrupted_transfer_leaves_the_old_token_valid(
     through: Callable[..., Conf],
     proxy: Proxy,
     own_url: str,
-    interrupting: None,
     executed: bool,
     use: str,
 ) -> None:
@@ -101,19 +90,17 @@ def test_an_interrupted_transfer_leaves_the_old_token_valid(
     else:
         proxy.freeze_request(lambda request: True)
 
-    def is_stored() -> bool:
-        with psycopg.connect(own_url) as db:
-            stored = db.execute("SELECT token FROM _score_distlock WHERE name = %s", (name,))
-            return stored.fetchone() != (token,)
-
     def interrupt() -> None:
-        until(is_stored if executed else proxy.frozen.is_set)
-        signal.pthread_kill(main, signal.SIGALRM)
+        if executed:
+            until(lambda: not has_token(own_url, name, token))
+        else:
+            proxy.frozen.wait()
+        signal.pthread_kill(main, signal.SIGINT)
 
     main = threading.get_ident()
 
     thread = Background(interrupt)
-    with pytest.raises(Interrupt):
+    with pytest.raises(KeyboardInterrupt):
         cut_off.transfer(name, token)
     thread.result()
     proxy.thaw()
@@ -167,7 +154,7 @@ def test_a_release_that_is_on_its_way_is_not_overtaken(
         transfer = asyncio.create_task(conf.aio.transfer(name, old))
         await asyncio.sleep(0)
         # The loop is too busy to learn of it.
-        until(lambda: observer.info(name) and not held_by(old))
+        until(lambda: not has_token(own_url, name, old))
         proxy.freeze_request(is_new)
         release = Background(conf.release, name, old)
         proxy.frozen.wait()
@@ -176,11 +163,6 @@ def test_a_release_that_is_on_its_way_is_not_overtaken(
         assert lost.value.reason == "released"
         proxy.thaw()
         release.result()
-
-    def held_by(token: str) -> bool:
-        with psycopg.connect(own_url) as db:
-            query = "SELECT token = %s FROM _score_distlock WHERE name = %s"
-            return db.execute(query, (token, name)).fetchone() == (True,)
 
     asyncio.run(main())
     assert observer.try_acquiring(name)
@@ -250,9 +232,7 @@ def test_configurations_of_one_process_share_their_transfers(
     token = lock.acquire()
     proxy.freeze_answers()
     transfer = Background(lock.transfer, token)
-    with psycopg.connect(own_url, autocommit=True) as db:
-        query = "SELECT token = %s FROM _score_distlock WHERE name = 'shared'"
-        until(lambda: db.execute(query, (token,)).fetchone() == (False,))
+    until(lambda: not has_token(own_url, "shared", token))
     fast.release("shared", token)
     proxy.thaw()
     with pytest.raises(LockExpired):
@@ -268,10 +248,38 @@ def test_a_guard_during_a_transfer_does_not_take_the_hold_for_lost(
     token = lock.acquire()
     proxy.freeze_answer_to(b"guarded")
     transfer = Background(lock.transfer, token)
-    with psycopg.connect(own_url) as connection:
-        query = "SELECT token = %s FROM _score_distlock WHERE name = 'guarded'"
-        until(lambda: connection.execute(query, (token,)).fetchone() == (False,))
-        with pytest.raises(RuntimeError, match="was not finished"), lock.guard(connection):
-            pytest.fail("guarded by a token that is void")
+    until(lambda: not has_token(own_url, "guarded", token))
+    with (
+        psycopg.connect(own_url) as connection,
+        pytest.raises(RuntimeError, match="was not finished"),
+        lock.guard(connection),
+    ):
+        pytest.fail("guarded by a token that is void")
     proxy.thaw()
     conf.release("guarded", transfer.result())
+
+
+def test_an_interrupted_transfer_is_remembered_for_the_lease_of_the_hold(
+    through: Callable[..., Conf], proxy: Proxy, own_url: str
+) -> None:
+    """The hold's own lease is longer than that of the configuration that transfers it."""
+    through()  # makes the table
+    address = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers"
+    brief = score.distlock.connect(address, maxtime="300ms")
+    brief.release("warm-up", brief.acquire("warm-up"))
+    name = "longer than ours"
+    old = score.distlock.init({"sqlalchemy.url": own_url}).acquire(name)
+
+    async def transfer() -> None:
+        proxy.freeze_answers()
+        transfer = asyncio.create_task(brief.aio.transfer(name, old))
+        await asyncio.to_thread(until, lambda: not has_token(own_url, name, old))
+        transfer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await transfer
+        proxy.thaw()
+
+    asyncio.run(transfer())
+    with psycopg.connect(own_url) as db:
+        db.execute("SELECT pg_sleep(0.4)")
+    brief.release(name, brief.transfer(name, old))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._errors import REASONS
 from ._measuring import (
@@ -37,27 +37,14 @@ class Prometheus(Sink):
 
         super().__init__()
         self._registry = registry
-        self._acquire = Histogram(
-            "distlock_acquire_duration_seconds",
-            ACQUIRE_TEXT,
-            ("outcome", "lock"),
-            registry=None,
-            buckets=ACQUIRE,
-        )
-        self._hold = Histogram(
-            "distlock_hold_duration_seconds",
-            HOLD_TEXT,
-            ("outcome", "lock"),
-            registry=None,
-            buckets=HOLD,
-        )
-        self._margin = Histogram(
-            "distlock_lease_margin_seconds",
-            MARGIN_TEXT,
-            ("lock",),
-            registry=None,
-            buckets=MARGIN,
-        )
+
+        def histogram(what: str, text: str, labels: list[str], buckets: Any) -> Histogram:
+            name = f"distlock_{what}_seconds"
+            return Histogram(name, text, labels, registry=None, buckets=buckets)
+
+        self._acquire = histogram("acquire_duration", ACQUIRE_TEXT, ["outcome", "lock"], ACQUIRE)
+        self._hold = histogram("hold_duration", HOLD_TEXT, ["outcome", "lock"], HOLD)
+        self._margin = histogram("lease_margin", MARGIN_TEXT, ["lock"], MARGIN)
         self._losses = Counter("distlock_losses", LOSSES_TEXT, ("reason", "lock"), registry=None)
         for reason in REASONS:
             # Otherwise increase() would miss a first loss that creates the series.
@@ -88,20 +75,13 @@ class Prometheus(Sink):
             yield from metric.collect()
         for name, text, counts in (
             ("distlock_holds", HOLDS_TEXT, holds),
-            (
-                "distlock_waiters",
-                WAITERS_TEXT,
-                waiters,
-            ),
+            ("distlock_waiters", WAITERS_TEXT, waiters),
         ):
             gauge = GaugeMetricFamily(name, text, labels=["lock"])
             for lock, count in counts.items():
                 gauge.add_metric([lock or ""], count)
             yield gauge
-        gauge = GaugeMetricFamily(
-            "distlock_listener_connected",
-            LISTENER_TEXT,
-        )
+        gauge = GaugeMetricFamily("distlock_listener_connected", LISTENER_TEXT)
         if listeners:
             gauge.add_metric([], sum(listeners))
         yield gauge
