@@ -279,8 +279,11 @@ def test_what_is_lost_cannot_be_entered(brief: Conf, conf: Conf, reason: str) ->
     async def wait(holds: Any) -> None:
         await holds
 
-    # If several have expired, the first one is named.
-    expected = [("b", "released")] if reason == "released" else [("a", "expired")]
+    # If several have expired, the first one is named: "a", unless taking the others took so long
+    # that it was extended meanwhile.
+    expected = [("b", "released")]
+    if reason == "expired":
+        expected = [("a", "expired"), ("b", "expired")]
     with module.acquire_all(NAMES, autoextend=False) as holds:
         pass
     holds = module.acquire_all(NAMES)

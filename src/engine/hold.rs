@@ -1,6 +1,6 @@
 //! One hold, and the levels that its owner has entered.
 
-use super::{Deadline, Lease, LevelId, LockId, Loss, Moment, Name, Place, Token};
+use super::{Deadline, Key, Lease, LevelId, LockId, Loss, Moment, Place, Token};
 
 /// The condition of a hold; see the table in `holds.rs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,11 +52,9 @@ impl Level {
 pub struct Hold {
     /// The Lock object it was taken through.
     pub lock: LockId,
-    /// The name of the lock.
-    pub name: Name,
-    /// Proves ownership.
-    pub token: Token,
-    /// The token that a transfer is giving or may have given it.
+    /// What its owner knows it by.
+    pub key: Key,
+    /// The token that a transfer is giving or may have given it, until its caller knows that one.
     pub pending: Option<Token>,
     /// The fencing number; `None` for a hold that 0.2.5 acquired.
     pub fence: Option<i64>,

@@ -24,7 +24,7 @@
 
 use super::hold::{Kind, Level};
 use super::{
-    Caller, Condition, Deadline, Entered, Hold, HoldId, Lease, LevelId, LockId, Loss, Moment, Name,
+    Caller, Condition, Deadline, Entered, Hold, HoldId, Key, Lease, LevelId, LockId, Loss, Moment,
     Place, Token,
 };
 use std::collections::{HashMap, HashSet};
@@ -41,10 +41,8 @@ pub struct Grant {
     pub again: bool,
     /// The Lock object.
     pub lock: LockId,
-    /// The name of the lock.
-    pub name: Name,
-    /// Proves ownership.
-    pub token: Token,
+    /// What the owner will know it by.
+    pub key: Key,
     /// The fencing number.
     pub fence: Option<i64>,
     /// The hold is certain until then.
@@ -78,10 +76,8 @@ pub enum Entry {
 /// A newly discovered loss, for listeners.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reported {
-    /// The name of the lock.
-    pub name: Name,
-    /// Proves ownership.
-    pub token: Token,
+    /// What its owner knew it by.
+    pub key: Key,
     /// The fencing number of the hold.
     pub fence: Option<i64>,
     /// Why it is lost.
@@ -96,7 +92,8 @@ pub struct Reported {
 pub struct Holds {
     all: HashMap<HoldId, Hold>,
     by_lock: HashMap<LockId, Vec<HoldId>>,
-    by_token: HashMap<Token, HoldId>,
+    /// Also those that a transfer may have given them.
+    by_key: HashMap<Key, HoldId>,
     /// The fence of a hold whose token was presented to a Lock object that did not take it.
     presented: HashMap<LockId, i64>,
     /// The Lock objects that have lost a hold since they last acquired.
@@ -143,11 +140,18 @@ impl Holds {
         self.all.get(&id)
     }
 
-    /// The hold that has this token, or may have it through a transfer.
+    /// The hold that has this key, or may have it through a transfer.
     #[must_use]
-    pub fn with_token(&self, token: &Token) -> Option<(HoldId, &Hold)> {
-        let id = *self.by_token.get(token)?;
+    pub fn with_key(&self, key: &Key) -> Option<(HoldId, &Hold)> {
+        let id = *self.by_key.get(key)?;
         Some((id, self.all.get(&id)?))
+    }
+
+    /// Whether a hold has this key, and certainly no other.
+    #[must_use]
+    pub fn is_known(&self, id: HoldId, key: &Key) -> bool {
+        let known = |hold: &Hold| hold.key == *key && hold.pending.is_none();
+        self.all.get(&id).is_some_and(known)
     }
 
     /// The fence of the hold whose token was last presented.
@@ -156,12 +160,9 @@ impl Holds {
         self.presented.get(&lock).copied()
     }
 
-    /// A token was presented to a Lock object; its hold has this fence.
-    pub fn present(&mut self, lock: LockId, token: &Token, fence: Option<i64>) {
-        if self
-            .with_token(token)
-            .is_none_or(|(_, hold)| hold.lock != lock)
-        {
+    /// A key was presented to a Lock object; its hold has this fence.
+    pub fn present(&mut self, lock: LockId, key: &Key, fence: Option<i64>) {
+        if self.with_key(key).is_none_or(|(_, hold)| hold.lock != lock) {
             match fence {
                 Some(fence) => drop(self.presented.insert(lock, fence)),
                 None => drop(self.presented.remove(&lock)),
@@ -199,7 +200,7 @@ impl Holds {
         match hold.condition {
             Condition::Held => Entry::Again {
                 hold: id,
-                token: hold.token.clone(),
+                token: hold.key.token.clone(),
                 lease: hold.lease,
             },
             Condition::Releasing | Condition::Released | Condition::Ended(_) => Entry::Fresh,
@@ -207,7 +208,7 @@ impl Holds {
             Condition::Lost { reason, .. } => {
                 let reported = true;
                 hold.condition = Condition::Lost { reason, reported };
-                Entry::Lost(hold.token.clone(), reason)
+                Entry::Lost(hold.key.token.clone(), reason)
             }
         }
     }
@@ -250,12 +251,10 @@ impl Holds {
             let oldest = siblings[0];
             self.remove(oldest);
         }
-        self.by_token
-            .insert(grant.token.clone(), grant.entered.hold);
+        self.by_key.insert(grant.key.clone(), grant.entered.hold);
         let hold = Hold {
             lock: grant.lock,
-            name: grant.name,
-            token: grant.token,
+            key: grant.key,
             pending: None,
             fence: grant.fence,
             deadline: grant.deadline,
@@ -294,9 +293,9 @@ impl Holds {
         let Some(hold) = self.all.remove(&id) else {
             return;
         };
-        self.by_token.remove(&hold.token);
+        self.by_key.remove(&hold.key);
         if let Some(pending) = &hold.pending {
-            self.by_token.remove(pending);
+            self.by_key.remove(&hold.key.with(pending));
         }
         if let Some(siblings) = self.by_lock.get_mut(&hold.lock) {
             siblings.retain(|other| *other != id);

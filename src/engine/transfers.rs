@@ -1,9 +1,9 @@
-//! Transfers, by their old token, whose callers do not know yet that they succeeded.
+//! Transfers, by their old key, whose callers do not know yet that they succeeded.
 //!
 //! Until then the old token stands for the new one. If a transfer and a release meet under the old
 //! token, one of them gets the hold, and the other is refused.
 
-use crate::engine::{Deadline, Lease, Moment, Token};
+use super::{Deadline, Key, Lease, Moment, Token};
 use std::collections::HashMap;
 
 /// The progress of a transfer.
@@ -26,6 +26,9 @@ enum Progress {
 struct Transfer {
     /// The token that the hold may have.
     new: Token,
+    /// Whether it may have it whatever becomes of the statement in flight: an earlier attempt may
+    /// have succeeded, or another caller's statement may have completed this one.
+    perhaps: bool,
     /// When it no longer matters.
     until: Deadline,
     progress: Progress,
@@ -43,70 +46,63 @@ impl Transfer {
 /// An attempt to transfer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Claim {
-    /// The token to be replaced.
-    pub old: Token,
+    /// The key to be replaced.
+    pub old: Key,
     /// The token that the hold may have from now on.
     pub new: Token,
     attempt: u64,
 }
 
+/// Whether a transfer can begin.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Begin {
+    /// It begins: send its statement.
+    Now(Claim),
+    /// Another transfer or a release is in progress: wait for it.
+    Later,
+    /// The hold has, or will have, a new token that another caller is about to know; or it has
+    /// ended, or is going to.
+    TooLate,
+}
+
 /// The transfers of one process.
 #[derive(Debug, Default)]
 pub struct Transfers {
-    by_old: HashMap<Token, Transfer>,
-    /// The old token by the new one: each release asks for it.
-    by_new: HashMap<Token, Token>,
-    /// How many releases are under way under a token. A transfer of that token waits for them,
-    /// and one that was faster is not read meanwhile.
-    releases: HashMap<Token, u32>,
+    by_old: HashMap<Key, Transfer>,
+    /// How many releases are under way under a key. A transfer of that key waits for them, and one
+    /// that was faster is not read meanwhile.
+    releases: HashMap<Key, u32>,
     attempts: u64,
 }
 
 impl Transfers {
-    /// Begins a transfer: from now on the hold of `old` may have a new token, which is that of an
-    /// earlier failed attempt if there was one. `None` while another transfer or a release is in
-    /// progress.
-    pub fn begin(&mut self, old: &Token, lease: Lease, now: Moment) -> Option<Claim> {
-        self.by_old.retain(|_, transfer| {
-            let matters = transfer.matters(now);
-            if !matters {
-                self.by_new.remove(&transfer.new);
-            }
-            matters
-        });
-        let old = &self.origin(old);
+    /// Begins a transfer: from now on the hold of `old` may have a new token. That is the token of
+    /// an earlier attempt if one may have succeeded: of one known here, or the `pending` one of the
+    /// hold.
+    pub fn begin(&mut self, old: &Key, pending: Option<Token>, lease: Lease, now: Moment) -> Begin {
+        self.by_old.retain(|_, transfer| transfer.matters(now));
         if self.releases.contains_key(old) {
-            return None;
+            return Begin::Later;
         }
         self.attempts += 1;
         let attempt = self.attempts;
         let fresh = || Transfer {
-            new: Token::random(),
+            perhaps: pending.is_some(),
+            new: pending.unwrap_or_else(Token::random),
             until: Deadline::new(now, lease.seconds()),
             progress: Progress::Failed,
             attempt,
         };
         let transfer = self.by_old.entry(old.clone()).or_insert_with(fresh);
-        let new = match transfer.progress {
-            Progress::UnderWay => return None,
+        match transfer.progress {
+            Progress::UnderWay => Begin::Later,
             Progress::Failed => {
                 (transfer.progress, transfer.attempt) = (Progress::UnderWay, attempt);
-                self.by_new.insert(transfer.new.clone(), old.clone());
-                transfer.new.clone()
+                let (old, new) = (old.clone(), transfer.new.clone());
+                Begin::Now(Claim { old, new, attempt })
             }
-            // That one's caller is about to have it, or it has ended. This one comes too late.
-            Progress::Unread | Progress::Released | Progress::Over => Token::random(),
-        };
-        let old = old.clone();
-        Some(Claim { old, new, attempt })
-    }
-
-    /// Whether a transfer of this token has to wait for another transfer or a release.
-    #[must_use]
-    pub fn is_busy(&self, old: &Token) -> bool {
-        let old = &self.origin(old);
-        let under_way = |transfer: &Transfer| transfer.progress == Progress::UnderWay;
-        self.releases.contains_key(old) || self.by_old.get(old).is_some_and(under_way)
+            Progress::Unread | Progress::Released | Progress::Over => Begin::TooLate,
+        }
     }
 
     /// The database has made the transfer; its caller is about to be told.
@@ -124,19 +120,34 @@ impl Transfers {
         let Some(transfer) = self.claimed(claim) else {
             return;
         };
+        transfer.perhaps = true;
         match transfer.progress {
             Progress::UnderWay | Progress::Unread => transfer.progress = Progress::Failed,
             Progress::Failed => {}
             Progress::Over if releasing => {}
             // There is nobody left who must not read it.
             Progress::Released | Progress::Over => {
-                self.forget(&claim.old);
+                self.by_old.remove(&claim.old);
             }
         }
     }
 
+    /// The database has refused an attempt, whose statement has changed nothing. Returns whether
+    /// the hold cannot have the new token.
+    pub fn refused(&mut self, claim: &Claim) -> bool {
+        let perhaps = self
+            .find(&claim.old, &claim.new)
+            .is_some_and(|transfer| transfer.perhaps);
+        if perhaps {
+            self.failed(claim);
+        } else {
+            self.over(&claim.old, &claim.new);
+        }
+        !perhaps
+    }
+
     /// The hold of a transfer stands: the old token stands for the new one for another lease.
-    pub fn stands(&mut self, old: &Token, new: &Token, lease: Lease, now: Moment) {
+    pub fn stands(&mut self, old: &Key, new: &Token, lease: Lease, now: Moment) {
         if let Some(transfer) = self.find(old, new) {
             transfer.until = Deadline::new(now, lease.seconds());
         }
@@ -144,9 +155,18 @@ impl Transfers {
 
     /// The token that the hold of `old` may have.
     #[must_use]
-    pub fn meant(&self, old: &Token, now: Moment) -> Option<Token> {
+    pub fn meant(&self, old: &Key, now: Moment) -> Option<Token> {
         let transfer = self.by_old.get(old)?;
         transfer.matters(now).then(|| transfer.new.clone())
+    }
+
+    /// The same for a caller that is about to complete the transfer itself, in order to know.
+    pub fn complete(&mut self, old: &Key, now: Moment) -> Option<Token> {
+        let new = self.meant(old, now)?;
+        if let Some(transfer) = self.find(old, &new) {
+            transfer.perhaps = true;
+        }
+        Some(new)
     }
 
     /// Gives the new token to the caller of a transfer, and voids the old one. `false` if it must
@@ -160,74 +180,52 @@ impl Transfers {
         if releasing || ended || transfer.attempt != claim.attempt {
             return false;
         }
-        self.forget(&claim.old);
+        self.by_old.remove(&claim.old);
         true
     }
 
     /// The hold has neither token any more, or never had the new one.
-    pub fn over(&mut self, old: &Token, new: &Token) {
+    pub fn over(&mut self, old: &Key, new: &Token) {
         let releasing = self.releases.contains_key(old);
         match self.find(old, new) {
             Some(transfer) if transfer.progress == Progress::Released => {}
             Some(transfer) if releasing => transfer.progress = Progress::Over,
             Some(_) => {
-                self.forget(old);
+                self.by_old.remove(old);
             }
             None => {}
         }
     }
 
-    /// A release under this token begins. Returns the token that it is counted under, for
-    /// [`Transfers::end_release`], and another one that the hold may have by a transfer.
-    pub fn begin_release(&mut self, token: &Token, now: Moment) -> (Token, Option<Token>) {
-        let old = self.origin(token);
-        *self.releases.entry(old.clone()).or_default() += 1;
-        let new = self.meant(&old, now).filter(|new| new != token);
-        (old, new)
+    /// A release under this key begins. Returns another token that the hold may have by a transfer,
+    /// which the release is about to complete.
+    pub fn begin_release(&mut self, key: &Key, now: Moment) -> Option<Token> {
+        *self.releases.entry(key.clone()).or_default() += 1;
+        self.complete(key, now)
     }
 
     /// A release has ended the hold, or is done in the background (`done`), or it has failed.
-    pub fn end_release(&mut self, old: &Token, done: bool) {
-        let left = self.releases.get_mut(old).map_or(0, |count| {
+    pub fn end_release(&mut self, key: &Key, done: bool) {
+        let left = self.releases.get_mut(key).map_or(0, |count| {
             *count -= 1;
             *count
         });
         if left == 0 {
-            self.releases.remove(old);
+            self.releases.remove(key);
         }
-        if let Some(transfer) = self.by_old.get_mut(old) {
+        if let Some(transfer) = self.by_old.get_mut(key) {
             match transfer.progress {
                 Progress::UnderWay | Progress::Unread | Progress::Over if done => {
                     transfer.progress = Progress::Released;
                 }
                 Progress::Failed if done => {
-                    self.forget(old);
+                    self.by_old.remove(key);
                 }
                 Progress::Over if left == 0 => {
-                    self.forget(old);
+                    self.by_old.remove(key);
                 }
                 _ => {}
             }
-        }
-    }
-
-    /// The token that a transfer was to replace, if this is its new one, which nobody has read: who
-    /// names no token means the one that the hold has.
-    fn origin(&self, token: &Token) -> Token {
-        let failed = |old: &&Token| {
-            let transfer = self.by_old.get(*old);
-            transfer.is_some_and(|transfer| transfer.progress == Progress::Failed)
-        };
-        self.by_new
-            .get(token)
-            .filter(failed)
-            .unwrap_or(token)
-            .clone()
-    }
-
-    fn forget(&mut self, old: &Token) {
-        if let Some(transfer) = self.by_old.remove(old) {
-            self.by_new.remove(&transfer.new);
         }
     }
 
@@ -236,7 +234,7 @@ impl Transfers {
         (transfer.attempt == claim.attempt).then_some(transfer)
     }
 
-    fn find(&mut self, old: &Token, new: &Token) -> Option<&mut Transfer> {
+    fn find(&mut self, old: &Key, new: &Token) -> Option<&mut Transfer> {
         let transfer = self.by_old.get_mut(old)?;
         (transfer.new == *new).then_some(transfer)
     }

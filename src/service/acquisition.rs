@@ -222,7 +222,7 @@ impl Acquisition {
         let watched = &registry(self.process).watched;
         if let Some(watch) = progress.watch.as_ref().filter(|_| !grant.again) {
             // Before the hold can be lost.
-            watched.add(&self.name, &grant.token, grant.deadline, watch);
+            watched.add(&grant.key, grant.deadline, watch);
         }
         if self.locks.open(&grant, caller, callbacks, self.process) {
             let how = if grant.again {
@@ -232,16 +232,16 @@ impl Acquisition {
             };
             progress.ended(&self.name, how);
             progress.state = State::Over;
-            return Ok(Some((grant.entered, grant.token)));
+            return Ok(Some((grant.entered, grant.key.token)));
         }
         if grant.again {
             progress.state = State::Over;
             let late = grant.deadline.passed(Moment::now());
             let reason = if late { Loss::Expired } else { Loss::Released };
             progress.ended(&self.name, Attempted::Lost(reason));
-            return Err(Error::Expired(grant.name, grant.token, reason));
+            return Err(Error::Expired(grant.key.name, grant.key.token, reason));
         }
-        watched.remove(&grant.token);
+        watched.remove(&grant.key);
         self.end(&mut progress);
         progress.late = true;
         if self.wait.over() {

@@ -88,10 +88,7 @@ impl Confirmed {
         if process_id() != replaced.process {
             return Err(Error::Forked);
         }
-        let Replaced {
-            registry, claim, ..
-        } = replaced;
-        if registry.transfers.with(|transfers| transfers.read(claim)) {
+        if replaced.registry.read(&replaced.claim) {
             return Ok(());
         }
         let (name, token) = (self.name.clone(), self.token.clone());

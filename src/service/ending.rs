@@ -6,7 +6,7 @@ use super::locks::Locks;
 use super::registry::registry;
 use super::releasing::Releasing;
 use crate::engine::{
-    Attempt, Caller, Ending, Entered, Hint, HoldId, Holds, Late, Lease, Loss, Moment, Name, Token,
+    Attempt, Caller, Ending, Entered, Hint, HoldId, Late, Lease, Loss, Moment, Name, Token,
 };
 use crate::error::{Error, Result};
 use crate::store::{Budget, Released};
@@ -63,7 +63,15 @@ impl Locks {
 
     /// Begins a `release()`.
     pub fn begin_release(&self, lock: &Lock, caller: &Caller, token: Option<&Token>) -> Ending {
-        registry(process_id()).with(|holds| holds.release(lock.id(), caller, token, Moment::now()))
+        let key = token.map(|token| {
+            let key = self.known_key(lock.name(), token);
+            key.ok_or_else(|| Ending::of_a_stranger(token))
+        });
+        match key.transpose() {
+            Ok(key) => registry(process_id())
+                .with(|holds| holds.release(lock.id(), caller, key.as_ref(), Moment::now())),
+            Err(stranger) => stranger,
+        }
     }
 
     /// Does the database part of ending a block or of a release.
@@ -109,15 +117,17 @@ impl Locks {
     ) -> Result<()> {
         let (registry, known) = (registry(budget.process), lease.is_some());
         let lease = lease.unwrap_or(self.lease);
-        let mut releasing = Releasing::begin(self.owed.of(budget.process), token, pending, budget);
-        let before = releasing.before(name);
+        let key = self.key(name, token, budget)?;
+        let owed = self.owed.of(budget.process);
+        let mut releasing = Releasing::begin(owed, key.clone(), pending, budget);
+        let before = releasing.before();
         if before == Some(true) {
             // In the background, for a caller that was told of a failure.
-            releasing.resolved(name);
+            releasing.resolved();
             if let Some(hold) = hold {
                 registry.report(|holds| holds.released(hold, own));
             }
-            registry.watched.ended(token, None);
+            registry.watched.ended(&key, None);
             return Ok(());
         }
         let how = (held, before.is_some());
@@ -135,18 +145,17 @@ impl Locks {
             }
         };
         if released == Released::Lost {
-            releasing.found_nothing(name);
+            releasing.found_nothing();
         } else {
-            releasing.resolved(name);
+            releasing.resolved();
         }
-        // The token may have been replaced by a transfer that its caller does not know of.
-        let hold = hold.or_else(|| {
-            let known = |holds: &mut Holds| holds.with_token(&current).map(|(id, _)| id);
-            (current != *token).then(|| registry.with(known)).flatten()
-        });
+        let current = key.with(&current);
+        // The token may have been replaced by a transfer that its caller does not know of, or which
+        // table this is was not known.
+        let hold = hold.or_else(|| registry.with(|holds| Some(holds.with_key(&current)?.0)));
         let ended = |lost| {
-            for token in [token, &current] {
-                registry.watched.ended(token, lost);
+            for key in [&key, &current] {
+                registry.watched.ended(key, lost);
             }
         };
         if released != Released::Lost {
@@ -159,13 +168,13 @@ impl Locks {
         let reason = if known && !held {
             Loss::Expired
         } else {
-            self.why_lost(name, &current, None, budget)
+            self.why_lost(name, &current.token, None, budget)
         };
         ended(Some(reason));
         if let Some(hold) = hold.filter(|_| process_id() == budget.process) {
             registry.report(|holds| holds.not_released(hold, reason, own));
         }
-        Err(Error::Expired(name.clone(), current, reason))
+        Err(Error::Expired(name.clone(), current.token, reason))
     }
 
     /// Releases the hold under its current token, which a transfer may be changing. Returns the
@@ -180,9 +189,9 @@ impl Locks {
     ) -> Result<(Token, Released)> {
         let awaited = locked(&self.hints.of(budget.process)).of(name) == Some(Hint::Awaited);
         let how = (held, again, awaited);
-        let mut token = releasing.token().clone();
-        if releasing.meets_transfer() {
-            token = self.resolve(name, &token, budget)?;
+        let mut token = releasing.key().token.clone();
+        if let Some(new) = releasing.meant() {
+            token = self.complete(releasing.key(), new, budget)?;
         }
         let mut released = self.store.release(name, &token, lease, how, budget)?;
         // During a transfer the hold has one token or the other: a hold released under the old one

@@ -4,7 +4,7 @@ use super::confirmed::Confirmed;
 use super::lock::Lock;
 use super::locks::Locks;
 use super::registry::{Registry, registry};
-use crate::engine::{Caller, Deadline, HoldId, Lease, Loss, Moment, Name, Token, Transfers};
+use crate::engine::{Caller, Deadline, HoldId, Key, Lease, Loss, Moment, Name, Token, Transfers};
 use crate::error::{Error, Result};
 use crate::store::Budget;
 use crate::sync::process_id;
@@ -19,21 +19,21 @@ impl Locks {
         budget: Budget,
     ) -> Result<Confirmed> {
         let token = lock.token_or(caller, token)?;
-        let token = self.resolve(lock.name(), &token, budget)?;
+        let key = self.key(lock.name(), &token, budget)?;
+        let token = self.resolve(&key, budget)?;
         let registry = registry(budget.process);
         let known = registry.with(|holds| {
-            let (id, hold) = holds.with_token(&token)?;
-            // A token that a transfer voided is not the token of the hold any more.
-            (hold.token == token).then_some((id, hold.lease))
+            let (id, hold) = holds.with_key(&key.with(&token))?;
+            Some((id, hold.lease))
         });
         let Some((hold, lease)) = known else {
             let extended = self.store.extend(lock.name(), &token, self.lease, budget)?;
             let Some((fence, deadline)) = extended else {
-                let reason = self.loss_of(&registry, None, lock.name(), &token, budget);
-                return Err(Error::Expired(lock.name().clone(), token, reason));
+                let reason = self.loss_of(&registry, None, &key, budget);
+                return Err(Error::Expired(key.name, key.token, reason));
             };
-            registry.watched.extended(&token, deadline);
-            registry.with(|holds| holds.present(lock.id(), &token, fence));
+            registry.watched.extended(&key, deadline);
+            registry.with(|holds| holds.present(lock.id(), &key.with(&token), fence));
             return Ok(Confirmed::new(lock.name(), token, deadline));
         };
         let (token, deadline) = self.extend_hold(hold, lock.name(), &token, lease, budget)?;
@@ -66,7 +66,7 @@ impl Locks {
             // If another thread has transferred it, it now has one of these tokens.
             registry.with(|holds| {
                 if let Some(hold) = holds.get(hold) {
-                    let others = [Some(&hold.token), hold.pending.as_ref()];
+                    let others = [Some(&hold.key.token), hold.pending.as_ref()];
                     for other in others.into_iter().flatten() {
                         if !candidates.contains(other) {
                             candidates.push(other.clone());
@@ -92,7 +92,7 @@ impl Locks {
     ) -> (Token, Loss) {
         let known = registry.with(|holds| {
             let hold = holds.get(hold)?;
-            Some((hold.token.clone(), hold.loss(Moment::now())))
+            Some((hold.key.token.clone(), hold.loss(Moment::now())))
         });
         let (token, reason) = match known {
             Some((token, Some(reason))) => (token, reason),
@@ -109,21 +109,21 @@ impl Locks {
         (token, reason)
     }
 
-    /// Why the database has no hold for a token, which need not belong to a Lock object of this
+    /// Why the database has no hold for a key, which need not belong to a Lock object of this
     /// process.
     pub(super) fn loss_of(
         &self,
         registry: &Registry,
         hold: Option<HoldId>,
-        name: &Name,
-        token: &Token,
+        key: &Key,
         budget: Budget,
     ) -> Loss {
+        let (name, token) = (&key.name, &key.token);
         if let Some(hold) = hold {
             return self.lose(registry, hold, name, token, budget).1;
         }
         let reason = self.why_lost(name, token, None, budget);
-        registry.watched.ended(token, Some(reason));
+        registry.watched.ended(key, Some(reason));
         reason
     }
 
@@ -142,7 +142,9 @@ impl Locks {
 
     /// A guard has seen this token's hold in the database.
     pub fn seen(&self, lock: &Lock, token: &Token, fence: Option<i64>) {
-        registry(process_id()).with(|holds| holds.present(lock.id(), token, fence));
+        if let Some(key) = self.known_key(lock.name(), token) {
+            registry(process_id()).with(|holds| holds.present(lock.id(), &key, fence));
+        }
     }
 
     /// Asks the database whether the hold of a token is lost.
@@ -151,21 +153,22 @@ impl Locks {
             return Ok(None);
         }
         let registry = registry(budget.process);
+        let key = self.key(lock.name(), token, budget)?;
         let (hold, pending) = registry.with(|holds| {
-            let Some((id, hold)) = holds.with_token(token) else {
+            let Some((id, hold)) = holds.with_key(&key) else {
                 return (None, None);
             };
-            let current = hold.token == *token && hold.pending.is_none();
-            (current.then_some(id), hold.pending.clone())
+            let known = holds.is_known(id, &key);
+            (known.then_some(id), hold.pending.clone())
         });
         // A transfer that has not been read: the hold stands under its new token.
-        let meant = |transfers: &mut Transfers| transfers.meant(token, Moment::now());
+        let meant = |transfers: &mut Transfers| transfers.meant(&key, Moment::now());
         if let Some(new) = pending.or_else(|| registry.transfers.with(meant)) {
             if self.store.is_held(lock.name(), &new, self.lease, budget)? {
                 return Ok(None);
             }
         }
-        let reason = self.loss_of(&registry, hold, lock.name(), token, budget);
+        let reason = self.loss_of(&registry, hold, &key, budget);
         Ok(Some(reason))
     }
 }

@@ -4,8 +4,8 @@ use super::locked;
 use super::locks::Locks;
 use super::registry::{Callbacks, registry};
 use crate::engine::{
-    Caller, Deadline, Entered, Entry, Grant, Hint, HoldId, Lease, LevelId, LockId, Moment, Name,
-    Token,
+    Caller, Deadline, Entered, Entry, Grant, Hint, HoldId, Key, Lease, LevelId, LockId, Moment,
+    Name, Token,
 };
 use crate::error::{Error, Result};
 use crate::store::{About, Answer, Budget, Look};
@@ -63,8 +63,7 @@ impl Locks {
     /// The grant for the owner, from the database's answer.
     pub(super) fn grant(
         &self,
-        name: &Name,
-        token: &Token,
+        key: Key,
         (fence, deadline): (Option<i64>, Deadline),
         request: &Request,
     ) -> Grant {
@@ -79,8 +78,7 @@ impl Locks {
                 .owner
                 .as_ref()
                 .map_or_else(LockId::fresh, |(lock, _)| *lock),
-            name: name.clone(),
-            token: token.clone(),
+            key,
             fence,
             deadline,
             lease: self.lease_of(request),
@@ -100,6 +98,7 @@ impl Locks {
         budget: Budget,
     ) -> Result<Asked> {
         let lease = self.lease_of(request);
+        let key = self.key(name, token, budget)?;
         let hint = locked(&self.hints.of(budget.process)).of(name);
         let likely = match hint {
             _ if !fresh => false,
@@ -132,7 +131,7 @@ impl Locks {
                 deadline,
                 unknown,
             } => Asked::Granted {
-                grant: self.grant(name, token, (Some(fence), deadline), request),
+                grant: self.grant(key, (Some(fence), deadline), request),
                 unknown,
             },
             Answer::Refused { busy, unknown } => Asked::Refused { busy, unknown },
@@ -161,7 +160,7 @@ impl Locks {
             },
             again: true,
             lease,
-            ..self.grant(name, &token, (None, deadline), request)
+            ..self.grant(self.key(name, &token, budget)?, (None, deadline), request)
         })
     }
 

@@ -92,13 +92,14 @@ impl Locks {
         budget: Budget,
     ) -> Record {
         self.hint(budget, name, hint);
-        if let Some(token) = Token::parse(&token) {
+        let token = Token::parse(&token);
+        if let Some(key) = token.and_then(|token| self.known_key(name, &token)) {
             let registry = registry(budget.process);
             registry.report(|holds| {
-                let (hold, _) = holds.with_token(&token)?;
+                let (hold, _) = holds.with_key(&key)?;
                 holds.lost(hold, Loss::Released)
             });
-            registry.watched.ended(&token, Some(Loss::Released));
+            registry.watched.ended(&key, Some(Loss::Released));
         }
         record
     }

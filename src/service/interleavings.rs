@@ -453,8 +453,9 @@ fn a_hold_is_revoked_once_and_its_owner_knows() {
     });
 }
 
-/// Transfers and releases race with one token: one of them gets the hold, even if a transfer is
-/// given up or statements fail; and a token that was read stays valid.
+/// Transfers, releases and an extension race with one token: one of the first two gets the hold,
+/// even if a transfer is given up or statements fail; a token that was read stays valid, and if
+/// none was, the old one still ends the hold.
 #[test]
 fn of_transfers_and_releases_by_one_token_one_has_the_hold() {
     explore(Pace::Idle, || {
@@ -489,11 +490,24 @@ fn of_transfers_and_releases_by_one_token_one_has_the_hold() {
                 locks.finish(&name(), ending, budget())
             })
         });
+        let extension = {
+            let (locks, old) = (either(), old.clone());
+            thread::spawn(move || {
+                let _ = locks.extend(&Lock::new(name()), &nobody(), Some(old), budget());
+            })
+        };
+        extension.join().unwrap();
         let read = transfers.map(|transfer| transfer.join().unwrap());
         let released = releases.map(|release| release.join().unwrap());
         store.set_faults(false, false);
         for locks in &all {
             locks.close(budget()).unwrap();
+        }
+        if read.iter().all(Option::is_none) {
+            let lock = Lock::new(name());
+            let ending = all[0].begin_release(&lock, &nobody(), Some(&old));
+            let _ = all[0].finish(&name(), ending, budget());
+            assert!(!store.database().row(&name()).is_live());
         }
         let done = released.iter().filter(|release| release.is_ok()).count();
         let read: Vec<Token> = read.into_iter().flatten().collect();

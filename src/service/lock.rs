@@ -56,7 +56,7 @@ impl Lock {
     /// The token of the caller's hold, or else of this object's latest.
     #[must_use]
     pub fn token(&self, caller: &Caller) -> Option<Token> {
-        self.hold(caller, |hold| hold.token.clone())
+        self.hold(caller, |hold| hold.key.token.clone())
     }
 
     /// The fencing number of that hold, or of the token that was last presented.
@@ -100,7 +100,7 @@ impl Lock {
     pub fn check(&self, entered: Entered) -> Result<()> {
         let lost = registry(process_id()).with(|holds| {
             let hold = holds.get(entered.hold)?;
-            Some((hold.token.clone(), hold.loss(Moment::now())?))
+            Some((hold.key.token.clone(), hold.loss(Moment::now())?))
         });
         lost.map_or(Ok(()), |(token, reason)| {
             Err(Error::Expired(self.name.clone(), token, reason))

@@ -8,7 +8,7 @@ use super::threads::Threads;
 use super::waiters::Waiters;
 use super::watch::{Observer, Watch};
 use super::workers::{Job, Workers};
-use crate::engine::{Attempt, Entered, Hint, Hints, Late, Lease, Moment, Name, Token};
+use crate::engine::{Attempt, Entered, Hint, Hints, Key, Late, Lease, Moment, Name, Token};
 use crate::error::Result;
 use crate::process::ProcessLocal;
 use crate::store::{Budget, Sql, Store};
@@ -161,6 +161,16 @@ impl Locks {
         registry(process_id()).with(|holds| holds.stop_extending(entered));
     }
 
+    /// The key that a token is for a lock here; finds out which table it is if that is not known yet.
+    pub(super) fn key(&self, name: &Name, token: &Token, budget: Budget) -> Result<Key> {
+        Ok(Key::new(self.store.table(budget)?, name, token))
+    }
+
+    /// The same if the table is known. It is once anything has been asked of the database.
+    pub(super) fn known_key(&self, name: &Name, token: &Token) -> Option<Key> {
+        Some(Key::new(self.store.known_table()?, name, token))
+    }
+
     /// No hold may remain under this token: releases it in the background.
     pub(super) fn owe(
         self: &Arc<Locks>,
@@ -169,7 +179,9 @@ impl Locks {
         attempt: Attempt,
         lease: Lease,
     ) {
-        registry(process_id()).watched.ended(token, None);
+        if let Some(key) = self.known_key(name, token) {
+            registry(process_id()).watched.ended(&key, None);
+        }
         let owed = self.owed.get();
         if owed.owe(name, token, attempt, lease) {
             self.attend_owed(&owed);

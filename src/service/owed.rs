@@ -2,7 +2,7 @@
 
 use super::locked;
 use super::registry::registry;
-use crate::engine::{Attempt, Due, Late, Lease, Moment, Name, Token, Unresolved, Unsettled};
+use crate::engine::{Attempt, Due, Key, Late, Lease, Moment, Name, Token, Unresolved, Unsettled};
 use crate::error::{Error, Result};
 use crate::store::{Budget, Released, Store};
 use crate::sync::{Condvar, Mutex, thread};
@@ -172,7 +172,8 @@ impl Owed {
         let sent = Moment::now();
         let found = store.release(name, token, lease, UNKNOWN, budget)? != Released::Lost;
         self.with(|unresolved| unresolved.executed(name, token, found, sent));
-        registry(budget.process).report(|holds| holds.settled(token));
+        let key = Key::new(store.table(budget)?, name, token);
+        registry(budget.process).report(|holds| holds.settled(&key));
         Ok(found)
     }
 

@@ -5,7 +5,8 @@ use super::shared_transfers::SharedTransfers;
 use super::wakeup::Wakeup;
 use super::watch::Watched;
 use crate::engine::{
-    Caller, Deadline, Entered, HoldId, Holds, LevelId, LockId, Moment, Name, Reported,
+    Caller, Claim, Deadline, Entered, HoldId, Holds, Key, LevelId, LockId, Moment, Name, Reported,
+    Token,
 };
 use crate::error::Result;
 use crate::process::ProcessLocal;
@@ -158,6 +159,31 @@ impl Registry {
         wakeups.push(Arc::downgrade(wakeup));
     }
 
+    /// The hold of `old` will not get the token `new`, or had it and has ended.
+    pub(super) fn not_transferred(&self, old: &Key, new: &Token) {
+        self.transfers.with(|transfers| {
+            transfers.over(old, new);
+            self.with(|holds| holds.not_transferred(old, new));
+        });
+    }
+
+    /// Gives the new token to the caller of a transfer, see [`Transfers::read`]; from now on the
+    /// owner has it too.
+    pub(super) fn read(&self, claim: &Claim) -> bool {
+        let (old, new) = (&claim.old, &claim.new);
+        let read = self.transfers.with(|transfers| {
+            let read = transfers.read(claim);
+            if read {
+                self.with(|holds| holds.transferred(old, new));
+            }
+            read
+        });
+        if read {
+            self.watched.transferred(old, new);
+        }
+        read
+    }
+
     /// See [`Holds::extended`].
     pub(super) fn extended(
         &self,
@@ -165,12 +191,12 @@ impl Registry {
         fence: Option<i64>,
         deadline: Deadline,
     ) -> Option<Deadline> {
-        let (deadline, token) = self.with(|holds| {
+        let (deadline, key) = self.with(|holds| {
             let deadline = holds.extended(hold, fence, deadline)?;
-            Some((deadline, holds.get(hold).map(|hold| hold.token.clone())))
+            Some((deadline, holds.get(hold).map(|hold| hold.key.clone())))
         })?;
-        if let Some(token) = token {
-            self.watched.extended(&token, deadline);
+        if let Some(key) = key {
+            self.watched.extended(&key, deadline);
         }
         Some(deadline)
     }
@@ -185,10 +211,10 @@ impl Registry {
             .map_or("none".to_owned(), |fence| fence.to_string());
         log::warn!(
             "the hold of lock {} (fence {fence}) is lost: {}",
-            reported.name,
+            reported.key.name,
             reported.reason.as_str()
         );
-        self.watched.ended(&reported.token, Some(reported.reason));
+        self.watched.ended(&reported.key, Some(reported.reason));
         self.lost.notify_all();
         let wakeups = locked(&self.wakeups).clone();
         for wakeup in wakeups.iter().filter_map(Weak::upgrade) {

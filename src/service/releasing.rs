@@ -2,7 +2,7 @@
 
 use super::owed::Owed;
 use super::registry::{Registry, registry};
-use crate::engine::{Moment, Name, Token, Transfers};
+use crate::engine::{Key, Moment, Token, Transfers};
 use crate::store::Budget;
 use crate::sync::process_id;
 use std::sync::Arc;
@@ -13,48 +13,40 @@ pub struct Releasing {
     owed: Arc<Owed>,
     registry: Arc<Registry>,
     process: u32,
-    /// The token that the caller knows.
-    token: Token,
-    /// The token that the transfers know this release by.
-    counted: Token,
+    /// What the caller knows.
+    key: Key,
     /// The new token of a transfer, if its caller does not know it yet.
-    new: Option<Token>,
+    meant: Option<Token>,
     /// The new token of a transfer that the hold is known to be in.
     pending: Option<Token>,
     done: bool,
 }
 
 impl Releasing {
-    /// Begins a release by `token`; `pending` is the token that the hold is known to be getting.
-    pub fn begin(
-        owed: Arc<Owed>,
-        token: &Token,
-        pending: Option<&Token>,
-        budget: Budget,
-    ) -> Releasing {
+    /// Begins a release by `key`; `pending` is the token that the hold is known to be getting.
+    pub fn begin(owed: Arc<Owed>, key: Key, pending: Option<&Token>, budget: Budget) -> Releasing {
         let registry = registry(budget.process);
-        let begin = |transfers: &mut Transfers| transfers.begin_release(token, Moment::now());
-        let (counted, new) = registry.transfers.with(begin);
+        let begin = |transfers: &mut Transfers| transfers.begin_release(&key, Moment::now());
+        let meant = registry.transfers.with(begin);
         Releasing {
             owed,
             registry,
             process: budget.process,
-            token: token.clone(),
-            counted,
-            new,
+            key,
+            meant,
             pending: pending.cloned(),
             done: false,
         }
     }
 
-    /// The token that the caller knows.
-    pub fn token(&self) -> &Token {
-        &self.token
+    /// What the caller knows.
+    pub fn key(&self) -> &Key {
+        &self.key
     }
 
-    /// Whether the hold may have another token already.
-    pub fn meets_transfer(&self) -> bool {
-        self.new.is_some()
+    /// The new token of a transfer that the hold may have already.
+    pub fn meant(&self) -> Option<&Token> {
+        self.meant.as_ref()
     }
 
     /// The token that the hold was known to be getting when the release began.
@@ -65,31 +57,31 @@ impl Releasing {
     /// All tokens that the hold may have.
     fn tokens(&self) -> impl Iterator<Item = &Token> {
         let pending = self.pending.as_ref();
-        let other = pending.filter(|pending| Some(*pending) != self.new.as_ref());
-        [Some(&self.token), self.new.as_ref(), other]
+        let other = pending.filter(|pending| Some(*pending) != self.meant.as_ref());
+        [Some(&self.key.token), self.meant.as_ref(), other]
             .into_iter()
             .flatten()
     }
 
     /// Whether an earlier call may have released the hold, or has.
-    pub fn before(&self, name: &Name) -> Option<bool> {
+    pub fn before(&self) -> Option<bool> {
         self.owed.with(|unresolved| {
             self.tokens()
-                .filter_map(|token| unresolved.may_be_released(name, token))
+                .filter_map(|token| unresolved.may_be_released(&self.key.name, token))
                 .reduce(|all, one| all && one)
         })
     }
 
     /// The hold has ended.
-    pub fn resolved(&mut self, name: &Name) {
+    pub fn resolved(&mut self) {
         self.done = true;
-        self.found_nothing(name);
+        self.found_nothing();
     }
 
-    /// The outcome is known, and nothing is owed.
-    pub fn found_nothing(&self, name: &Name) {
+    /// The hold has none of the tokens, and nothing is owed.
+    pub fn found_nothing(&self) {
         for token in self.tokens() {
-            self.owed.resolved(name, token);
+            self.owed.resolved(&self.key.name, token);
         }
     }
 
@@ -104,10 +96,10 @@ impl Drop for Releasing {
     fn drop(&mut self) {
         // In a child that was forked meanwhile it may be locked for ever.
         if process_id() == self.process {
-            let (token, done) = (&self.counted, self.done);
+            let (key, done) = (&self.key, self.done);
             self.registry
                 .transfers
-                .with(|transfers| transfers.end_release(token, done));
+                .with(|transfers| transfers.end_release(key, done));
         }
     }
 }

@@ -4,7 +4,9 @@
 
 use super::locked;
 use super::registry::registry;
-use crate::engine::{Condition, Deadline, Entered, Hold, HoldId, Lease, Loss, Moment, Name, Token};
+use crate::engine::{
+    Condition, Deadline, Entered, Hold, HoldId, Key, Lease, Loss, Moment, Name, Token,
+};
 use crate::store::{Budget, Renewed, Store};
 use crate::sync::{Condvar, Instant, Mutex, process_id};
 use std::collections::HashMap;
@@ -16,8 +18,7 @@ struct Due {
     hold: HoldId,
     /// The levels that want it renewed.
     levels: Vec<Entered>,
-    name: Name,
-    token: Token,
+    key: Key,
     pending: Option<Token>,
     lease: Lease,
     deadline: Deadline,
@@ -214,8 +215,7 @@ impl Class {
                     let due = due.entry(entered.hold).or_insert_with(|| Due {
                         hold: entered.hold,
                         levels: Vec::new(),
-                        name: hold.name.clone(),
-                        token: hold.token.clone(),
+                        key: hold.key.clone(),
                         pending: hold.pending.clone(),
                         lease: hold.lease,
                         deadline: hold.deadline,
@@ -243,11 +243,11 @@ impl Class {
         let mut wanted: Vec<(Name, Token, Lease)> = Vec::new();
         for due in &due {
             // During a transfer the hold has either token.
-            for token in [Some(&due.token), due.pending.as_ref()]
+            for token in [Some(&due.key.token), due.pending.as_ref()]
                 .into_iter()
                 .flatten()
             {
-                wanted.push((due.name.clone(), token.clone(), due.lease));
+                wanted.push((due.key.name.clone(), token.clone(), due.lease));
             }
         }
         let budget = Budget::new(limit, &|| Ok(())).urgent();
@@ -314,7 +314,7 @@ impl Class {
         let left = deadline?.remaining(Moment::now());
         log::info!(
             "the hold of lock {} could not be extended yet: {error}",
-            due.name
+            due.key.name
         );
         if left <= 0.0 {
             registry(process)
@@ -330,7 +330,7 @@ impl Class {
         let registry = registry(process);
         let changing = registry.with(|holds| {
             let hold = holds.get(due.hold);
-            hold.is_some_and(|hold| hold.token != due.token || hold.pending != due.pending)
+            hold.is_some_and(|hold| hold.key != due.key || hold.pending != due.pending)
                 || due.pending.is_some() && hold.is_some_and(|hold| !hold.expired(Moment::now()))
         });
         if changing {
@@ -345,7 +345,7 @@ impl Class {
             Loss::Expired
         } else {
             let budget = Budget::new(Duration::from_secs(1), &|| Ok(()));
-            store.why_lost(&due.name, &due.token, budget)
+            store.why_lost(&due.key.name, &due.key.token, budget)
         };
         registry.report(|holds| {
             // Not if a release() has begun since: then that ended it.

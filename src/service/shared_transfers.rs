@@ -1,4 +1,4 @@
-//! The transfers of the process, of every configuration: a token is the same in all of them.
+//! The transfers of the process, of every configuration: some may be of the same table.
 
 use super::locked;
 use crate::engine::Transfers;
@@ -22,7 +22,8 @@ pub struct SharedTransfers {
 }
 
 impl SharedTransfers {
-    /// Works on the transfers.
+    /// Works on the transfers. `work` may lock the holds, but nobody may call this while they are
+    /// locked.
     pub fn with<T>(&self, work: impl FnOnce(&mut Transfers) -> T) -> T {
         let mut state = locked(&self.state);
         let result = work(&mut state.transfers);
@@ -35,16 +36,21 @@ impl SharedTransfers {
         result
     }
 
-    /// Waits until `busy` is false. Returns whether it is, within the budget.
-    pub fn wait_while(&self, busy: impl Fn(&Transfers) -> bool, budget: Budget) -> Result<bool> {
+    /// Repeats `attempt`, after each change, until it returns something, within the budget.
+    pub fn wait_for<T>(
+        &self,
+        mut attempt: impl FnMut(&mut Transfers) -> Option<T>,
+        budget: Budget,
+    ) -> Result<Option<T>> {
         loop {
             let mut state = locked(&self.state);
-            // Checked under the mutex, so a change that comes now is not missed.
-            if !busy(&state.transfers) {
-                return Ok(true);
+            // Under the mutex, so a change that comes now is not missed.
+            let result = attempt(&mut state.transfers);
+            if result.is_some() {
+                return Ok(result);
             }
             let Some(slice) = budget.slice() else {
-                return Ok(false);
+                return Ok(None);
             };
             state.waiting += 1;
             let waited = self.changed.wait_timeout(state, slice);

@@ -4,8 +4,8 @@ use super::confirmed::Confirmed;
 use super::lock::Lock;
 use super::locked;
 use super::locks::Locks;
-use super::registry::registry;
-use crate::engine::{Caller, Claim, HoldId, Lease, Moment, Name, Token, Transfers};
+use super::registry::{Registry, registry};
+use crate::engine::{Begin, Caller, Claim, HoldId, Key, Lease, Moment, Token, Transfers};
 use crate::error::{Error, Result};
 use crate::store::Budget;
 use crate::sync::{Mutex, process_id};
@@ -15,15 +15,18 @@ use std::sync::Arc;
 #[derive(Clone, Debug)]
 pub struct Transfer {
     old: Token,
+    process: u32,
     attempt: Arc<Mutex<Attempt>>,
 }
 
 /// How far its caller and the thread that does it are.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Attempt {
     /// It waits for another transfer of the same token, or for a release.
     Waits,
     Begun(Begun),
+    /// One of these was faster.
+    TooLate,
     /// The caller will not read the new token, so it need not begin.
     GivenUp,
 }
@@ -51,37 +54,62 @@ impl Locks {
         caller: &Caller,
         token: Option<Token>,
     ) -> Result<Transfer> {
-        let old = lock.token_or(caller, token)?;
-        let begun = self.claim(&old, process_id());
-        let attempt = Mutex::new(begun.map_or(Attempt::Waits, Attempt::Begun));
-        let attempt = Arc::new(attempt);
-        Ok(Transfer { old, attempt })
+        let transfer = Transfer {
+            old: lock.token_or(caller, token)?,
+            process: process_id(),
+            attempt: Arc::new(Mutex::new(Attempt::Waits)),
+        };
+        // Otherwise it begins together with its statement.
+        if let Some(old) = self.known_key(lock.name(), &transfer.old) {
+            let registry = registry(transfer.process);
+            registry
+                .transfers
+                .with(|all| self.try_to_begin(&registry, all, &old, &transfer));
+        }
+        Ok(transfer)
     }
 
-    fn claim(&self, old: &Token, process: u32) -> Option<Begun> {
-        let registry = registry(process);
-        let (hold, lease) = registry.with(|holds| {
-            let known = holds.with_token(old);
-            known.map_or((None, self.lease), |(id, hold)| (Some(id), hold.lease))
-        });
-        let claim = registry
-            .transfers
-            .with(|transfers| transfers.begin(old, remembered(lease), Moment::now()))?;
-        // Before sending the statement: a thread that extends the hold meanwhile may find either
-        // token.
-        registry.with(|holds| holds.transferring(&claim.old, &claim.new));
-        Some(Begun { claim, hold, lease })
+    /// Begins a transfer, if it has not begun and nothing is in its way.
+    fn try_to_begin(
+        &self,
+        registry: &Registry,
+        transfers: &mut Transfers,
+        old: &Key,
+        transfer: &Transfer,
+    ) -> Attempt {
+        let mut attempt = locked(&transfer.attempt);
+        if matches!(*attempt, Attempt::Waits) {
+            *attempt = registry.with(|holds| {
+                let (hold, lease, pending) = match holds.with_key(old) {
+                    Some((id, hold)) => (Some(id), hold.lease, hold.pending.clone()),
+                    None => (None, self.lease, None),
+                };
+                match transfers.begin(old, pending, remembered(lease), Moment::now()) {
+                    Begin::Now(claim) => {
+                        // Before its statement is sent: a thread that extends the hold meanwhile
+                        // may find either token.
+                        holds.transferring(old, &claim.new);
+                        Attempt::Begun(Begun { claim, hold, lease })
+                    }
+                    Begin::Later => Attempt::Waits,
+                    Begin::TooLate => Attempt::TooLate,
+                }
+            });
+        }
+        attempt.clone()
     }
 
     /// The caller was cancelled and will not read the new token.
     pub fn transfer_failed(&self, transfer: &Transfer) {
-        let mut attempt = locked(&transfer.attempt);
-        let attempt = std::mem::replace(&mut *attempt, Attempt::GivenUp);
-        if let Attempt::Begun(Begun { claim, .. }) = attempt {
-            let registry = registry(process_id());
-            registry
-                .transfers
-                .with(|transfers| transfers.failed(&claim));
+        // In a child forked in the meantime a mutex may be locked for ever.
+        if process_id() == transfer.process {
+            registry(transfer.process).transfers.with(|transfers| {
+                let mut attempt = locked(&transfer.attempt);
+                let attempt = std::mem::replace(&mut *attempt, Attempt::GivenUp);
+                if let Attempt::Begun(Begun { claim, .. }) = attempt {
+                    transfers.failed(&claim);
+                }
+            });
         }
     }
 
@@ -89,26 +117,32 @@ impl Locks {
     /// one of two tokens, but not one of three.
     fn begun(&self, lock: &Lock, transfer: &Transfer, budget: Budget) -> Result<Begun> {
         let registry = registry(budget.process);
-        let unavailable = |what| Error::Unavailable(format!("lock {} {what}", lock.name()));
-        loop {
-            let mut attempt = locked(&transfer.attempt);
-            if matches!(*attempt, Attempt::Waits) {
-                if let Some(begun) = self.claim(&transfer.old, budget.process) {
-                    *attempt = Attempt::Begun(begun);
-                }
-            }
-            match &*attempt {
-                Attempt::Begun(begun) => return Ok(begun.clone()),
-                Attempt::GivenUp => return Err(unavailable("is not transferred any more")),
-                Attempt::Waits => drop(attempt),
-            }
-            let busy = |transfers: &Transfers| transfers.is_busy(&transfer.old);
-            if !registry.transfers.wait_while(busy, budget)? {
-                return Err(unavailable(
-                    "is being transferred or released by another call",
-                ));
-            }
+        let old = self.key(lock.name(), &transfer.old, budget)?;
+        let begin = |all: &mut Transfers| {
+            let attempt = self.try_to_begin(&registry, all, &old, transfer);
+            (!matches!(attempt, Attempt::Waits)).then_some(attempt)
+        };
+        match registry.transfers.wait_for(begin, budget)? {
+            Some(Attempt::Begun(begun)) => Ok(begun),
+            Some(Attempt::TooLate) => Err(self.not_held(&registry, None, old, budget)),
+            Some(Attempt::GivenUp) => Err(Error::Interrupted),
+            Some(Attempt::Waits) | None => Err(Error::Unavailable(format!(
+                "lock {} is being transferred or released by another call",
+                lock.name()
+            ))),
         }
+    }
+
+    /// The error for a key whose hold is gone.
+    fn not_held(
+        &self,
+        registry: &Registry,
+        hold: Option<HoldId>,
+        key: Key,
+        budget: Budget,
+    ) -> Error {
+        let reason = self.loss_of(registry, hold, &key, budget);
+        Error::Expired(key.name, key.token, reason)
     }
 
     /// Gives the hold its new token and voids the old one.
@@ -116,20 +150,19 @@ impl Locks {
         let registry = registry(budget.process);
         let Begun { claim, hold, lease } = self.begun(lock, transfer, budget)?;
         let (old, new) = (claim.old.clone(), claim.new.clone());
+        let stands = |transfers: &mut Transfers| {
+            transfers.stands(&old, &new, remembered(lease), Moment::now());
+        };
         match self
             .store
-            .transfer(lock.name(), &old, &new, self.lease, budget)
+            .transfer(lock.name(), &old.token, &new, self.lease, budget)
         {
             Ok(Some((fence, deadline))) => {
-                registry.with(|holds| {
-                    holds.transferred(&old, &new);
-                    holds.present(lock.id(), &new, fence);
-                });
+                registry.with(|holds| holds.present(lock.id(), &old.with(&new), fence));
                 registry.transfers.with(|transfers| {
-                    transfers.stands(&old, &new, remembered(lease), Moment::now());
+                    stands(transfers);
                     transfers.made(&claim);
                 });
-                registry.watched.transferred(&old, &new);
                 let confirmed = Confirmed::new(lock.name(), new.clone(), deadline).replacing(
                     registry.clone(),
                     claim,
@@ -141,56 +174,53 @@ impl Locks {
                 Ok(confirmed)
             }
             Ok(None) => {
-                registry.with(|holds| holds.not_transferred(&old, &new));
-                registry
-                    .transfers
-                    .with(|transfers| transfers.over(&old, &new));
-                let current = hold.filter(|hold| {
-                    registry.with(|holds| holds.get(*hold).is_some_and(|hold| hold.token == old))
-                });
-                let reason = self.loss_of(&registry, current, lock.name(), &old, budget);
-                Err(Error::Expired(lock.name().clone(), old, reason))
+                registry.not_transferred(&old, &new);
+                let current =
+                    hold.filter(|hold| registry.with(|holds| holds.is_known(*hold, &old)));
+                Err(self.not_held(&registry, current, old, budget))
             }
             // In a child forked in the meantime this is the parent's business.
             Err(Error::Forked) => Err(Error::Forked),
             Err(error) => {
-                if error.outcome_unknown() {
-                    registry.transfers.with(|transfers| {
-                        transfers.stands(&old, &new, remembered(lease), Moment::now());
+                registry.transfers.with(|transfers| {
+                    if error.outcome_unknown() {
+                        stands(transfers);
                         transfers.failed(&claim);
-                    });
-                } else {
-                    registry.with(|holds| holds.not_transferred(&old, &new));
-                    registry
-                        .transfers
-                        .with(|transfers| transfers.over(&old, &new));
-                }
+                    } else if transfers.refused(&claim) {
+                        registry.with(|holds| holds.not_transferred(&old, &new));
+                    }
+                });
                 Err(error)
             }
         }
     }
 
-    /// The current token of the hold of `token`: a different one if a transfer that seemed to fail
+    /// The current token of the hold of a key: a different one if a transfer that seemed to fail
     /// succeeded.
-    pub(super) fn resolve(&self, name: &Name, token: &Token, budget: Budget) -> Result<Token> {
-        let registry = registry(budget.process);
-        let all = &registry.transfers;
-        let Some(new) = all.with(|transfers| transfers.meant(token, Moment::now())) else {
-            return Ok(token.clone());
-        };
-        let answer = self.store.transfer(name, token, &new, self.lease, budget)?;
+    pub(super) fn resolve(&self, key: &Key, budget: Budget) -> Result<Token> {
+        let complete = |transfers: &mut Transfers| transfers.complete(key, Moment::now());
+        match registry(budget.process).transfers.with(complete) {
+            Some(new) => self.complete(key, &new, budget),
+            None => Ok(key.token.clone()),
+        }
+    }
+
+    /// Completes a transfer that may have failed. Returns the token that the hold has now; if it
+    /// has neither, the old one.
+    pub(super) fn complete(&self, old: &Key, new: &Token, budget: Budget) -> Result<Token> {
+        let (registry, token) = (registry(budget.process), &old.token);
+        let answer = self
+            .store
+            .transfer(&old.name, token, new, self.lease, budget)?;
         if answer.is_none() {
-            all.with(|transfers| transfers.over(token, &new));
-            registry.with(|holds| holds.not_transferred(token, &new));
+            registry.not_transferred(old, new);
             return Ok(token.clone());
         }
         // The caller may know only the old token, next time too.
-        all.with(|transfers| {
-            transfers.stands(token, &new, remembered(self.lease), Moment::now());
+        registry.transfers.with(|transfers| {
+            transfers.stands(old, new, remembered(self.lease), Moment::now());
         });
-        registry.with(|holds| holds.transferred(token, &new));
-        registry.watched.transferred(token, &new);
-        Ok(new)
+        Ok(new.clone())
     }
 
     /// Renews a hold whose automatic extension is overdue: a hold that is transferred again and
@@ -212,7 +242,7 @@ impl Locks {
             Ok(Some((fence, deadline))) => {
                 registry.extended(id, fence, deadline);
             }
-            // Raise the signal's exception; the Lock object has the new token.
+            // Raise the signal's exception; a later call finds the new token.
             Err(error @ (Error::Interrupted | Error::Forked)) => return Err(error),
             // The extending thread finds the same, or tries again.
             Ok(None) => {}

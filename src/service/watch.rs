@@ -2,7 +2,7 @@
 //! was extended. Each is reported once, in the process that took the hold.
 
 use super::locked;
-use crate::engine::{Deadline, Loss, Moment, Name, Token};
+use crate::engine::{Deadline, Key, Loss, Moment, Name, Token};
 use crate::error::Error;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -111,7 +111,6 @@ impl Watch {
 }
 
 struct Hold {
-    name: Name,
     observer: Arc<dyn Observer>,
     begun: Moment,
     deadline: Deadline,
@@ -119,12 +118,12 @@ struct Hold {
 
 #[derive(Default)]
 struct State {
-    holds: HashMap<Token, Hold>,
+    holds: HashMap<Key, Hold>,
     /// At this many entries, forget the expired holds that nobody has ended.
     many: usize,
 }
 
-/// The observed holds of a process, by their tokens.
+/// The observed holds of a process, by their keys.
 #[derive(Default)]
 pub struct Watched {
     state: Mutex<State>,
@@ -136,7 +135,7 @@ impl Watched {
     /// The minimum of [`State::many`].
     const MANY: usize = 10_000;
 
-    fn with<T>(&self, work: impl FnOnce(&mut HashMap<Token, Hold>) -> Option<T>) -> Option<T> {
+    fn with<T>(&self, work: impl FnOnce(&mut HashMap<Key, Hold>) -> Option<T>) -> Option<T> {
         if self.count.load(SeqCst) == 0 {
             return None;
         }
@@ -147,9 +146,8 @@ impl Watched {
     }
 
     /// A hold begins.
-    pub fn add(&self, name: &Name, token: &Token, deadline: Deadline, watch: &Watch) {
+    pub fn add(&self, key: &Key, deadline: Deadline, watch: &Watch) {
         let hold = Hold {
-            name: name.clone(),
             observer: watch.observer.clone(),
             begun: Moment::now(),
             deadline,
@@ -160,37 +158,37 @@ impl Watched {
             state.holds.retain(|_, hold| !hold.deadline.passed(now));
             state.many = 2 * state.holds.len();
         }
-        state.holds.insert(token.clone(), hold);
+        state.holds.insert(key.clone(), hold);
         self.count.store(state.holds.len(), SeqCst);
     }
 
     /// The hold did not come about.
-    pub fn remove(&self, token: &Token) {
-        self.with(|holds| holds.remove(token));
+    pub fn remove(&self, key: &Key) {
+        self.with(|holds| holds.remove(key));
     }
 
-    /// The hold of a token was extended.
-    pub fn extended(&self, token: &Token, deadline: Deadline) {
+    /// The hold of a key was extended.
+    pub fn extended(&self, key: &Key, deadline: Deadline) {
         self.with(|holds| {
-            let hold = holds.get_mut(token)?;
+            let hold = holds.get_mut(key)?;
             let margin = hold.deadline.remaining(Moment::now());
             hold.deadline = hold.deadline.max(deadline);
-            hold.observer.see(&hold.name, Event::Extended { margin });
+            hold.observer.see(&key.name, Event::Extended { margin });
             Some(())
         });
     }
 
     /// The hold has a new token.
-    pub fn transferred(&self, old: &Token, new: &Token) {
+    pub fn transferred(&self, old: &Key, new: &Token) {
         self.with(|holds| {
             let hold = holds.remove(old)?;
-            holds.insert(new.clone(), hold)
+            holds.insert(old.with(new), hold)
         });
     }
 
-    /// The hold of a token has ended, or (`lost`) is lost.
-    pub fn ended(&self, token: &Token, lost: Option<Loss>) {
-        let Some(hold) = self.with(|holds| holds.remove(token)) else {
+    /// The hold of a key has ended, or (`lost`) is lost.
+    pub fn ended(&self, key: &Key, lost: Option<Loss>) {
+        let Some(hold) = self.with(|holds| holds.remove(key)) else {
             return;
         };
         let now = Moment::now();
@@ -200,17 +198,17 @@ impl Watched {
             Some(_) => 0.0,
         };
         let ended = Event::Ended { held, margin, lost };
-        hold.observer.see(&hold.name, ended);
+        hold.observer.see(&key.name, ended);
     }
 
     /// The names of the holds that an observer knows and that certainly stand.
     pub fn names(&self, observer: &Arc<dyn Observer>) -> Vec<Name> {
         let now = Moment::now();
         let names = self.with(|holds| {
-            let theirs = holds
-                .values()
-                .filter(|hold| Arc::ptr_eq(&hold.observer, observer) && !hold.deadline.passed(now));
-            Some(theirs.map(|hold| hold.name.clone()).collect())
+            let theirs = holds.iter().filter(|(_, hold)| {
+                Arc::ptr_eq(&hold.observer, observer) && !hold.deadline.passed(now)
+            });
+            Some(theirs.map(|(key, _)| key.name.clone()).collect())
         });
         names.unwrap_or_default()
     }

@@ -13,7 +13,7 @@ use super::holder::About;
 use super::listener::{Call, NotListening};
 use super::sql::Statements;
 use super::statements::{Answer, Candidate, Ended, Look, Queue, Record, Released, Renewed, Turn};
-use crate::engine::{Deadline, Lease, Loss, Moment, Name, Token, VALID};
+use crate::engine::{Deadline, Lease, Loss, Moment, Name, Table, Token, VALID};
 use crate::error::{Error, Result};
 use crate::sync::simulated::{Sleeper, once_in, step};
 use crate::sync::{process_id, thread};
@@ -23,13 +23,27 @@ use std::time::Duration;
 use table::{Database, Mailbox};
 
 /// Like the PostgreSQL store. Clones share the table.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Store {
     database: Arc<Mutex<Database>>,
+    table: Table,
     /// Some statements fail, before or after execution.
     faulty: Arc<AtomicBool>,
     /// Some execute after their callers have given up.
     late: Arc<AtomicBool>,
+}
+
+impl Default for Store {
+    fn default() -> Store {
+        let database = Arc::default();
+        let table = Table::new(&format!("{:p}", Arc::as_ptr(&database)));
+        Store {
+            database,
+            table,
+            faulty: Arc::default(),
+            late: Arc::default(),
+        }
+    }
 }
 
 impl Store {
@@ -88,6 +102,14 @@ impl Store {
 
     pub fn close(&self, _: Budget) -> Result<()> {
         Ok(())
+    }
+
+    pub fn table(&self, _: Budget) -> Result<&Table> {
+        Ok(&self.table)
+    }
+
+    pub fn known_table(&self) -> Option<&Table> {
+        Some(&self.table)
     }
 
     pub fn statements(&self, _: Budget) -> Result<&Statements> {
@@ -279,6 +301,13 @@ impl Store {
         _: Lease,
         budget: Budget,
     ) -> Result<Option<(Option<i64>, Deadline)>> {
+        if self.fails(8) {
+            return Err(Error::Sql {
+                sqlstate: "57014".to_owned(),
+                unknown: false,
+                message: "refused".to_owned(),
+            });
+        }
         self.execute(budget, |all| {
             let row = all.row(name);
             (row.is_held(old) || row.is_held(new)).then(|| {

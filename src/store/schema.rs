@@ -4,6 +4,7 @@ use super::budget::Budget;
 use super::failure::{Failure, ServerError};
 use super::session::Session;
 use super::sql::{Schema, Sql, Statements, creation, grants, quote};
+use crate::engine::Table;
 use crate::error::Error;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ pub fn schema_sql(schema: Option<&str>, role: Option<&str>) -> String {
 /// What the catalogues say about the table.
 struct State {
     schema: Option<String>,
+    /// The number of the database.
+    database: String,
     role: String,
     /// The setting of that name.
     search_path: String,
@@ -124,6 +127,7 @@ fn check(
     let state = || {
         Ok(State {
             schema: row.get("schema")?,
+            database: row.get("database")?,
             role: row.get("role")?,
             search_path: row.get("search_path")?,
             complete: row.get("complete")?,
@@ -135,17 +139,47 @@ fn check(
     state().map_err(Failure::Stopped)?.trusted()
 }
 
-/// Makes sure that the table is there and complete, and that only trusted roles own it; returns its
-/// schema. Takes no lock if nothing is missing.
+/// Makes sure that the table is there and complete, and that only trusted roles own it; returns
+/// which one it is. Takes no lock if nothing is missing.
 pub fn ensure(
     connection: &mut Session,
     table_owner: Option<&str>,
     options: Option<&str>,
     budget: Budget,
-) -> Result<Schema, Failure> {
+) -> Result<(Schema, Table), Failure> {
+    let server = server(connection, budget)?;
+    let state = complete(connection, table_owner, options, budget)?;
+    let schema = state.schema.as_deref().unwrap_or_default();
+    let table = Table::new(&format!("{server}/{}/{schema}", state.database));
+    Ok((state.place(), table))
+}
+
+/// Which server this is; nothing if we may not know.
+fn server(connection: &mut Session, budget: Budget) -> Result<String, Failure> {
+    let statements = Statements::new(&Schema::new(None));
+    let answer = match connection.query_unprepared(&statements[Sql::Server], &[], budget) {
+        // insufficient_privilege; or undefined_function, on a server that only resembles one.
+        Err(Failure::Server(server_error))
+            if ["42501", "42883"].contains(&server_error.sqlstate.as_str()) =>
+        {
+            return Ok(String::new());
+        }
+        answer => answer?,
+    };
+    let row = answer.rows.first();
+    row.map_or(Ok(String::new()), |row| row.get("server"))
+        .map_err(Failure::Stopped)
+}
+
+fn complete(
+    connection: &mut Session,
+    table_owner: Option<&str>,
+    options: Option<&str>,
+    budget: Budget,
+) -> Result<State, Failure> {
     let state = check(connection, table_owner, budget)?.seen_as_asked(options)?;
     if state.complete {
-        return Ok(state.place());
+        return Ok(state);
     }
     let mut attempts = 0;
     loop {
@@ -197,7 +231,7 @@ fn upgrade(
     table_owner: Option<&str>,
     polite: bool,
     budget: Budget,
-) -> Result<Schema, Failure> {
+) -> Result<State, Failure> {
     connection.batch(&format!("BEGIN; {}", start(polite)), budget)?;
     let mut state = check(connection, table_owner, budget)?;
     if !state.complete {
@@ -208,7 +242,7 @@ fn upgrade(
         state = check(connection, table_owner, budget)?;
     }
     connection.batch("COMMIT", budget)?;
-    Ok(state.place())
+    Ok(state)
 }
 
 /// How the transaction begins. Only `budget` limits it, not the role's settings: between two
@@ -234,10 +268,10 @@ fn upgrade_at_once(
     place: &Schema,
     polite: bool,
     budget: Budget,
-) -> Result<Schema, Failure> {
+) -> Result<State, Failure> {
     let sql = format!("{} {}", start(polite), creation(place));
     connection.batch(&sql, budget)?;
-    Ok(check(connection, table_owner, budget)?.place())
+    check(connection, table_owner, budget)
 }
 
 /// The search path that the server's command line options ask for, if any. Parsed as the server

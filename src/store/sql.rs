@@ -296,6 +296,7 @@ statements! {
     Sweep = "sweep.sql" (lease 1, zone 2) [FLOAT8, FLOAT8, INT8, INT8, FLOAT8];
     Repair = "repair.sql" (lease 0, zone 0) [INT8];
     Check = "check.sql" (lease 0, zone 0) [TEXT];
+    Server = "server.sql" (lease 0, zone 0) [];
     Number = "number.sql" (lease 3, zone 4) [TEXT, TEXT, FLOAT8, FLOAT8, INT8];
     Holders = "holders.sql" (lease 1, zone 2) [FLOAT8, FLOAT8];
     Info = "info.sql" (lease 2, zone 3) [TEXT, FLOAT8, FLOAT8];

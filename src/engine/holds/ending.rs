@@ -1,6 +1,8 @@
 //! Transitions that end a hold: the end of a block, a release, a loss.
 
-use super::super::{Caller, Condition, Entered, Hold, HoldId, Lease, LockId, Loss, Moment, Token};
+use super::super::{
+    Caller, Condition, Entered, Hold, HoldId, Key, Lease, LockId, Loss, Moment, Token,
+};
 use super::{Holds, Reported};
 
 /// What ending a block, or a release, requires.
@@ -49,7 +51,8 @@ pub enum Ending {
 
 impl Ending {
     /// Releases the hold of a token that no Lock object of this process has acquired.
-    fn of_a_stranger(token: &Token) -> Ending {
+    #[must_use]
+    pub fn of_a_stranger(token: &Token) -> Ending {
         Ending::Release {
             hold: None,
             token: token.clone(),
@@ -79,7 +82,7 @@ impl Holds {
             // The attempt failed, or was given up before.
             return Ending::Done;
         };
-        let (token, lease, last) = (hold.token.clone(), hold.lease, hold.depth() == 0);
+        let (token, lease, last) = (hold.key.token.clone(), hold.lease, hold.depth() == 0);
         let pending = hold.pending.clone();
         let held = !hold.deadline.passed(now);
         let lost = |token, reason, owed| Ending::Lost {
@@ -119,26 +122,26 @@ impl Holds {
         ending
     }
 
-    /// A caller calls `release()`, with a token or for the Lock object's own hold.
+    /// A caller calls `release()`, with a key or for the Lock object's own hold.
     #[must_use]
     #[allow(clippy::too_many_lines)] // the last column of the table of conditions
     pub fn release(
         &mut self,
         lock: LockId,
         caller: &Caller,
-        token: Option<&Token>,
+        key: Option<&Key>,
         now: Moment,
     ) -> Ending {
         let owned = self.owned(lock, caller);
-        let target = match token {
-            Some(token) => self.by_token.get(token).copied(),
+        let target = match key {
+            Some(key) => self.by_key.get(key).copied(),
             None => owned.or_else(|| self.newest(lock)),
         };
         let Some((id, hold)) = target.and_then(|id| Some((id, self.all.get_mut(&id)?))) else {
-            return token.map_or(Ending::Nothing, Ending::of_a_stranger);
+            return key.map_or(Ending::Nothing, |key| Ending::of_a_stranger(&key.token));
         };
-        let (given, lease) = (token, hold.lease);
-        let token = token.unwrap_or(&hold.token).clone();
+        let lease = hold.lease;
+        let token = key.unwrap_or(&hold.key).token.clone();
         let inner = owned == Some(id) && hold.depth() > 1;
         let held = !hold.deadline.passed(now);
         match hold.condition {
@@ -161,14 +164,14 @@ impl Holds {
                     token,
                     lease: Some(lease),
                     held,
-                    own: given.is_none() || owned == Some(id),
+                    own: key.is_none() || owned == Some(id),
                 }
             }
             Condition::Released => {
                 self.remove(id);
                 Ending::Done
             }
-            Condition::Ended(_) if given.is_none() => Ending::Nothing,
+            Condition::Ended(_) if key.is_none() => Ending::Nothing,
             Condition::Ended(reason) => Ending::Lost {
                 token,
                 lease,
@@ -209,8 +212,8 @@ impl Holds {
     }
 
     /// An owed release was done, or turned out to be unnecessary.
-    pub fn settled(&mut self, token: &Token) -> Option<Reported> {
-        let id = *self.by_token.get(token)?;
+    pub fn settled(&mut self, key: &Key) -> Option<Reported> {
+        let id = *self.by_key.get(key)?;
         let hold = self.all.get_mut(&id)?;
         if hold.condition != Condition::Releasing {
             return None;
@@ -246,8 +249,7 @@ impl Holds {
         hold.condition = Condition::Lost { reason, reported };
         self.lost.insert(hold.lock);
         Some(Reported {
-            name: hold.name.clone(),
-            token: hold.token.clone(),
+            key: hold.key.clone(),
             fence: hold.fence,
             reason,
             levels: hold.levels.iter().map(|level| level.id).collect(),

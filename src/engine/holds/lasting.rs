@@ -1,6 +1,6 @@
 //! Transitions that keep a hold: extensions and transfers.
 
-use super::super::{Condition, Deadline, Entered, Hold, HoldId, Lease, Moment, Token};
+use super::super::{Condition, Deadline, Entered, Hold, HoldId, Key, Lease, Moment, Token};
 use super::Holds;
 
 impl Holds {
@@ -52,41 +52,40 @@ impl Holds {
         Some(hold.deadline)
     }
 
-    /// The hold of `old` is about to get the token `new`.
-    pub fn transferring(&mut self, old: &Token, new: &Token) {
-        let Some(id) = self.by_token.get(old).copied() else {
+    /// The hold of `old` is about to get the token `new`, unless an earlier transfer may have given
+    /// it another one.
+    pub fn transferring(&mut self, old: &Key, new: &Token) {
+        let Some(id) = self.by_key.get(old).copied() else {
             return;
         };
-        let Some(hold) = self.all.get_mut(&id) else {
-            return;
-        };
-        if let Some(before) = hold.pending.replace(new.clone()) {
-            self.by_token.remove(&before);
+        let hold = self.all.get_mut(&id);
+        if let Some(hold) = hold.filter(|hold| hold.key == *old && hold.pending.is_none()) {
+            hold.pending = Some(new.clone());
+            self.by_key.insert(old.with(new), id);
         }
-        self.by_token.insert(new.clone(), id);
     }
 
     /// It will not get that token.
-    pub fn not_transferred(&mut self, old: &Token, new: &Token) {
-        let id = self.by_token.get(old).copied();
+    pub fn not_transferred(&mut self, old: &Key, new: &Token) {
+        let id = self.by_key.get(old).copied();
         let hold = id.and_then(|id| self.all.get_mut(&id));
         if let Some(hold) = hold.filter(|hold| hold.pending.as_ref() == Some(new)) {
             hold.pending = None;
-            self.by_token.remove(new);
+            self.by_key.remove(&old.with(new));
         }
     }
 
-    /// The hold of `old` now has the token `new`.
-    pub fn transferred(&mut self, old: &Token, new: &Token) {
-        let Some(id) = self.by_token.remove(old) else {
+    /// The caller of the transfer is about to know the token `new`, so the owner may know it too.
+    pub fn transferred(&mut self, old: &Key, new: &Token) {
+        let Some(id) = self.by_key.remove(old) else {
             return;
         };
         if let Some(hold) = self.all.get_mut(&id) {
             if let Some(pending) = hold.pending.take() {
-                self.by_token.remove(&pending);
+                self.by_key.remove(&old.with(&pending));
             }
-            hold.token = new.clone();
-            self.by_token.insert(new.clone(), id);
+            hold.key = old.with(new);
+            self.by_key.insert(hold.key.clone(), id);
         }
     }
 }

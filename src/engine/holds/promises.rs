@@ -1,5 +1,6 @@
 //! The table of conditions, row by row, and the other promises of each function.
 
+use super::super::{Name, Table};
 use super::ending::Ending;
 use super::*;
 use std::sync::Arc;
@@ -53,8 +54,7 @@ impl Scene {
             },
             again: again.is_some(),
             lock: self.lock,
-            name: Name::new("name").unwrap(),
-            token: Token::random(),
+            key: Key::random(),
             fence: Some(7),
             deadline: Deadline::new(self.now, 1.0),
             lease: Lease::SECOND,
@@ -86,8 +86,12 @@ impl Scene {
         self.holds.entry(self.lock, &owner.caller(), true)
     }
 
+    fn key(&self, id: HoldId) -> Key {
+        self.holds.get(id).unwrap().key.clone()
+    }
+
     fn token(&self, id: HoldId) -> Token {
-        self.holds.get(id).unwrap().token.clone()
+        self.key(id).token
     }
 
     fn levels(&self, id: HoldId) -> usize {
@@ -158,7 +162,7 @@ fn a_lock_shows_the_callers_own_hold_or_the_newest() {
         scene
             .holds
             .of(scene.lock, &owner.caller())
-            .map(|hold| hold.token.clone())
+            .map(|hold| hold.key.token.clone())
     };
     assert_eq!(shown(&scene, &first), Some(scene.token(one.hold)));
     assert_eq!(shown(&scene, &second), Some(scene.token(two.hold)));
@@ -284,7 +288,7 @@ fn an_inner_block_ends_quietly_and_the_last_owes_the_release() {
     assert_eq!(ending, expected);
     assert!(scene.holds.get(outer.hold).is_none());
     assert_eq!(scene.holds.leave(outer, scene.now), Ending::Nothing);
-    assert!(scene.holds.by_lock.is_empty() && scene.holds.by_token.is_empty());
+    assert!(scene.holds.by_lock.is_empty() && scene.holds.by_key.is_empty());
     let late = scene.enter(&mut owner, BLOCK);
     scene.pass();
     let ending = scene.holds.leave(late, scene.now);
@@ -321,12 +325,12 @@ fn a_lost_block_owes_its_release_if_the_database_may_have_it() {
 fn a_lost_hold_that_its_owner_releases_in_a_block_is_ended() {
     let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
     let block = scene.enter(&mut owner, BLOCK);
-    let token = scene.token(block.hold);
+    let key = scene.key(block.hold);
     scene.holds.lost(block.hold, Loss::Unknown);
     let stranger = Owner::new(2).caller();
     let ending = scene
         .holds
-        .release(scene.lock, &stranger, Some(&token), scene.now);
+        .release(scene.lock, &stranger, Some(&key), scene.now);
     assert_eq!(lost(&ending), Some((Loss::Unknown, false)));
     let condition = |scene: &Scene| scene.holds.get(block.hold).unwrap().condition;
     assert!(
@@ -341,7 +345,7 @@ fn a_lost_hold_that_its_owner_releases_in_a_block_is_ended() {
 fn a_hold_that_was_released_in_its_block_is_ended() {
     let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
     let block = scene.enter(&mut owner, BLOCK);
-    let token = scene.token(block.hold);
+    let key = scene.key(block.hold);
     scene.release(&owner);
     let reported = scene.holds.released(block.hold, true).unwrap();
     assert_eq!(
@@ -353,7 +357,7 @@ fn a_hold_that_was_released_in_its_block_is_ended() {
     let caller = owner.caller();
     let ending = scene
         .holds
-        .release(scene.lock, &caller, Some(&token), scene.now);
+        .release(scene.lock, &caller, Some(&key), scene.now);
     assert_eq!(lost(&ending), Some((Loss::Released, false)));
     // Acquired again, the hold goes on in the block, and the block's end releases it.
     let id = scene.enter(&mut owner, CALL).hold;
@@ -417,10 +421,10 @@ fn a_release_by_its_owner_is_no_news_and_one_by_others_is() {
     assert_eq!(scene.holds.released(id, true), None);
     assert!(scene.holds.get(id).is_none());
     let id = scene.enter(&mut owner, CALL).hold;
-    let (token, stranger) = (scene.token(id), Owner::new(2).caller());
+    let (key, stranger) = (scene.key(id), Owner::new(2).caller());
     let ending = scene
         .holds
-        .release(scene.lock, &stranger, Some(&token), scene.now);
+        .release(scene.lock, &stranger, Some(&key), scene.now);
     assert!(matches!(ending, Ending::Release { own: false, .. }));
     let reported = scene.holds.released(id, false).unwrap();
     assert_eq!(reported.reason, Loss::Released);
@@ -433,13 +437,13 @@ fn a_release_by_its_owner_is_no_news_and_one_by_others_is() {
         }
     ));
     // A token unknown here is used for a release as it is.
-    let unknown = Token::random();
+    let unknown = Key::random();
     let ending = scene
         .holds
         .release(scene.lock, &stranger, Some(&unknown), scene.now);
     let expected = Ending::Release {
         hold: None,
-        token: unknown,
+        token: unknown.token,
         pending: None,
         lease: None,
         held: false,
@@ -454,11 +458,11 @@ fn a_release_by_its_owner_is_no_news_and_one_by_others_is() {
 fn the_owner_with_its_token_and_anybody_without_are_no_strangers() {
     let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
     let id = scene.enter(&mut owner, CALL).hold;
-    let token = scene.token(id);
+    let key = scene.key(id);
     let caller = owner.caller();
     let ending = scene
         .holds
-        .release(scene.lock, &caller, Some(&token), scene.now);
+        .release(scene.lock, &caller, Some(&key), scene.now);
     assert!(matches!(ending, Ending::Release { own: true, .. }));
     assert!(matches!(
         scene.release(&Owner::new(2)),
@@ -470,11 +474,11 @@ fn the_owner_with_its_token_and_anybody_without_are_no_strangers() {
 fn a_release_that_succeeds_in_the_background_is_done_when_it_is_called_again() {
     let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
     let id = scene.enter(&mut owner, CALL).hold;
-    let token = scene.token(id);
-    assert_eq!(scene.holds.settled(&token), None);
+    let key = scene.key(id);
+    assert_eq!(scene.holds.settled(&key), None);
     assert_eq!(scene.holds.get(id).unwrap().condition, Condition::Held);
     scene.release(&owner);
-    assert_eq!(scene.holds.settled(&token), None);
+    assert_eq!(scene.holds.settled(&key), None);
     assert_eq!(scene.holds.get(id).unwrap().condition, Condition::Released);
     assert!(scene.holds.of(scene.lock, &owner.caller()).is_none());
     assert!(!scene.holds.holds_any(scene.lock));
@@ -482,9 +486,9 @@ fn a_release_that_succeeds_in_the_background_is_done_when_it_is_called_again() {
     assert!(scene.holds.get(id).is_none());
     // The owner is told if it is in a block.
     let block = scene.enter(&mut owner, BLOCK);
-    let token = scene.token(block.hold);
+    let key = scene.key(block.hold);
     scene.release(&owner);
-    assert_eq!(scene.holds.settled(&token).unwrap().reason, Loss::Released);
+    assert_eq!(scene.holds.settled(&key).unwrap().reason, Loss::Released);
     assert_eq!(scene.entry(&owner), Entry::Fresh);
 }
 
@@ -603,7 +607,7 @@ fn a_lock_that_is_gone_keeps_what_is_extended() {
     assert!(!scene.holds.forget(scene.lock));
     let kept = scene.enter(&mut first, EXTENDED).hold;
     let gone = scene.enter(&mut second, BLOCK).hold;
-    scene.holds.present(scene.lock, &Token::random(), Some(3));
+    scene.holds.present(scene.lock, &Key::random(), Some(3));
     assert!(scene.holds.forget(scene.lock));
     assert!(scene.holds.get(kept).is_some());
     assert!(scene.holds.get(gone).is_none());
@@ -616,21 +620,21 @@ fn a_lock_that_is_gone_keeps_what_is_extended() {
 #[test]
 fn the_number_of_a_token_from_elsewhere_is_kept() {
     let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
-    let token = Token::random();
+    let key = Key::random();
     assert_eq!(scene.holds.presented(scene.lock), None);
-    scene.holds.present(scene.lock, &token, Some(12));
+    scene.holds.present(scene.lock, &key, Some(12));
     assert_eq!(scene.holds.presented(scene.lock), Some(12));
-    scene.holds.present(scene.lock, &token, None);
+    scene.holds.present(scene.lock, &key, None);
     assert_eq!(scene.holds.presented(scene.lock), None);
     let own = scene.enter(&mut owner, CALL).hold;
-    scene.holds.present(scene.lock, &scene.token(own), Some(13));
+    scene.holds.present(scene.lock, &scene.key(own), Some(13));
     assert_eq!(
         scene.holds.presented(scene.lock),
         None,
         "it has a hold of its own"
     );
     let another = LockId::fresh();
-    scene.holds.present(another, &scene.token(own), Some(14));
+    scene.holds.present(another, &scene.key(own), Some(14));
     assert_eq!(scene.holds.presented(another), Some(14));
 }
 
@@ -638,34 +642,61 @@ fn the_number_of_a_token_from_elsewhere_is_kept() {
 fn a_transfer_is_known_by_both_tokens_until_it_is_done() {
     let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
     let id = scene.enter(&mut owner, CALL).hold;
-    let (old, new, other) = (scene.token(id), Token::random(), Token::random());
-    let knows = |scene: &Scene, token: &Token| scene.holds.with_token(token).is_some();
-    scene.holds.transferring(&old, &other);
+    let (old, new, other) = (scene.key(id), Token::random(), Token::random());
+    let knows = |scene: &Scene, token: &Token| scene.holds.with_key(&old.with(token)).is_some();
+    assert!(scene.holds.is_known(id, &old));
     scene.holds.transferring(&old, &new);
-    assert!(knows(&scene, &old) && knows(&scene, &new) && !knows(&scene, &other));
+    scene.holds.transferring(&old, &other);
+    assert!(knows(&scene, &old.token) && knows(&scene, &new) && !knows(&scene, &other));
+    assert!(!scene.holds.is_known(id, &old) && !scene.holds.is_known(id, &old.with(&new)));
     let release = |scene: &mut Scene, token: &Token| match scene.holds.release(
         scene.lock,
         &owner.caller(),
-        Some(token),
+        Some(&old.with(token)),
         scene.now,
     ) {
         Ending::Release { pending, .. } => pending,
         other => panic!("{other:?}"),
     };
-    assert_eq!(release(&mut scene, &old), Some(new.clone()));
+    assert_eq!(release(&mut scene, &old.token), Some(new.clone()));
     assert_eq!(release(&mut scene, &new), None, "it is that one");
     scene.holds.not_transferred(&old, &other);
     assert!(knows(&scene, &new));
     scene.holds.not_transferred(&old, &new);
-    assert!(knows(&scene, &old) && !knows(&scene, &new));
-    scene.holds.transferring(&old, &other);
+    assert!(knows(&scene, &old.token) && !knows(&scene, &new));
+    scene.holds.transferring(&old, &new);
+    // Its owner does not know the new token yet.
+    assert_eq!(scene.key(id), old);
     scene.holds.transferred(&old, &new);
-    assert!(!knows(&scene, &old) && knows(&scene, &new) && !knows(&scene, &other));
-    assert_eq!(scene.token(id), new);
+    assert!(!knows(&scene, &old.token) && knows(&scene, &new));
+    assert_eq!(scene.key(id), old.with(&new));
     // Neither token finds a hold that is gone.
-    scene.holds.transferring(&new, &other);
+    scene.holds.transferring(&old.with(&new), &other);
     scene.holds.released(id, true);
-    assert!(scene.holds.by_token.is_empty());
+    assert!(scene.holds.by_key.is_empty());
+}
+
+#[test]
+fn under_another_name_or_in_another_table_a_token_is_nobodys() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let id = scene.enter(&mut owner, CALL).hold;
+    let key = scene.key(id);
+    let other_name = Name::new("another").unwrap();
+    let wrong = [
+        Key::new(&key.table, &other_name, &key.token),
+        Key::new(&Table::new("another"), &key.name, &key.token),
+    ];
+    for wrong in wrong {
+        assert!(scene.holds.with_key(&wrong).is_none());
+        let ending = scene
+            .holds
+            .release(scene.lock, &owner.caller(), Some(&wrong), scene.now);
+        assert_eq!(ending, Ending::of_a_stranger(&key.token));
+        scene.holds.transferring(&wrong, &Token::random());
+        assert!(scene.holds.is_known(id, &key));
+        assert_eq!(scene.holds.settled(&wrong), None);
+    }
+    assert_eq!(scene.holds.get(id).unwrap().condition, Condition::Held);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use super::super::hold::{Kind, Level};
 use super::super::{Caller, Entered, Lease, Loss};
-use super::super::{Condition, Deadline, HoldId, LevelId, LockId, Moment, Name, Place, Token};
+use super::super::{Condition, Deadline, HoldId, LevelId, LockId, Moment, Place, Token};
 use super::ending::Ending;
 use super::*;
 use proptest::prelude::*;
@@ -104,12 +104,12 @@ proptest! {
                 Step::Acquire { owner, block, works } => {
                     acts = Some(owner);
                     let caller = caller(owner, &models[owner]);
-                    let (again, entry_token) = match holds.entry(lock, &caller, true) {
-                        Entry::Fresh => (None, Token::random()),
+                    let (again, entry_key) = match holds.entry(lock, &caller, true) {
+                        Entry::Fresh => (None, Key::random()),
                         Entry::Again { hold, token, .. } => {
                             prop_assert_eq!(holds.get(hold).unwrap().condition, Condition::Held);
                             prop_assert_eq!(models[owner].hold, Some(hold));
-                            (Some(hold), token)
+                            (Some(hold), Key::random().with(&token))
                         }
                         Entry::Lost(..) => continue,
                     };
@@ -124,8 +124,7 @@ proptest! {
                         entered,
                         again: again.is_some(),
                         lock,
-                        name: Name::new("name").unwrap(),
-                        token: entry_token,
+                        key: entry_key,
                         fence: Some(1),
                         deadline: Deadline::new(now, 1.0),
                         lease: Lease::SECOND,
@@ -204,7 +203,7 @@ proptest! {
                     }
                 }
                 Step::ReleaseByToken { of } => {
-                    let token = models[of].hold.and_then(|id| Some(holds.get(id)?.token.clone()));
+                    let token = models[of].hold.and_then(|id| Some(holds.get(id)?.key.clone()));
                     let (Some(token), Some(id)) = (token, models[of].hold) else { continue };
                     let stranger = Caller {
                         place: Place::current(Some(99), None),
@@ -235,20 +234,20 @@ proptest! {
                 }
                 Step::Settle { owner } => {
                     acts = Some(owner);
-                    let token = models[owner].hold.and_then(|id| Some(holds.get(id)?.token.clone()));
-                    if let Some(token) = token {
-                        let _ = holds.settled(&token);
+                    let key = models[owner].hold.and_then(|id| Some(holds.get(id)?.key.clone()));
+                    if let Some(key) = key {
+                        let _ = holds.settled(&key);
                     }
                 }
                 Step::Transfer { owner } => {
-                    let old = models[owner].hold.and_then(|id| Some(holds.get(id)?.token.clone()));
+                    let old = models[owner].hold.and_then(|id| Some(holds.get(id)?.key.clone()));
                     let Some(old) = old else { continue };
                     let new = Token::random();
                     holds.transferring(&old, &new);
-                    prop_assert!(holds.with_token(&new).is_some());
+                    prop_assert!(holds.with_key(&old.with(&new)).is_some());
                     holds.transferred(&old, &new);
-                    prop_assert!(holds.with_token(&old).is_none());
-                    prop_assert_eq!(holds.with_token(&new).map(|(id, _)| id), models[owner].hold);
+                    prop_assert!(holds.with_key(&old).is_none());
+                    prop_assert_eq!(holds.with_key(&old.with(&new)).map(|(id, _)| id), models[owner].hold);
                 }
             }
             for (owner, before) in before.iter().enumerate() {
@@ -258,7 +257,7 @@ proptest! {
                 }
             }
             for (id, hold) in &holds.all {
-                prop_assert_eq!(holds.by_token.get(&hold.token), Some(id));
+                prop_assert_eq!(holds.by_key.get(&hold.key), Some(id));
                 // Any hold that stands has somebody inside it, or somebody who has to release it.
                 prop_assert!(hold.condition != Condition::Held || hold.depth() > 0);
                 let released = |level: &Level| level.kind == Kind::Released;
@@ -292,8 +291,7 @@ fn a_late_exit_ends_its_own_hold() {
             entered,
             again: false,
             lock,
-            name: Name::new("name").unwrap(),
-            token: Token::random(),
+            key: Key::random(),
             fence: None,
             deadline: Deadline::new(now, 1.0),
             lease: Lease::SECOND,

@@ -153,20 +153,25 @@ impl Acquisition {
             previous: ask.previous,
             more: ask.more,
         };
-        let granted = match self.turn(progress, candidate, ask, budget) {
-            Ok(Turn::Acquired {
-                fence,
-                deadline,
-                queued,
-                unknown,
-            }) => {
+        let key = self.locks.key(&self.name, &token, budget);
+        let turn = key.and_then(|key| Ok((key, self.turn(progress, candidate, ask, budget)?)));
+        let granted = match turn {
+            Ok((
+                key,
+                Turn::Acquired {
+                    fence,
+                    deadline,
+                    queued,
+                    unknown,
+                },
+            )) => {
                 progress.unknown |= unknown;
                 let granted = (Some(fence), deadline);
-                let grant = self.locks.grant(&self.name, &token, granted, &self.request);
+                let grant = self.locks.grant(key, granted, &self.request);
                 self.acquired(waiter, &grant, Some(queued));
                 Some(grant)
             }
-            Ok(Turn::Later(queue)) => {
+            Ok((_, Turn::Later(queue))) => {
                 progress.busy = queue.is_busy();
                 progress.unknown |= queue.unknown;
                 waiters.found(waiter, queue);

@@ -15,7 +15,7 @@ use super::super::session::Session;
 use super::super::settings::Settings;
 use super::super::sql::{Sql, Statements};
 use super::super::url::Url;
-use crate::engine::{Lease, Moment, Name, Token, VALID};
+use crate::engine::{Lease, Moment, Name, Table, Token, VALID};
 use crate::error::{Error, Result};
 use crate::zone;
 use rand::RngExt;
@@ -36,6 +36,8 @@ pub struct Store {
     table_owner: Option<String>,
     /// The statements, once the table is known to be there and complete.
     statements: OnceLock<Statements>,
+    /// Which table it is, likewise.
+    table: OnceLock<Table>,
     /// We have written once, so the database is the right one.
     written: AtomicBool,
     /// When to remove rows that nobody needs.
@@ -134,6 +136,7 @@ impl Store {
             clock: Clock::default(),
             holder: OnceLock::new(),
             statements: OnceLock::new(),
+            table: OnceLock::new(),
             written: AtomicBool::new(false),
             pace: Pace::new(),
         }
@@ -184,7 +187,8 @@ impl Store {
             let options = self.pool.url().config.get_options();
             schema::ensure(&mut connection, owner, options, budget)
         });
-        let schema = result(outcome, &self.pool)?;
+        let (schema, table) = result(outcome, &self.pool)?;
+        self.table.get_or_init(|| table);
         self.statements.get_or_init(|| Statements::new(&schema));
         Ok(())
     }
@@ -197,6 +201,22 @@ impl Store {
                 None => self.ensure_schema(budget)?,
             }
         }
+    }
+
+    /// Which table it is; makes sure that it exists if that is not known yet.
+    pub fn table(&self, budget: Budget) -> Result<&Table> {
+        loop {
+            match self.table.get() {
+                Some(table) => return Ok(table),
+                None => self.ensure_schema(budget)?,
+            }
+        }
+    }
+
+    /// Which table it is, if that is known.
+    #[must_use]
+    pub fn known_table(&self) -> Option<&Table> {
+        self.table.get()
     }
 
     /// Closes all sessions that are not in use; the next call opens new ones.
