@@ -20,7 +20,7 @@ import score.distlock
 import score.distlock.aio
 from score.distlock import CouldNotAcquireLock, DatabaseUnavailable, LockExpired
 
-from .support.line import outlive, renewed, threads, waiting
+from .support.line import outlive, renewed, threads, until, waiting
 from .support.proxy import Proxy
 from .support.server import Server
 from .test_lost_answers import own_url, proxy, through
@@ -513,27 +513,33 @@ def test_a_cancelled_transfer_loses_no_token(conf: Conf, run: Run, then: str) ->
     run(main())
 
 
-def test_the_loop_does_not_read_the_new_token(conf: Conf, run: Run) -> None:
+def test_the_loop_does_not_read_the_new_token(
+    conf: Conf, db: psycopg.Connection[Any], run: Run
+) -> None:
     """The transfer is done, and its task is cancelled at that very moment."""
+
+    def current() -> Any:
+        row = db.execute("SELECT token FROM _score_distlock WHERE name = 'name'").fetchone()
+        assert row is not None
+        return row[0]
 
     async def main() -> None:
         lock = conf.get("name")
         token = lock.acquire()
         transfer = asyncio.create_task(conf.aio.transfer("name", token))
         await asyncio.sleep(0)
-        while lock.token == token:
-            pass  # blocks the loop
-        new = lock.token
+        until(lambda: current() != token)  # blocks the loop
+        new = current()
         transfer.cancel()
         with pytest.raises(asyncio.CancelledError):
             await transfer
-        assert await conf.aio.transfer("name", token) == new
+        assert lock.token == token
+        assert await conf.aio.transfer("name", token) == new == lock.token
         with pytest.raises(LockExpired):
             await conf.aio.release("name", token)
         transfer = asyncio.create_task(conf.aio.transfer("name", new))
         await asyncio.sleep(0)
-        while lock.token == new:
-            pass
+        until(lambda: current() != new)
         transfer.cancel()
         await asyncio.wait([transfer])
         await conf.aio.release("name", new)

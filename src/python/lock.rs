@@ -394,9 +394,10 @@ impl Lock {
     /// :param autoextend: whether to extend the hold, in the background, for as long as the block
     ///     runs: after every third of the lease.
     /// :param maxtime: a lease other than the module's ``maxtime``, for this hold.
-    /// :param on_lost: called with the Lock, once and in a thread of its own, if the hold is lost:
-    ///     it could not be extended in time, its lease ended, or another process released it. The
-    ///     end of the block raises :class:`LockExpired` then.
+    /// :param on_lost: called with the Lock, once and in a thread of its own, if the hold is lost
+    ///     before the block ends: it could not be extended in time, its lease ended, or somebody
+    ///     released it, even the owner inside the block. The end of the block raises
+    ///     :class:`LockExpired` then.
     /// :param on_expiring: called with the Lock and the number of seconds that are left, likewise,
     ///     once for each term of the lease: if the hold was not extended and its end is near. With
     ///     `autoextend` that means that the database cannot be reached.
