@@ -543,6 +543,6 @@ def test_the_loop_does_not_read_the_new_token(
         transfer.cancel()
         await asyncio.wait([transfer])
         await conf.aio.release("name", new)
-        assert lock.expired
+        assert lock.token is None and conf.try_acquiring("name")
 
     run(main())
