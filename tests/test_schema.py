@@ -205,6 +205,8 @@ def test_a_grant_is_all_that_a_role_needs(url: str, db: Db, schema: str | None) 
             db.execute(printed)
         options = sql.SQL("ALTER ROLE {} SET search_path TO {}").format(name, where)
         db.execute(options)
+        # Not even the right to know which server it is.
+        db.execute("REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC")
         conf = score.distlock.init(
             {"sqlalchemy.url": url.replace("postgres@", quote(role, safe="") + "@")}
         )

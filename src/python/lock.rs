@@ -332,7 +332,8 @@ impl Lock {
     ///
     /// Use it to hand a hold over for good: the receiver of a token calls this, and from then on is
     /// the only one who can extend or release. If this object holds the old token, it holds the new
-    /// one afterwards. Lease and fencing number stay the same.
+    /// one afterwards. Lease and fencing number stay the same. If this raises, or its task is
+    /// cancelled, the old token stays valid in this process.
     ///
     /// :param token: the token of a hold that was not acquired through this object.
     /// :returns: the new token.
