@@ -1,6 +1,8 @@
 //! How the threads of a process interact, in many orders: `make threads`.
 
 mod fork;
+mod queue;
+mod transfers;
 
 use super::*;
 use crate::engine::{Caller, Entered, Lease, Name, Place, Token, VALID};
@@ -13,6 +15,8 @@ use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::time::Duration;
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// By then all are waiting, and none of them is just asking.
+const WHILE: Duration = Duration::from_millis(1500);
 
 /// The budget of a thread that nothing interrupts. Others check for signals every 40 ms, which
 /// would hide a lost wakeup.
@@ -178,119 +182,6 @@ fn what_is_owed_finds_a_thread_that_settles_it() {
     });
 }
 
-/// Threads of two processes take turns. After a lost wakeup a waiter looks by itself half a second
-/// later; here the holders take a sixth of that in all.
-#[test]
-fn a_lock_is_handed_over_without_delay() {
-    explore(Pace::Idle, || {
-        let store = Store::default();
-        let both = [locks(&store, 3600.0), locks(&store, 3600.0)];
-        let inside: Arc<AtomicU32> = Arc::default();
-        let threads = [0, 0, 1, 1].map(|process| {
-            let (locks, inside) = (both[process].clone(), inside.clone());
-            thread::spawn(move || {
-                for _ in 0..2 {
-                    let begun = now();
-                    let block = begin(&locks, Wait::Forever).unwrap();
-                    assert!(now().saturating_sub(begun) < Duration::from_millis(250));
-                    assert_eq!(inside.fetch_add(1, SeqCst), 0);
-                    thread::sleep(Duration::from_millis(10));
-                    inside.fetch_sub(1, SeqCst);
-                    block.end().unwrap();
-                }
-            })
-        });
-        join(threads);
-        for locks in both {
-            locks.close(budget()).unwrap();
-        }
-    });
-}
-
-/// By then all are waiting, and none of them is just asking.
-const WHILE: Duration = Duration::from_millis(1500);
-
-/// The first waiter gives up about when it is called, or when it begins to ask.
-#[test]
-fn a_waiter_that_is_given_up_passes_its_turn_on() {
-    explore(Pace::Idle, || {
-        let store = Store::default();
-        let both = [locks(&store, 3600.0), locks(&store, 3600.0)];
-        let holder = begin(&both[0], Wait::Not).unwrap();
-        let lock = Lock::new(name());
-        let first = Arc::new(acquisition(&both[0], &lock, Wait::Forever, None));
-        let waiting = first.clone();
-        let begins = once_in(2);
-        let waiter = thread::spawn(move || {
-            if begins {
-                thread::sleep(WHILE);
-            }
-            // As `aio.rs` does it. A grant that is not accepted is given back, too.
-            let check = || {
-                let wanted = !waiting.is_given_up();
-                wanted.then_some(()).ok_or(Error::Interrupted)
-            };
-            let _ = waiting.wait_for(Budget::new(MINUTE, &check));
-        });
-        // It may be the only one of its process.
-        let others = both[usize::from(once_in(2))..].iter().map(|locks| {
-            let locks = locks.clone();
-            thread::spawn(move || {
-                let block = begin(&locks, Wait::Forever).unwrap();
-                let got = now();
-                block.end().unwrap();
-                got
-            })
-        });
-        let others: Vec<_> = others.collect();
-        thread::sleep(WHILE);
-        let released = now();
-        let releaser = thread::spawn(|| holder.end().unwrap());
-        first.give_up();
-        releaser.join().unwrap();
-        waiter.join().unwrap();
-        for other in others {
-            let got = other.join().unwrap();
-            let passed = got.saturating_sub(released);
-            assert!(passed < Duration::from_millis(250), "{passed:?}");
-        }
-        // It has left nothing behind that others would wait for.
-        let begun = now();
-        begin(&both[0], Wait::Not).unwrap().end().unwrap();
-        assert!(now().saturating_sub(begun) < Duration::from_millis(10));
-        for locks in both {
-            locks.close(budget()).unwrap();
-        }
-        assert!(!store.database().row(&name()).is_live());
-    });
-}
-
-/// A block ends in one thread while another thread of the process asks for the lock without
-/// waiting: it is not refused because of the ending hold, and gets its answer once that has ended.
-#[test]
-fn whoever_asks_while_a_block_ends_waits_for_that() {
-    explore(Pace::Idle, || {
-        let locks = locks(&Store::default(), 3600.0);
-        let Block { lock, entered, .. } = begin(&locks, Wait::Not).unwrap();
-        let ending = locks.begin_exit(&lock, Some(entered));
-        let finishing = locks.clone();
-        let by_itself = once_in(2);
-        let finisher = thread::spawn(move || {
-            if by_itself {
-                finishing.finish_later(&name(), ending);
-            } else {
-                finishing.finish(&name(), ending, budget()).unwrap();
-            }
-        });
-        let begun = now();
-        let block = begin(&locks, Wait::Not).unwrap();
-        assert!(now().saturating_sub(begun) < Duration::from_millis(10));
-        block.end().unwrap();
-        finisher.join().unwrap();
-        locks.close(budget()).unwrap();
-    });
-}
-
 /// Statements fail, waiters give up, and either the configuration is closed meanwhile or statements
 /// execute late, which `close` does not wait for: in the end nobody holds the lock.
 #[test]
@@ -450,72 +341,5 @@ fn a_hold_is_revoked_once_and_its_owner_knows() {
         assert!(!store.database().row(&name()).is_live());
         assert!(block.end().is_err());
         locks.close(budget()).unwrap();
-    });
-}
-
-/// Transfers, releases and an extension race with one token: one of the first two gets the hold,
-/// even if a transfer is given up or statements fail; a token that was read stays valid, and if
-/// none was, the old one still ends the hold.
-#[test]
-fn of_transfers_and_releases_by_one_token_one_has_the_hold() {
-    explore(Pace::Idle, || {
-        let store = Store::default();
-        // Two configurations of one process.
-        let all = [0, 1].map(|_| locks(&store, 3600.0));
-        let either = || all[usize::from(once_in(2))].clone();
-        let old = begin(&either(), Wait::Not).unwrap().token;
-        let faulty = once_in(2);
-        store.set_faults(faulty, false);
-        let transfers = [0, 1].map(|_| {
-            let (locks, lock, old) = (either(), Lock::new(name()), old.clone());
-            thread::spawn(move || {
-                let begun = locks.begin_transfer(&lock, &nobody(), Some(old)).ok()?;
-                let given_up = once_in(4);
-                if given_up {
-                    locks.transfer_failed(&begun);
-                }
-                let confirmed = locks.transfer(&lock, &begun, budget()).ok()?;
-                step();
-                if given_up {
-                    return None;
-                }
-                let token = confirmed.in_time().ok()?.clone();
-                confirmed.read().ok().map(|()| token)
-            })
-        });
-        let releases = [0, 1].map(|_| {
-            let (locks, old) = (either(), old.clone());
-            thread::spawn(move || {
-                let ending = locks.begin_release(&Lock::new(name()), &nobody(), Some(&old));
-                locks.finish(&name(), ending, budget())
-            })
-        });
-        let extension = {
-            let (locks, old) = (either(), old.clone());
-            thread::spawn(move || {
-                let _ = locks.extend(&Lock::new(name()), &nobody(), Some(old), budget());
-            })
-        };
-        extension.join().unwrap();
-        let read = transfers.map(|transfer| transfer.join().unwrap());
-        let released = releases.map(|release| release.join().unwrap());
-        store.set_faults(false, false);
-        for locks in &all {
-            locks.close(budget()).unwrap();
-        }
-        if read.iter().all(Option::is_none) {
-            let lock = Lock::new(name());
-            let ending = all[0].begin_release(&lock, &nobody(), Some(&old));
-            let _ = all[0].finish(&name(), ending, budget());
-            assert!(!store.database().row(&name()).is_live());
-        }
-        let done = released.iter().filter(|release| release.is_ok()).count();
-        let read: Vec<Token> = read.into_iter().flatten().collect();
-        assert!(read.len() <= 1, "{read:?}");
-        // After a failure, a release is told that its token's hold has ended, which is true.
-        assert!(faulty || read.len() + done == 1, "{read:?} {released:?}");
-        if let [token] = &read[..] {
-            assert!(store.database().row(&name()).is_held(token), "{released:?}");
-        }
     });
 }
