@@ -23,6 +23,10 @@ import score.distlock
 from score.distlock import CouldNotAcquireLock, LockExpired, _all, _async_all
 
 from .support.line import Background, wait_until_waiting, waiting
+from .support.proxy import Proxy
+from .test_lost_answers import own_url, proxy, through
+
+__all__ = ("own_url", "proxy", "through")
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]
@@ -451,3 +455,44 @@ def test_coroutines_wait_for_the_releases(conf: Conf, db: Db) -> None:
         assert db.execute(held).fetchone() == (0,)
 
     asyncio.run(main())
+
+
+def test_coroutines_enter_it_once_at_a_time_and_again_after_a_failure(
+    conf: Conf, other: Conf
+) -> None:
+    async def main() -> None:
+        holds = conf.aio.acquire_all(NAMES, timeout=0)
+        taken = other.acquire("c")
+        for _ in range(2):
+            with pytest.raises(CouldNotAcquireLock):
+                await holds.__aenter__()
+        other.release("c", taken)
+        async with holds:
+            with pytest.raises(ValueError, match="can be entered once"):
+                await holds.__aenter__()
+            assert other.try_acquiring("a") is None
+
+    asyncio.run(main())
+    other.release("a", other.acquire("a"))
+
+
+def test_a_task_that_is_cancelled_does_not_wait_for_the_database(
+    through: Callable[..., Conf], proxy: Proxy, own_url: str
+) -> None:
+    conf, observer = through(), score.distlock.init({"sqlalchemy.url": own_url})
+    taken = observer.acquire("b")
+
+    async def main() -> None:
+        task = asyncio.create_task(conf.aio.acquire_all(["a", "b"], timeout=None)._acquire())
+        with psycopg.connect(own_url, autocommit=True) as db:
+            await asyncio.to_thread(wait_until_waiting, db, 1, "b")
+        proxy.freeze_answers()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        proxy.thaw()
+
+    asyncio.run(main())
+    observer.release("b", taken)
+    for name in "ab":
+        observer.release(name, observer.acquire(name, timeout=None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -196,8 +197,11 @@ def test_transfers_that_were_given_up_while_they_waited_occupy_nobody(url: str, 
 
     def all_wait() -> bool:
         """Both worker threads sleep, although there are more jobs."""
-        threads = [folder.joinpath("stat") for folder in Path("/proc/self/task").iterdir()]
-        states = re.findall(r"\(distlock-work\) (\w)", "".join(map(Path.read_text, threads)))
+        stats = ""
+        for thread in Path("/proc/self/task").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it has ended
+                stats += (thread / "stat").read_text()
+        states = re.findall(r"\(distlock-work\) (\w)", stats)
         return states == ["S", "S"]
 
     async def main() -> None:

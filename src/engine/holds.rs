@@ -154,6 +154,13 @@ impl Holds {
         self.all.get(&id).is_some_and(known)
     }
 
+    /// The token that a transfer may have given to the hold of this key.
+    #[must_use]
+    pub fn pending(&self, key: &Key) -> Option<Token> {
+        let (_, hold) = self.with_key(key)?;
+        hold.pending.clone().filter(|_| hold.key == *key)
+    }
+
     /// The fence of the hold whose token was last presented.
     #[must_use]
     pub fn presented(&self, lock: LockId) -> Option<i64> {

@@ -60,8 +60,7 @@ pub enum Begin {
     Now(Claim),
     /// Another transfer or a release is in progress: wait for it.
     Later,
-    /// The hold has, or will have, a new token that another caller is about to know; or it has
-    /// ended, or is going to.
+    /// The hold has ended, or is going to.
     TooLate,
 }
 
@@ -95,13 +94,13 @@ impl Transfers {
         };
         let transfer = self.by_old.entry(old.clone()).or_insert_with(fresh);
         match transfer.progress {
-            Progress::UnderWay => Begin::Later,
+            Progress::UnderWay | Progress::Unread => Begin::Later,
             Progress::Failed => {
                 (transfer.progress, transfer.attempt) = (Progress::UnderWay, attempt);
                 let (old, new) = (old.clone(), transfer.new.clone());
                 Begin::Now(Claim { old, new, attempt })
             }
-            Progress::Unread | Progress::Released | Progress::Over => Begin::TooLate,
+            Progress::Released | Progress::Over => Begin::TooLate,
         }
     }
 
@@ -160,7 +159,15 @@ impl Transfers {
         transfer.matters(now).then(|| transfer.new.clone())
     }
 
-    /// The same for a caller that is about to complete the transfer itself, in order to know.
+    /// The old key of the transfer that may have given a hold this key.
+    #[must_use]
+    pub fn replaced(&self, new: &Key) -> Option<&Key> {
+        let mut all = self.by_old.iter();
+        let (old, _) = all.find(|(old, transfer)| old.with(&transfer.new) == *new)?;
+        Some(old)
+    }
+
+    /// As [`Transfers::meant`], for a caller that is about to complete the transfer itself.
     pub fn complete(&mut self, old: &Key, now: Moment) -> Option<Token> {
         let new = self.meant(old, now)?;
         if let Some(transfer) = self.find(old, &new) {

@@ -108,14 +108,17 @@ impl Lock {
             .core()
             .token_or(&owner::current(py)?, token)
             .map_err(|error| exception(py, error))?;
+        let timeout = this.handle.shared.limit();
+        let (token, sql) = call(py, timeout, |budget| {
+            let token = this.locks().current_token(this.core(), &token, budget)?;
+            Ok((token, this.locks().guard(budget)?))
+        })?;
         let parameters = (
             hex::encode(this.name()),
             token.as_str(),
             this.locks().lease().seconds(),
             zone::offset(),
         );
-        let timeout = this.handle.shared.limit();
-        let sql = call(py, timeout, |budget| this.locks().guard(budget))?;
         let (core, proof, locks) = (this.core().clone(), token.clone(), this.locks().clone());
         let seen = PyCFunction::new_closure(py, None, None, move |arguments, _| {
             let fence: Option<i64> = arguments.get_item(1)?.extract()?;

@@ -172,9 +172,9 @@ impl Locks {
         };
         ended(Some(reason));
         if let Some(hold) = hold.filter(|_| process_id() == budget.process) {
-            registry.report(|holds| holds.not_released(hold, reason, own));
+            registry.report(|holds| holds.not_released(hold, &key, reason, own));
         }
-        Err(Error::Expired(name.clone(), current.token, reason))
+        Err(Error::Expired(key.name, key.token, reason))
     }
 
     /// Releases the hold under its current token, which a transfer may be changing. Returns the

@@ -4,10 +4,27 @@ use super::confirmed::Confirmed;
 use super::lock::Lock;
 use super::locks::Locks;
 use super::registry::{Registry, registry};
-use crate::engine::{Caller, Deadline, HoldId, Key, Lease, Loss, Moment, Name, Token, Transfers};
+use crate::engine::{Caller, Deadline, HoldId, Key, Lease, Loss, Moment, Name, Token};
 use crate::error::{Error, Result};
-use crate::store::Budget;
+use crate::store::{Budget, Store};
 use crate::sync::process_id;
+
+/// Whether the database has the hold of a key, which a transfer may be giving another token.
+pub(super) fn has_either(
+    store: &Store,
+    key: &Key,
+    pending: Option<&Token>,
+    lease: Lease,
+    budget: Budget,
+) -> Result<bool> {
+    // In this order: the first becomes the second, and never the other way round.
+    for token in [Some(&key.token), pending].into_iter().flatten() {
+        if store.is_held(&key.name, token, lease, budget)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
 
 impl Locks {
     /// Gives the hold a new lease.
@@ -147,28 +164,42 @@ impl Locks {
         }
     }
 
+    /// The token by which the database has the hold of a token, if a transfer may be changing it.
+    pub fn current_token(&self, lock: &Lock, token: &Token, budget: Budget) -> Result<Token> {
+        self.resolve(&self.key(lock.name(), token, budget)?, budget)
+    }
+
     /// Asks the database whether the hold of a token is lost.
     pub fn is_lost(&self, lock: &Lock, token: &Token, budget: Budget) -> Result<Option<Loss>> {
-        if self.store.is_held(lock.name(), token, self.lease, budget)? {
-            return Ok(None);
-        }
         let registry = registry(budget.process);
-        let key = self.key(lock.name(), token, budget)?;
-        let (hold, pending) = registry.with(|holds| {
-            let Some((id, hold)) = holds.with_key(&key) else {
-                return (None, None);
+        let mut key = self.key(lock.name(), token, budget)?;
+        loop {
+            let hold = registry.with(|holds| {
+                let (id, hold) = holds.with_key(&key)?;
+                Some((id, hold.key.clone(), hold.pending.clone()))
+            });
+            let pending = match &hold {
+                Some((_, known, pending)) => {
+                    key = known.clone();
+                    pending.clone()
+                }
+                None => registry
+                    .transfers
+                    .with(|transfers| transfers.meant(&key, Moment::now())),
             };
-            let known = holds.is_known(id, &key);
-            (known.then_some(id), hold.pending.clone())
-        });
-        // A transfer that has not been read: the hold stands under its new token.
-        let meant = |transfers: &mut Transfers| transfers.meant(&key, Moment::now());
-        if let Some(new) = pending.or_else(|| registry.transfers.with(meant)) {
-            if self.store.is_held(lock.name(), &new, self.lease, budget)? {
+            if has_either(&self.store, &key, pending.as_ref(), self.lease, budget)? {
                 return Ok(None);
             }
+            let unchanged = |id| {
+                registry.with(|holds| {
+                    let hold = holds.get(id);
+                    hold.is_some_and(|hold| hold.key == key && hold.pending == pending)
+                })
+            };
+            if hold.as_ref().is_none_or(|(id, ..)| unchanged(*id)) {
+                let hold = hold.map(|(id, ..)| id);
+                return Ok(Some(self.loss_of(&registry, hold, &key, budget)));
+            }
         }
-        let reason = self.loss_of(&registry, hold, &key, budget);
-        Ok(Some(reason))
     }
 }

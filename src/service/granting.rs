@@ -152,7 +152,10 @@ impl Locks {
         if matches!(extended, Err(Error::Expired(..))) {
             registry(budget.process).with(|holds| holds.reported(hold));
         }
-        let (token, deadline) = extended?;
+        let (_, deadline) = extended?;
+        // Not the token of a transfer whose caller does not know it yet.
+        let known = registry(budget.process).with(|holds| Some(holds.get(hold)?.key.clone()));
+        let key = known.map_or_else(|| self.key(name, token, budget), Ok)?;
         Ok(Grant {
             entered: Entered {
                 hold,
@@ -160,7 +163,7 @@ impl Locks {
             },
             again: true,
             lease,
-            ..self.grant(self.key(name, &token, budget)?, (None, deadline), request)
+            ..self.grant(key, (None, deadline), request)
         })
     }
 

@@ -99,7 +99,9 @@ impl Locks {
                 let (hold, _) = holds.with_key(&key)?;
                 holds.lost(hold, Loss::Released)
             });
-            registry.watched.ended(&key, Some(Loss::Released));
+            let old = registry.transfers.with(|all| all.replaced(&key).cloned());
+            let known = old.unwrap_or(key);
+            registry.watched.ended(&known, Some(Loss::Released));
         }
         record
     }

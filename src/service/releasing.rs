@@ -2,7 +2,7 @@
 
 use super::owed::Owed;
 use super::registry::{Registry, registry};
-use crate::engine::{Key, Moment, Token, Transfers};
+use crate::engine::{Key, Moment, Token};
 use crate::store::Budget;
 use crate::sync::process_id;
 use std::sync::Arc;
@@ -17,24 +17,28 @@ pub struct Releasing {
     key: Key,
     /// The new token of a transfer, if its caller does not know it yet.
     meant: Option<Token>,
-    /// The new token of a transfer that the hold is known to be in.
+    /// The new token of a transfer that the hold may have, as the hold itself knows.
     pending: Option<Token>,
     done: bool,
 }
 
 impl Releasing {
-    /// Begins a release by `key`; `pending` is the token that the hold is known to be getting.
+    /// Begins a release by `key`; `pending` is the token that a transfer may have given to the hold
+    /// of a block, which has been forgotten.
     pub fn begin(owed: Arc<Owed>, key: Key, pending: Option<&Token>, budget: Budget) -> Releasing {
         let registry = registry(budget.process);
-        let begin = |transfers: &mut Transfers| transfers.begin_release(&key, Moment::now());
-        let meant = registry.transfers.with(begin);
+        // In one step: from now on nobody reads the new token of a transfer.
+        let (meant, known) = registry.transfers.with(|transfers| {
+            let meant = transfers.begin_release(&key, Moment::now());
+            (meant, registry.with(|holds| holds.pending(&key)))
+        });
         Releasing {
             owed,
             registry,
             process: budget.process,
             key,
             meant,
-            pending: pending.cloned(),
+            pending: pending.cloned().or(known),
             done: false,
         }
     }
@@ -49,7 +53,7 @@ impl Releasing {
         self.meant.as_ref()
     }
 
-    /// The token that the hold was known to be getting when the release began.
+    /// The token that the hold itself knows that a transfer may have given it.
     pub fn pending(&self) -> Option<&Token> {
         self.pending.as_ref()
     }

@@ -2,6 +2,7 @@
 //! Leases of very different lengths get separate threads, so that a delay harmless to a long lease
 //! does not cost a short one its hold.
 
+use super::extending::has_either;
 use super::locked;
 use super::registry::registry;
 use crate::engine::{
@@ -328,13 +329,22 @@ impl Class {
     /// The database does not have a hold: it is lost, unless it has a new token by now.
     fn gone(store: &Store, due: &Due, process: u32) -> Option<Duration> {
         let registry = registry(process);
+        let budget = Budget::new(Duration::from_secs(1), &|| Ok(()));
         let changing = registry.with(|holds| {
             let hold = holds.get(due.hold);
             hold.is_some_and(|hold| hold.key != due.key || hold.pending != due.pending)
-                || due.pending.is_some() && hold.is_some_and(|hold| !hold.expired(Moment::now()))
         });
+        let again = Some(Duration::from_millis(5));
         if changing {
-            return Some(Duration::from_millis(5));
+            return again;
+        }
+        // A transfer may have taken place while the statement looked for both tokens.
+        if due.pending.is_some() {
+            match has_either(store, &due.key, due.pending.as_ref(), due.lease, budget) {
+                Ok(false) => {}
+                Ok(true) => return again,
+                Err(error) => return Class::failed(due, &error.to_string(), process),
+            }
         }
         let held = |hold: &Hold| hold.condition == Condition::Held;
         if !registry.with(|holds| holds.get(due.hold).is_some_and(held)) {
@@ -344,7 +354,6 @@ impl Class {
         let reason = if due.deadline.passed(Moment::now()) {
             Loss::Expired
         } else {
-            let budget = Budget::new(Duration::from_secs(1), &|| Ok(()));
             store.why_lost(&due.key.name, &due.key.token, budget)
         };
         registry.report(|holds| {

@@ -25,7 +25,7 @@ enum Attempt {
     /// It waits for another transfer of the same token, or for a release.
     Waits,
     Begun(Begun),
-    /// One of these was faster.
+    /// A release was faster.
     TooLate,
     /// The caller will not read the new token, so it need not begin.
     GivenUp,
@@ -116,6 +116,9 @@ impl Locks {
     /// What the transfer has claimed, after any other transfer of the same token: a hold may have
     /// one of two tokens, but not one of three.
     fn begun(&self, lock: &Lock, transfer: &Transfer, budget: Budget) -> Result<Begun> {
+        if transfer.process != budget.process {
+            return Err(Error::Forked);
+        }
         let registry = registry(budget.process);
         let old = self.key(lock.name(), &transfer.old, budget)?;
         let begin = |all: &mut Transfers| {
@@ -124,25 +127,16 @@ impl Locks {
         };
         match registry.transfers.wait_for(begin, budget)? {
             Some(Attempt::Begun(begun)) => Ok(begun),
-            Some(Attempt::TooLate) => Err(self.not_held(&registry, None, old, budget)),
+            Some(Attempt::TooLate) => {
+                let reason = self.why_lost(&old.name, &old.token, None, budget);
+                Err(Error::Expired(old.name, old.token, reason))
+            }
             Some(Attempt::GivenUp) => Err(Error::Interrupted),
             Some(Attempt::Waits) | None => Err(Error::Unavailable(format!(
                 "lock {} is being transferred or released by another call",
                 lock.name()
             ))),
         }
-    }
-
-    /// The error for a key whose hold is gone.
-    fn not_held(
-        &self,
-        registry: &Registry,
-        hold: Option<HoldId>,
-        key: Key,
-        budget: Budget,
-    ) -> Error {
-        let reason = self.loss_of(registry, hold, &key, budget);
-        Error::Expired(key.name, key.token, reason)
     }
 
     /// Gives the hold its new token and voids the old one.
@@ -177,7 +171,8 @@ impl Locks {
                 registry.not_transferred(&old, &new);
                 let current =
                     hold.filter(|hold| registry.with(|holds| holds.is_known(*hold, &old)));
-                Err(self.not_held(&registry, current, old, budget))
+                let reason = self.loss_of(&registry, current, &old, budget);
+                Err(Error::Expired(old.name, old.token, reason))
             }
             // In a child forked in the meantime this is the parent's business.
             Err(Error::Forked) => Err(Error::Forked),

@@ -26,8 +26,9 @@ pub fn schema_sql(schema: Option<&str>, role: Option<&str>) -> String {
 /// What the catalogues say about the table.
 struct State {
     schema: Option<String>,
-    /// The number of the database.
     database: String,
+    /// When the server was started.
+    started: String,
     role: String,
     /// The setting of that name.
     search_path: String,
@@ -128,6 +129,7 @@ fn check(
         Ok(State {
             schema: row.get("schema")?,
             database: row.get("database")?,
+            started: row.get("started")?,
             role: row.get("role")?,
             search_path: row.get("search_path")?,
             complete: row.get("complete")?,
@@ -150,24 +152,24 @@ pub fn ensure(
     let server = server(connection, budget)?;
     let state = complete(connection, table_owner, options, budget)?;
     let schema = state.schema.as_deref().unwrap_or_default();
-    let table = Table::new(&format!("{server}/{}/{schema}", state.database));
+    // Where nothing better is known, two servers were hardly started at the same microsecond.
+    let server = server.unwrap_or(state.started.clone());
+    let table = Table::new(&format!("{server}/{:?}/{schema:?}", state.database));
     Ok((state.place(), table))
 }
 
-/// Which server this is; nothing if we may not know.
-fn server(connection: &mut Session, budget: Budget) -> Result<String, Failure> {
+/// Which server this is, if we may know, and it does.
+fn server(connection: &mut Session, budget: Budget) -> Result<Option<String>, Failure> {
     let statements = Statements::new(&Schema::new(None));
     let answer = match connection.query_unprepared(&statements[Sql::Server], &[], budget) {
-        // insufficient_privilege; or undefined_function, on a server that only resembles one.
-        Err(Failure::Server(server_error))
-            if ["42501", "42883"].contains(&server_error.sqlstate.as_str()) =>
-        {
-            return Ok(String::new());
+        // Not what says that the server or an administrator ends the session or the statement.
+        Err(Failure::Server(server_error)) if !server_error.sqlstate.starts_with("57") => {
+            return Ok(None);
         }
         answer => answer?,
     };
     let row = answer.rows.first();
-    row.map_or(Ok(String::new()), |row| row.get("server"))
+    row.map_or(Ok(None), |row| row.get("server"))
         .map_err(Failure::Stopped)
 }
 

@@ -32,7 +32,6 @@ class AsyncHolds(Tokens):
         timeout: float | str | timedelta | None,
         autoextend: bool | None,
     ) -> None:
-        super().__init__()
         self._conf = conf
         self._get = get
         self._names = names
@@ -75,13 +74,8 @@ class AsyncHolds(Tokens):
             lock = self._get(name)
             # Keep what is already held alive while waiting for the others.
             timeout = self._timeout if pace is None else pace.left()
-            acquiring = lock._acquiring(timeout, True, True)
-            try:
-                token, level = await acquiring.run()
-                levels.add(lock._lock, level)
-            except BaseException:
-                acquiring.give_up()
-                raise
+            token, level = await lock._acquiring(timeout, True, True).run()
+            levels.add(lock._lock, level)
             tokens[name] = token
             locks.append(lock)
         levels.check()

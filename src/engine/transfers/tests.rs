@@ -56,9 +56,11 @@ fn of_two_transfers_of_a_token_one_is_under_way() {
     all.failed(&first);
     all.made(&first);
     assert!(!all.read(&first));
-    // A caller that comes before the first one knows comes too late.
+    // The first one may yet be given up.
     all.made(&claim);
-    assert_eq!(all.begin(&old, None, Lease::SECOND, now), Begin::TooLate);
+    assert_eq!(all.begin(&old, None, Lease::SECOND, now), Begin::Later);
+    assert_eq!(all.replaced(&old.with(&claim.new)), Some(&old));
+    assert_eq!(all.replaced(&old), None);
     assert_eq!(all.meant(&old, now), Some(claim.new.clone()));
     // A cancelled attempt stays failed, whatever the database says afterwards.
     all.failed(&claim);

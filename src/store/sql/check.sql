@@ -102,9 +102,8 @@ SELECT coalesce(
             JOIN pg_catalog.pg_namespace AS space ON space.oid {=} found.relnamespace),
          pg_catalog.current_schema()
        )::pg_catalog.text AS schema,
-       (SELECT base.oid::pg_catalog.text
-          FROM pg_catalog.pg_database AS base
-         WHERE base.datname {=} pg_catalog.current_database()) AS database,
+       pg_catalog.current_database()::pg_catalog.text AS database,
+       pg_catalog.pg_postmaster_start_time()::pg_catalog.text AS started,
        current_user::pg_catalog.text AS role,
        pg_catalog.current_setting('search_path') AS search_path,
        EXISTS (SELECT FROM found WHERE relkind {<>} 'r') AS other_kind,

@@ -1,0 +1,174 @@
+"""A transfer that the database has made, and whose caller has not learned it, or never will."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import psycopg
+import pytest
+
+import score.distlock
+from score.distlock import LockExpired
+
+from .support.line import until
+from .support.proxy import Proxy
+from .support.server import PASSWORD, Server
+from .test_lost_answers import own_url, proxy, through
+from .test_telemetry import Seen
+from .test_transfer import has_token
+from .test_transfer_mistakes import given_up, is_free
+
+__all__ = ("own_url", "proxy", "through")
+
+Conf = score.distlock.ConfiguredDistlockModule
+
+
+def forget(url: str, name: str) -> None:
+    """Somebody deletes the row."""
+    with psycopg.connect(url, autocommit=True) as admin:
+        admin.execute("DELETE FROM _score_distlock WHERE name = %s", (name,))
+
+
+def test_a_release_that_waits_for_its_turn_does_not_end_what_was_read(url: str) -> None:
+    """It has begun before the transfer was read, and all threads for endings are busy."""
+    options = {"sqlalchemy.pool_size": "1", "sqlalchemy.max_overflow": "0"}
+    conf = score.distlock.init({"sqlalchemy.url": url, **options})
+    observer = score.distlock.init({"sqlalchemy.url": url})
+
+    async def main() -> None:
+        lock = conf.aio.get("name")
+        old, other = await lock.acquire(), await conf.aio.acquire("other")
+        transfer = asyncio.create_task(lock.transfer())
+        await asyncio.sleep(0)
+        until(lambda: not has_token(url, "name", old))
+        blocking = psycopg.connect(url)
+        blocking.execute("SELECT FROM _score_distlock WHERE name = 'other' FOR UPDATE")
+        releases = [
+            asyncio.create_task(conf.aio.release("other", other)),
+            asyncio.create_task(conf.aio.release("name", old)),
+        ]
+        new = await transfer
+        blocking.close()
+        await releases[0]
+        with pytest.raises(LockExpired):
+            await releases[1]
+        await conf.aio.extend("name", new)
+        assert lock.token == new and not conf.get("name").expired
+        assert observer.try_acquiring("name") is None
+        await lock.release()
+        assert is_free(observer)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("notice", ["renewal", "guard", "extend"])
+def test_the_end_of_the_hold_is_told(
+    through: Callable[..., Conf], proxy: Proxy, own_url: str, notice: str
+) -> None:
+    """To its owner, although either of two tokens might have it."""
+    through()
+    address = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers"
+    maxtime = "1s" if notice == "renewal" else "1h"
+    conf = score.distlock.connect(address, maxtime=maxtime)
+    lost = threading.Event()
+
+    def work() -> None:
+        hold = conf.get("name").hold(autoextend=True, on_lost=lambda lock: lost.set())
+        with hold as lock:
+            assert lock.token
+            asyncio.run(given_up(conf, own_url, proxy, None, lock.token))
+            forget(own_url, "name")
+            if notice == "extend":
+                lock.extend()
+            if notice == "guard":
+                with psycopg.connect(own_url) as connection, lock.guard(connection):
+                    pytest.fail("guarded")
+            lost.wait()
+
+    with pytest.raises(LockExpired) as error:
+        work()
+    assert error.value.reason == "unknown"
+    lost.wait()
+
+
+def test_the_second_transfer_waits_until_the_first_is_read_or_given_up(url: str) -> None:
+    conf = score.distlock.connect(url)
+
+    async def main() -> None:
+        for cancelled in (True, False):
+            lock = conf.aio.get("name")
+            old = await lock.acquire()
+            seen = Seen()
+            seen.instrument(conf)
+            transfers = [asyncio.create_task(conf.aio.transfer("name", old)) for _ in range(2)]
+            await asyncio.sleep(0)
+            until(lambda token=old: not has_token(url, "name", token))
+            if cancelled:
+                transfers[0].cancel()
+            first, second = await asyncio.gather(*transfers, return_exceptions=True)
+            if cancelled:
+                assert isinstance(first, asyncio.CancelledError) and second == lock.token != old
+            else:
+                assert first == lock.token != old and isinstance(second, LockExpired)
+            assert not seen.ended() and not seen.lost()
+            await lock.release()
+
+    asyncio.run(main())
+
+
+def test_the_owner_goes_on_with_its_token(
+    through: Callable[..., Conf], proxy: Proxy, own_url: str
+) -> None:
+    conf = through()
+    lock = conf.get("name")
+    old = lock.acquire()
+    asyncio.run(given_up(conf, own_url, proxy, None, old))
+    assert lock.acquire() == old == lock.token
+    lock.release()
+    for token in (None, old):
+        with psycopg.connect(own_url) as connection, lock.guard(connection, token=token):
+            pass
+    forget(own_url, "name")
+    with pytest.raises(LockExpired) as error:
+        conf.release("name", old)
+    assert error.value.args[:2] == ("name", old)
+
+
+def test_a_revoked_hold_is_counted(
+    through: Callable[..., Conf], proxy: Proxy, own_url: str
+) -> None:
+    conf, seen = through(), Seen()
+    seen.instrument(conf)
+    old = conf.acquire("name")
+    asyncio.run(given_up(conf, own_url, proxy, None, old))
+    assert conf.revoke("name")
+    assert seen.lost() == {"released": 1} and not seen.holds()
+
+
+def test_servers_that_do_not_say_who_they_are_differ(server: Server) -> None:
+    other = Server()
+    try:
+        confs = []
+        for each in (server, other):
+            with psycopg.connect(each.url(), autocommit=True) as admin:
+                admin.execute(
+                    "REVOKE EXECUTE ON FUNCTION pg_control_system() FROM PUBLIC;"
+                    f"CREATE ROLE ignorant LOGIN PASSWORD '{PASSWORD}';"
+                    "CREATE SCHEMA ignorant AUTHORIZATION ignorant"
+                )
+            confs.append(score.distlock.connect(each.tcp_url("postgres", "ignorant")))
+        lost = threading.Event()
+        with confs[0].get("name").hold(on_lost=lambda lock: lost.set()) as lock:
+            with pytest.raises(LockExpired):
+                confs[1].extend("name", lock.token)
+            assert not lock.expired
+        assert not lost.is_set()
+    finally:
+        other.destroy()
+        with psycopg.connect(server.url(), autocommit=True) as admin:
+            admin.execute(
+                "GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC;"
+                "DROP OWNED BY ignorant CASCADE; DROP ROLE ignorant"
+            )
