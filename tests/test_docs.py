@@ -18,11 +18,16 @@ PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.rst"))]
 
 
 def examples(page: Path) -> list[str]:
-    """The Python examples of a page, in order."""
+    """The Python examples of a page, in order.
+
+    Those after ``.. hidden:``, a comment to Sphinx, run too.
+    """
     text = page.read_text()
     if page.suffix == ".md":
         return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    blocks = re.findall(r"^\.\. code-block:: python\n\n((?:    .*\n|\n)+)", text, re.MULTILINE)
+    blocks = re.findall(
+        r"^\.\. (?:code-block:: python|hidden:)\n\n((?:    .*\n|\n)+)", text, re.MULTILINE
+    )
     return [textwrap.dedent(block) for block in blocks]
 
 

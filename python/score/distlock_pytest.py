@@ -228,7 +228,10 @@ class _Place:
             raise TypeError(f"pass the Lock, or the name of the lock, not a {type(lock).__name__}")
         name, token = (lock, None) if isinstance(lock, str) else (lock.name, lock.token)
         if not isinstance(lock, str) and token is None:
-            raise ValueError(f"the lock {name!r} is not held through this object")
+            raise ValueError(
+                f"the lock {name!r} is not held through this object; "
+                "to end the hold of another, pass the name"
+            )
         expired = self.ask("expire", name, token)
         if expired is None and _TOKEN.fullmatch(name):
             raise ValueError("this is a token: pass the Lock, or the name of the lock")

@@ -27,7 +27,7 @@ __all__ = ("main",)
 @main.command(cls=AfterDashes)
 @click.argument("name")
 @wait_option
-@maxtime_option("How long the hold outlives this process")
+@maxtime_option("The lease: how long the hold lasts after it was last extended")
 @click.option(
     "--at-least",
     metavar="DURATION",
@@ -46,7 +46,8 @@ __all__ = ("main",)
     "--kill-after",
     metavar="DURATION",
     callback=duration,
-    help="From SIGTERM to SIGKILL, both before the lease ends; a quarter of it, at most 10 s.",
+    help="Time between SIGTERM and SIGKILL when the lock is lost or about to be; by default a"
+    " quarter of the lease, at most 10 s.",
 )
 @click.option(
     "--exit-code",

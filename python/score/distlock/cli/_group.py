@@ -109,7 +109,8 @@ class Database:
 def main(ctx: click.Context, url: str | None) -> None:
     """Locks in PostgreSQL.
 
-    Exit status: 0, or 2 wrong usage, 69 no database, 75 not acquired, 76 lost; 1 anything else.
+    Exit status: 0; 1 nothing found, a finding, or output that cannot be written; 2 wrong usage;
+    69 no database; 75 not acquired; 76 lost; 128 + N signal N. Of run: see run --help.
     """
     prepare_streams()
     # The commands report in their own words what the library logs.
