@@ -44,7 +44,7 @@ _IN_TRANSACTION = "SELECT 1 WHERE pg_catalog.txid_current_if_assigned() IS NOT N
 _UNSEEN = (
     "the hold of lock {!r} is alive, but this connection does not see it: it is a connection to "
     "another database, or its transaction has a snapshot (REPEATABLE READ, SERIALIZABLE) that is "
-    "older than the acquisition, or a transfer of the hold was not finished: repeat it"
+    "older than the acquisition, or the hold was transferred after the guard was made"
 )
 
 
