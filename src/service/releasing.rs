@@ -67,13 +67,16 @@ impl Releasing {
             .flatten()
     }
 
-    /// Whether an earlier call may have released the hold, or has.
+    /// Whether an earlier call may have released the hold, or has: then it has done so for each
+    /// token.
     pub fn before(&self) -> Option<bool> {
-        self.owed.with(|unresolved| {
+        let known: Vec<Option<bool>> = self.owed.with(|unresolved| {
             self.tokens()
-                .filter_map(|token| unresolved.may_be_released(&self.key.name, token))
-                .reduce(|all, one| all && one)
-        })
+                .map(|token| unresolved.may_be_released(&self.key.name, token))
+                .collect()
+        });
+        let all = known.iter().all(|released| *released == Some(true));
+        known.iter().any(Option::is_some).then_some(all)
     }
 
     /// The hold has ended.
