@@ -190,14 +190,14 @@ impl Locks {
         let awaited = locked(&self.hints.of(budget.process)).of(name) == Some(Hint::Awaited);
         let how = (held, again, awaited);
         let mut token = releasing.key().token.clone();
-        if let Some(new) = releasing.meant() {
+        let new = releasing.transferred();
+        if let Some(new) = new {
             token = self.complete(releasing.key(), new, budget)?;
         }
         let mut released = self.store.release(name, &token, lease, how, budget)?;
-        // During a transfer the hold has one token or the other: a hold released under the old one
-        // can no longer be transferred.
-        if let (Released::Lost, Some(pending)) = (released, releasing.pending()) {
-            token = pending.clone();
+        // The hold has neither token: an earlier call may have released it under the new one.
+        if let (Released::Lost, Some(new)) = (released, new.filter(|new| **new != token)) {
+            token = new.clone();
             released = self.store.release(name, &token, lease, how, budget)?;
         }
         let hint = match released {

@@ -15,10 +15,8 @@ pub struct Releasing {
     process: u32,
     /// What the caller knows.
     key: Key,
-    /// The new token of a transfer, if its caller does not know it yet.
-    meant: Option<Token>,
-    /// The new token of a transfer that the hold may have, as the hold itself knows.
-    pending: Option<Token>,
+    /// The new token of a transfer that the hold may have.
+    new: Option<Token>,
     done: bool,
 }
 
@@ -28,17 +26,16 @@ impl Releasing {
     pub fn begin(owed: Arc<Owed>, key: Key, pending: Option<&Token>, budget: Budget) -> Releasing {
         let registry = registry(budget.process);
         // In one step: from now on nobody reads the new token of a transfer.
-        let (meant, known) = registry.transfers.with(|transfers| {
+        let new = registry.transfers.with(|transfers| {
             let meant = transfers.begin_release(&key, Moment::now());
-            (meant, registry.with(|holds| holds.pending(&key)))
+            meant.or_else(|| registry.with(|holds| holds.pending(&key)))
         });
         Releasing {
             owed,
             registry,
             process: budget.process,
             key,
-            meant,
-            pending: pending.cloned().or(known),
+            new: new.or_else(|| pending.cloned()),
             done: false,
         }
     }
@@ -48,21 +45,14 @@ impl Releasing {
         &self.key
     }
 
-    /// The new token of a transfer that the hold may have already.
-    pub fn meant(&self) -> Option<&Token> {
-        self.meant.as_ref()
-    }
-
-    /// The token that the hold itself knows that a transfer may have given it.
-    pub fn pending(&self) -> Option<&Token> {
-        self.pending.as_ref()
+    /// The new token of a transfer that the hold may have.
+    pub fn transferred(&self) -> Option<&Token> {
+        self.new.as_ref()
     }
 
     /// All tokens that the hold may have.
     fn tokens(&self) -> impl Iterator<Item = &Token> {
-        let pending = self.pending.as_ref();
-        let other = pending.filter(|pending| Some(*pending) != self.meant.as_ref());
-        [Some(&self.key.token), self.meant.as_ref(), other]
+        [Some(&self.key.token), self.new.as_ref()]
             .into_iter()
             .flatten()
     }
