@@ -107,6 +107,14 @@ impl Error {
         }
     }
 
+    /// Another call with the same token took too long.
+    #[must_use]
+    pub fn in_transfer(name: &Name) -> Error {
+        Error::Unavailable(format!(
+            "lock {name} is being transferred or released by another call"
+        ))
+    }
+
     /// Whether the call may have had an effect anyway.
     #[must_use]
     pub fn outcome_unknown(&self) -> bool {

@@ -811,3 +811,24 @@ def test_awaited_holds_of_a_task_that_is_cancelled(conf: Conf, observer: Conf) -
                 observer.release(name, observer.acquire(name))
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("what", ["lock", "hold", "several"])
+def test_an_exit_stack_of_coroutines(conf: Conf, observer: Conf, what: str) -> None:
+    async def main() -> None:
+        managers: dict[str, Any] = {
+            "lock": conf.aio.get("a"),
+            "hold": conf.aio.get("a").hold(),
+            "several": conf.aio.acquire_all(["a", "b"]),
+        }
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(managers[what])
+            assert observer.try_acquiring("a") is None
+        observer.release("a", observer.acquire("a"))
+        with pytest.raises(KeyError):
+            async with contextlib.AsyncExitStack() as stack:
+                await stack.enter_async_context(managers[what])
+                raise KeyError
+        observer.release("a", observer.acquire("a"))
+
+    asyncio.run(main())

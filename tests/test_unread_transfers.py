@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ import pytest
 import score.distlock
 from score.distlock import LockExpired
 
-from .support.line import until
+from .support.line import Background, until
 from .support.proxy import Proxy
 from .support.server import PASSWORD, Server
 from .test_lost_answers import own_url, proxy, through
@@ -31,34 +32,81 @@ def forget(url: str, name: str) -> None:
         admin.execute("DELETE FROM _score_distlock WHERE name = %s", (name,))
 
 
-def test_a_release_that_waits_for_its_turn_does_not_end_what_was_read(url: str) -> None:
-    """It has begun before the transfer was read, and all threads for endings are busy."""
+@pytest.mark.parametrize("end", ["release", "block"])
+def test_an_end_counts_from_its_beginning(url: str, end: str) -> None:
+    """All threads for endings are busy, and the transfer is read before its turn comes."""
     options = {"sqlalchemy.pool_size": "1", "sqlalchemy.max_overflow": "0"}
     conf = score.distlock.init({"sqlalchemy.url": url, **options})
     observer = score.distlock.init({"sqlalchemy.url": url})
 
     async def main() -> None:
+        other = await conf.aio.acquire("other")
+        hold = conf.aio.get("name").hold()
+        async with contextlib.AsyncExitStack() as stack:
+            lock = await stack.enter_async_context(hold)
+            assert lock.token
+            old = lock.token
+            transfer = asyncio.create_task(lock.transfer())
+            await asyncio.sleep(0)
+            until(lambda: not has_token(url, "name", old))
+            blocking = psycopg.connect(url)
+            blocking.execute("SELECT FROM _score_distlock WHERE name = 'other' FOR UPDATE")
+            busy = asyncio.create_task(conf.aio.release("other", other))
+            leave = stack.aclose if end == "block" else lambda: conf.aio.release("name", old)
+            ending = asyncio.create_task(leave())
+            with pytest.raises(LockExpired):
+                await transfer
+            blocking.close()
+            await busy
+            await ending
+            stack.pop_all()
+        assert is_free(observer)
+
+    asyncio.run(main())
+
+
+def test_transfers_that_wait_occupy_no_thread(url: str) -> None:
+    """They wait for a transfer that an event loop has not read."""
+    options = {"sqlalchemy.pool_size": "1", "sqlalchemy.max_overflow": "0"}
+    conf = score.distlock.init({"sqlalchemy.url": url, **options})
+    old = conf.acquire("name")
+    made, over = threading.Event(), threading.Event()
+
+    async def first() -> str:
+        transfer = asyncio.create_task(conf.aio.transfer("name", old))
+        await asyncio.sleep(0)
+        until(lambda: not has_token(url, "name", old))
+        made.set()
+        over.wait()  # blocks this loop
+        return await transfer
+
+    async def others() -> None:
+        made.wait()
+        transfers = [asyncio.create_task(conf.aio.transfer("name", old)) for _ in range(5)]
+        await asyncio.sleep(0)
+        await conf.aio.release("other", await conf.aio.acquire("other"))
+        assert not any(transfer.done() for transfer in transfers)
+        over.set()
+        results = await asyncio.gather(*transfers, return_exceptions=True)
+        assert [type(result) for result in results] == [LockExpired] * 5
+
+    threads = [Background(asyncio.run, first()), Background(asyncio.run, others())]
+    new, _ = [thread.result() for thread in threads]
+    conf.release("name", new)
+
+
+def test_a_transfer_is_not_read_once_its_hold_has_ended(url: str) -> None:
+    conf, other = score.distlock.connect(url), score.distlock.connect(url)
+
+    async def main() -> None:
         lock = conf.aio.get("name")
-        old, other = await lock.acquire(), await conf.aio.acquire("other")
+        old = await lock.acquire()
         transfer = asyncio.create_task(lock.transfer())
         await asyncio.sleep(0)
         until(lambda: not has_token(url, "name", old))
-        blocking = psycopg.connect(url)
-        blocking.execute("SELECT FROM _score_distlock WHERE name = 'other' FOR UPDATE")
-        releases = [
-            asyncio.create_task(conf.aio.release("other", other)),
-            asyncio.create_task(conf.aio.release("name", old)),
-        ]
-        new = await transfer
-        blocking.close()
-        await releases[0]
+        assert other.revoke("name")
         with pytest.raises(LockExpired):
-            await releases[1]
-        await conf.aio.extend("name", new)
-        assert lock.token == new and not conf.get("name").expired
-        assert observer.try_acquiring("name") is None
-        await lock.release()
-        assert is_free(observer)
+            await transfer
 
     asyncio.run(main())
 

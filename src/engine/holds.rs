@@ -154,11 +154,16 @@ impl Holds {
         self.all.get(&id).is_some_and(known)
     }
 
-    /// The token that a transfer may have given to the hold of this key.
+    /// Whether the database has told that the hold of a key is gone.
     #[must_use]
-    pub fn pending(&self, key: &Key) -> Option<Token> {
-        let (_, hold) = self.with_key(key)?;
-        hold.pending.clone().filter(|_| hold.key == *key)
+    pub fn is_over(&self, key: &Key) -> bool {
+        let hold = self.with_key(key).map(|(_, hold)| hold.condition);
+        match hold {
+            Some(Condition::Lost { reason, .. } | Condition::Ended(reason)) => {
+                !reason.is_presumed()
+            }
+            _ => false,
+        }
     }
 
     /// The fence of the hold whose token was last presented.

@@ -177,11 +177,12 @@ impl Transfers {
     }
 
     /// Gives the new token to the caller of a transfer, and voids the old one. `false` if it must
-    /// not: a release under the old token was faster, or another caller is trying again.
+    /// not: the hold has ended since, a release under the old token was faster, or another caller
+    /// is trying again.
     pub fn read(&mut self, claim: &Claim) -> bool {
         let releasing = self.releases.contains_key(&claim.old);
         let Some(transfer) = self.find(&claim.old, &claim.new) else {
-            return true; // a lease has passed since
+            return false;
         };
         let ended = matches!(transfer.progress, Progress::Released | Progress::Over);
         if releasing || ended || transfer.attempt != claim.attempt {

@@ -3,7 +3,6 @@
 //! because the event loop is gone.
 
 use super::aio::{Inbox, Value};
-use crate::engine::Ending;
 use crate::error::{Error, Result};
 use crate::service::{self, Locks};
 use crate::store::Budget;
@@ -11,7 +10,7 @@ use pyo3::prelude::*;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What remains to be done in the database at the end of a block, for each of its locks.
-pub type Endings = Vec<(Arc<service::Lock>, Ending)>;
+pub type Endings = Vec<(Arc<service::Lock>, service::End)>;
 
 /// Finishes all of them, even if one fails; returns the first error.
 pub fn finish_all(locks: &Arc<Locks>, endings: Endings, budget: Budget<'_>) -> Result<()> {

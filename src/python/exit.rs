@@ -53,12 +53,20 @@ impl AsyncExit {
         if manager.is_none() {
             return Ok(slf.into_any());
         }
-        let (caller, _) = owner::current_or_stranger(slf.py());
-        let leaving = Leaving {
-            manager: manager.unbind(),
-            caller,
-        };
+        let leaving = Leaving::new(manager);
         Ok(Bound::new(slf.py(), leaving)?.into_any())
+    }
+
+    /// Called with the object, as `contextlib.AsyncExitStack` does.
+    #[pyo3(signature = (manager, *exception))]
+    #[allow(clippy::unused_self)]
+    fn __call__<'py>(
+        &self,
+        manager: Bound<'py, PyAny>,
+        exception: &Bound<'py, PyTuple>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = manager.py();
+        Leaving::new(manager).__call__(py, exception)
     }
 }
 
@@ -70,6 +78,12 @@ pub struct Leaving {
 }
 
 impl Leaving {
+    fn new(manager: Bound<'_, PyAny>) -> Leaving {
+        let (caller, _) = owner::current_or_stranger(manager.py());
+        let manager = manager.unbind();
+        Leaving { manager, caller }
+    }
+
     fn begin(&self, ender: &Bound<'_, PyAny>) -> PyResult<Exit> {
         if let Ok(levels) = ender.cast::<Levels>() {
             let exit = levels.get().begin_exit();

@@ -13,7 +13,7 @@ use super::lost::Lost;
 use super::options::{Entering, Timeout};
 use super::owner;
 use super::transfer::Transfer;
-use crate::engine::{Caller, Ending, Lease, Loss, Name, Token};
+use crate::engine::{Caller, Lease, Loss, Name, Token};
 use crate::error::Error;
 use crate::service::{self, Locks, Request, Wait};
 use crate::store::Budget;
@@ -146,7 +146,7 @@ impl Lock {
     }
 
     /// Finishes an ending that has begun, for a coroutine.
-    fn submit_ending(&self, inbox: &Inbox, number: u64, ending: Ending) {
+    fn submit_ending(&self, inbox: &Inbox, number: u64, ending: service::End) {
         let core = self.core().clone();
         let job = job(self.locks(), inbox, number, move |locks, budget| {
             let finished = locks.finish(core.name(), ending, budget);

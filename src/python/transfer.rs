@@ -1,17 +1,24 @@
 //! A transfer by a coroutine.
 
 use super::aio::{Inbox, Value, job};
+use super::errors::exception;
 use super::handle::Handle;
 use crate::engine::{Caller, Token};
-use crate::error::Result;
-use crate::service;
+use crate::error::{Error, Result};
+use crate::service::{self, Wakeup};
 use pyo3::prelude::*;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 /// A transfer in progress.
 #[pyclass(name = "_Transfer", module = "score.distlock", frozen)]
 pub struct Transfer {
     handle: Handle,
     begun: service::Transfer,
+    /// When it has waited long enough.
+    until: Instant,
+    /// Wakes the coroutine while it waits.
+    wakeup: Mutex<Option<Arc<Wakeup>>>,
 }
 
 impl Drop for Transfer {
@@ -25,13 +32,35 @@ impl Transfer {
     pub fn begin(handle: &Handle, caller: &Caller, token: Option<Token>) -> Result<Transfer> {
         let locks = &handle.shared.locks;
         let begun = locks.begin_transfer(&handle.core, caller, token)?;
-        let handle = handle.clone();
-        Ok(Transfer { handle, begun })
+        Ok(Transfer {
+            until: Instant::now() + locks.store().timeout(),
+            handle: handle.clone(),
+            begun,
+            wakeup: Mutex::default(),
+        })
     }
 }
 
 #[pymethods]
 impl Transfer {
+    /// For how many seconds to wait at most, for another transfer or a release of the same token;
+    /// the number is put into the inbox when something has changed. `None`: start it.
+    fn waits(&self, py: Python<'_>, inbox: &Inbox, number: u64) -> PyResult<Option<f64>> {
+        let (locks, lock) = (&self.handle.shared.locks, &self.handle.core);
+        let wakeup = Arc::new(inbox.wakeup(number));
+        let waits = locks.transfer_waits(lock, &self.begun, &wakeup);
+        let mut kept = self.wakeup.lock().unwrap_or_else(PoisonError::into_inner);
+        *kept = waits.then_some(wakeup);
+        if !waits {
+            return Ok(None);
+        }
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(exception(py, Error::in_transfer(lock.name())));
+        }
+        Ok(Some(left.as_secs_f64()))
+    }
+
     /// Has a worker perform the transfer.
     fn start(&self, inbox: &Inbox, number: u64) {
         let (handle, begun) = (self.handle.clone(), self.begun.clone());

@@ -6,7 +6,8 @@ use super::locks::Locks;
 use super::registry::registry;
 use super::releasing::Releasing;
 use crate::engine::{
-    Attempt, Caller, Ending, Entered, Hint, HoldId, Late, Lease, Loss, Moment, Name, Token,
+    Attempt, Caller, Ending, Entered, Hint, HoldId, Holds, Key, Late, Lease, Loss, Moment, Name,
+    Token,
 };
 use crate::error::{Error, Result};
 use crate::store::{Budget, Released};
@@ -14,69 +15,119 @@ use crate::sync::process_id;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The end of a level that has begun, for [`Locks::finish`].
+pub struct End {
+    ending: Ending,
+    /// `None` if there is nothing to release, or the table is not known yet.
+    releasing: Option<Releasing>,
+}
+
+/// How a hold is released.
+struct How {
+    /// Its lease, if it is known here.
+    lease: Option<Lease>,
+    /// Its deadline had not passed.
+    held: bool,
+    /// By its owner.
+    own: bool,
+}
+
 impl Locks {
-    /// Begins to end a block: its level is gone. [`Locks::finish`] does the rest.
-    pub fn begin_exit(&self, lock: &Lock, entered: Option<Entered>) -> Ending {
+    /// Ends a level as far as this process knows it. In the same step a release begins for the
+    /// transfers: its database part may have to wait for its turn.
+    fn begin_end(&self, name: &Name, work: impl FnOnce(&mut Holds) -> Ending) -> End {
         let registry = registry(process_id());
+        let all = registry.clone();
+        registry.transfers.with(|transfers| {
+            let ending = all.with(work);
+            let release = match &ending {
+                Ending::Release { token, pending, .. } => Some((token, pending.as_ref())),
+                Ending::Lost {
+                    token, owed: true, ..
+                } => Some((token, None)),
+                _ => None,
+            };
+            let releasing = release.and_then(|(token, pending)| {
+                let key = self.known_key(name, token)?;
+                let (owed, all) = (self.owed.get(), all.clone());
+                Some(Releasing::begin(owed, all, transfers, key, pending))
+            });
+            End { ending, releasing }
+        })
+    }
+
+    /// Begins to end a block: its level is gone. [`Locks::finish`] does the rest.
+    pub fn begin_exit(&self, lock: &Lock, entered: Option<Entered>) -> End {
         let Some(entered) = entered else {
-            return Ending::Nothing;
+            return End {
+                ending: Ending::Nothing,
+                releasing: None,
+            };
         };
-        let ending = registry.with(|holds| holds.leave(entered, Moment::now()));
-        registry.forget(entered.level);
-        if let Ending::Release { token, lease, .. } = &ending {
+        let end = self.begin_end(lock.name(), |holds| holds.leave(entered, Moment::now()));
+        registry(process_id()).forget(entered.level);
+        if let Ending::Release { token, lease, .. } = &end.ending {
             // Recorded before it happens: anyone else who wants the lock waits for it.
             let lease = lease.unwrap_or(self.lease);
             self.begin(lock.name(), token, Attempt::Release, lease);
         }
-        ending
+        end
     }
 
     /// Leaves a level on nobody's behalf: the database part happens in the background.
     pub fn abandon(self: &Arc<Locks>, lock: &Lock, entered: Entered) {
-        let ending = self.begin_exit(lock, Some(entered));
-        self.finish_later(lock.name(), ending);
+        let end = self.begin_exit(lock, Some(entered));
+        self.finish_later(lock.name(), end);
     }
 
     /// As [`Locks::finish`], in the background.
-    pub fn finish_later(self: &Arc<Locks>, name: &Name, ending: Ending) {
-        match ending {
-            Ending::Release {
-                token,
-                pending,
-                lease,
-                ..
-            } => {
+    pub fn finish_later(self: &Arc<Locks>, name: &Name, end: End) {
+        match end.ending {
+            Ending::Release { token, lease, .. } => {
                 let lease = lease.unwrap_or(self.lease);
-                for token in [Some(token), pending].into_iter().flatten() {
-                    self.owe(name, &token, Attempt::Release, lease);
-                }
+                self.owe_all(name, &token, end.releasing, lease);
             }
             Ending::Lost {
                 token,
                 lease,
                 owed: true,
                 ..
-            } => self.owe(name, &token, Attempt::Release, lease),
+            } => self.owe_all(name, &token, end.releasing, lease),
             _ => {}
         }
     }
 
+    /// Releases a hold in the background, whichever token it has.
+    fn owe_all(
+        self: &Arc<Locks>,
+        name: &Name,
+        token: &Token,
+        mut releasing: Option<Releasing>,
+        lease: Lease,
+    ) {
+        let Some(releasing) = &mut releasing else {
+            return self.owe(name, token, Attempt::Release, lease);
+        };
+        for token in releasing.goes_on() {
+            self.owe(name, token, Attempt::Release, lease);
+        }
+    }
+
     /// Begins a `release()`.
-    pub fn begin_release(&self, lock: &Lock, caller: &Caller, token: Option<&Token>) -> Ending {
+    pub fn begin_release(&self, lock: &Lock, caller: &Caller, token: Option<&Token>) -> End {
         let key = token.map(|token| {
             let key = self.known_key(lock.name(), token);
             key.ok_or_else(|| Ending::of_a_stranger(token))
         });
-        match key.transpose() {
-            Ok(key) => registry(process_id())
-                .with(|holds| holds.release(lock.id(), caller, key.as_ref(), Moment::now())),
+        self.begin_end(lock.name(), |holds| match key.transpose() {
+            Ok(key) => holds.release(lock.id(), caller, key.as_ref(), Moment::now()),
             Err(stranger) => stranger,
-        }
+        })
     }
 
     /// Does the database part of ending a block or of a release.
-    pub fn finish(self: &Arc<Locks>, name: &Name, ending: Ending, budget: Budget) -> Result<()> {
-        match ending {
+    pub fn finish(self: &Arc<Locks>, name: &Name, end: End, budget: Budget) -> Result<()> {
+        match end.ending {
             Ending::Done => Ok(()),
             Ending::Nothing => Err(Error::TokenRequired(name.clone())),
             Ending::Confirm { hold, token, lease } => self
@@ -89,45 +140,68 @@ impl Locks {
                 owed,
             } => {
                 if owed {
-                    self.owe(name, &token, Attempt::Release, lease);
+                    self.owe_all(name, &token, end.releasing, lease);
                 }
                 Err(Error::Expired(name.clone(), token, reason))
             }
             Ending::Release {
                 hold,
                 token,
-                pending,
+                pending: _,
                 lease,
                 held,
                 own,
             } => {
-                let how = (lease, held, own);
-                self.release(name, hold, (&token, pending.as_ref()), how, budget)
+                let releasing = match end.releasing {
+                    Some(releasing) => releasing,
+                    None => self.begin_of_a_stranger(name, &token, budget)?,
+                };
+                self.release(releasing, hold, &How { lease, held, own }, budget)
             }
         }
     }
 
+    /// Begins a release now that it can be known which table this is.
+    fn begin_of_a_stranger(&self, name: &Name, token: &Token, budget: Budget) -> Result<Releasing> {
+        let key = self.key(name, token, budget)?;
+        let registry = registry(budget.process);
+        let (owed, all) = (self.owed.of(budget.process), registry.clone());
+        Ok(registry
+            .transfers
+            .with(|transfers| Releasing::begin(owed, all, transfers, key, None)))
+    }
+
     fn release(
         self: &Arc<Locks>,
-        name: &Name,
+        mut releasing: Releasing,
         hold: Option<HoldId>,
-        (token, pending): (&Token, Option<&Token>),
-        (lease, held, own): (Option<Lease>, bool, bool),
+        how: &How,
         budget: Budget,
     ) -> Result<()> {
-        let (registry, known) = (registry(budget.process), lease.is_some());
-        let lease = lease.unwrap_or(self.lease);
-        let key = self.key(name, token, budget)?;
-        let owed = self.owed.of(budget.process);
-        let mut releasing = Releasing::begin(owed, key.clone(), pending, budget);
+        if releasing.process() != budget.process {
+            return Err(Error::Forked);
+        }
+        let (registry, known) = (registry(budget.process), how.lease.is_some());
+        let lease = how.lease.unwrap_or(self.lease);
+        let (held, own) = (how.held, how.own);
+        let key = releasing.key().clone();
+        let name = &key.name;
+        let tell = |hold: Option<HoldId>, current: &Key, lost: Option<Loss>| {
+            for key in [&key, current] {
+                registry.watched.ended(key, lost);
+            }
+            if let Some(hold) = hold.filter(|_| process_id() == budget.process) {
+                registry.report(|holds| match lost {
+                    None => holds.released(hold, own),
+                    Some(reason) => holds.not_released(hold, reason, own),
+                });
+            }
+        };
         let before = releasing.before();
         if before == Some(true) {
             // In the background, for a caller that was told of a failure.
             releasing.resolved();
-            if let Some(hold) = hold {
-                registry.report(|holds| holds.released(hold, own));
-            }
-            registry.watched.ended(&key, None);
+            tell(hold, &key, None);
             return Ok(());
         }
         let how = (held, before.is_some());
@@ -137,44 +211,28 @@ impl Locks {
             Err(error) => {
                 // In a child forked in the meantime this is the parent's business.
                 if !matches!(error, Error::Forked) && (known || error.outcome_unknown()) {
-                    for token in releasing.goes_on() {
-                        self.owe(name, token, Attempt::Release, lease);
-                    }
+                    self.owe_all(name, &key.token, Some(releasing), lease);
                 }
                 return Err(error);
             }
         };
-        if released == Released::Lost {
-            releasing.found_nothing();
-        } else {
-            releasing.resolved();
-        }
         let current = key.with(&current);
         // The token may have been replaced by a transfer that its caller does not know of, or which
         // table this is was not known.
         let hold = hold.or_else(|| registry.with(|holds| Some(holds.with_key(&current)?.0)));
-        let ended = |lost| {
-            for key in [&key, &current] {
-                registry.watched.ended(key, lost);
-            }
-        };
         if released != Released::Lost {
-            if let Some(hold) = hold {
-                registry.report(|holds| holds.released(hold, own));
-            }
-            ended(None);
+            releasing.resolved();
+            tell(hold, &current, None);
             return Ok(());
         }
+        releasing.found_nothing();
         let reason = if known && !held {
             Loss::Expired
         } else {
             self.why_lost(name, &current.token, None, budget)
         };
-        ended(Some(reason));
-        if let Some(hold) = hold.filter(|_| process_id() == budget.process) {
-            registry.report(|holds| holds.not_released(hold, &key, reason, own));
-        }
-        Err(Error::Expired(key.name, key.token, reason))
+        tell(hold, &current, Some(reason));
+        Err(Error::Expired(key.name.clone(), key.token.clone(), reason))
     }
 
     /// Releases the hold under its current token, which a transfer may be changing. Returns the

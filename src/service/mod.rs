@@ -25,6 +25,7 @@ mod workers;
 
 pub use acquisition::{Acquisition, Step};
 pub use confirmed::Confirmed;
+pub use ending::End;
 pub use granting::Request;
 pub use lock::Lock;
 pub use locks::Locks;

@@ -172,11 +172,13 @@ impl Registry {
     pub(super) fn read(&self, claim: &Claim) -> bool {
         let (old, new) = (&claim.old, &claim.new);
         let read = self.transfers.with(|transfers| {
-            let read = transfers.read(claim);
-            if read {
-                self.with(|holds| holds.transferred(old, new));
-            }
-            read
+            self.with(|holds| {
+                let read = !holds.is_over(old) && transfers.read(claim);
+                if read {
+                    holds.transferred(old, new);
+                }
+                read
+            })
         });
         if read {
             self.watched.transferred(old, new);

@@ -1,14 +1,13 @@
 //! A release in progress, by a token that a transfer may be replacing.
 
 use super::owed::Owed;
-use super::registry::{Registry, registry};
-use crate::engine::{Key, Moment, Token};
-use crate::store::Budget;
+use super::registry::Registry;
+use crate::engine::{Key, Moment, Token, Transfers};
 use crate::sync::process_id;
 use std::sync::Arc;
 
-/// Nobody is given the new token of a transfer until this is dropped, nor afterwards if the
-/// hold has ended, or is going to. A transfer that begins later waits for that.
+/// From its beginning nobody is given the new token of a transfer, nor after its end if the hold
+/// has ended, or is going to. A transfer that begins later waits for the end.
 pub struct Releasing {
     owed: Arc<Owed>,
     registry: Arc<Registry>,
@@ -21,23 +20,29 @@ pub struct Releasing {
 }
 
 impl Releasing {
-    /// Begins a release by `key`; `pending` is the token that a transfer may have given to the hold
-    /// of a block, which has been forgotten.
-    pub fn begin(owed: Arc<Owed>, key: Key, pending: Option<&Token>, budget: Budget) -> Releasing {
-        let registry = registry(budget.process);
-        // In one step: from now on nobody reads the new token of a transfer.
-        let new = registry.transfers.with(|transfers| {
-            let meant = transfers.begin_release(&key, Moment::now());
-            meant.or_else(|| registry.with(|holds| holds.pending(&key)))
-        });
+    /// Begins a release by `key` in this process; `pending` is the new token of a transfer that the
+    /// hold knows of.
+    pub fn begin(
+        owed: Arc<Owed>,
+        registry: Arc<Registry>,
+        transfers: &mut Transfers,
+        key: Key,
+        pending: Option<&Token>,
+    ) -> Releasing {
+        let new = transfers.begin_release(&key, Moment::now());
         Releasing {
             owed,
             registry,
-            process: budget.process,
+            process: process_id(),
             key,
             new: new.or_else(|| pending.cloned()),
             done: false,
         }
+    }
+
+    /// The process in which it began.
+    pub fn process(&self) -> u32 {
+        self.process
     }
 
     /// What the caller knows.

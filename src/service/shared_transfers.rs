@@ -1,17 +1,20 @@
 //! The transfers of the process, of every configuration: some may be of the same table.
 
 use super::locked;
+use super::wakeup::Wakeup;
 use crate::engine::Transfers;
 use crate::error::Result;
 use crate::store::Budget;
 use crate::sync::{Condvar, Mutex};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError, Weak};
 
 #[derive(Default)]
 struct State {
     transfers: Transfers,
     /// How many threads wait for a change.
     waiting: usize,
+    /// The coroutines that do, for as long as these are referenced.
+    wakeups: Vec<Weak<Wakeup>>,
 }
 
 /// The transfers of one process, and the callers who wait for one of them to end.
@@ -27,13 +30,28 @@ impl SharedTransfers {
     pub fn with<T>(&self, work: impl FnOnce(&mut Transfers) -> T) -> T {
         let mut state = locked(&self.state);
         let result = work(&mut state.transfers);
-        let waiting = state.waiting > 0;
-        drop(state);
         // Nearly always there is nobody.
+        let waiting = state.waiting > 0;
+        state.wakeups.retain(|wakeup| wakeup.strong_count() > 0);
+        let wakeups = state.wakeups.clone();
+        drop(state);
         if waiting {
             self.changed.notify_all();
         }
+        for wakeup in wakeups.iter().filter_map(Weak::upgrade) {
+            wakeup.wake();
+        }
         result
+    }
+
+    /// As [`SharedTransfers::with`], for an attempt that nobody waits for.
+    pub fn attempt<T>(&self, attempt: impl FnOnce(&mut Transfers) -> T) -> T {
+        attempt(&mut locked(&self.state).transfers)
+    }
+
+    /// Calls the wakeup after each change.
+    pub fn wake_by_changes(&self, wakeup: &Arc<Wakeup>) {
+        locked(&self.state).wakeups.push(Arc::downgrade(wakeup));
     }
 
     /// Repeats `attempt`, after each change, until it returns something, within the budget.

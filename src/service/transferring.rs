@@ -5,6 +5,7 @@ use super::lock::Lock;
 use super::locked;
 use super::locks::Locks;
 use super::registry::{Registry, registry};
+use super::wakeup::Wakeup;
 use crate::engine::{Begin, Caller, Claim, HoldId, Key, Lease, Moment, Token, Transfers};
 use crate::error::{Error, Result};
 use crate::store::Budget;
@@ -64,9 +65,28 @@ impl Locks {
             let registry = registry(transfer.process);
             registry
                 .transfers
-                .with(|all| self.try_to_begin(&registry, all, &old, &transfer));
+                .attempt(|all| self.try_to_begin(&registry, all, &old, &transfer));
         }
         Ok(transfer)
+    }
+
+    /// Whether a transfer has to wait for another one of the same token, or for a release. From
+    /// now on each change calls the wakeup, for as long as that is referenced.
+    pub fn transfer_waits(&self, lock: &Lock, transfer: &Transfer, wakeup: &Arc<Wakeup>) -> bool {
+        let Some(old) = self.known_key(lock.name(), &transfer.old) else {
+            return false;
+        };
+        let registry = registry(transfer.process);
+        let waits = || {
+            let begin = |all: &mut Transfers| self.try_to_begin(&registry, all, &old, transfer);
+            matches!(registry.transfers.attempt(begin), Attempt::Waits)
+        };
+        if process_id() != transfer.process || !waits() {
+            return false;
+        }
+        registry.transfers.wake_by_changes(wakeup);
+        // It may have changed before.
+        waits()
     }
 
     /// Begins a transfer, if it has not begun and nothing is in its way.
@@ -132,10 +152,7 @@ impl Locks {
                 Err(Error::Expired(old.name, old.token, reason))
             }
             Some(Attempt::GivenUp) => Err(Error::Interrupted),
-            Some(Attempt::Waits) | None => Err(Error::Unavailable(format!(
-                "lock {} is being transferred or released by another call",
-                lock.name()
-            ))),
+            Some(Attempt::Waits) | None => Err(Error::in_transfer(lock.name())),
         }
     }
 

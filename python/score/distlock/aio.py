@@ -20,7 +20,7 @@ from ._all import ordered
 from ._async_all import AsyncHolds
 from ._async_lost import AsyncLost
 from ._cancel import Cancelling
-from ._channel import Acquiring, current, finish
+from ._channel import Acquiring, current, finish, sleep
 from ._distlock import _AsyncExit, _Exit, _Opened
 from ._errors import CouldNotAcquireLock, LockExpired
 from ._hold import callback, lease, warning
@@ -298,14 +298,24 @@ class AsyncLock:
 
         See :meth:`~score.distlock.Lock.transfer`.
         """
+        channel = current()
+        woken = asyncio.Event()
+        number = channel.number()
         transfer = self._lock._transfer(token)
         try:
-            confirmed = await current().ask(transfer.start)
+            # Other calls with the same token come first.
+            while (left := transfer.waits(channel.inbox, number)) is not None:
+                channel.expect(number, woken)
+                await sleep(woken, left)
+                woken.clear()
+            channel.forget(number)
+            confirmed = await channel.ask(transfer.start)
             # From this call on the old token is void.
             return confirmed.in_time()  # type: ignore[no-any-return]
         except BaseException:
             # The caller knows only the old token, which is void by now, or may soon be.
             transfer.failed()
+            channel.forget(number)
             raise
 
     def hold(

@@ -25,9 +25,7 @@ pub enum Ending {
         hold: Option<HoldId>,
         /// Proves ownership.
         token: Token,
-        /// The token that a transfer may have given it, for the end of a block, which ends the hold
-        /// whoever has transferred it. For a release the hold itself tells, see
-        /// [`Holds::pending`]; it may have to wait for its turn.
+        /// The token that a transfer may have given it.
         pending: Option<Token>,
         /// Its lease, if known.
         lease: Option<Lease>,
@@ -162,8 +160,8 @@ impl Holds {
                 hold.condition = Condition::Releasing;
                 Ending::Release {
                     hold: Some(id),
+                    pending: hold.pending.clone().filter(|pending| *pending != token),
                     token,
-                    pending: None,
                     lease: Some(lease),
                     held,
                     own: key.is_none() || owned == Some(id),
@@ -227,24 +225,10 @@ impl Holds {
         None
     }
 
-    /// The database answered a `release()` by `key` that the hold was already gone. The caller is
-    /// told so; the hold stays for open blocks. If a transfer was faster, it stands under another
-    /// key.
-    pub fn not_released(
-        &mut self,
-        id: HoldId,
-        key: &Key,
-        reason: Loss,
-        own: bool,
-    ) -> Option<Reported> {
-        let hold = self.all.get_mut(&id)?;
-        if hold.key != *key {
-            if hold.condition == Condition::Releasing {
-                hold.condition = Condition::Held;
-            }
-            return None;
-        }
-        if !hold.has_blocks() {
+    /// The database answered a `release()` that the hold was already gone. The caller is told so;
+    /// the hold stays for open blocks.
+    pub fn not_released(&mut self, id: HoldId, reason: Loss, own: bool) -> Option<Reported> {
+        if !self.all.get(&id)?.has_blocks() {
             self.remove(id);
             return None;
         }

@@ -496,40 +496,16 @@ fn a_release_that_succeeds_in_the_background_is_done_when_it_is_called_again() {
 fn a_release_that_came_too_late_ends_the_hold() {
     let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
     let id = scene.enter(&mut owner, CALL).hold;
-    let key = scene.key(id);
-    assert_eq!(
-        scene.holds.not_released(id, &key, Loss::Expired, true),
-        None
-    );
+    assert_eq!(scene.holds.not_released(id, Loss::Expired, true), None);
     assert!(scene.holds.get(id).is_none());
     for own in [true, false] {
         let block = scene.enter(&mut owner, BLOCK);
-        let (id, key) = (block.hold, scene.key(block.hold));
-        let reported = scene.holds.not_released(id, &key, Loss::Expired, own);
+        let reported = scene.holds.not_released(block.hold, Loss::Expired, own);
         assert_eq!(reported.unwrap().reason, Loss::Expired);
         let condition = scene.holds.get(block.hold).unwrap().condition;
         assert_eq!(condition == Condition::Ended(Loss::Expired), own);
         let _ = scene.holds.leave(block, scene.now);
     }
-}
-
-#[test]
-fn a_release_that_a_transfer_has_overtaken_leaves_the_hold() {
-    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
-    let block = scene.enter(&mut owner, BLOCK);
-    let (old, new) = (scene.key(block.hold), Token::random());
-    scene.release(&owner);
-    scene.holds.transferring(&old, &new);
-    assert_eq!(scene.holds.pending(&old), Some(new.clone()));
-    assert_eq!(scene.holds.pending(&old.with(&new)), None);
-    scene.holds.transferred(&old, &new);
-    assert_eq!(scene.holds.pending(&old), None);
-    let reported = scene
-        .holds
-        .not_released(block.hold, &old, Loss::Unknown, true);
-    assert_eq!(reported, None);
-    let hold = scene.holds.get(block.hold).unwrap();
-    assert_eq!(hold.condition, Condition::Held);
 }
 
 #[test]
@@ -673,6 +649,17 @@ fn a_transfer_is_known_by_both_tokens_until_it_is_done() {
     scene.holds.transferring(&old, &other);
     assert!(knows(&scene, &old.token) && knows(&scene, &new) && !knows(&scene, &other));
     assert!(!scene.holds.is_known(id, &old) && !scene.holds.is_known(id, &old.with(&new)));
+    let release = |scene: &mut Scene, token: &Token| match scene.holds.release(
+        scene.lock,
+        &owner.caller(),
+        Some(&old.with(token)),
+        scene.now,
+    ) {
+        Ending::Release { pending, .. } => pending,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(release(&mut scene, &old.token), Some(new.clone()));
+    assert_eq!(release(&mut scene, &new), None, "it is that one");
     scene.holds.not_transferred(&old, &other);
     assert!(knows(&scene, &new));
     scene.holds.not_transferred(&old, &new);
