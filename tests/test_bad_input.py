@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy.engine import create_engine
 
 import score.distlock
 from score.distlock import (
@@ -275,14 +276,21 @@ def test_the_engine_gets_the_options_as_they_were_understood() -> None:
     pool = conf.engine.pool
     assert (pool.size(), pool._max_overflow, pool._timeout, pool._recycle) == (3, -1, 5, 60)
     assert not conf.engine.echo
-    assert not pool._pre_ping
+
+
+def test_without_options_the_pool_is_as_sqlalchemys() -> None:
+    pool: Any = create_engine("postgresql+psycopg://").pool
+    theirs = (pool.size(), pool._max_overflow, pool._timeout, pool._pre_ping)
+    (size, overflow, timeout, recycle, pre_ping), _, _ = _config.constructor({})
+    assert (size, overflow, timeout, pre_ping) == theirs
+    assert (recycle, pool._recycle) == (None, -1)
 
 
 def test_true_or_false_is_understood() -> None:
     for value in (True, False):
         conf = ConfiguredDistlockModule(URL, 1, autoextend=value, reentrant=value)
         assert conf._autoextend is value
-        conf.get("name").hold(autoextend=value)
+        conf.aio.get("name").hold(autoextend=value, cancel_on_loss=value)
 
 
 @pytest.mark.parametrize("text", ["1" * 300_000, "1" * 300_000 + "!", "1s" * 300_000 + "!"])
