@@ -471,11 +471,21 @@ def test_names_are_told_only_on_request(conf: Conf, asked: Any, found: list[str 
     assert "order-17" not in told
 
 
-@pytest.mark.parametrize("asked", ["{", "order", "", b"x", 3, ["{a}", 3]])
-def test_a_bad_template_is_refused(conf: Conf, asked: Any) -> None:
-    with pytest.raises((ValueError, TypeError)):
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("{", "'{'"),
+        ("order", "'order' has no field"),
+        ("", "'' has no field"),
+        (b"x", "or None, not bytes"),
+        (3, "or None, not int"),
+        (["{a}", 3], "int is no template"),
+    ],
+)
+def test_a_bad_template_is_refused(conf: Conf, asked: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
         telemetry.instrument(conf, name_attribute=asked)
-    with pytest.raises((ValueError, TypeError)):
+    with pytest.raises((ValueError, TypeError), match=message):
         telemetry.prometheus(conf, CollectorRegistry(), name_attribute=asked)
 
 
