@@ -450,6 +450,7 @@ def test_units_and_kinds(conf: Conf, seen: Seen, db: Db) -> None:
         (None, [None, None]),
         ("order-{id}", ["order-{id}", None]),
         (["order-{id}", "{anything}"], ["order-{id}", "{anything}"]),
+        ("{what}-17\n", ["{what}-17\n", None]),
         (lambda name: name[:5], ["order", "secre"]),
         (lambda name: None, [None, None]),
         (lambda name: 1 / 0, [None, None]),
