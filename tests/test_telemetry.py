@@ -388,6 +388,8 @@ def test_an_outage_is_an_error(through: Callable[..., Conf], proxy: Proxy) -> No
     with pytest.raises(DatabaseUnavailable):
         conf.acquire("an outage")
     assert seen.outcomes() == {"acquired": 1, "error": 1}
+    [error] = [dict(point) for point in seen.points(ACQUIRE) if "error.type" in dict(point)]
+    assert error["error.type"] == "score.distlock.DatabaseUnavailable"
     assert seen.ended() == {"released": 1}  # the release is pending, and nobody claims the hold
     assert seen.holds() == 0
     failed = seen.spans()[-1]
@@ -642,6 +644,46 @@ def test_prometheus(conf: Conf, db: Db) -> None:
     assert value("distlock_losses_total", {"reason": "expired", "lock": ""}) == 0
     assert value("distlock_lease_margin_seconds_count", {"lock": ""}) == 3
     telemetry.uninstrument(conf)
+
+
+def test_prometheus_tells_the_name_that_was_asked_for(conf: Conf) -> None:
+    registry = CollectorRegistry()
+    telemetry.prometheus(conf, registry, name_attribute="{name}")
+    with conf.get("one") as lock:
+        lock.extend()
+    with pytest.raises(LockExpired), conf.get("one"):
+        conf.revoke("one")
+    told = {
+        (sample.name, sample.labels.get("outcome", sample.labels.get("reason"))): sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.labels.get("lock") == "{name}" and sample.name.endswith(("_count", "_total"))
+    }
+    assert told == {
+        ("distlock_acquire_duration_seconds_count", "acquired"): 2,
+        ("distlock_hold_duration_seconds_count", "released"): 1,
+        ("distlock_hold_duration_seconds_count", "lost"): 1,
+        ("distlock_lease_margin_seconds_count", None): 3,
+        ("distlock_losses_total", "released"): 1,
+    }
+    assert registry.get_sample_value("distlock_listener_connected") is None
+
+
+def test_both_have_the_same_buckets(conf: Conf, seen: Seen) -> None:
+    registry = CollectorRegistry()
+    telemetry.prometheus(conf, registry)
+    blocks(conf)
+    families = {metric.name: metric.samples for metric in registry.collect()}
+    for name, expected in (
+        (ACQUIRE, _measuring.ACQUIRE),
+        (HOLD, _measuring.HOLD),
+        (MARGIN, _measuring.MARGIN),
+    ):
+        [point] = seen.metrics()[name].data.data_points
+        assert list(point.explicit_bounds) == list(expected)
+        samples = families[name.replace(".", "_") + "_seconds"]
+        bounds = [float(sample.labels["le"]) for sample in samples if "le" in sample.labels]
+        assert bounds == [*expected, float("inf")]
 
 
 FORKING = """
