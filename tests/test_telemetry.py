@@ -646,9 +646,10 @@ def test_prometheus(conf: Conf, db: Db) -> None:
     telemetry.uninstrument(conf)
 
 
-def test_prometheus_tells_the_name_that_was_asked_for(conf: Conf) -> None:
+@pytest.mark.parametrize("asked", [None, "{name}"])
+def test_prometheus_tells_the_name_that_was_asked_for(conf: Conf, asked: str | None) -> None:
     registry = CollectorRegistry()
-    telemetry.prometheus(conf, registry, name_attribute="{name}")
+    telemetry.prometheus(conf, registry, name_attribute=asked)
     with conf.get("one") as lock:
         lock.extend()
     with pytest.raises(LockExpired), conf.get("one"):
@@ -657,7 +658,9 @@ def test_prometheus_tells_the_name_that_was_asked_for(conf: Conf) -> None:
         (sample.name, sample.labels.get("outcome", sample.labels.get("reason"))): sample.value
         for metric in registry.collect()
         for sample in metric.samples
-        if sample.labels.get("lock") == "{name}" and sample.name.endswith(("_count", "_total"))
+        if sample.labels.get("lock") == (asked or "")
+        and sample.name.endswith(("_count", "_total"))
+        and sample.value
     }
     assert told == {
         ("distlock_acquire_duration_seconds_count", "acquired"): 2,
