@@ -297,7 +297,7 @@ def test_waiters_and_the_listener(conf: Conf, seen: Seen, db: Db) -> None:
     conf.release("name", token)
     thread.join()
     assert seen.outcomes() == {"acquired": 2}
-    assert sum(seen.points(WAITERS).values()) == 0
+    assert seen.points(WAITERS) == {(): 0}
     conf.close()
     assert seen.points(LISTENER) == {}
 
@@ -454,6 +454,7 @@ def test_units_and_kinds(conf: Conf, seen: Seen, db: Db) -> None:
         (["order-{id}", "{anything}"], ["order-{id}", "{anything}"]),
         ("{what}-17\n", ["{what}-17\n", None]),
         (lambda name: name[:5], ["order", "secre"]),
+        (len, ["9", "6"]),
         (lambda name: None, [None, None]),
         (lambda name: 1 / 0, [None, None]),
     ],
@@ -559,6 +560,18 @@ def test_an_observer_that_raises_breaks_nothing(
     value = registry.get_sample_value("distlock_hold_duration_seconds_count", labels)
     assert value == len(SYNC) + 1
     telemetry.uninstrument(conf)
+
+
+def test_a_function_for_names_that_raises_is_told_once(
+    conf: Conf, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_measuring, "_failed", set())
+    telemetry.prometheus(conf, CollectorRegistry(), name_attribute=lambda name: str(1 / 0))
+    for _ in range(2):
+        blocks(conf)
+        telemetry.flush()
+    [failure] = [record for record in caplog.records if record.exc_info]
+    assert failure.getMessage().startswith("the function name_attribute failed")
 
 
 def test_instrument_twice_and_undo(conf: Conf, caplog: pytest.LogCaptureFixture) -> None:
