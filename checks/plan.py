@@ -161,7 +161,7 @@ PIPELINE = "_guard.py: connection.pgconn.pipeline_status != psycopg.pq.PipelineS
 
 #: Equivalent or nearly equivalent mutants, and why.
 EXCUSED = {
-    "_measuring.py: atexit.unregister(tell_seen) -> pass": "it would only be called more often, for nothing",
+    "_measuring.py: atexit.unregister(tell_seen) -> pass": "a second call does nothing",
     "_async_lost.py: raise AssertionError -> pass": "the line before raises; type checkers ask",
     "latest.sql: DESC -> nothing": "the same row is found, only slower beside an old snapshot",
     "wait.sql: AND NOT EXISTS (SELECT FROM made) -> nothing": (

@@ -494,9 +494,9 @@ def test_a_bad_template_is_refused(conf: Conf, asked: Any, message: str) -> None
 
 
 def test_what_is_no_module_is_refused() -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="conf must be a ConfiguredDistlockModule, not str"):
         telemetry.instrument("postgresql:///")  # type: ignore[arg-type]
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="conf must be a ConfiguredDistlockModule, not NoneType"):
         telemetry.prometheus(None, CollectorRegistry())  # type: ignore[arg-type]
 
 
