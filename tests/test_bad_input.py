@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy.engine import create_engine
 
 import score.distlock
 from score.distlock import (
@@ -56,7 +57,11 @@ LONG = 10**5000
         ({"sqlalchemy.url": URL, "maxtime": "1 fortnight"}, ["'1 fortnight'", "ms, s, m, h, d, w"]),
         ({"sqlalchemy.url": URL, "timeout": "forever"}, ["'forever'", "none waits without limit"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.poolclass": "x"}, ["sqlalchemy.poolclass"]),
-        ({"sqlalchemy.url": URL, 7: "x"}, ["7 is not a key"]),
+        ({"sqlalchemy.url": URL, "ECHO": "1"}, ["did you mean 'sqlalchemy.echo'"]),
+        ({"sqlalchemy.url": URL, 7: "x"}, ["7 is not a key of this module: allowed are"]),
+        # A file has both.
+        ({"here": "/srv", "sqlalchemy.url": URL}, ["'here' is not a key of this module"]),
+        ({"cwd": "/srv", "sqlalchemy.url": URL}, ["'cwd' is not a key of this module"]),
         ({"sqlalchemy.url": URL, LONG: "x"}, ["a very long int is not a key"]),
         ({"sqlalchemy.url": URL, "x" * 10**6: "x"}, ["'xxx", "xxx… is not a key"]),
         ({"sqlalchemy.url": URL, "maxtime": "soon"}, ["maxtime", "'soon'", "'500ms'"]),
@@ -73,6 +78,7 @@ LONG = 10**5000
         ({"sqlalchemy.url": URL, "sqlalchemy.pool_size": "many"}, ["pool_size", "'many'"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.pool_size": "-1"}, ["pool_size", "'-1'", "0"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.pool_size": 1.5}, ["pool_size", "1.5"]),
+        ({"sqlalchemy.url": URL, "sqlalchemy.pool_size": True}, ["True is not an integer"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.pool_size": LONG}, ["pool_size", "out of range"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.max_overflow": "-2"}, ["max_overflow", "'-2'", "-1"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.pool_timeout": "0"}, ["pool_timeout", "more than 0"]),
@@ -84,6 +90,10 @@ LONG = 10**5000
         ({"sqlalchemy.url": URL, "sqlalchemy.isolation_level": "NONE"}, ["SERIALIZABLE"]),
         ({"sqlalchemy.url": URL, "reentrant": "maybe"}, ["reentrant", "'maybe'", "true and false"]),
         ({"sqlalchemy.url": URL, "table_owner": "a\0b"}, ["table_owner contains NUL"]),
+        (
+            {"sqlalchemy.url": URL, "sqlalchemy.connect_args": "x"},
+            ["a mapping", "not str", "?name"],
+        ),
         ({"sqlalchemy.url": URL, "sqlalchemy.connect_args": {7: "x"}}, ["connect_args: 7"]),
         (
             {"sqlalchemy.url": URL, "sqlalchemy.connect_args": {"port": LONG}},
@@ -105,6 +115,45 @@ def test_a_bad_configuration_names_the_key_the_value_and_what_is_allowed(
     for part in expected:
         assert part in message
     assert "hush" not in "".join(traceback.format_exception(caught.value))
+
+
+#: What score.init adds to each section of a file.
+OF_A_FILE = {"here": "/srv", "cwd": "/srv"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"colour": "blue"},
+        {7: "x"},
+        {"colour": "blue", "sqlalchemy.colour": "blue"},
+        {"colour": "blue", "odd.colour": "blue"},
+    ],
+)
+def test_a_key_in_a_file_may_belong_to_every_section(more: dict[Any, Any]) -> None:
+    read = _config.read({"sqlalchemy.url": URL, **OF_A_FILE, **more})
+    assert read == {"engine": URL, "maxtime": 60}
+
+
+@pytest.mark.parametrize(
+    ("confdict", "expected"),
+    [
+        ({"sqlalchemy.url": URL, "maxtme": "1m"}, "'maxtme' is not a key"),
+        ({"sqlalchemy.url": URL, "sqlalchemy.poolclass": "x"}, "poolclass' is not a key"),
+        ({"sqlalchemy.url": URL, "odd.colour": "blue"}, "'odd.colour' is not a key"),
+        (
+            {"sqlalchemy.url": URL, "colour": "blue", "odd.colour": "red"},
+            "'odd.colour' is not a key",
+        ),
+        ({7: "x"}, "sqlalchemy.url is missing"),
+    ],
+)
+def test_a_key_in_a_file_that_must_be_meant_for_this_module(
+    confdict: dict[Any, Any], expected: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=expected) as caught:
+        score.distlock.init({**OF_A_FILE, **confdict})
+    assert str(caught.value).startswith("[distlock] ")
 
 
 @pytest.mark.parametrize("confdict", [None, 7, "sqlalchemy.url", ["a"]])
@@ -150,6 +199,27 @@ def test_intervals_have_fractions_and_are_sums(maxtime: str, seconds: float) -> 
     read = _config.read({"sqlalchemy.url": URL, **dict.fromkeys(configured, maxtime)})
     assert [read[key] for key in ("maxtime", "timeout", "pool_recycle")] == [seconds] * 3
     assert _config.timeout(maxtime) == seconds
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "understood"),
+    [
+        ("timeout", None, None),
+        ("timeout", " None ", None),
+        ("timeout", 5, 5),
+        ("sqlalchemy.pool_recycle", None, None),
+        ("sqlalchemy.pool_recycle", -1, None),
+        ("sqlalchemy.pool_recycle", " -1", None),
+        ("sqlalchemy.pool_recycle", "None", None),
+        ("sqlalchemy.pool_recycle", 5, 5),
+        ("sqlalchemy.echo", True, True),
+        ("sqlalchemy.echo", "no", False),
+        ("sqlalchemy.isolation_level", "read_committed", "READ COMMITTED"),
+    ],
+)
+def test_what_a_key_may_say(key: str, value: object, understood: object) -> None:
+    read = _config.read({"sqlalchemy.url": URL, key: value})
+    assert read[key.removeprefix("sqlalchemy.")] == understood
 
 
 UNITS = {"ms": 0.001, "s": 1, "seconds": 1, "min": 60, "Hour": 3600, "d": 86400}
@@ -206,6 +276,21 @@ def test_the_engine_gets_the_options_as_they_were_understood() -> None:
     pool = conf.engine.pool
     assert (pool.size(), pool._max_overflow, pool._timeout, pool._recycle) == (3, -1, 5, 60)
     assert not conf.engine.echo
+
+
+def test_without_options_the_pool_is_as_sqlalchemys() -> None:
+    pool: Any = create_engine("postgresql+psycopg://").pool
+    theirs = (pool.size(), pool._max_overflow, pool._timeout, pool._pre_ping)
+    (size, overflow, timeout, recycle, pre_ping), _, _ = _config.constructor({})
+    assert (size, overflow, timeout, pre_ping) == theirs
+    assert (recycle, pool._recycle) == (None, -1)
+
+
+def test_true_or_false_is_understood() -> None:
+    for value in (True, False):
+        conf = ConfiguredDistlockModule(URL, 1, autoextend=value, reentrant=value)
+        assert conf._autoextend is value
+        conf.aio.get("name").hold(autoextend=value, cancel_on_loss=value)
 
 
 @pytest.mark.parametrize("text", ["1" * 300_000, "1" * 300_000 + "!", "1s" * 300_000 + "!"])

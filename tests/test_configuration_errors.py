@@ -106,6 +106,12 @@ def test_the_files_section_is_named(tmp_path: Path) -> None:
     file.write_text("[score.init]\nmodules = score.distlock\n")
     with pytest.raises(ConfigurationError, match=r"in the section \[distlock\]"):
         score.init.init_from_file(str(file))
+    nowhere = f"postgresql://127.0.0.1:{free_port()}/d"
+    file.write_text(
+        f"[score.init]\nmodules = score.distlock\n[distlock]\nsqlalchemy.url = {nowhere}\n"
+    )
+    with pytest.raises(DatabaseUnavailable, match=r"^cannot reach the database"):
+        score.init.init_from_file(str(file))
     # The key may belong to other sections.
     file.write_text("[score.init]\nmodules = score.distlock\n[DEFAULT]\nurl = a\n[distlock]\n")
     with pytest.raises(ConfigurationError, match=r"url is missing .*'url' is no key of this"):

@@ -288,6 +288,7 @@ def test_mistakes(conf: Conf, asynchronous: bool) -> None:
         return (conf.aio.get("name") if asynchronous else conf.get("name")).hold(**options)
 
     for bad, error, message in (
+        ({"on_lost": 1}, TypeError, "on_lost must be callable, not int"),
         ({"on_expiring": 1}, TypeError, "on_expiring must be callable, not int"),
         ({"warn_before": 1}, TypeError, "on_expiring, which is missing"),
         ({"on_expiring": print, "warn_before": "soon"}, ValueError, "warn_before"),

@@ -16,7 +16,8 @@ import psycopg
 import pytest
 
 import score.distlock
-from score.distlock import CouldNotAcquireLock, LockExpired
+from score.distlock import CouldNotAcquireLock, LockExpired, _async_lost
+from score.distlock._channel import current
 
 from .conftest import python
 from .support.line import Background, outlive
@@ -342,6 +343,49 @@ def test_a_worker_of_coroutines(conf: Conf, run: Run) -> None:
             assert not lock.lost.is_set()
 
     run(main())
+
+
+def test_a_coroutine_sleeps_until_its_lease_ends_or_something_happens(
+    conf: Conf, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    pauses: list[float] = []
+
+    async def main() -> None:
+        lock = conf.aio.get("name")
+
+        async def sleep(woken: asyncio.Event, seconds: float) -> None:
+            assert not woken.is_set()
+            pauses.append(seconds)
+            if len(pauses) == 1:
+                woken.set()  # as if the time were over
+            else:
+                await conf.aio.release("name", lock.token)
+            await woken.wait()
+
+        monkeypatch.setattr(_async_lost, "sleep", sleep)
+        with pytest.raises(LockExpired):
+            async with lock.hold(maxtime="900ms"):
+                assert await lock.lost.wait()
+        assert current()._expected() is None
+
+    run(main())
+    assert len(pauses) == 2
+    assert 0 < min(pauses) <= max(pauses) <= 0.9
+
+
+def test_a_coroutine_that_holds_nothing_looks_every_second(
+    conf: Conf, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(woken: asyncio.Event, seconds: float) -> None:
+        pauses.append(seconds)
+        raise TimeoutError
+
+    monkeypatch.setattr(_async_lost, "sleep", sleep)
+    with pytest.raises(TimeoutError):
+        run(conf.aio.get("name").lost.wait())
+    assert pauses == [1]
 
 
 def test_threads_wait_while_coroutines_hold(conf: Conf, run: Run) -> None:

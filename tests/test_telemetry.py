@@ -297,7 +297,7 @@ def test_waiters_and_the_listener(conf: Conf, seen: Seen, db: Db) -> None:
     conf.release("name", token)
     thread.join()
     assert seen.outcomes() == {"acquired": 2}
-    assert sum(seen.points(WAITERS).values()) == 0
+    assert seen.points(WAITERS) == {(): 0}
     conf.close()
     assert seen.points(LISTENER) == {}
 
@@ -388,6 +388,8 @@ def test_an_outage_is_an_error(through: Callable[..., Conf], proxy: Proxy) -> No
     with pytest.raises(DatabaseUnavailable):
         conf.acquire("an outage")
     assert seen.outcomes() == {"acquired": 1, "error": 1}
+    [error] = [dict(point) for point in seen.points(ACQUIRE) if "error.type" in dict(point)]
+    assert error["error.type"] == "score.distlock.DatabaseUnavailable"
     assert seen.ended() == {"released": 1}  # the release is pending, and nobody claims the hold
     assert seen.holds() == 0
     failed = seen.spans()[-1]
@@ -450,7 +452,9 @@ def test_units_and_kinds(conf: Conf, seen: Seen, db: Db) -> None:
         (None, [None, None]),
         ("order-{id}", ["order-{id}", None]),
         (["order-{id}", "{anything}"], ["order-{id}", "{anything}"]),
+        ("{what}-17\n", ["{what}-17\n", None]),
         (lambda name: name[:5], ["order", "secre"]),
+        (len, ["9", "6"]),
         (lambda name: None, [None, None]),
         (lambda name: 1 / 0, [None, None]),
     ],
@@ -471,18 +475,28 @@ def test_names_are_told_only_on_request(conf: Conf, asked: Any, found: list[str 
     assert "order-17" not in told
 
 
-@pytest.mark.parametrize("asked", ["{", "order", "", b"x", 3, ["{a}", 3]])
-def test_a_bad_template_is_refused(conf: Conf, asked: Any) -> None:
-    with pytest.raises((ValueError, TypeError)):
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("{", "'{'"),
+        ("order", "'order' has no field"),
+        ("", "'' has no field"),
+        (b"x", "or None, not bytes"),
+        (3, "or None, not int"),
+        (["{a}", 3], "int is no template"),
+    ],
+)
+def test_a_bad_template_is_refused(conf: Conf, asked: Any, message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
         telemetry.instrument(conf, name_attribute=asked)
-    with pytest.raises((ValueError, TypeError)):
+    with pytest.raises((ValueError, TypeError), match=message):
         telemetry.prometheus(conf, CollectorRegistry(), name_attribute=asked)
 
 
 def test_what_is_no_module_is_refused() -> None:
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="conf must be a ConfiguredDistlockModule, not str"):
         telemetry.instrument("postgresql:///")  # type: ignore[arg-type]
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="conf must be a ConfiguredDistlockModule, not NoneType"):
         telemetry.prometheus(None, CollectorRegistry())  # type: ignore[arg-type]
 
 
@@ -546,6 +560,18 @@ def test_an_observer_that_raises_breaks_nothing(
     value = registry.get_sample_value("distlock_hold_duration_seconds_count", labels)
     assert value == len(SYNC) + 1
     telemetry.uninstrument(conf)
+
+
+def test_a_function_for_names_that_raises_is_told_once(
+    conf: Conf, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_measuring, "_failed", set())
+    telemetry.prometheus(conf, CollectorRegistry(), name_attribute=lambda name: str(1 / 0))
+    for _ in range(2):
+        blocks(conf)
+        telemetry.flush()
+    [failure] = [record for record in caplog.records if record.exc_info]
+    assert failure.getMessage().startswith("the function name_attribute failed")
 
 
 def test_instrument_twice_and_undo(conf: Conf, caplog: pytest.LogCaptureFixture) -> None:
@@ -631,6 +657,49 @@ def test_prometheus(conf: Conf, db: Db) -> None:
     assert value("distlock_losses_total", {"reason": "expired", "lock": ""}) == 0
     assert value("distlock_lease_margin_seconds_count", {"lock": ""}) == 3
     telemetry.uninstrument(conf)
+
+
+@pytest.mark.parametrize("asked", [None, "{name}"])
+def test_prometheus_tells_the_name_that_was_asked_for(conf: Conf, asked: str | None) -> None:
+    registry = CollectorRegistry()
+    telemetry.prometheus(conf, registry, name_attribute=asked)
+    with conf.get("one") as lock:
+        lock.extend()
+    with pytest.raises(LockExpired), conf.get("one"):
+        conf.revoke("one")
+    told = {
+        (sample.name, sample.labels.get("outcome", sample.labels.get("reason"))): sample.value
+        for metric in registry.collect()
+        for sample in metric.samples
+        if sample.labels.get("lock") == (asked or "")
+        and sample.name.endswith(("_count", "_total"))
+        and sample.value
+    }
+    assert told == {
+        ("distlock_acquire_duration_seconds_count", "acquired"): 2,
+        ("distlock_hold_duration_seconds_count", "released"): 1,
+        ("distlock_hold_duration_seconds_count", "lost"): 1,
+        ("distlock_lease_margin_seconds_count", None): 3,
+        ("distlock_losses_total", "released"): 1,
+    }
+    assert registry.get_sample_value("distlock_listener_connected") is None
+
+
+def test_both_have_the_same_buckets(conf: Conf, seen: Seen) -> None:
+    registry = CollectorRegistry()
+    telemetry.prometheus(conf, registry)
+    blocks(conf)
+    families = {metric.name: metric.samples for metric in registry.collect()}
+    for name, expected in (
+        (ACQUIRE, _measuring.ACQUIRE),
+        (HOLD, _measuring.HOLD),
+        (MARGIN, _measuring.MARGIN),
+    ):
+        [point] = seen.metrics()[name].data.data_points
+        assert list(point.explicit_bounds) == list(expected)
+        samples = families[name.replace(".", "_") + "_seconds"]
+        bounds = [float(sample.labels["le"]) for sample in samples if "le" in sample.labels]
+        assert bounds == [*expected, float("inf")]
 
 
 FORKING = """

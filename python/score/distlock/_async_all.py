@@ -99,15 +99,10 @@ class AsyncHolds(Tokens):
     async def __aenter__(self) -> AsyncHolds:
         # Before any await: another task may want to enter while this one waits.
         self._begin_block(self._levels is None or self._process == os.getpid(), self._names)
-        before = self._levels
         try:
             return await self._acquire()
         except BaseException:
             self._in_block = False
-            if before is None and self._levels is not None:
-                # Interrupted after the last step: no block will release them.
-                self._levels.abandon()
-                self._levels = None
             raise
 
     __aexit__ = _AsyncExit()

@@ -63,13 +63,13 @@ def interval(value: object, key: str, endless: str = "") -> float:
         except ValueError:
             try:
                 seconds = _parsed(value)
-            except Exception:
+            except ValueError:
                 refuse(f"{key}: {shown(value)} is not a time interval; {allowed}")
     else:
         raise TypeError(
             f"{key} must be a number of seconds, a str or a timedelta, not {type(value).__name__}"
         )
-    if not math.isfinite(seconds) or not 0 <= seconds <= MAX_SECONDS:
+    if not 0 <= seconds <= MAX_SECONDS:  # nor is NaN between them
         refuse(f"{key}: {shown(value)} is out of range; {allowed}, from 0 to a hundred years")
     return seconds
 
@@ -128,7 +128,7 @@ def _timeout(value: object, key: str) -> float:
 
 
 def _recycle(value: object, key: str) -> float | None:
-    if value is None or (isinstance(value, int) and value == -1):
+    if value in (None, -1):
         return None
     if isinstance(value, str) and value.strip() in ("-1", "None"):
         return None
@@ -151,8 +151,6 @@ def _integer(least: int, meaning: str) -> Callable[[object, str], int]:
 
 
 def _boolean(value: object, key: str) -> bool:
-    if isinstance(value, bool):
-        return value
     try:
         return bool(parse_bool(value))
     except Exception:
@@ -277,12 +275,11 @@ def read(confdict: object) -> dict[str, Any]:
     return found
 
 
-def of_file(error: BaseException, confdict: object) -> None:
+def of_file(error: BaseException, confdict: Any) -> None:
     """Makes an error of the configuration name the section of the file it came from."""
-    if isinstance(error, ConfigurationError) and isinstance(confdict, Mapping):
-        prefix = "[score.distlock] "
-        if "here" in confdict and "cwd" in confdict and str(error).startswith(prefix):
-            error.args = ("[distlock] " + str(error).removeprefix(prefix),)
+    text, prefix = str(error), "[score.distlock] "
+    if text.startswith(prefix) and "here" in confdict and "cwd" in confdict:
+        error.args = ("[distlock] " + text.removeprefix(prefix),)
 
 
 #: The pool's options, and their defaults.

@@ -140,8 +140,8 @@ class Sink:
                 waiters[told] = waiters.get(told, 0) + count
             if listening is not None:
                 listeners.append(listening)
-        for known, counts in zip(self._known, (holds, waiters), strict=True):
-            known.update(counts)
+        self._known[0].update(holds)
+        self._known[1].update(waiters)
         return holds, waiters, listeners
 
 
