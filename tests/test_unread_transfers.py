@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import threading
 from collections.abc import Callable
 
@@ -24,6 +25,10 @@ from .test_transfer_mistakes import given_up, is_free
 __all__ = ("own_url", "proxy", "through")
 
 Conf = score.distlock.ConfiguredDistlockModule
+
+
+def lacks_token(url: str, token: str) -> bool:
+    return not has_token(url, "name", token)
 
 
 def forget(url: str, name: str) -> None:
@@ -152,7 +157,7 @@ def test_the_second_transfer_waits_until_the_first_is_read_or_given_up(url: str)
             seen.instrument(conf)
             transfers = [asyncio.create_task(conf.aio.transfer("name", old)) for _ in range(2)]
             await asyncio.sleep(0)
-            until(lambda token=old: not has_token(url, "name", token))
+            until(functools.partial(lacks_token, url, old))
             if cancelled:
                 transfers[0].cancel()
             first, second = await asyncio.gather(*transfers, return_exceptions=True)
