@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 import score.distlock
-from score.distlock import LockExpired
+from score.distlock import DatabaseUnavailable, LockExpired
 
 from .support.line import Background, until
 from .support.proxy import Proxy
@@ -225,3 +225,43 @@ def test_servers_that_do_not_say_who_they_are_differ(server: Server) -> None:
                 "GRANT EXECUTE ON FUNCTION pg_control_system() TO PUBLIC;"
                 "DROP OWNED BY ignorant CASCADE; DROP ROLE ignorant"
             )
+
+
+def test_a_release_that_goes_on_in_the_background_excludes_a_transfer(
+    through: Callable[..., Conf], proxy: Proxy, own_url: str
+) -> None:
+    conf = through("1s")
+    old = conf.acquire("name")
+    proxy.refuse(True)
+    proxy.cut_all()
+    with pytest.raises(DatabaseUnavailable):
+        conf.release("name", old)
+    with pytest.raises(LockExpired) as error:
+        conf.transfer("name", old)
+    assert error.value.reason == "released"
+    proxy.refuse(False)
+    conf.release("name", old)
+    assert is_free(score.distlock.init({"sqlalchemy.url": own_url}))
+
+
+def test_the_owner_in_a_block_learns_that_a_release_by_others_took_too_long(
+    through: Callable[..., Conf], proxy: Proxy
+) -> None:
+    through()
+    address = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers"
+    conf = score.distlock.connect(address, maxtime="2s")
+    other = through("500ms")
+    lost = threading.Event()
+
+    def work() -> None:
+        with conf.get("name").hold(autoextend=True, on_lost=lambda lock: lost.set()) as lock:
+            assert lock.token
+            proxy.refuse(True)
+            proxy.cut_all()
+            with pytest.raises(DatabaseUnavailable):
+                other.release("name", lock.token)
+            lost.wait()
+            proxy.refuse(False)
+
+    with pytest.raises(LockExpired):
+        work()

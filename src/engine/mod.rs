@@ -32,5 +32,5 @@ pub use owner::{Caller, Place};
 pub use plan::{Ask, Outcome, Plan, Seen};
 pub use queue::{Line, TICKET_BITS};
 pub use token::Token;
-pub use transfers::{Begin, Claim, Transfers};
+pub use transfers::{Begin, Claim, Outcome as ReleaseOutcome, Transfers};
 pub use unresolved::{Attempt, Unresolved, Unsettled};

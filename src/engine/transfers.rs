@@ -53,6 +53,17 @@ pub struct Claim {
     attempt: u64,
 }
 
+/// How a release ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Outcome {
+    /// The hold has ended.
+    Done,
+    /// It goes on in the background, until the hold is over after this lease.
+    GoesOn(Lease),
+    /// It had no effect.
+    Failed,
+}
+
 /// Whether a transfer can begin.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Begin {
@@ -71,6 +82,10 @@ pub struct Transfers {
     /// How many releases are under way under a key. A transfer of that key waits for them, and one
     /// that was faster is not read meanwhile.
     releases: HashMap<Key, u32>,
+    /// The releases that go on in the background, and until when the hold may last.
+    going_on: HashMap<Key, Deadline>,
+    /// At this many, forget those whose hold is over.
+    many: usize,
     attempts: u64,
 }
 
@@ -82,6 +97,13 @@ impl Transfers {
         self.by_old.retain(|_, transfer| transfer.matters(now));
         if self.releases.contains_key(old) {
             return Begin::Later;
+        }
+        if self
+            .going_on
+            .get(old)
+            .is_some_and(|until| !until.passed(now))
+        {
+            return Begin::TooLate;
         }
         self.attempts += 1;
         let attempt = self.attempts;
@@ -212,8 +234,8 @@ impl Transfers {
         self.complete(key, now)
     }
 
-    /// A release has ended the hold, or is done in the background (`done`), or it has failed.
-    pub fn end_release(&mut self, key: &Key, done: bool) {
+    /// A release ends.
+    pub fn end_release(&mut self, key: &Key, outcome: Outcome, now: Moment) {
         let left = self.releases.get_mut(key).map_or(0, |count| {
             *count -= 1;
             *count
@@ -221,6 +243,10 @@ impl Transfers {
         if left == 0 {
             self.releases.remove(key);
         }
+        if let Outcome::GoesOn(lease) = outcome {
+            self.remember_going_on(key, lease, now);
+        }
+        let done = outcome != Outcome::Failed;
         if let Some(transfer) = self.by_old.get_mut(key) {
             match transfer.progress {
                 Progress::UnderWay | Progress::Unread | Progress::Over if done => {
@@ -235,6 +261,20 @@ impl Transfers {
                 _ => {}
             }
         }
+    }
+
+    fn remember_going_on(&mut self, key: &Key, lease: Lease, now: Moment) {
+        if self.going_on.len() >= self.many.max(1000) {
+            self.going_on.retain(|_, until| !until.passed(now));
+            self.many = 2 * self.going_on.len();
+        }
+        let until = Deadline::new(now, lease.seconds());
+        self.going_on.insert(key.clone(), until);
+    }
+
+    /// A release that went on in the background is settled.
+    pub fn settled(&mut self, key: &Key) {
+        self.going_on.remove(key);
     }
 
     fn claimed(&mut self, claim: &Claim) -> Option<&mut Transfer> {

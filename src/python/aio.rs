@@ -16,6 +16,7 @@ use std::collections::VecDeque;
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -36,7 +37,8 @@ pub enum Value {
 /// An item in an inbox, with its request number.
 enum Mail {
     Answer(u64, Result<Value>),
-    Rang(u64),
+    /// And whether it is still here: one is enough.
+    Rang(u64, Arc<AtomicBool>),
 }
 
 struct Core {
@@ -75,8 +77,12 @@ pub struct Inbox {
 impl Inbox {
     /// A wakeup for a waiting coroutine.
     pub fn wakeup(&self, number: u64) -> Wakeup {
-        let core = self.core.clone();
-        Wakeup::Call(Box::new(move || core.put(Mail::Rang(number))))
+        let (core, here) = (self.core.clone(), Arc::new(AtomicBool::new(false)));
+        Wakeup::Call(Box::new(move || {
+            if !here.swap(true, SeqCst) {
+                core.put(Mail::Rang(number, here.clone()));
+            }
+        }))
     }
 
     /// Puts the answer to a request into the inbox.
@@ -148,7 +154,10 @@ impl Inbox {
         for mail in arrived {
             let none = || py.None();
             let entry = match mail {
-                Mail::Rang(number) => (number, false, none(), none()),
+                Mail::Rang(number, here) => {
+                    here.store(false, SeqCst);
+                    (number, false, none(), none())
+                }
                 Mail::Answer(number, Err(error)) => {
                     let raised = exception(py, error).into_value(py).into_any();
                     (number, true, raised, none())

@@ -65,7 +65,10 @@ impl Transfer {
     fn start(&self, inbox: &Inbox, number: u64) {
         let (handle, begun) = (self.handle.clone(), self.begun.clone());
         let locks = &self.handle.shared.locks;
+        // It may have waited.
+        let left = self.until.saturating_duration_since(Instant::now());
         locks.submit(job(locks, inbox, number, move |locks, budget| {
+            let budget = budget.at_most(left);
             let confirmed = locks.transfer(&handle.core, &begun, budget);
             confirmed.map(Value::Confirmed)
         }));
@@ -73,6 +76,9 @@ impl Transfer {
 
     /// The coroutine will not read the new token.
     fn failed(&self) {
+        let mut wakeup = self.wakeup.lock().unwrap_or_else(PoisonError::into_inner);
+        *wakeup = None;
+        drop(wakeup);
         self.handle.shared.locks.transfer_failed(&self.begun);
     }
 }

@@ -30,7 +30,7 @@ impl Drop for Replaced {
             // No effect if the token was read.
             self.registry
                 .transfers
-                .with(|transfers| transfers.failed(&self.claim));
+                .change(&self.claim.old, |all| all.failed(&self.claim));
         }
     }
 }

@@ -108,7 +108,7 @@ impl Locks {
         let Some(releasing) = &mut releasing else {
             return self.owe(name, token, Attempt::Release, lease);
         };
-        for token in releasing.goes_on() {
+        for token in releasing.goes_on(lease) {
             self.owe(name, token, Attempt::Release, lease);
         }
     }

@@ -173,7 +173,9 @@ impl Owed {
         let found = store.release(name, token, lease, UNKNOWN, budget)? != Released::Lost;
         self.with(|unresolved| unresolved.executed(name, token, found, sent));
         let key = Key::new(store.table(budget)?, name, token);
-        registry(budget.process).report(|holds| holds.settled(&key));
+        let registry = registry(budget.process);
+        registry.transfers.with(|transfers| transfers.settled(&key));
+        registry.report(|holds| holds.settled(&key));
         Ok(found)
     }
 

@@ -161,7 +161,7 @@ impl Registry {
 
     /// The hold of `old` will not get the token `new`, or had it and has ended.
     pub(super) fn not_transferred(&self, old: &Key, new: &Token) {
-        self.transfers.with(|transfers| {
+        self.transfers.change(old, |transfers| {
             transfers.over(old, new);
             self.with(|holds| holds.not_transferred(old, new));
         });
@@ -171,7 +171,7 @@ impl Registry {
     /// owner has it too.
     pub(super) fn read(&self, claim: &Claim) -> bool {
         let (old, new) = (&claim.old, &claim.new);
-        let read = self.transfers.with(|transfers| {
+        let read = self.transfers.change(old, |transfers| {
             self.with(|holds| {
                 let read = !holds.is_over(old) && transfers.read(claim);
                 if read {

@@ -2,7 +2,7 @@
 
 use super::owed::Owed;
 use super::registry::Registry;
-use crate::engine::{Key, Moment, Token, Transfers};
+use crate::engine::{Key, Lease, Moment, ReleaseOutcome, Token, Transfers};
 use crate::sync::process_id;
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ pub struct Releasing {
     key: Key,
     /// The new token of a transfer that the hold may have.
     new: Option<Token>,
-    done: bool,
+    outcome: ReleaseOutcome,
 }
 
 impl Releasing {
@@ -36,7 +36,7 @@ impl Releasing {
             process: process_id(),
             key,
             new: new.or_else(|| pending.cloned()),
-            done: false,
+            outcome: ReleaseOutcome::Failed,
         }
     }
 
@@ -76,7 +76,7 @@ impl Releasing {
 
     /// The hold has ended.
     pub fn resolved(&mut self) {
-        self.done = true;
+        self.outcome = ReleaseOutcome::Done;
         self.found_nothing();
     }
 
@@ -88,8 +88,8 @@ impl Releasing {
     }
 
     /// The hold will be ended in the background, whichever of these tokens it has.
-    pub fn goes_on(&mut self) -> impl Iterator<Item = &Token> {
-        self.done = true;
+    pub fn goes_on(&mut self, lease: Lease) -> impl Iterator<Item = &Token> {
+        self.outcome = ReleaseOutcome::GoesOn(lease);
         self.tokens()
     }
 }
@@ -98,10 +98,10 @@ impl Drop for Releasing {
     fn drop(&mut self) {
         // In a child that was forked meanwhile it may be locked for ever.
         if process_id() == self.process {
-            let (key, done) = (&self.key, self.done);
-            self.registry
-                .transfers
-                .with(|transfers| transfers.end_release(key, done));
+            let (key, outcome) = (&self.key, self.outcome);
+            self.registry.transfers.change(key, |transfers| {
+                transfers.end_release(key, outcome, Moment::now());
+            });
         }
     }
 }

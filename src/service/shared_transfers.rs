@@ -2,7 +2,7 @@
 
 use super::locked;
 use super::wakeup::Wakeup;
-use crate::engine::Transfers;
+use crate::engine::{Key, Transfers};
 use crate::error::Result;
 use crate::store::Budget;
 use crate::sync::{Condvar, Mutex};
@@ -14,7 +14,7 @@ struct State {
     /// How many threads wait for a change.
     waiting: usize,
     /// The coroutines that do, for as long as these are referenced.
-    wakeups: Vec<Weak<Wakeup>>,
+    wakeups: Vec<(Key, Weak<Wakeup>)>,
 }
 
 /// The transfers of one process, and the callers who wait for one of them to end.
@@ -25,33 +25,46 @@ pub struct SharedTransfers {
 }
 
 impl SharedTransfers {
-    /// Works on the transfers. `work` may lock the holds, but nobody may call this while they are
-    /// locked.
+    /// Works on the transfers, without a change that anybody waits for. `work` may lock the holds,
+    /// but nobody may call this while they are locked.
     pub fn with<T>(&self, work: impl FnOnce(&mut Transfers) -> T) -> T {
+        work(&mut locked(&self.state).transfers)
+    }
+
+    /// The same for a change of this key, for which transfers may wait.
+    pub fn change<T>(&self, key: &Key, work: impl FnOnce(&mut Transfers) -> T) -> T {
         let mut state = locked(&self.state);
         let result = work(&mut state.transfers);
         // Nearly always there is nobody.
         let waiting = state.waiting > 0;
-        state.wakeups.retain(|wakeup| wakeup.strong_count() > 0);
-        let wakeups = state.wakeups.clone();
+        let mut wakeups = Vec::new();
+        state.wakeups.retain(|(of, wakeup)| {
+            let wakeup = wakeup.upgrade();
+            let waits = wakeup.is_some();
+            wakeups.extend(wakeup.filter(|_| of == key));
+            waits
+        });
         drop(state);
         if waiting {
             self.changed.notify_all();
         }
-        for wakeup in wakeups.iter().filter_map(Weak::upgrade) {
+        for wakeup in wakeups {
             wakeup.wake();
         }
         result
     }
 
-    /// As [`SharedTransfers::with`], for an attempt that nobody waits for.
-    pub fn attempt<T>(&self, attempt: impl FnOnce(&mut Transfers) -> T) -> T {
-        attempt(&mut locked(&self.state).transfers)
+    /// Has the threads that wait look again.
+    pub fn wake_threads(&self) {
+        if locked(&self.state).waiting > 0 {
+            self.changed.notify_all();
+        }
     }
 
-    /// Calls the wakeup after each change.
-    pub fn wake_by_changes(&self, wakeup: &Arc<Wakeup>) {
-        locked(&self.state).wakeups.push(Arc::downgrade(wakeup));
+    /// Calls the wakeup after each change of this key.
+    pub fn wake_by_changes(&self, key: Key, wakeup: &Arc<Wakeup>) {
+        let entry = (key, Arc::downgrade(wakeup));
+        locked(&self.state).wakeups.push(entry);
     }
 
     /// Repeats `attempt`, after each change, until it returns something, within the budget.

@@ -6,7 +6,7 @@ use super::locked;
 use super::locks::Locks;
 use super::registry::{Registry, registry};
 use super::wakeup::Wakeup;
-use crate::engine::{Begin, Caller, Claim, HoldId, Key, Lease, Moment, Token, Transfers};
+use crate::engine::{Begin, Caller, Claim, HoldId, Key, Lease, Loss, Moment, Token, Transfers};
 use crate::error::{Error, Result};
 use crate::store::Budget;
 use crate::sync::{Mutex, process_id};
@@ -65,7 +65,7 @@ impl Locks {
             let registry = registry(transfer.process);
             registry
                 .transfers
-                .attempt(|all| self.try_to_begin(&registry, all, &old, &transfer));
+                .with(|all| self.try_to_begin(&registry, all, &old, &transfer));
         }
         Ok(transfer)
     }
@@ -79,12 +79,12 @@ impl Locks {
         let registry = registry(transfer.process);
         let waits = || {
             let begin = |all: &mut Transfers| self.try_to_begin(&registry, all, &old, transfer);
-            matches!(registry.transfers.attempt(begin), Attempt::Waits)
+            matches!(registry.transfers.with(begin), Attempt::Waits)
         };
         if process_id() != transfer.process || !waits() {
             return false;
         }
-        registry.transfers.wake_by_changes(wakeup);
+        registry.transfers.wake_by_changes(old.clone(), wakeup);
         // It may have changed before.
         waits()
     }
@@ -123,13 +123,20 @@ impl Locks {
     pub fn transfer_failed(&self, transfer: &Transfer) {
         // In a child forked in the meantime a mutex may be locked for ever.
         if process_id() == transfer.process {
-            registry(transfer.process).transfers.with(|transfers| {
+            let registry = registry(transfer.process);
+            // In the order in which the mutexes are locked elsewhere.
+            let attempt = registry.transfers.with(|_| {
                 let mut attempt = locked(&transfer.attempt);
-                let attempt = std::mem::replace(&mut *attempt, Attempt::GivenUp);
-                if let Attempt::Begun(Begun { claim, .. }) = attempt {
-                    transfers.failed(&claim);
-                }
+                std::mem::replace(&mut *attempt, Attempt::GivenUp)
             });
+            match attempt {
+                Attempt::Begun(Begun { claim, .. }) => registry
+                    .transfers
+                    .change(&claim.old, |transfers| transfers.failed(&claim)),
+                // A thread may wait on its behalf.
+                Attempt::Waits => registry.transfers.wake_threads(),
+                Attempt::TooLate | Attempt::GivenUp => {}
+            }
         }
     }
 
@@ -147,10 +154,7 @@ impl Locks {
         };
         match registry.transfers.wait_for(begin, budget)? {
             Some(Attempt::Begun(begun)) => Ok(begun),
-            Some(Attempt::TooLate) => {
-                let reason = self.why_lost(&old.name, &old.token, None, budget);
-                Err(Error::Expired(old.name, old.token, reason))
-            }
+            Some(Attempt::TooLate) => Err(Error::Expired(old.name, old.token, Loss::Released)),
             Some(Attempt::GivenUp) => Err(Error::Interrupted),
             Some(Attempt::Waits) | None => Err(Error::in_transfer(lock.name())),
         }
@@ -194,7 +198,7 @@ impl Locks {
             // In a child forked in the meantime this is the parent's business.
             Err(Error::Forked) => Err(Error::Forked),
             Err(error) => {
-                registry.transfers.with(|transfers| {
+                registry.transfers.change(&old, |transfers| {
                     if error.outcome_unknown() {
                         stands(transfers);
                         transfers.failed(&claim);

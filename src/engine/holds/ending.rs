@@ -259,7 +259,12 @@ impl Holds {
     /// Marks a hold as lost if its lease has run out.
     pub fn expire(&mut self, id: HoldId, reason: Loss, now: Moment) -> Option<Reported> {
         let hold = self.all.get(&id)?;
-        if hold.condition == Condition::Held && hold.deadline.passed(now) {
+        let standing = match hold.condition {
+            Condition::Held => true,
+            Condition::Releasing => hold.has_blocks(),
+            _ => false,
+        };
+        if standing && hold.deadline.passed(now) {
             return self.lost(id, reason);
         }
         None

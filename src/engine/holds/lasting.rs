@@ -10,7 +10,12 @@ impl Holds {
     pub fn watched(&self, entered: Entered) -> Option<(&Hold, bool)> {
         let hold = self.all.get(&entered.hold)?;
         let level = hold.levels.iter().find(|level| level.id == entered.level)?;
-        (hold.condition == Condition::Held).then_some((hold, level.extended))
+        match hold.condition {
+            Condition::Held => Some((hold, level.extended)),
+            // Its owner in a block has to learn of its end.
+            Condition::Releasing if hold.has_blocks() => Some((hold, false)),
+            _ => None,
+        }
     }
 
     /// The lease with which to renew a hold at once: a level wants it extended, and that is

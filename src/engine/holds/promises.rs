@@ -509,6 +509,30 @@ fn a_release_that_came_too_late_ends_the_hold() {
 }
 
 #[test]
+fn a_hold_that_is_being_released_in_a_block_is_lost_at_its_deadline() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let block = scene.enter(&mut owner, EXTENDED);
+    let key = scene.key(block.hold);
+    let stranger = Owner::new(2).caller();
+    let _ = scene
+        .holds
+        .release(scene.lock, &stranger, Some(&key), scene.now);
+    let watched = scene.holds.watched(block);
+    assert!(watched.is_some_and(|(_, extended)| !extended));
+    let later = scene.now + Duration::from_secs(2);
+    assert_eq!(
+        scene.holds.expire(block.hold, Loss::Expired, scene.now),
+        None
+    );
+    assert!(
+        scene
+            .holds
+            .expire(block.hold, Loss::Expired, later)
+            .is_some()
+    );
+}
+
+#[test]
 fn a_hold_is_not_entered_again_after_its_deadline_unless_it_was_extended() {
     let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
     let id = scene.enter(&mut owner, CALL).hold;

@@ -195,7 +195,8 @@ proptest! {
                         // From now on neither entered nor extended.
                         prop_assert_eq!(holds.entry(lock, &caller, true), Entry::Fresh);
                         for entered in &models[owner].blocks {
-                            prop_assert!(holds.watched(*entered).is_none());
+                            let watched = holds.watched(*entered);
+                            prop_assert!(!watched.is_some_and(|(_, extended)| extended));
                         }
                         if works {
                             holds.released(id, own);

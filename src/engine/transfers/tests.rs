@@ -29,7 +29,7 @@ fn the_token_that_a_hold_may_have_is_known_for_a_lease() {
     assert_eq!(all.meant(&old, later), Some(new.clone()));
     assert_eq!(all.meant(&old, now + SECOND), None);
     assert_eq!(all.begin_release(&old, now + SECOND), None);
-    all.end_release(&old, false);
+    all.end_release(&old, Outcome::Failed, now);
     all.stands(&old, &new, Lease::SECOND, later);
     assert_eq!(all.meant(&old, now + SECOND), Some(new.clone()));
     all.stands(&old, &Token::random(), Lease::SECOND, later + SECOND);
@@ -93,12 +93,12 @@ fn a_release_or_a_transfer_has_the_hold() {
         all.made(&claim);
         assert_eq!(all.begin(&old, None, Lease::SECOND, now), Begin::Later);
         assert!(!all.read(&claim));
-        all.end_release(&old, false);
+        all.end_release(&old, Outcome::Failed, now);
         assert!(!all.read(&claim));
         // Both have failed: as before.
-        all.end_release(&old, false);
+        all.end_release(&old, Outcome::Failed, now);
         assert_eq!(all.begin_release(&old, now), Some(new.clone()));
-        all.end_release(&old, false);
+        all.end_release(&old, Outcome::Failed, now);
         all.failed(&claim);
         let claim = begin(&mut all, &old, now);
         assert_eq!(claim.new, new);
@@ -107,12 +107,12 @@ fn a_release_or_a_transfer_has_the_hold() {
         for _ in 0..2 {
             assert_eq!(all.begin_release(&old, now), Some(new.clone()));
         }
-        all.end_release(&old, true);
-        all.end_release(&old, false);
+        all.end_release(&old, Outcome::Done, now);
+        all.end_release(&old, Outcome::Failed, now);
         assert!(!all.read(&claim));
         all.over(&old, &new);
         assert_eq!(all.begin_release(&old, now), Some(new.clone()));
-        all.end_release(&old, false);
+        all.end_release(&old, Outcome::Failed, now);
         assert!(!all.read(&claim));
         assert_eq!(all.begin(&old, None, Lease::SECOND, now), Begin::TooLate);
         // The caller has been told, and nothing needs to be remembered.
@@ -129,8 +129,8 @@ fn the_slower_of_two_releases_finds_nothing_before_the_faster_one_ends() {
     all.begin_release(&old, now);
     all.begin_release(&old, now);
     all.over(&old, &claim.new);
-    all.end_release(&old, false);
-    all.end_release(&old, true);
+    all.end_release(&old, Outcome::Failed, now);
+    all.end_release(&old, Outcome::Done, now);
     assert!(!all.read(&claim));
 }
 
@@ -140,7 +140,7 @@ fn a_release_after_a_failed_transfer_leaves_nothing() {
     let claim = begin(&mut all, &old, now);
     all.failed(&claim);
     assert_eq!(all.begin_release(&old, now), Some(claim.new));
-    all.end_release(&old, true);
+    all.end_release(&old, Outcome::Done, now);
     assert!(all.by_old.is_empty() && all.releases.is_empty());
 }
 
@@ -198,7 +198,7 @@ fn a_transfer_waits_for_a_release_that_began_before() {
     let (mut all, old, now) = start();
     assert_eq!(all.begin_release(&old, now), None);
     assert_eq!(all.begin(&old, None, Lease::SECOND, now), Begin::Later);
-    all.end_release(&old, true);
+    all.end_release(&old, Outcome::Done, now);
     begin(&mut all, &old, now);
 }
 
@@ -212,9 +212,9 @@ fn what_a_release_finds_gone_is_forgotten_afterwards() {
     all.over(&old, &claim.new);
     all.made(&claim);
     all.failed(&claim);
-    all.end_release(&old, false);
+    all.end_release(&old, Outcome::Failed, now);
     assert!(!all.read(&claim));
-    all.end_release(&old, false);
+    all.end_release(&old, Outcome::Failed, now);
     assert_eq!(all.meant(&old, now), None);
     assert_ne!(begin(&mut all, &old, now).new, claim.new);
 }
@@ -226,7 +226,31 @@ fn after_it_was_read_a_release_finds_nothing() {
     all.made(&claim);
     assert!(all.read(&claim));
     assert_eq!(all.begin_release(&old, now), None);
-    all.end_release(&old, true);
+    all.end_release(&old, Outcome::Done, now);
     assert_eq!(all.meant(&old, now), None);
     assert!(all.releases.is_empty());
+}
+
+#[test]
+fn while_a_release_goes_on_in_the_background_a_transfer_comes_too_late() {
+    let (mut all, old, now) = start();
+    let goes_on = Outcome::GoesOn(Lease::SECOND);
+    all.begin_release(&old, now);
+    assert_eq!(all.begin(&old, None, Lease::SECOND, now), Begin::Later);
+    all.end_release(&old, goes_on, now);
+    assert_eq!(all.begin(&old, None, Lease::SECOND, now), Begin::TooLate);
+    assert_eq!(all.begin_release(&old, now), None);
+    all.end_release(&old, Outcome::Failed, now);
+    assert_eq!(all.begin(&old, None, Lease::SECOND, now), Begin::TooLate);
+    begin(&mut all, &old, now + SECOND);
+    all.settled(&old);
+    assert!(all.going_on.is_empty());
+    // Those whose hold is over are forgotten.
+    let (mut all, _, now) = start();
+    for number in 0..3000_u32 {
+        let (key, later) = (Key::random(), now + SECOND * number);
+        all.begin_release(&key, later);
+        all.end_release(&key, goes_on, later);
+    }
+    assert!(all.going_on.len() <= 1001);
 }
