@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import re
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -17,7 +14,7 @@ import score.distlock
 from score.distlock import DatabaseError, LockExpired
 
 from .conftest import fresh_database
-from .support.line import Background, until
+from .support.line import until
 from .support.proxy import Proxy
 from .test_lost_answers import own_url, proxy, through
 from .test_transfer import has_token
@@ -180,42 +177,4 @@ def test_a_transfer_that_may_have_been_made_is_not_forgotten_by_a_refusal(
         finally:
             admin.execute("DROP TRIGGER refuse ON _score_distlock; DROP FUNCTION refuse()")
     conf.release("name", old)
-    assert is_free(conf)
-
-
-def test_transfers_that_were_given_up_while_they_waited_occupy_nobody(url: str, db: Db) -> None:
-    options = {"sqlalchemy.pool_size": "2", "sqlalchemy.max_overflow": "0"}
-    conf = score.distlock.init({"sqlalchemy.url": url, **options})
-    token = conf.acquire("name")
-    blocking = psycopg.connect(url)
-    blocking.execute("SELECT FROM _score_distlock WHERE name = 'name' FOR UPDATE")
-    release = Background(conf.release, "name", token)
-
-    def waits() -> bool:
-        query = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted)"
-        return db.execute(query).fetchone() == (True,)
-
-    def all_wait() -> bool:
-        """Both worker threads sleep, although there are more jobs."""
-        stats = ""
-        for thread in Path("/proc/self/task").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # it has ended
-                stats += (thread / "stat").read_text()
-        states = re.findall(r"\(distlock-work\) (\w)", stats)
-        return states == ["S", "S"]
-
-    async def main() -> None:
-        transfers = [asyncio.create_task(conf.aio.transfer("name", token)) for _ in range(9)]
-        await asyncio.sleep(0)
-        await asyncio.to_thread(until, all_wait)
-        for transfer in transfers:
-            transfer.cancel()
-        await asyncio.wait(transfers)
-        await conf.aio.release("other", await conf.aio.acquire("other"))
-        assert release.thread.is_alive()
-        blocking.close()
-
-    until(waits)
-    asyncio.run(main())
-    release.result()
     assert is_free(conf)

@@ -1,30 +1,14 @@
 //! Extends and transfers holds, and detects that they are lost.
 
 use super::confirmed::Confirmed;
+use super::held::has_either;
 use super::lock::Lock;
 use super::locks::Locks;
 use super::registry::{Registry, registry};
 use crate::engine::{Caller, Deadline, HoldId, Key, Lease, Loss, Moment, Name, Token};
 use crate::error::{Error, Result};
-use crate::store::{Budget, Store};
+use crate::store::Budget;
 use crate::sync::process_id;
-
-/// Whether the database has the hold of a key, which a transfer may be giving another token.
-pub(super) fn has_either(
-    store: &Store,
-    key: &Key,
-    pending: Option<&Token>,
-    lease: Lease,
-    budget: Budget,
-) -> Result<bool> {
-    // In this order: the first becomes the second, and never the other way round.
-    for token in [Some(&key.token), pending].into_iter().flatten() {
-        if store.is_held(&key.name, token, lease, budget)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
 
 impl Locks {
     /// Gives the hold a new lease.

@@ -5,6 +5,7 @@ mod confirmed;
 mod ending;
 mod extending;
 mod granting;
+mod held;
 mod insight;
 #[cfg(all(test, feature = "shuttle"))]
 mod interleavings;

@@ -2,7 +2,7 @@
 //! Leases of very different lengths get separate threads, so that a delay harmless to a long lease
 //! does not cost a short one its hold.
 
-use super::extending::has_either;
+use super::held::has_either;
 use super::locked;
 use super::registry::registry;
 use crate::engine::{
