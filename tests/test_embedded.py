@@ -270,6 +270,16 @@ def test_a_server_that_is_not_embedded_is_not_joined(server: Server) -> None:
         embedded.start(f"embedded:{server.data}")
 
 
+def test_a_file_that_cannot_be_read_tells_of_no_server(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path) -> str:
+        raise PermissionError(self)
+
+    monkeypatch.setattr(Path, "read_text", refused)
+    assert not embedded._is_in_use(folder)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_root_leaves_the_folder_of_another_user_alone(folder: Path) -> None:
     os.chown(folder, 1, 1)

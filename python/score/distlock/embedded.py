@@ -186,9 +186,8 @@ def _is_in_use(folder: Path) -> bool:
     """Whether a server runs there that listens on TCP, as an embedded one never does."""
     try:
         lines = (folder / "postmaster.pid").read_text().splitlines()
-        os.kill(int(lines[0]), 0)
-    except PermissionError:
-        pass
+        with contextlib.suppress(PermissionError):  # it runs, as another user
+            os.kill(int(lines[0]), 0)
     except (OSError, ValueError, IndexError):
         return False
     # The sixth line is the address.
