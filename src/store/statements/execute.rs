@@ -34,14 +34,18 @@ pub struct Store {
     holder: OnceLock<String>,
     /// A table owner to trust in addition to the roles that are always trusted.
     table_owner: Option<String>,
-    /// The statements, once the table is known to be there and complete.
-    statements: OnceLock<Statements>,
-    /// Which table it is, likewise.
-    table: OnceLock<Table>,
+    /// The table, once it is known to be there and complete.
+    found: OnceLock<Found>,
     /// We have written once, so the database is the right one.
     written: AtomicBool,
     /// When to remove rows that nobody needs.
     pub(super) pace: Pace,
+}
+
+/// The table that was found.
+struct Found {
+    table: Table,
+    statements: Statements,
 }
 
 /// The history of the attempts to execute a statement.
@@ -135,8 +139,7 @@ impl Store {
             pool: Pool::new(url, settings),
             clock: Clock::default(),
             holder: OnceLock::new(),
-            statements: OnceLock::new(),
-            table: OnceLock::new(),
+            found: OnceLock::new(),
             written: AtomicBool::new(false),
             pace: Pace::new(),
         }
@@ -188,35 +191,37 @@ impl Store {
             schema::ensure(&mut connection, owner, options, budget)
         });
         let (schema, table) = result(outcome, &self.pool)?;
-        self.table.get_or_init(|| table);
-        self.statements.get_or_init(|| Statements::new(&schema));
+        self.found.get_or_init(|| Found {
+            table,
+            statements: Statements::new(&schema),
+        });
         Ok(())
     }
 
-    /// The statements on the table; makes sure that it exists if that is not known yet.
-    pub fn statements(&self, budget: Budget) -> Result<&Statements> {
+    /// The table; makes sure that it exists if that is not known yet.
+    fn found(&self, budget: Budget) -> Result<&Found> {
         loop {
-            match self.statements.get() {
-                Some(statements) => return Ok(statements),
+            match self.found.get() {
+                Some(found) => return Ok(found),
                 None => self.ensure_schema(budget)?,
             }
         }
     }
 
-    /// Which table it is; makes sure that it exists if that is not known yet.
+    /// The statements on the table.
+    pub fn statements(&self, budget: Budget) -> Result<&Statements> {
+        Ok(&self.found(budget)?.statements)
+    }
+
+    /// Which table it is.
     pub fn table(&self, budget: Budget) -> Result<&Table> {
-        loop {
-            match self.table.get() {
-                Some(table) => return Ok(table),
-                None => self.ensure_schema(budget)?,
-            }
-        }
+        Ok(&self.found(budget)?.table)
     }
 
     /// Which table it is, if that is known.
     #[must_use]
     pub fn known_table(&self) -> Option<&Table> {
-        self.table.get()
+        self.found.get().map(|found| &found.table)
     }
 
     /// Closes all sessions that are not in use; the next call opens new ones.
