@@ -14,6 +14,7 @@ import argparse
 import ast
 import concurrent.futures
 import contextlib
+import functools
 import os
 import re
 import shutil
@@ -244,12 +245,13 @@ class Verdict:
     seconds: float
 
 
-def judge(mutant: Mutant, url: str) -> Verdict:
-    """Runs the tests of a mutant until one fails."""
+def judge(mutant: Mutant, url: str, memory: Path) -> Verdict:
+    """Runs the tests of a mutant until one fails, first the one that noticed its neighbour."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="distlock-mutant-") as folder:
         overlay(mutant, Path(folder))
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--failed-first"]
+        command += ["-o", f"cache_dir={memory / mutant.file.name}"]
         command += ["--timeout", str(TIMEOUT), "--tb", "no"]
         tests = [f"tests/{test}" for test in TESTS[mutant.file.name]]
         environment = {**os.environ, "PYTHONPATH": folder, "DISTLOCK_TEST_URL": url}
@@ -311,20 +313,23 @@ def main() -> int:
     roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2**32
     server = Server(parent=str(MEMORY) if roomy else None)
     survivors = []
+    memory = Path(tempfile.mkdtemp(prefix="distlock-mutants-"))
+    judged = functools.partial(judge, url=server.url(), memory=memory)
     try:
         # The tests must pass without a change, or failures would mean nothing.
         for file in {tuple(TESTS[mutant.file.name]): mutant.file for mutant in chosen}.values():
-            unchanged = judge(Mutant(file, "", "", 0), server.url())
+            unchanged = judged(Mutant(file, "", "", 0))
             if unchanged.caught_by:
                 sys.exit(f"it fails without any change: {unchanged.caught_by}")
         with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-            for verdict in pool.map(lambda mutant: judge(mutant, server.url()), chosen):
+            for verdict in pool.map(judged, chosen):
                 what = f"caught by {verdict.caught_by}" if verdict.caught_by else "SURVIVES"
                 print(f"{verdict.mutant.name}: {what}, {verdict.seconds:.0f} s", flush=True)
                 if not verdict.caught_by:
                     survivors.append(verdict.mutant.name)
     finally:
         server.destroy()
+        shutil.rmtree(memory)
     print(f"== {len(chosen)} mutants, {len(survivors)} survive, {len(EXCUSED)} excused")
     print(*survivors, sep="\n")
     return bool(survivors)
