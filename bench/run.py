@@ -674,11 +674,11 @@ def small(server: Server) -> dict[str, Any]:
 def callgrind(server: Server) -> float | None:
     """Client instructions per cycle, without Python; ``None`` without valgrind."""
     valgrind = shutil.which("valgrind")
-    built = subprocess.run(
-        ["cargo", "build", "--release", "--quiet", "--example", "cycle"], cwd=PROJECT, check=False
-    )
-    if valgrind is None or built.returncode:
+    if valgrind is None:
         return None
+    subprocess.run(
+        ["cargo", "build", "--release", "--quiet", "--example", "cycle"], cwd=PROJECT, check=True
+    )
     program = PROJECT / "target" / "release" / "examples" / "cycle"
     counts = []
     for cycles in (100, 300):
@@ -696,8 +696,8 @@ def callgrind(server: Server) -> float | None:
             check=False,
         )
         match = re.search(r"Collected : (\d+)", output.stderr)
-        if not match:
-            return None
+        if output.returncode or not match:
+            raise RuntimeError(f"{program.name} beneath valgrind: {output.stderr}")
         counts.append(int(match[1]))
     return (counts[1] - counts[0]) / 200
 

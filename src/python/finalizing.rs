@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 /// How many threads run Python code beneath a Rust frame.
 static RUNNING: LazyLock<ProcessLocal<AtomicUsize>> = LazyLock::new(ProcessLocal::default);
 /// The thread that finalizes the interpreter.
-static ENDER: OnceLock<ThreadId> = OnceLock::new();
+static FINALIZER: OnceLock<ThreadId> = OnceLock::new();
 
 thread_local! {
     /// Whether this thread started before finalization and has not waited for it yet.
@@ -28,10 +28,10 @@ thread_local! {
 
 /// How long finalization waits: such code sometimes calls back into the application, which may wait
 /// for anything.
-const PATIENCE: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// How long a thread waits for the process to exit, once: an exit handler that runs after ours may
 /// wait for this thread in vain, but not for ever.
-const FAREWELL: Duration = Duration::from_secs(5);
+const EXIT_WAIT: Duration = Duration::from_secs(5);
 
 /// A thread that runs Python code beneath a Rust frame, until this is dropped.
 pub struct Running(Arc<AtomicUsize>);
@@ -54,11 +54,11 @@ impl Drop for Running {
 #[must_use]
 pub fn python_code(py: Python<'_>) -> Running {
     let running = Running::begin();
-    match ENDER.get() {
+    match FINALIZER.get() {
         None => WAITS.set(true),
         Some(id) if *id != thread::current().id() && WAITS.replace(false) => {
             drop(running);
-            py.detach(|| thread::sleep(FAREWELL));
+            py.detach(|| thread::sleep(EXIT_WAIT));
             return Running::begin();
         }
         Some(_) => {}
@@ -82,10 +82,10 @@ pub fn ours<'py>(
 /// The calling thread is about to finalize the interpreter.
 #[pyfunction]
 pub fn _finalizing(py: Python<'_>) {
-    let _ = ENDER.set(thread::current().id());
+    let _ = FINALIZER.set(thread::current().id());
     let (running, started) = (RUNNING.get(), Instant::now());
     py.detach(|| {
-        while running.load(SeqCst) > 0 && started.elapsed() < PATIENCE {
+        while running.load(SeqCst) > 0 && started.elapsed() < LONGEST_WAIT {
             thread::sleep(Duration::from_millis(1));
         }
     });
