@@ -8,7 +8,10 @@ pub enum Condition {
     /// It stands, as far as its deadline shows.
     Held,
     /// A `release()` has begun, and it is not known to have succeeded.
-    Releasing,
+    Releasing {
+        /// Whether its owner knows of it: as one of the callers, or because an acquire said so.
+        known: bool,
+    },
     /// That release has succeeded after its caller was told of a failure.
     Released,
     /// Its owner has released it inside an open block, or tried to and was told that it is lost.
@@ -76,7 +79,7 @@ impl Hold {
     pub fn loss(&self, now: Moment) -> Option<Loss> {
         match self.condition {
             Condition::Lost { reason, .. } | Condition::Ended(reason) => Some(reason),
-            Condition::Held | Condition::Releasing | Condition::Released => {
+            Condition::Held | Condition::Releasing { .. } | Condition::Released => {
                 self.deadline.passed(now).then_some(Loss::Expired)
             }
         }

@@ -7,6 +7,8 @@
 //! |           |                          | before, `LockExpired`       |                            |
 //! |           |                          | last: gone, release is owed | last: Releasing            |
 //! | Releasing | anew, once it is settled | last: gone, release is owed | release again              |
+//! |  by others| `LockExpired`, then the  | the same                    | the same, by the owner too |
+//! |           | same outside of blocks   |                             |                            |
 //! | Released  | anew                     | level off, `LockExpired`    | gone                       |
 //! | Ended     | anew, with the blocks    | level off, `LockExpired`    | an error: no token         |
 //! | Lost      | `LockExpired` once, then | level off, `LockExpired`    | level off, `LockExpired`   |
@@ -215,7 +217,15 @@ impl Holds {
                 token: hold.key.token.clone(),
                 lease: hold.lease,
             },
-            Condition::Releasing | Condition::Released | Condition::Ended(_) => Entry::Fresh,
+            // Whatever the database answers: a release is tried until the hold is over.
+            Condition::Releasing { known: false } => {
+                let known = !hold.has_blocks();
+                hold.condition = Condition::Releasing { known };
+                Entry::Lost(hold.key.token.clone(), Loss::Released)
+            }
+            Condition::Releasing { known: true } | Condition::Released | Condition::Ended(_) => {
+                Entry::Fresh
+            }
             Condition::Lost { reported: true, .. } if !hold.has_blocks() => Entry::Fresh,
             Condition::Lost { reason, .. } => {
                 let reported = true;

@@ -92,10 +92,10 @@ impl Holds {
             owed,
         };
         let ending = match hold.condition {
-            Condition::Held | Condition::Releasing if !holding => {
+            Condition::Held | Condition::Releasing { .. } if !holding => {
                 return lost(token, Loss::Released, false);
             }
-            Condition::Held | Condition::Releasing if last => Ending::Release {
+            Condition::Held | Condition::Releasing { .. } if last => Ending::Release {
                 hold: None,
                 token,
                 pending,
@@ -108,7 +108,7 @@ impl Holds {
                 token,
                 lease,
             },
-            Condition::Held | Condition::Releasing => Ending::Done,
+            Condition::Held | Condition::Releasing { .. } => Ending::Done,
             Condition::Released => lost(token, Loss::Released, false),
             Condition::Ended(reason) => lost(token, reason, false),
             Condition::Lost { reason, .. } => lost(token, reason, last && reason.is_presumed()),
@@ -156,15 +156,17 @@ impl Holds {
                     lease,
                 }
             }
-            Condition::Held | Condition::Releasing => {
-                hold.condition = Condition::Releasing;
+            condition @ (Condition::Held | Condition::Releasing { .. }) => {
+                let own = key.is_none() || owned == Some(id);
+                let known = own || condition == Condition::Releasing { known: true };
+                hold.condition = Condition::Releasing { known };
                 Ending::Release {
                     hold: Some(id),
                     pending: hold.pending.clone().filter(|pending| *pending != token),
                     token,
                     lease: Some(lease),
                     held,
-                    own: key.is_none() || owned == Some(id),
+                    own,
                 }
             }
             Condition::Released => {
@@ -215,11 +217,11 @@ impl Holds {
     pub fn settled(&mut self, key: &Key) -> Option<Reported> {
         let id = *self.by_key.get(key)?;
         let hold = self.all.get_mut(&id)?;
-        if hold.condition != Condition::Releasing {
+        let Condition::Releasing { known } = hold.condition else {
             return None;
-        }
-        if hold.has_blocks() {
-            return self.released(id, true);
+        };
+        if hold.has_blocks() || !known {
+            return self.released(id, known);
         }
         hold.condition = Condition::Released;
         None
@@ -261,7 +263,7 @@ impl Holds {
         let hold = self.all.get(&id)?;
         let standing = match hold.condition {
             Condition::Held => true,
-            Condition::Releasing => hold.has_blocks(),
+            Condition::Releasing { known } => hold.has_blocks() || !known,
             _ => false,
         };
         if standing && hold.deadline.passed(now) {

@@ -236,7 +236,10 @@ fn the_inner_release_takes_a_level_off_and_the_last_ends_the_hold() {
         own: true,
     };
     assert_eq!(scene.release(&owner), expected);
-    assert_eq!(scene.holds.get(id).unwrap().condition, Condition::Releasing);
+    assert_eq!(
+        scene.holds.get(id).unwrap().condition,
+        Condition::Releasing { known: true }
+    );
     assert_eq!(scene.release(&owner), expected, "once more");
     scene.pass();
     assert!(matches!(
@@ -490,6 +493,53 @@ fn a_release_that_succeeds_in_the_background_is_done_when_it_is_called_again() {
     scene.release(&owner);
     assert_eq!(scene.holds.settled(&key).unwrap().reason, Loss::Released);
     assert_eq!(scene.entry(&owner), Entry::Fresh);
+}
+
+#[test]
+fn an_owner_whose_hold_others_are_releasing_is_told_and_gets_no_second_one() {
+    let by_others = |scene: &mut Scene, id| {
+        let (key, stranger) = (scene.key(id), Owner::new(2).caller());
+        let ending = scene
+            .holds
+            .release(scene.lock, &stranger, Some(&key), scene.now);
+        assert!(matches!(ending, Ending::Release { own: false, .. }));
+        key
+    };
+    let told = |scene: &mut Scene, owner: &Owner, key: &Key| {
+        let lost = Entry::Lost(key.token.clone(), Loss::Released);
+        assert_eq!(scene.entry(owner), lost);
+    };
+    // In a block, for as long as it lasts.
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let block = scene.enter(&mut owner, BLOCK);
+    let key = by_others(&mut scene, block.hold);
+    told(&mut scene, &owner, &key);
+    told(&mut scene, &owner, &key);
+    assert_eq!(scene.holds.settled(&key).unwrap().reason, Loss::Released);
+    told(&mut scene, &owner, &key);
+    assert!(matches!(
+        scene.holds.leave(block, scene.now),
+        Ending::Lost { owed: false, .. }
+    ));
+    // Outside of blocks, once.
+    let id = scene.enter(&mut owner, CALL).hold;
+    let key = by_others(&mut scene, id);
+    told(&mut scene, &owner, &key);
+    assert_eq!(scene.entry(&owner), Entry::Fresh);
+    assert_eq!(scene.holds.settled(&key), None);
+    // Or when it is over, if the owner did not ask before.
+    let id = scene.enter(&mut owner, CALL).hold;
+    let key = by_others(&mut scene, id);
+    assert_eq!(scene.holds.settled(&key).unwrap().reason, Loss::Released);
+    told(&mut scene, &owner, &key);
+    assert_eq!(scene.entry(&owner), Entry::Fresh);
+    // An owner who releases too is no longer told.
+    let id = scene.enter(&mut owner, CALL).hold;
+    let key = by_others(&mut scene, id);
+    scene.release(&owner);
+    by_others(&mut scene, id);
+    assert_eq!(scene.entry(&owner), Entry::Fresh);
+    assert_eq!(scene.holds.settled(&key), None);
 }
 
 #[test]

@@ -191,7 +191,7 @@ proptest! {
                     {
                         let id = hold.unwrap();
                         prop_assert!(own);
-                        prop_assert_eq!(holds.get(id).unwrap().condition, Condition::Releasing);
+                        prop_assert_eq!(holds.get(id).unwrap().condition, Condition::Releasing { known: true });
                         // From now on neither entered nor extended.
                         prop_assert_eq!(holds.entry(lock, &caller, true), Entry::Fresh);
                         for entered in &models[owner].blocks {
