@@ -245,13 +245,13 @@ class Verdict:
     seconds: float
 
 
-def judge(mutant: Mutant, url: str, memory: Path) -> Verdict:
+def judge(mutant: Mutant, url: str, caches: Path) -> Verdict:
     """Runs the tests of a mutant until one fails, first the one that noticed its neighbour."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="distlock-mutant-") as folder:
         overlay(mutant, Path(folder))
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--failed-first"]
-        command += ["-o", f"cache_dir={memory / mutant.file.name}"]
+        command += ["-o", f"cache_dir={caches / mutant.file.name}"]
         command += ["--timeout", str(TIMEOUT), "--tb", "no"]
         tests = [f"tests/{test}" for test in TESTS[mutant.file.name]]
         environment = {**os.environ, "PYTHONPATH": folder, "DISTLOCK_TEST_URL": url}
@@ -313,8 +313,8 @@ def main() -> int:
     roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > 2**32
     server = Server(parent=str(MEMORY) if roomy else None)
     survivors = []
-    memory = Path(tempfile.mkdtemp(prefix="distlock-mutants-"))
-    judged = functools.partial(judge, url=server.url(), memory=memory)
+    caches = Path(tempfile.mkdtemp(prefix="distlock-mutants-"))
+    judged = functools.partial(judge, url=server.url(), caches=caches)
     try:
         # The tests must pass without a change, or failures would mean nothing.
         for file in {tuple(TESTS[mutant.file.name]): mutant.file for mutant in chosen}.values():
@@ -329,7 +329,7 @@ def main() -> int:
                     survivors.append(verdict.mutant.name)
     finally:
         server.destroy()
-        shutil.rmtree(memory)
+        shutil.rmtree(caches)
     print(f"== {len(chosen)} mutants, {len(survivors)} survive, {len(EXCUSED)} excused")
     print(*survivors, sep="\n")
     return bool(survivors)

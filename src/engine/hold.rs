@@ -91,6 +91,15 @@ impl Hold {
         self.loss(now).is_some()
     }
 
+    /// Whether a release has begun whose end the owner has to learn of: it is in a block, or only
+    /// others release the hold.
+    pub(super) fn is_release_news(&self) -> bool {
+        match self.condition {
+            Condition::Releasing { known } => !known || self.has_blocks(),
+            _ => false,
+        }
+    }
+
     pub(super) fn has_blocks(&self) -> bool {
         self.levels.iter().any(Level::is_block)
     }

@@ -7,8 +7,9 @@
 //! |           |                          | before, `LockExpired`       |                            |
 //! |           |                          | last: gone, release is owed | last: Releasing            |
 //! | Releasing | anew, once it is settled | last: gone, release is owed | release again              |
-//! |  by others| `LockExpired`, then the  | the same                    | the same, by the owner too |
-//! |           | same outside of blocks   |                             |                            |
+//! |  only by  | `LockExpired`; outside   | as above                    | as above                   |
+//! |  others   | of blocks once, then as  |                             |                            |
+//! |           | above                    |                             |                            |
 //! | Released  | anew                     | level off, `LockExpired`    | gone                       |
 //! | Ended     | anew, with the blocks    | level off, `LockExpired`    | an error: no token         |
 //! | Lost      | `LockExpired` once, then | level off, `LockExpired`    | level off, `LockExpired`   |

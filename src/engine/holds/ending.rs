@@ -220,7 +220,7 @@ impl Holds {
         let Condition::Releasing { known } = hold.condition else {
             return None;
         };
-        if hold.has_blocks() || !known {
+        if hold.is_release_news() {
             return self.released(id, known);
         }
         hold.condition = Condition::Released;
@@ -261,11 +261,7 @@ impl Holds {
     /// Marks a hold as lost if its lease has run out.
     pub fn expire(&mut self, id: HoldId, reason: Loss, now: Moment) -> Option<Reported> {
         let hold = self.all.get(&id)?;
-        let standing = match hold.condition {
-            Condition::Held => true,
-            Condition::Releasing { known } => hold.has_blocks() || !known,
-            _ => false,
-        };
+        let standing = hold.condition == Condition::Held || hold.is_release_news();
         if standing && hold.deadline.passed(now) {
             return self.lost(id, reason);
         }

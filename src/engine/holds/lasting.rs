@@ -12,8 +12,7 @@ impl Holds {
         let level = hold.levels.iter().find(|level| level.id == entered.level)?;
         match hold.condition {
             Condition::Held => Some((hold, level.extended)),
-            // Its owner has to learn of its end, in a block or because others release it.
-            Condition::Releasing { known } if hold.has_blocks() || !known => Some((hold, false)),
+            _ if hold.is_release_news() => Some((hold, false)),
             _ => None,
         }
     }

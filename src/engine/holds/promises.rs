@@ -496,7 +496,7 @@ fn a_release_that_succeeds_in_the_background_is_done_when_it_is_called_again() {
 }
 
 #[test]
-fn an_owner_whose_hold_others_are_releasing_is_told_and_gets_no_second_one() {
+fn an_owner_learns_that_others_release_its_hold_and_gets_no_second_one() {
     let by_others = |scene: &mut Scene, id| {
         let (key, stranger) = (scene.key(id), Owner::new(2).caller());
         let ending = scene
@@ -505,7 +505,7 @@ fn an_owner_whose_hold_others_are_releasing_is_told_and_gets_no_second_one() {
         assert!(matches!(ending, Ending::Release { own: false, .. }));
         key
     };
-    let told = |scene: &mut Scene, owner: &Owner, key: &Key| {
+    let refused = |scene: &mut Scene, owner: &Owner, key: &Key| {
         let lost = Entry::Lost(key.token.clone(), Loss::Released);
         assert_eq!(scene.entry(owner), lost);
     };
@@ -513,10 +513,10 @@ fn an_owner_whose_hold_others_are_releasing_is_told_and_gets_no_second_one() {
     let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
     let block = scene.enter(&mut owner, BLOCK);
     let key = by_others(&mut scene, block.hold);
-    told(&mut scene, &owner, &key);
-    told(&mut scene, &owner, &key);
+    refused(&mut scene, &owner, &key);
+    refused(&mut scene, &owner, &key);
     assert_eq!(scene.holds.settled(&key).unwrap().reason, Loss::Released);
-    told(&mut scene, &owner, &key);
+    refused(&mut scene, &owner, &key);
     assert!(matches!(
         scene.holds.leave(block, scene.now),
         Ending::Lost { owed: false, .. }
@@ -524,16 +524,16 @@ fn an_owner_whose_hold_others_are_releasing_is_told_and_gets_no_second_one() {
     // Outside of blocks, once.
     let id = scene.enter(&mut owner, CALL).hold;
     let key = by_others(&mut scene, id);
-    told(&mut scene, &owner, &key);
+    refused(&mut scene, &owner, &key);
     assert_eq!(scene.entry(&owner), Entry::Fresh);
     assert_eq!(scene.holds.settled(&key), None);
     // Or when it is over, if the owner did not ask before.
     let id = scene.enter(&mut owner, CALL).hold;
     let key = by_others(&mut scene, id);
     assert_eq!(scene.holds.settled(&key).unwrap().reason, Loss::Released);
-    told(&mut scene, &owner, &key);
+    refused(&mut scene, &owner, &key);
     assert_eq!(scene.entry(&owner), Entry::Fresh);
-    // An owner who releases too is no longer told.
+    // An owner who releases too is no longer refused.
     let id = scene.enter(&mut owner, CALL).hold;
     let key = by_others(&mut scene, id);
     scene.release(&owner);
