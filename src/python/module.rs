@@ -561,7 +561,7 @@ impl ConfiguredDistlockModule {
         match session {
             Some(session) => {
                 let sql = call(py, self.timeout(), |budget| self.locks().vacuum_sql(budget))?;
-                let arguments = (session, sql, self.maxtime, zone::offset());
+                let arguments = (session, &*sql, self.maxtime, zone::offset());
                 ours(py, "_sqlalchemy", "vacuum", arguments).map(drop)
             }
             None => call(py, self.timeout(), |budget| self.locks().vacuum(budget)),
@@ -569,7 +569,7 @@ impl ConfiguredDistlockModule {
     }
 
     /// Stops the threads and closes the connections, as if nothing had been used yet; the next call
-    /// opens new ones.
+    /// opens new ones, and finds the table or creates it.
     ///
     /// First completes pending releases, waiting no longer than ``pool_timeout``. Holds stay.
     /// Automatic extensions and waiters keep what they need. Also disposes of :attr:`engine`, if it

@@ -47,15 +47,22 @@ impl ServerError {
         self.sqlstate == "25006"
     }
 
+    /// Whether the table, or a column of it, is missing: `undefined_table`, `undefined_column`.
+    pub(super) fn lacks_table(&self) -> bool {
+        ["42P01", "42703"].contains(&self.sqlstate.as_str())
+    }
+
     /// The error for a statement that the server refused.
     pub(super) fn refused(self) -> Error {
+        let lacks_table = self.lacks_table();
         let said = self.message;
         Error::Sql {
             unknown: false,
             message: match self.sqlstate.as_str() {
-                "42P01" => format!(
-                    "{said}; the table is missing: score.distlock.init() creates it, \
-                     or an administrator with the output of `python -m score.distlock schema`"
+                _ if lacks_table => format!(
+                    "{said}; the table is missing or not up to date: the next call creates or \
+                     upgrades it, if the role may do that; if not, an administrator must run the \
+                     output of `python -m score.distlock schema`"
                 ),
                 "25006" => format!(
                     "{said}; it is a standby, or its sessions are read-only by default: \

@@ -77,7 +77,8 @@ impl Listener {
                 return Err(NotListening::Pooler);
             }
         }
-        let statements = store.statements(budget).map_err(Failure::Stopped)?;
+        let found = store.found(budget).map_err(Failure::Stopped)?;
+        let statements = &found.statements;
         let process = store.process(budget);
         connection.query_unprepared(&statements[Sql::Process], &[&process], budget)?;
         let answer =

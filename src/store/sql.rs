@@ -11,6 +11,7 @@
 //! `NULLIF`, `IS DISTINCT FROM`, `CASE x WHEN`, `USING`. They are not used. A test checks every
 //! word.
 
+use std::sync::Arc;
 use tokio_postgres::types::Type;
 
 /// A statement and the types of its parameters.
@@ -19,7 +20,7 @@ pub struct Statement {
     /// Its name in the source.
     pub title: &'static str,
     /// The text, with `$n` parameters.
-    pub text: String,
+    pub text: Arc<str>,
     /// The types of `$1`, `$2`, ….
     pub types: Vec<Type>,
     /// Its position in a session's list of prepared statements.
@@ -208,7 +209,7 @@ macro_rules! statements {
                     let filling = Filling { schema, lease: $lease, zone: $zone };
                     Statement {
                         title: stringify!($name),
-                        text: filling.fill(include_str!(concat!("sql/", $file))),
+                        text: filling.fill(include_str!(concat!("sql/", $file))).into(),
                         types: vec![$(Type::$kind),*],
                         slot: Sql::$name as usize,
                         only_reads: Sql::$name.only_reads(),
