@@ -396,6 +396,7 @@ def test_an_outage_is_an_error(through: Callable[..., Conf], proxy: Proxy) -> No
     assert failed.status.status_code is StatusCode.ERROR
     assert failed.attributes is not None
     assert failed.attributes["error.type"] == "score.distlock.DatabaseUnavailable"
+    assert "distlock.fence" not in failed.attributes
 
 
 def test_spans(conf: Conf, seen: Seen) -> None:
