@@ -39,6 +39,12 @@ async def hold(conf: Conf, inside: asyncio.Event) -> None:
         await asyncio.sleep(3600)
 
 
+async def cancelled_on_loss(conf: Conf, inside: asyncio.Event) -> None:
+    async with conf.aio.get("name").hold(autoextend=True, cancel_on_loss=True):
+        inside.set()
+        await asyncio.sleep(3600)
+
+
 async def several(conf: Conf, inside: asyncio.Event) -> None:
     async with conf.aio.acquire_all(["name", "other"], autoextend=True):
         inside.set()
@@ -74,7 +80,9 @@ async def entered(conf: Conf, inside: asyncio.Event) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("steps", [None, *range(12)])
-@pytest.mark.parametrize("work", [plain, hold, several, locked, generator, entered])
+@pytest.mark.parametrize(
+    "work", [plain, hold, cancelled_on_loss, several, locked, generator, entered]
+)
 def test_a_block_whose_loop_is_gone_is_over(
     url: str, conf: Conf, work: Work, steps: int | None
 ) -> None:
@@ -100,6 +108,61 @@ def test_a_block_whose_loop_is_gone_is_over(
     gc.collect()
     assert gone() is None
     assert conf.acquire("name", timeout=30)
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("how", ["plain", "hold", "cancelled on loss", "several", "locked"])
+def test_a_block_whose_loop_is_gone_sees_its_own_exception(
+    conf: Conf, how: str, lost: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python closes the coroutine, and the end of the block does not replace that by an error."""
+    seen: list[object] = []
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda it: unraisable.append(it.exc_value))
+    expired: list[object] = []
+    aio, name = conf.aio, "name"
+
+    @conf.locked(name, on_lost=expired.append)
+    async def work(inside: asyncio.Event) -> None:
+        inside.set()
+        await asyncio.sleep(3600)
+
+    async def enter(inside: asyncio.Event) -> None:
+        blocks: dict[str, Any] = {
+            "plain": lambda: aio.get(name),
+            "hold": lambda: aio.get(name).hold(on_lost=expired.append),
+            "cancelled on loss": lambda: aio.get(name).hold(
+                cancel_on_loss=True, on_lost=expired.append
+            ),
+            "several": lambda: aio.acquire_all([name]),
+        }
+        try:
+            if how == "locked":
+                await work(inside)
+            async with blocks[how]():
+                inside.set()
+                await asyncio.sleep(3600)
+        except BaseException as error:
+            seen.append(error)
+            raise
+
+    async def begin() -> None:
+        inside = asyncio.Event()
+        task = asyncio.ensure_future(enter(inside))
+        await inside.wait()
+        assert not task.done()
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)  # "Task was destroyed but it is pending"
+    loop.run_until_complete(begin())
+    loop.close()
+    if lost:
+        conf.revoke(name)
+    del loop
+    gc.collect()
+    assert [type(error) for error in seen] == [GeneratorExit]
+    assert unraisable == []
+    assert conf.acquire(name, timeout=30)
 
 
 class Raised(BaseException):

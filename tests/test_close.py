@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -14,6 +15,10 @@ import score.distlock
 
 from .conftest import fresh_database, with_options
 from .support.line import TASKS, Background, until, wait_until_waiting
+from .support.proxy import Proxy
+from .test_lost_answers import own_url, proxy, through
+
+__all__ = ("own_url", "proxy", "through")
 
 Db = psycopg.Connection[Any]
 Conf = score.distlock.ConfiguredDistlockModule
@@ -127,6 +132,51 @@ def test_holds_and_waiters_go_on(url: str, db: Db) -> None:
     with contextlib.suppress(score.distlock.LockExpired):
         conf.release("held", token)
     assert waiter.result()
+
+
+def test_holds_keep_their_levels(conf: Conf) -> None:
+    lock = conf.get("name")
+    token = lock.acquire()
+    lock.acquire()
+    conf.close()
+    conf.release("name", token)
+    assert not lock.expired
+    conf.close()
+    lock.release(token)
+    assert lock.token is None
+    with lock:
+        conf.close()
+
+
+def test_a_block_that_ends_in_an_outage_after_close(
+    through: Callable[..., Conf], proxy: Proxy
+) -> None:
+    """Its release is owed, and completed when the database is back."""
+    conf = through("300ms")
+    with pytest.raises(score.distlock.DatabaseUnavailable), conf.get("closed"):
+        conf.close()
+        proxy.refuse(True)
+        proxy.cut_all()
+    proxy.refuse(False)
+    conf.release("closed", conf.acquire("closed", timeout=20))
+
+
+def test_an_outage_right_after_close(through: Callable[..., Conf], proxy: Proxy) -> None:
+    """It is waited for, as any other is."""
+    conf = through()
+    token = conf.acquire("waited for")
+    waiter = Background(conf.acquire, "waited for", timeout=60)
+    until(lambda: "distlock-listen" in threads().values())
+    conf.close()
+    proxy.refuse(True)
+    proxy.cut_all()
+    tried = proxy.connects
+    one_more = Background(conf.try_acquiring, "another")
+    until(lambda: proxy.connects >= tried + 5)
+    proxy.refuse(False)
+    conf.release("waited for", token)
+    assert waiter.result()
+    assert one_more.result()
 
 
 def test_what_is_owed_is_done_first(url: str, db: Db) -> None:

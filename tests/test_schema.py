@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
 
@@ -276,3 +277,42 @@ def test_init_leaves_no_connection_and_no_thread(url: str) -> None:
         "    print([os.readlink(file.path) for file in files])\n"
     )
     assert "socket" not in python(code, url)
+
+
+def drop(db: Db) -> None:
+    db.execute("DROP TABLE _score_distlock CASCADE")
+
+
+def put_back_0_2_5(db: Db) -> None:
+    drop(db)
+    db.execute(ORIGINAL_TABLE)
+
+
+def drop_a_column(db: Db) -> None:
+    db.execute("ALTER TABLE _score_distlock DROP COLUMN expires")
+
+
+@pytest.mark.parametrize(
+    ("change", "sqlstate"),
+    [(drop, "42P01"), (put_back_0_2_5, "42703"), (drop_a_column, "42703")],
+)
+@pytest.mark.parametrize("call", ["acquire", "extend", "release", "vacuum"])
+def test_a_table_that_is_gone_is_made_again_by_init(
+    url: str, db: Db, change: Callable[[Db], None], sqlstate: str, call: str
+) -> None:
+    """The error says so, and the configurations that there are then work again."""
+    conf = score.distlock.init({"sqlalchemy.url": url})
+    token = conf.acquire("name")
+    change(db)
+    calls: dict[str, Callable[[], Any]] = {
+        "acquire": lambda: conf.acquire("other"),
+        "extend": lambda: conf.extend("name", token),
+        "release": lambda: conf.release("name", token),
+        "vacuum": conf.vacuum,
+    }
+    with pytest.raises(DatabaseError, match=r"missing or not up to date: .*init\(\)") as caught:
+        calls[call]()
+    assert caught.value.sqlstate == sqlstate
+    score.distlock.init({"sqlalchemy.url": url})
+    assert conf.acquire("another")
+    assert set(columns(db)) >= ADDED

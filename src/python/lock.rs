@@ -137,7 +137,7 @@ impl Lock {
             lock,
             connection,
             token.as_str(),
-            &*sql,
+            sql,
             parameters,
             seen,
             lost,

@@ -86,7 +86,7 @@ mod _distlock {
             .iter()
             .map(|statement| {
                 let types = statement.types.iter().map(|kind| kind.name().to_owned());
-                (statement.title, statement.text.to_string(), types.collect())
+                (statement.title, statement.text.clone(), types.collect())
             })
             .collect()
     }

@@ -561,15 +561,16 @@ impl ConfiguredDistlockModule {
         match session {
             Some(session) => {
                 let sql = call(py, self.timeout(), |budget| self.locks().vacuum_sql(budget))?;
-                let arguments = (session, &*sql, self.maxtime, zone::offset());
+                let arguments = (session, sql, self.maxtime, zone::offset());
                 ours(py, "_sqlalchemy", "vacuum", arguments).map(drop)
             }
             None => call(py, self.timeout(), |budget| self.locks().vacuum(budget)),
         }
     }
 
-    /// Stops the threads and closes the connections, as if nothing had been used yet; the next call
-    /// opens new ones, and finds the table or creates it.
+    /// Stops the threads and closes the connections; the next call opens new ones, and expects the
+    /// same table. After a restore or a change of server under the same address, use a new
+    /// configuration instead.
     ///
     /// First completes pending releases, waiting no longer than ``pool_timeout``. Holds stay.
     /// Automatic extensions and waiters keep what they need. Also disposes of :attr:`engine`, if it

@@ -163,12 +163,12 @@ impl Locks {
 
     /// The key that a token is for a lock here; finds out which table it is if that is not known yet.
     pub(super) fn key(&self, name: &Name, token: &Token, budget: Budget) -> Result<Key> {
-        Ok(Key::new(&self.store.table(budget)?, name, token))
+        Ok(Key::new(self.store.table(budget)?, name, token))
     }
 
     /// The same if the table is known. It is once anything has been asked of the database.
     pub(super) fn known_key(&self, name: &Name, token: &Token) -> Option<Key> {
-        Some(Key::new(&self.store.known_table()?, name, token))
+        Some(Key::new(self.store.known_table()?, name, token))
     }
 
     /// No hold may remain under this token: releases it in the background.
@@ -242,12 +242,12 @@ impl Locks {
     }
 
     /// The statement that confirms a hold in the caller's transaction.
-    pub fn guard(&self, budget: Budget) -> Result<Arc<str>> {
-        self.store.text(Sql::Guard, budget)
+    pub fn guard(&self, budget: Budget) -> Result<&str> {
+        Ok(&self.store.statements(budget)?[Sql::Guard].text)
     }
 
     /// The statement that removes rows in the caller's transaction.
-    pub fn vacuum_sql(&self, budget: Budget) -> Result<Arc<str>> {
-        self.store.text(Sql::Vacuum, budget)
+    pub fn vacuum_sql(&self, budget: Budget) -> Result<&str> {
+        Ok(&self.store.statements(budget)?[Sql::Vacuum].text)
     }
 }

@@ -172,7 +172,7 @@ impl Owed {
         let sent = Moment::now();
         let found = store.release(name, token, lease, UNKNOWN, budget)? != Released::Lost;
         self.with(|unresolved| unresolved.executed(name, token, found, sent));
-        let key = Key::new(&store.table(budget)?, name, token);
+        let key = Key::new(store.table(budget)?, name, token);
         let registry = registry(budget.process);
         registry.transfers.with(|transfers| transfers.settled(&key));
         registry.report(|holds| holds.settled(&key));

@@ -60,9 +60,9 @@ impl ServerError {
             unknown: false,
             message: match self.sqlstate.as_str() {
                 _ if lacks_table => format!(
-                    "{said}; the table is missing or not up to date: the next call creates or \
-                     upgrades it, if the role may do that; if not, an administrator must run the \
-                     output of `python -m score.distlock schema`"
+                    "{said}; the table is missing or not up to date: score.distlock.init() \
+                     creates or upgrades it, or an administrator with the output of \
+                     `python -m score.distlock schema --grant ROLE`"
                 ),
                 "25006" => format!(
                     "{said}; it is a standby, or its sessions are read-only by default: \

@@ -77,8 +77,7 @@ impl Listener {
                 return Err(NotListening::Pooler);
             }
         }
-        let found = store.found(budget).map_err(Failure::Stopped)?;
-        let statements = &found.statements;
+        let statements = store.statements(budget).map_err(Failure::Stopped)?;
         let process = store.process(budget);
         connection.query_unprepared(&statements[Sql::Process], &[&process], budget)?;
         let answer =

@@ -11,7 +11,7 @@ use super::budget::Budget;
 use super::failure::Failure;
 use super::holder::About;
 use super::listener::{Call, NotListening};
-use super::sql::Sql;
+use super::sql::Statements;
 use super::statements::{Answer, Candidate, Ended, Look, Queue, Record, Released, Renewed, Turn};
 use crate::engine::{Deadline, Lease, Loss, Moment, Name, Table, Token, VALID};
 use crate::error::{Error, Result};
@@ -104,15 +104,15 @@ impl Store {
         Ok(())
     }
 
-    pub fn table(&self, _: Budget) -> Result<Table> {
-        Ok(self.table.clone())
+    pub fn table(&self, _: Budget) -> Result<&Table> {
+        Ok(&self.table)
     }
 
-    pub fn known_table(&self) -> Option<Table> {
-        Some(self.table.clone())
+    pub fn known_table(&self) -> Option<&Table> {
+        Some(&self.table)
     }
 
-    pub fn text(&self, _: Sql, _: Budget) -> Result<Arc<str>> {
+    pub fn statements(&self, _: Budget) -> Result<&Statements> {
         Err(Error::Unavailable("there are none".to_owned()))
     }
 

@@ -25,9 +25,8 @@ const NO_ADVISORY_LOCKS: &str = "sqlalchemy.url names a CockroachDB, whose advis
 /// The half of a connection that moves bytes.
 type Wire = tokio_postgres::Connection<Stream, TlsStream>;
 
-/// The statements of a session that are prepared, each with the text that it was prepared from: if
-/// the table was found anew in the meantime, that is another one.
-type Prepared = [Option<(Arc<str>, tokio_postgres::Statement)>; SLOTS];
+/// The statements of a session that are prepared.
+type Prepared = [Option<tokio_postgres::Statement>; SLOTS];
 
 /// Runs `future` on the calling thread until it is done, the time is up or the caller no longer
 /// wants the result. Whenever nothing moves, waits for the socket.
@@ -265,9 +264,7 @@ impl Session {
             Some(false) => self.query_unprepared(statement, parameters, budget),
             Some(true) => self.work(statement.only_reads, budget, async |client, prepared| {
                 let slot = &mut prepared[statement.slot];
-                let known = slot.as_ref();
-                let known = known.filter(|(text, _)| Arc::ptr_eq(text, &statement.text));
-                if let Some((_, prepared)) = known {
+                if let Some(prepared) = slot {
                     let parameters = parameters.iter().copied();
                     return all(client.query_raw(prepared, parameters).await?).await;
                 }
@@ -275,7 +272,7 @@ impl Session {
                 let executed = execute(client, statement, parameters);
                 // Both are sent at once. A statement that cannot be prepared stays unprepared.
                 let (answer, prepared) = join(executed, prepare).await;
-                *slot = prepared.ok().map(|it| (statement.text.clone(), it));
+                *slot = prepared.ok();
                 answer
             }),
         }

@@ -11,7 +11,6 @@
 //! `NULLIF`, `IS DISTINCT FROM`, `CASE x WHEN`, `USING`. They are not used. A test checks every
 //! word.
 
-use std::sync::Arc;
 use tokio_postgres::types::Type;
 
 /// A statement and the types of its parameters.
@@ -20,7 +19,7 @@ pub struct Statement {
     /// Its name in the source.
     pub title: &'static str,
     /// The text, with `$n` parameters.
-    pub text: Arc<str>,
+    pub text: String,
     /// The types of `$1`, `$2`, ….
     pub types: Vec<Type>,
     /// Its position in a session's list of prepared statements.
@@ -209,7 +208,7 @@ macro_rules! statements {
                     let filling = Filling { schema, lease: $lease, zone: $zone };
                     Statement {
                         title: stringify!($name),
-                        text: filling.fill(include_str!(concat!("sql/", $file))).into(),
+                        text: filling.fill(include_str!(concat!("sql/", $file))),
                         types: vec![$(Type::$kind),*],
                         slot: Sql::$name as usize,
                         only_reads: Sql::$name.only_reads(),

@@ -19,7 +19,7 @@ from . import _config, _insight
 from ._all import ordered
 from ._async_all import AsyncHolds
 from ._async_lost import AsyncLost
-from ._cancel import Cancelling
+from ._cancel import Cancelling, current_task
 from ._channel import Acquiring, current, finish, sleep
 from ._distlock import _AsyncExit, _Exit, _Opened
 from ._errors import CouldNotAcquireLock, LockExpired
@@ -410,8 +410,8 @@ class AsyncHold:
 
     def _scope(self) -> Cancelling | None:
         """The scope of the block that ends: the current task's innermost, or else the oldest."""
-        task = asyncio.current_task()
-        own = [scope for scope in self._scopes if scope.task is task] or self._scopes[:1]
+        task = current_task()
+        own = [scope for scope in self._scopes if scope.is_of(task)] or self._scopes[:1]
         if not own:
             return None
         self._scopes.remove(own[-1])

@@ -18,10 +18,9 @@ use super::super::url::Url;
 use crate::engine::{Lease, Moment, Name, Table, Token, VALID};
 use crate::error::{Error, Result};
 use crate::zone;
-use arc_swap::ArcSwapOption;
 use rand::RngExt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// How the name of the primary key begins; a number may follow. A conflict on the key of `name` is
@@ -35,8 +34,8 @@ pub struct Store {
     holder: OnceLock<String>,
     /// A table owner to trust in addition to the roles that are always trusted.
     table_owner: Option<String>,
-    /// The table, while it is known to be there and complete.
-    found: ArcSwapOption<Found>,
+    /// The table, once it is known to be there and complete.
+    found: OnceLock<Found>,
     /// We have written once, so the database is the right one.
     written: AtomicBool,
     /// When to remove rows that nobody needs.
@@ -44,11 +43,9 @@ pub struct Store {
 }
 
 /// The table that was found.
-pub struct Found {
-    /// Which one it is.
-    pub table: Table,
-    /// The statements on it.
-    pub statements: Statements,
+struct Found {
+    table: Table,
+    statements: Statements,
 }
 
 /// The history of the attempts to execute a statement.
@@ -142,7 +139,7 @@ impl Store {
             pool: Pool::new(url, settings),
             clock: Clock::default(),
             holder: OnceLock::new(),
-            found: ArcSwapOption::empty(),
+            found: OnceLock::new(),
             written: AtomicBool::new(false),
             pace: Pace::new(),
         }
@@ -194,43 +191,41 @@ impl Store {
             schema::ensure(&mut connection, owner, options, budget)
         });
         let (schema, table) = result(outcome, &self.pool)?;
-        self.found.store(Some(Arc::new(Found {
+        self.found.get_or_init(|| Found {
             table,
             statements: Statements::new(&schema),
-        })));
+        });
         Ok(())
     }
 
-    /// The table; makes sure that it exists if that is not known.
-    pub fn found(&self, budget: Budget) -> Result<Arc<Found>> {
+    /// The table; makes sure that it exists if that is not known yet.
+    fn found(&self, budget: Budget) -> Result<&Found> {
         loop {
-            match self.found.load_full() {
+            match self.found.get() {
                 Some(found) => return Ok(found),
                 None => self.ensure_schema(budget)?,
             }
         }
     }
 
-    /// The text of a statement on it, for another client to execute.
-    pub fn text(&self, sql: Sql, budget: Budget) -> Result<Arc<str>> {
-        Ok(self.found(budget)?.statements[sql].text.clone())
+    /// The statements on the table.
+    pub fn statements(&self, budget: Budget) -> Result<&Statements> {
+        Ok(&self.found(budget)?.statements)
     }
 
-    /// Which table it is; makes sure that it exists if that is not known.
-    pub fn table(&self, budget: Budget) -> Result<Table> {
-        Ok(self.found(budget)?.table.clone())
+    /// Which table it is.
+    pub fn table(&self, budget: Budget) -> Result<&Table> {
+        Ok(&self.found(budget)?.table)
     }
 
     /// Which table it is, if that is known.
     #[must_use]
-    pub fn known_table(&self) -> Option<Table> {
-        self.found.load().as_ref().map(|found| found.table.clone())
+    pub fn known_table(&self) -> Option<&Table> {
+        self.found.get().map(|found| &found.table)
     }
 
-    /// Closes all sessions that are not in use; the next call opens new ones, and finds the table
-    /// again: another server may have the address by then.
+    /// Closes all sessions that are not in use; the next call opens new ones.
     pub fn close(&self, budget: Budget) -> Result<()> {
-        self.found.store(None);
         self.pool.close(budget)
     }
 
@@ -249,8 +244,7 @@ impl Store {
         parameters: &[Parameter],
         budget: Budget,
     ) -> Result<Outcome> {
-        let found = self.found(budget)?;
-        let statement = &found.statements[sql];
+        let statement = &self.statements(budget)?[sql];
         let mut attempts = Attempts::new();
         loop {
             let mut taken = false;
@@ -325,10 +319,6 @@ impl Store {
     ) -> Result<()> {
         match failure {
             Failure::Server(server_error) => {
-                if server_error.lacks_table() {
-                    // The caller learns of it: its holds are gone. The next call makes a new one.
-                    self.found.store(None);
-                }
                 if !self.may_repeat(sql, &server_error, attempts, budget)? {
                     return Err(server_error.refused().after(attempts.repeated));
                 }
