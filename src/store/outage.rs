@@ -14,7 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long one call tries while all others fail immediately.
+/// How long one call tries while all others fail immediately, and how long an answer must be missing
+/// to be a sign of an outage.
 const MOMENT: Duration = Duration::from_secs(1);
 
 struct Gone {
@@ -83,6 +84,11 @@ impl Outage {
         self.gone.load(Relaxed) && self.state().as_ref().is_some_and(is_old)
     }
 
+    /// Whether an attempt that has waited this long for an answer is a sign of an outage.
+    pub fn is_shown_by(&self, waited: Duration) -> bool {
+        self.gone.load(Relaxed) || waited >= MOMENT.min(self.limit / 2)
+    }
+
     /// It could not be reached. Returns whether an outage begins with this, as of `began`.
     pub fn failed(&self, began: Instant, reason: &str) -> bool {
         let mut state = self.state();
@@ -127,6 +133,20 @@ mod tests {
         assert!(admitted(&outage).unwrap() > LONG / 2);
         assert!(!outage.is_given_up());
         assert_eq!(outage.ended(), None);
+    }
+
+    #[test]
+    fn a_short_wait_shows_no_outage_but_belongs_to_one() {
+        let outage = Outage::new(Duration::from_millis(500));
+        assert!(!outage.is_shown_by(Duration::from_millis(249)));
+        assert!(outage.is_shown_by(Duration::from_millis(250)));
+        outage.failed(Instant::now(), "refused");
+        assert!(outage.is_shown_by(Duration::ZERO));
+        outage.ended();
+        assert!(!outage.is_shown_by(Duration::ZERO));
+        let patient = Outage::new(LONG);
+        assert!(!patient.is_shown_by(MOMENT / 2));
+        assert!(patient.is_shown_by(MOMENT));
     }
 
     #[test]

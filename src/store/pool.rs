@@ -147,6 +147,10 @@ impl Pool {
                 return connected;
             }
             Err(Failure::Broken(reason)) => reason,
+            // A caller that had little time.
+            Err(Failure::TimedOut) if !self.outage.is_shown_by(began.elapsed()) => {
+                return connected;
+            }
             Err(Failure::TimedOut) => "no answer in time",
             Err(_) => return connected,
         };
