@@ -17,7 +17,7 @@ enum Progress {
     Failed,
     /// A release under the old token has ended the hold, or is going to. Nobody gets the new one.
     Released,
-    /// The hold has neither token. It is forgotten when the releases are over.
+    /// The hold has neither token. The last release that is under way forgets it.
     Over,
 }
 
@@ -137,17 +137,15 @@ impl Transfers {
 
     /// The caller of a transfer will not learn that it succeeded.
     pub fn failed(&mut self, claim: &Claim) {
-        let releasing = self.releases.contains_key(&claim.old);
         let Some(transfer) = self.claimed(claim) else {
             return;
         };
         transfer.perhaps = true;
         match transfer.progress {
             Progress::UnderWay | Progress::Unread => transfer.progress = Progress::Failed,
-            Progress::Failed => {}
-            Progress::Over if releasing => {}
+            Progress::Failed | Progress::Over => {}
             // There is nobody left who must not read it.
-            Progress::Released | Progress::Over => {
+            Progress::Released => {
                 self.by_old.remove(&claim.old);
             }
         }

@@ -192,6 +192,78 @@ fn a_hold_counts_as_expired_when_it_is_over_or_lost() {
 }
 
 #[test]
+fn a_lock_is_lost_while_its_last_hold_was_lost() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    let lost =
+        |scene: &Scene, owner: &Owner| scene.holds.is_lost(scene.lock, &owner.caller(), scene.now);
+    assert!(!lost(&scene, &owner), "it has had no hold");
+    let block = scene.enter(&mut owner, BLOCK);
+    assert!(!lost(&scene, &owner));
+    assert!(matches!(
+        scene.holds.leave(block, scene.now),
+        Ending::Release { .. }
+    ));
+    assert!(!lost(&scene, &owner), "it ended in time");
+    let block = scene.enter(&mut owner, BLOCK);
+    scene.pass();
+    assert!(lost(&scene, &owner), "its lease has run out");
+    assert!(matches!(
+        scene.holds.leave(block, scene.now),
+        Ending::Release { held: false, .. }
+    ));
+    assert!(lost(&scene, &owner), "it had run out");
+    scene.enter(&mut owner, CALL);
+    assert!(!lost(&scene, &owner), "it has a new hold");
+}
+
+#[test]
+fn a_hold_is_over_once_the_database_has_said_so() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    assert!(!scene.holds.is_over(&Key::random()));
+    for (reason, over) in [
+        (Loss::Expired, false),
+        (Loss::Unreachable, false),
+        (Loss::Released, true),
+        (Loss::Unknown, true),
+    ] {
+        let block = scene.enter(&mut owner, BLOCK);
+        let key = scene.key(block.hold);
+        assert!(!scene.holds.is_over(&key));
+        scene.holds.lost(block.hold, reason);
+        assert_eq!(scene.holds.is_over(&key), over, "{reason}");
+        let _ = scene.holds.leave(block, scene.now);
+        // Ended by its owner.
+        let block = scene.enter(&mut owner, BLOCK);
+        let key = scene.key(block.hold);
+        let _ = scene.release(&owner);
+        scene.holds.not_released(block.hold, reason, true);
+        assert_eq!(scene.holds.is_over(&key), over, "{reason}");
+        let _ = scene.holds.leave(block, scene.now);
+    }
+}
+
+#[test]
+fn the_innermost_block_at_a_place_is_that_of_its_newest_hold() {
+    let (mut scene, mut owner, mut other) = (Scene::new(), Owner::new(1), Owner::new(2));
+    let at = |scene: &Scene, owner: &Owner| {
+        let place = owner.caller().place;
+        scene.holds.block_at(scene.lock, place)
+    };
+    assert_eq!(at(&scene, &owner), None);
+    let outer = scene.enter(&mut owner, BLOCK);
+    let inner = scene.enter(&mut owner, BLOCK);
+    assert_eq!(at(&scene, &owner), Some(inner));
+    // Levels without a block, and blocks at another place, are none.
+    scene.enter(&mut owner, CALL);
+    let theirs = scene.enter(&mut other, BLOCK);
+    owner.remembered.clear();
+    assert_eq!(at(&scene, &owner), Some(inner));
+    assert_eq!(at(&scene, &other), Some(theirs));
+    let _ = scene.holds.leave(inner, scene.now);
+    assert_eq!(at(&scene, &owner), Some(outer));
+}
+
+#[test]
 fn a_loss_is_told_once_outside_of_blocks_and_always_inside() {
     let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
     let id = scene.enter(&mut owner, CALL).hold;

@@ -213,6 +213,7 @@ fn what_a_release_finds_gone_is_forgotten_afterwards() {
     all.made(&claim);
     all.failed(&claim);
     all.end_release(&old, Outcome::Failed, now);
+    assert_eq!(all.by_old[&old].progress, Progress::Over);
     assert!(!all.read(&claim));
     all.end_release(&old, Outcome::Failed, now);
     assert_eq!(all.meant(&old, now), None);
@@ -245,12 +246,43 @@ fn while_a_release_goes_on_in_the_background_a_transfer_comes_too_late() {
     begin(&mut all, &old, now + SECOND);
     all.settled(&old);
     assert!(all.going_on.is_empty());
-    // Those whose hold is over are forgotten.
+}
+
+#[test]
+fn releases_whose_hold_is_over_are_forgotten_before_there_are_many() {
     let (mut all, _, now) = start();
-    for number in 0..3000_u32 {
-        let (key, later) = (Key::random(), now + SECOND * number);
-        all.begin_release(&key, later);
-        all.end_release(&key, goes_on, later);
-    }
-    assert!(all.going_on.len() <= 1001);
+    let mut goes_on = |times: u32, now: Moment| {
+        for _ in 0..times {
+            let key = Key::random();
+            all.begin_release(&key, now);
+            all.end_release(&key, Outcome::GoesOn(Lease::SECOND), now);
+        }
+        all.going_on.len()
+    };
+    assert_eq!(goes_on(1500, now), 1500);
+    // All are over, but looking through them at each release would take too long.
+    let later = now + SECOND;
+    assert_eq!(goes_on(500, later), 2000);
+    assert_eq!(goes_on(1, later), 501);
+}
+
+#[test]
+fn a_transfer_that_was_made_and_not_read_matters_for_a_lease() {
+    let (mut all, old, now) = start();
+    let claim = begin(&mut all, &old, now);
+    all.made(&claim);
+    assert_eq!(all.meant(&old, now), Some(claim.new));
+    assert_eq!(all.meant(&old, now + SECOND), None);
+}
+
+#[test]
+fn what_is_over_is_remembered_for_the_releases_under_way() {
+    let (mut all, old, now) = start();
+    let claim = begin(&mut all, &old, now);
+    all.begin_release(&old, now);
+    all.over(&old, &claim.new);
+    all.end_release(&old, Outcome::Done, now);
+    assert_eq!(all.begin(&old, None, Lease::SECOND, now), Begin::TooLate);
+    all.failed(&claim);
+    begin(&mut all, &old, now);
 }
