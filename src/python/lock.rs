@@ -218,7 +218,8 @@ impl Lock {
         Ok(self.core().fence(&owner::current(py)?))
     }
 
-    /// For how many seconds the lock is certainly still held; 0 if it is not.
+    /// For how many seconds the hold of this object is certainly still valid; 0 without one, even if
+    /// a token of another hold was extended through this object.
     ///
     /// Measured on this machine's monotonic clock, from before the request was sent: it ends before
     /// the lease in the database does.
@@ -276,7 +277,8 @@ impl Lock {
         Ok(acquired.ok().map(|(_, token)| token.as_str().to_owned()))
     }
 
-    /// Gives the hold another ``maxtime`` from now.
+    /// Gives the hold the ``maxtime`` of the configuration from now, or that of its own
+    /// ``hold(maxtime=…)``. Never makes it end earlier.
     ///
     /// :param token: the token of a hold that was not acquired through this object.
     /// :raises LockExpired: if the token is wrong, was released or has expired.

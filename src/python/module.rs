@@ -35,22 +35,24 @@ use std::time::Duration;
 /// :param maxtime: how long a hold lasts unless it is extended: seconds as a number, a score
 ///     interval such as ``'1m'`` or ``'500ms'``, or a :class:`~datetime.timedelta`.
 /// :param reentrant: whether the owner of a Lock may acquire it again.
-/// :param timeout: how long ``with`` waits for a lock that is held elsewhere; see
+/// :param timeout: how long a call without a `timeout` waits for a lock that is held elsewhere; see
 ///     :meth:`Lock.acquire`.
-/// :param autoextend: whether ``with`` extends its hold in the background.
+/// :param autoextend: whether the holds of Lock objects and of :meth:`acquire_all` are extended in
+///     the background.
 /// :param pool_size: connections that stay open, as in SQLAlchemy.
 /// :param max_overflow: connections beyond these while all are in use.
 /// :param pool_timeout: how many seconds one call may take in total.
 /// :param pool_recycle: after how many seconds a connection is replaced.
 /// :param pool_pre_ping: whether to ask the server for a sign of life before each use.
 /// :param echo: for :attr:`engine` only, as is ``isolation_level``.
-/// :param connect_args: libpq options that the URL does not contain; see
+/// :param connect_args: libpq options, which override those of the URL; see
 ///     :doc:`configuration`.
 /// :param table_owner: a role whose table is trusted, even if it is neither ours, nor one that
 ///     we are a member of, nor the owner of the database, nor a superuser.
 /// :raises score.init.ConfigurationError: if a value cannot be used.
 ///
-/// No connection is opened before the first use.
+/// No connection is opened before the first use, except through an Engine with a ``creator`` or a
+/// ``do_connect`` listener.
 #[pyclass(module = "score.distlock", subclass, dict, weakref, frozen)]
 pub struct ConfiguredDistlockModule {
     shared: Arc<Shared>,
@@ -245,7 +247,7 @@ impl ConfiguredDistlockModule {
         })
     }
 
-    /// Acquires the lock and returns the token, which outlives this process.
+    /// Acquires the lock and returns the token of the hold, which may outlive this process.
     ///
     /// :param name: the name of the lock.
     /// :param timeout: how long to wait if the lock is held; see :meth:`Lock.acquire`.
@@ -267,8 +269,8 @@ impl ConfiguredDistlockModule {
 
     /// Acquires several locks: all of them, or none.
     ///
-    /// The order of the names does not matter: two callers that want the same locks never wait for
-    /// each other. The locks acquired first are kept alive until the last one is acquired.
+    /// The order of the names does not matter: every process acquires them in the same order, so two
+    /// callers that want the same locks never deadlock. The locks acquired first are kept alive until the last one is acquired.
     ///
     /// .. code-block:: python
     ///
@@ -406,7 +408,8 @@ impl ConfiguredDistlockModule {
         Levels::new(self.locks().clone())
     }
 
-    /// Gives a hold another ``maxtime`` from now.
+    /// Gives a hold the ``maxtime`` of this configuration from now, or that of its own
+    /// ``hold(maxtime=…)``. Never makes it end earlier.
     ///
     /// :param name: the name of the lock.
     /// :param token: its token, unless it was acquired through a Lock object that still exists.

@@ -68,9 +68,9 @@ fn for_an_administrator(mut error: Error, place: &str) -> Error {
         Error::Sql { message, .. } if message.contains("An administrator must run:") => {
             let place = place.replace(['\n', '\r'], " ");
             *message = format!(
-                "{message}\n-- Run it in this database, {place}, with psql for instance, as a \
-                 role that may create tables there. `python -m score.distlock schema --grant \
-                 ROLE` prints it too."
+                "{message}\n-- Run it in this database, {place}, with psql for instance, as the \
+                 database's owner or a superuser; as another role, also set table_owner to it. \
+                 `python -m score.distlock schema --grant ROLE` prints it too."
             );
         }
         _ => {}

@@ -174,7 +174,8 @@ impl Acquisition {
                 progress.ended(&self.name, how);
                 progress.unknown |= error.outcome_unknown();
                 if matches!(error, Error::NotAcquired(..)) {
-                    // A refusal is in no hurry: leave now, nobody finds the ticket afterwards.
+                    // Leave the queue before the refusal is returned, so that nobody finds our ticket
+                    // in it afterwards.
                     if let Some(ticket) = self.leave_line(&mut progress) {
                         self.locks.leave_queue_now(&self.name, ticket);
                     }

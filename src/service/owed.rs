@@ -107,7 +107,7 @@ impl Owed {
         self.changed.notify_all();
     }
 
-    /// Ends the holds of a name that must not be, waiting for attempts that are now in flight.
+    /// Ends the holds of a name that must not exist, waiting for attempts that are now in flight.
     /// `true` if that may have freed the lock.
     pub fn settle(&self, store: &Store, name: &Name, budget: Budget) -> Result<bool> {
         let mut any = false;

@@ -35,7 +35,7 @@ struct State {
     registered: bool,
     /// Since when nobody has been waiting.
     quiet: Option<Instant>,
-    /// When we last looked for leaders that do not come.
+    /// When we last looked for leaders that do not take their turn.
     looked: Option<Instant>,
 }
 
@@ -332,7 +332,7 @@ impl Waiters {
         }
     }
 
-    /// Passes over leaders that do not come although it is their turn.
+    /// Passes over leaders that do not take their turn.
     fn pass_by(&self) {
         let now = Instant::now();
         let mut state = locked(&self.state);

@@ -37,7 +37,7 @@ def connect(
     connect_args: Mapping[str, object] | None = None,
     **options: Any,
 ) -> ConfiguredDistlockModule:
-    """Returns the module for a database, without a configuration file; creates its table if needed.
+    """Connects to a database, without a configuration file; creates the table if needed.
 
     .. code-block:: python
 
@@ -47,7 +47,7 @@ def connect(
         database, or a SQLAlchemy Engine. Without one, libpq's environment variables name the
         database: ``PGHOST``, ``PGDATABASE``, ``PGSERVICE`` and so on.
     :param maxtime: how long a hold lasts unless it is extended.
-    :param connect_args: options that the URL does not set, by libpq's names.
+    :param connect_args: options by libpq's names, which override those of the URL.
     :param options: the other options of :class:`ConfiguredDistlockModule`.
     :raises score.init.ConfigurationError: if one of these values cannot be used.
     :raises DatabaseUnavailable: if the database cannot be reached within ``pool_timeout``.
@@ -78,7 +78,7 @@ def _known(options: Mapping[str, object], function: str) -> None:
 
 
 def opened(url: Any, pass_one: str, **options: Any) -> ConfiguredDistlockModule:
-    """Returns the module for a URL, or for libpq's environment if there is none.
+    """The configuration for a URL, or for libpq's environment if there is none.
 
     :param pass_one: the advice to give if the environment leads to no database.
     """
@@ -100,7 +100,7 @@ def _unsaid() -> str:
 
 
 def from_django(alias: str = "default", **options: Any) -> ConfiguredDistlockModule:
-    """Returns the module for one of Django's databases, as ``settings.DATABASES`` describes it.
+    """Connects to one of Django's databases, as ``settings.DATABASES`` describes it.
 
     .. code-block:: python
 
