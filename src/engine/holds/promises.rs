@@ -184,6 +184,20 @@ fn a_hold_counts_as_expired_when_it_is_over_or_lost() {
     );
     assert!(scene.holds.get(id).unwrap().expired(scene.now));
     assert_eq!(scene.holds.expire(id, Loss::Expired, later), None);
+    // The same for whoever asks a Lock object.
+    let mut scene = Scene::new();
+    for (how, reason) in [(BLOCK, Loss::Expired), (EXTENDED, Loss::Unreachable)] {
+        let entered = scene.enter(&mut owner, how);
+        let ask = |scene: &mut Scene, caller: &Caller, now| {
+            scene.holds.expire_of(scene.lock, caller, now)
+        };
+        let now = scene.now;
+        assert_eq!(ask(&mut scene, &owner.caller(), now), None);
+        let reported = ask(&mut scene, &Owner::new(3).caller(), later).unwrap();
+        assert_eq!(reported.reason, reason);
+        assert_eq!(ask(&mut scene, &owner.caller(), later), None);
+        let _ = scene.holds.leave(entered, later);
+    }
     // A hold that is being released is no loss to anybody.
     let mut other = Owner::new(2);
     let releasing = scene.enter(&mut other, CALL).hold;
@@ -808,6 +822,7 @@ fn a_transfer_is_known_by_both_tokens_until_it_is_done() {
     assert_eq!(release(&mut scene, &new), None, "it is that one");
     scene.holds.not_transferred(&old, &other);
     assert!(knows(&scene, &new));
+    assert_eq!(scene.holds.get(id).unwrap().pending, Some(new.clone()));
     scene.holds.not_transferred(&old, &new);
     assert!(knows(&scene, &old.token) && !knows(&scene, &new));
     scene.holds.transferring(&old, &new);
