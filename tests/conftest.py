@@ -103,13 +103,13 @@ def server_url(server: Server) -> Iterator[str]:
 
 @pytest.fixture
 def conf(url: str) -> score.distlock.ConfiguredDistlockModule:
-    """A configured module whose holds last a minute."""
+    """A configuration whose holds last a minute."""
     return score.distlock.init({"sqlalchemy.url": url, "maxtime": "1m"})
 
 
 @pytest.fixture
 def brief(url: str) -> score.distlock.ConfiguredDistlockModule:
-    """A configured module whose holds expire soon."""
+    """A configuration whose holds expire soon."""
     return score.distlock.init({"sqlalchemy.url": url, "maxtime": "300ms"})
 
 

@@ -58,10 +58,10 @@ LONG = 10**5000
         ({"sqlalchemy.url": URL, "timeout": "forever"}, ["'forever'", "none waits without limit"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.poolclass": "x"}, ["sqlalchemy.poolclass"]),
         ({"sqlalchemy.url": URL, "ECHO": "1"}, ["did you mean 'sqlalchemy.echo'"]),
-        ({"sqlalchemy.url": URL, 7: "x"}, ["7 is not a key of this module: allowed are"]),
+        ({"sqlalchemy.url": URL, 7: "x"}, ["7 is not a key of score.distlock: allowed are"]),
         # A file has both.
-        ({"here": "/srv", "sqlalchemy.url": URL}, ["'here' is not a key of this module"]),
-        ({"cwd": "/srv", "sqlalchemy.url": URL}, ["'cwd' is not a key of this module"]),
+        ({"here": "/srv", "sqlalchemy.url": URL}, ["'here' is not a key of score.distlock"]),
+        ({"cwd": "/srv", "sqlalchemy.url": URL}, ["'cwd' is not a key of score.distlock"]),
         ({"sqlalchemy.url": URL, LONG: "x"}, ["a very long int is not a key"]),
         ({"sqlalchemy.url": URL, "x" * 10**6: "x"}, ["'xxx", "xxx… is not a key"]),
         ({"sqlalchemy.url": URL, "maxtime": "soon"}, ["maxtime", "'soon'", "'500ms'"]),

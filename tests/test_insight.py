@@ -414,7 +414,7 @@ def test_bad_names(conf: Conf) -> None:
 
 
 def test_the_holder_in_this_process_learns_of_it_at_once(conf: Conf, url: str) -> None:
-    """Even if another configured module revokes."""
+    """Even if another configuration revokes."""
     lost = threading.Event()
     hold = conf.get("name").hold(on_lost=lambda _: lost.set())
     with pytest.raises(LockExpired) as raised, hold as lock:

@@ -45,7 +45,7 @@ def own_url(server: Server) -> Iterator[str]:
 
 @pytest.fixture
 def through(proxy: Proxy, own_url: str) -> Callable[..., Conf]:
-    """Creates configured modules that go through the proxy."""
+    """Creates configurations that go through the proxy."""
     score.distlock.init({"sqlalchemy.url": own_url})
 
     def configure(pool_timeout: str = "20s", options: str = "") -> Conf:

@@ -84,7 +84,7 @@ def through(bouncer: Bouncer, server: Server) -> Iterator[str]:
 
 @pytest.fixture
 def pooled(through: str) -> Conf:
-    """A configured module whose holds last a minute."""
+    """A configuration whose holds last a minute."""
     return score.distlock.init({"sqlalchemy.url": through, "maxtime": "1m"})
 
 

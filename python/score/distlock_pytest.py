@@ -239,8 +239,8 @@ class _Place:
             raise ValueError(
                 f"nobody holds the lock {name!r} any more"
                 if token
-                else f"nobody holds the lock {name!r}, or not in the schema of this test: modules "
-                "of the application have to be made with the fixture `distlock_url`"
+                else f"nobody holds the lock {name!r}, or not in the schema of this test: "
+                "configurations of the application have to be made with the fixture `distlock_url`"
             )
         return name, expired
 
@@ -365,7 +365,7 @@ def distlock_options(request: pytest.FixtureRequest) -> dict[str, Any]:
 def distlock(
     _distlock_place: _Place, distlock_url: str, distlock_options: dict[str, Any]
 ) -> ConfiguredDistlockModule:
-    """A configured module whose locks only this test knows."""
+    """A configuration whose locks only this test knows."""
     from score.distlock import init
 
     conf = init({"sqlalchemy.url": distlock_url, **distlock_options})

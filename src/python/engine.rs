@@ -1,4 +1,4 @@
-//! The SQLAlchemy Engine of a configured module.
+//! The SQLAlchemy Engine of a configuration.
 
 use super::finalizing::{ours, python_code};
 use crate::store::Url;

@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The locks of a configured module, and the defaults for acquiring them.
+/// The locks of a configuration, and the defaults for acquiring them.
 pub struct Shared {
     /// The core.
     pub locks: Arc<Locks>,
@@ -25,7 +25,7 @@ impl Shared {
     }
 }
 
-/// The same, as a configured module passes it to its Lock objects.
+/// The same, as a configuration passes it to its Lock objects.
 #[pyclass(name = "_Shared", module = "score.distlock", frozen)]
 pub struct Configured(Arc<Shared>);
 
@@ -35,7 +35,7 @@ impl Configured {
         Configured(shared.clone())
     }
 
-    /// The shared state of a configured module.
+    /// The shared state of a configuration.
     pub fn of(conf: &Bound<'_, PyAny>) -> PyResult<Arc<Shared>> {
         let shared = conf.getattr_opt(intern!(conf.py(), "_shared"))?;
         let shared = shared

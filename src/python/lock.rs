@@ -33,7 +33,7 @@ use std::sync::Arc;
 ///         lock.extend()
 ///         do_more_things()
 ///
-/// :param conf: the configured module.
+/// :param conf: the configuration.
 /// :param name: any :class:`str` without NUL.
 #[pyclass(module = "score.distlock", weakref, frozen)]
 pub struct Lock {
@@ -42,7 +42,7 @@ pub struct Lock {
 }
 
 impl Lock {
-    /// A new Lock object of a configured module.
+    /// A new Lock object of a configuration.
     pub fn create(conf: Py<PyAny>, shared: Arc<Shared>, name: Name) -> Lock {
         let handle = Handle::new(shared, name);
         Lock { conf, handle }
@@ -186,7 +186,7 @@ impl Lock {
         ))
     }
 
-    /// The configured module.
+    /// The configuration.
     #[getter]
     fn conf(&self, py: Python<'_>) -> Py<PyAny> {
         self.conf.clone_ref(py)

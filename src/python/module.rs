@@ -27,7 +27,7 @@ use pyo3::types::{PyDict, PyString, PyTuple};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-/// The configured module: the locks of one database.
+/// A configuration: the locks of one database.
 ///
 /// :param engine: a SQLAlchemy Engine, or the URL of a PostgreSQL database: a :class:`str`,
 ///     SQLAlchemy's ``URL`` or one of pydantic's DSN objects. The locks have connections of

@@ -1,4 +1,4 @@
-//! The live Lock objects of a configured module.
+//! The live Lock objects of a configuration.
 
 use super::lock::Lock;
 use crate::engine::Name;

@@ -1,4 +1,4 @@
-//! `init`, and opening a configured module with its table in the database.
+//! `init`, and opening a configuration with its table in the database.
 
 use super::call::call;
 use super::finalizing::ours;

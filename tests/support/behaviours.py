@@ -28,7 +28,7 @@ def raised(function, *arguments, **options):
 
 
 class Application:
-    """A configured module and the ways to create another one."""
+    """A configuration and the ways to create another one."""
 
     def __init__(self, url):
         self.url = url

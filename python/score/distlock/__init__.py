@@ -10,6 +10,7 @@ import atexit
 import sys
 
 from . import _fork, notebook
+from ._configured_later import locked
 from ._connect import connect, from_django
 from ._distlock import (
     ConfiguredDistlockModule,
@@ -28,7 +29,6 @@ from ._errors import (
     LockExpired,
 )
 from ._insight import HoldInfo
-from ._late import locked
 
 if sys.version_info < (3, 14):
     # atexit runs handlers in reverse order of registration.

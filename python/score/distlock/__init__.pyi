@@ -9,6 +9,7 @@ from typing import Any, Final, NoReturn, TypeVar, final
 from typing_extensions import Self, disjoint_base
 
 from ._all import Holds as Holds
+from ._configured_later import locked as locked
 from ._connect import connect as connect
 from ._connect import from_django as from_django
 from ._distlock import _Acquisition, _Inbox, _Levels, _Transfer
@@ -19,7 +20,6 @@ from ._errors import DistlockError as DistlockError
 from ._errors import LockExpired as LockExpired
 from ._guard import AsyncGuard, Guard
 from ._insight import HoldInfo as HoldInfo
-from ._late import locked as locked
 from .aio import AsyncLock, AsyncModule
 
 __all__ = (

@@ -249,7 +249,7 @@ def _refuse_unknown(key: object, confdict: Mapping[Any, Any]) -> None:
             return
     meant = _meant(text)
     hint = f"did you mean {meant!r}? " if meant else ""
-    refuse(f"{shown(key)} is not a key of this module: {hint}allowed are {', '.join(_KEYS)}")
+    refuse(f"{shown(key)} is not a key of score.distlock: {hint}allowed are {', '.join(_KEYS)}")
 
 
 def read(confdict: object) -> dict[str, Any]:
@@ -266,7 +266,7 @@ def read(confdict: object) -> dict[str, Any]:
     if "engine" not in found:
         # In a file such a key may have come from [DEFAULT].
         instead = [key for key in confdict if isinstance(key, str) and key.lower().endswith(_URLS)]
-        hint = f" ({shown(instead[0])} is no key of this module)" if instead else ""
+        hint = f" ({shown(instead[0])} is no key of score.distlock)" if instead else ""
         refuse(
             "sqlalchemy.url is missing (in a file: in the section [distlock]): set it to the URL "
             "of a PostgreSQL database, such as postgresql://user@host/database, or to embedded: "

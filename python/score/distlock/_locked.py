@@ -184,7 +184,7 @@ def _refuse_unfinished(function: Any, result: Any) -> None:
 
 
 def of(conf: ConfiguredDistlockModule, *options: Any) -> Callable[[Any], Any]:
-    """The decorator of a configured module."""
+    """The decorator of a configuration."""
     return locked(lambda: conf, *options)
 
 

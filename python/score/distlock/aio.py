@@ -56,7 +56,7 @@ async def _leave(exit_: _Exit, manager: object, _kind: object, raised: object, *
 
 @final
 class AsyncModule:
-    """The locks of a configured module, for coroutines."""
+    """The locks of a configuration, for coroutines."""
 
     __module__ = "score.distlock.aio"
 
@@ -66,7 +66,7 @@ class AsyncModule:
 
     @property
     def conf(self) -> ConfiguredDistlockModule:
-        """The configured module."""
+        """The configuration."""
         return self._conf
 
     async def close(self) -> None:
@@ -185,7 +185,7 @@ class AsyncLock:
 
     @property
     def conf(self) -> ConfiguredDistlockModule:
-        """The configured module."""
+        """The configuration."""
         return self._lock.conf
 
     @property

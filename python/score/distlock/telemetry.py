@@ -48,7 +48,7 @@ def instrument(
     add up. Units and names follow OpenTelemetry's semantic conventions:
     https://opentelemetry.io/docs/specs/semconv/general/metrics/
 
-    :param conf: the configured module.
+    :param conf: the configuration.
     :param tracer_provider: an ``opentelemetry.trace.TracerProvider``; the global one by default.
     :param meter_provider: an ``opentelemetry.metrics.MeterProvider``; the global one by default.
     :param name_attribute: the value of the attribute ``distlock.lock.name``. Either a template
@@ -91,7 +91,7 @@ def prometheus(
     modules add up. Names follow Prometheus' conventions, with seconds as the unit:
     https://prometheus.io/docs/practices/naming/
 
-    :param conf: the configured module.
+    :param conf: the configuration.
     :param registry: a ``prometheus_client.CollectorRegistry``; ``prometheus_client.REGISTRY``
         by default.
     :param name_attribute: the value of the label ``lock``, see :func:`instrument`. By default,
@@ -125,7 +125,7 @@ def uninstrument(conf: ConfiguredDistlockModule) -> None:
     Reports what has happened so far. Unregisters a collector if this was its last module.
     Does nothing if the module is not instrumented.
 
-    :param conf: the configured module.
+    :param conf: the configuration.
     :raises TypeError: if it is anything else.
     """
     checked(conf)

@@ -79,7 +79,7 @@ class Database:
         self.url, self._application = url, application
 
     def open(self, maxtime: float | None = None) -> ConfiguredDistlockModule:
-        """The configured module."""
+        """The configuration."""
         if maxtime == 0:
             raise click.UsageError("--maxtime: a hold of 0 s holds nothing")
         if self.url is None and self._application is not None:
@@ -92,7 +92,7 @@ class Database:
 
     @contextlib.contextmanager
     def opened(self, maxtime: float | None = None) -> Iterator[ConfiguredDistlockModule]:
-        """The configured module, for the duration of a command."""
+        """The configuration, for the duration of a command."""
         with closing(self.open(maxtime)) as conf:
             yield conf
 

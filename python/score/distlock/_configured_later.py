@@ -33,14 +33,14 @@ def locked(
 
     The other parameters are those of :meth:`ConfiguredDistlockModule.locked`.
 
-    :param conf: a function without parameters that returns the configured module. It is called
+    :param conf: a function without parameters that returns the configuration. It is called
         at each call of the decorated function.
     :raises TypeError: if `conf` is not a function; or, when the decorated function is called, if
         `conf` returns something else.
     """
     if not callable(conf):
         raise TypeError(
-            f"conf must be a function that returns the configured module, not "
+            f"conf must be a function that returns the configuration, not "
             f"{type(conf).__name__}; if there is a module already, write @conf.locked('name')"
         )
 
