@@ -201,8 +201,8 @@ def already(conf: ConfiguredDistlockModule, of: Callable[[Sink], bool], what: st
     already = dispatch is not None and any(of(sink) for sink in dispatch.sinks)
     if already:
         _logger.warning(
-            "this configuration is instrumented already, for %s; this call, including its name_attribute, "
-            "has no effect: call uninstrument() first",
+            "this configuration is instrumented already, for %s; this call, including its "
+            "name_attribute, has no effect: call uninstrument() first",
             what,
         )
     return already
