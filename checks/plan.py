@@ -141,6 +141,12 @@ TESTS = {
         "test_lost_event.py::test_a_coroutine_sleeps_until_its_lease_ends_or_something_happens",
         "test_lost_event.py::test_a_coroutine_that_holds_nothing_looks_every_second",
     ],
+    "_cancel.py": [
+        "test_cancel_on_loss.py",
+        "test_abandoned_coroutines.py::test_a_block_whose_loop_is_gone_sees_its_own_exception",
+        "test_abandoned_coroutines.py::test_a_block_whose_loop_is_gone_is_over"
+        "[cancelled_on_loss-None]",
+    ],
     "_config.py": ["test_bad_input.py", "test_configuration_errors.py"],
     "_hold.py": ["test_bad_input.py", "test_expiring.py"],
     "_measuring.py": ["test_telemetry.py"],
