@@ -33,7 +33,7 @@ class Cancelling:
 
     def is_of(self, task: asyncio.Task[Any] | None) -> bool:
         """Whether it cancels this task."""
-        return task is not None and self._task() is task
+        return self._task() is task
 
     def lost(self, lock: object) -> object:
         """Called when the hold is lost."""
