@@ -110,6 +110,35 @@ def test_a_block_whose_loop_is_gone_is_over(
     assert conf.acquire("name", timeout=30)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed")
+@pytest.mark.parametrize("option", [None, "on_lost", "on_expiring", "cancel_on_loss"])
+def test_a_block_whose_loop_was_dropped_is_over(url: str, conf: Conf, option: str | None) -> None:
+    """As above, but nobody closed the loop."""
+    brief = Conf(url, "1s", autoextend=True)
+    options: dict[str, Any] = {}
+    if option is not None:
+        options[option] = True if option == "cancel_on_loss" else lambda *_: None
+
+    async def work(inside: asyncio.Event) -> None:
+        async with brief.aio.get("name").hold(**options):
+            inside.set()
+            await asyncio.sleep(3600)
+
+    async def begin() -> None:
+        inside = asyncio.Event()
+        asyncio.ensure_future(work(inside))  # noqa: RUF006
+        await inside.wait()
+
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(lambda *_: None)
+    loop.run_until_complete(begin())
+    gone = weakref.ref(loop)
+    del loop
+    gc.collect()
+    assert gone() is None
+    assert conf.acquire("name", timeout=30)
+
+
 @pytest.mark.parametrize("lost", [False, True])
 @pytest.mark.parametrize("how", ["plain", "hold", "cancelled on loss", "several", "locked"])
 def test_a_block_whose_loop_is_gone_sees_its_own_exception(

@@ -109,6 +109,39 @@ def test_what_was_given_up_ends_though_it_comes_late(
     assert conf.acquire("name", timeout=30)
 
 
+@pytest.mark.parametrize("timeout", [0, 5, None])
+@pytest.mark.parametrize("how", ["lock", "token", "several"])
+def test_who_asks_next_waits_for_what_was_given_up(
+    through: Any, proxy: Any, how: str, timeout: float | None
+) -> None:
+    """Also a caller that does not wait, in the same task and elsewhere: the name is free."""
+    conf = through()
+    aio, name = conf.aio, f"next {how} {timeout}"
+    given_up = {
+        "lock": lambda: aio.get(name).acquire(timeout=timeout),
+        "token": lambda: aio.acquire(name, timeout=timeout),
+        "several": lambda: aio.acquire_all([name], timeout=timeout),
+    }[how]
+
+    async def main() -> None:
+        await aio.release(name, await aio.acquire(name))
+        proxy.freeze_answers()
+        first = asyncio.ensure_future(given_up())
+        await asyncio.to_thread(proxy.frozen.wait)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        second = asyncio.ensure_future(aio.try_acquiring(name))
+        elsewhere = Background(conf.try_acquiring, name)
+        await asyncio.wait([second], timeout=0.3)  # a refusal would come at once
+        proxy.thaw()
+        tokens = [await second, await asyncio.to_thread(elsewhere.result)]
+        [token] = [token for token in tokens if token is not None]
+        await aio.release(name, token)
+
+    asyncio.run(main())
+
+
 def test_an_extension_whose_answer_comes_late_takes_nothing_back(
     through: Any, proxy: Any, own_url: str
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -71,6 +73,78 @@ def test_an_outage_is_logged(proxy: Proxy, database: str, caplog: pytest.LogCapt
                 conf.acquire("name")
         until(lambda: told(caplog, proxy, database))
     assert len(told(caplog, proxy, database)) == 1
+
+
+IN_A_THREAD = """
+import logging, sys, threading, score.distlock
+seen = threading.Event()
+class Handler(logging.Handler):
+    def emit(self, record):
+        if sys.argv[3] in record.getMessage():
+            seen.set()
+logging.getLogger('score.distlock').addHandler(Handler())
+conf = score.distlock.connect(sys.argv[1], maxtime='1m', pool_timeout='300ms')
+def outage():
+    try:
+        with conf.get('name'):
+            print('inside', flush=True); sys.stdin.readline()
+            conf.acquire('other')
+    except score.distlock.DistlockError:
+        pass
+def revoked():
+    try:
+        with conf.get('name'):
+            conf.revoke('name')
+    except score.distlock.LockExpired:
+        pass
+def waits():
+    print('inside', flush=True)
+    conf.acquire('taken', timeout=None)
+async def in_a_loop():
+    await conf.aio.acquire('taken', timeout=None)
+def coroutine():
+    import asyncio
+    print('inside', flush=True)
+    asyncio.run(in_a_loop())
+if sys.argv[2] in ('waits', 'coroutine'):
+    conf.acquire('taken')
+threading.Thread(target=globals()[sys.argv[2]], daemon=True).start()
+# As in an accept loop, this thread calls nothing of the library.
+print('told' if seen.wait(30) else 'not told', flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "text"),
+    [
+        ("outage", "cannot be reached"),
+        ("revoked", "is lost: released"),
+        ("waits", "cannot be reached"),
+        ("coroutine", "cannot be reached"),
+    ],
+)
+def test_what_happens_on_other_threads_is_logged_at_once(
+    proxy: Proxy, database: str, what: str, text: str
+) -> None:
+    """Though the main thread does not call the library, and no hold is extended."""
+    url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}"
+    program = subprocess.Popen(
+        [sys.executable, "-c", IN_A_THREAD, url, what, text],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdin is not None
+    assert program.stdout is not None
+    if what != "revoked":
+        assert program.stdout.readline() == "inside\n"
+        proxy.refuse(True)
+        proxy.cut_all()
+        program.stdin.write("\n")
+        program.stdin.flush()
+    assert program.stdout.readline() == "told\n"
+    proxy.refuse(False)
+    program.communicate()
 
 
 def told(caplog: pytest.LogCaptureFixture, proxy: Proxy, database: str) -> list[str]:

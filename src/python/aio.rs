@@ -121,6 +121,7 @@ impl Inbox {
         expected: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let _running = python_code(py);
+        events::attend_news(py)?;
         self.fetch(py)?;
         let first = || self.opened().front().map(|mail| mail.clone_ref(py));
         while let Some(mail) = first() {

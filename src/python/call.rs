@@ -44,11 +44,14 @@ fn run<T: Send>(
         // The method itself is not general enough about its lifetime.
         #[allow(clippy::redundant_closure_for_method_calls)]
         let check = || {
-            if undisturbed {
+            if undisturbed && !events::has_news() {
                 return Ok(());
             }
             let process = std::process::id();
-            let checked = Python::attach(|py| py.check_signals());
+            let checked = Python::attach(|py| {
+                py.check_signals()?;
+                events::attend_news(py)
+            });
             forked.fetch_or(std::process::id() != process, Relaxed);
             checked.map_err(|error| {
                 *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);

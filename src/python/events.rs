@@ -73,6 +73,9 @@ struct Events {
 /// that is too high; its first look into its own queue corrects it.
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
+/// A log record that an operator should see was queued while no thread delivered events.
+static NEWS: AtomicBool = AtomicBool::new(false);
+
 static EVENTS: LazyLock<ProcessLocal<Events>> = LazyLock::new(ProcessLocal::default);
 
 impl Events {
@@ -84,12 +87,19 @@ impl Events {
     }
 
     fn put(&self, event: Event) {
+        let news = matches!(
+            event,
+            Event::Log(Level::Error | Level::Warn | Level::Info, _)
+        );
         let mut queue = self.queue();
         if queue.len() < Events::MOST || !matches!(event, Event::Log(..)) {
             queue.push_back(event);
             WAITING.store(queue.len(), SeqCst);
         }
         drop(queue);
+        if news && !self.attended.load(SeqCst) {
+            NEWS.store(true, SeqCst);
+        }
         self.arrived.notify_one();
     }
 
@@ -159,6 +169,26 @@ pub fn attend(py: Python<'_>) -> PyResult<()> {
     started.map(drop)
 }
 
+/// Starts that thread if there is something to tell that the main thread may not deliver soon: it
+/// is waiting, or does something else.
+///
+/// An error is one that ends the call, such as Ctrl-C. If the thread cannot be started, the main
+/// thread delivers later.
+pub fn attend_news(py: Python<'_>) -> PyResult<()> {
+    if !NEWS.load(SeqCst) || !NEWS.swap(false, SeqCst) || WAITING.load(SeqCst) == 0 {
+        return Ok(());
+    }
+    attend(py).or_else(|error| {
+        let ends_the_call = !error.is_instance_of::<PyException>(py);
+        if ends_the_call { Err(error) } else { Ok(()) }
+    })
+}
+
+/// Whether [`attend_news`] has something to do.
+pub fn has_news() -> bool {
+    NEWS.load(SeqCst)
+}
+
 /// A function of `_events.py` and its arguments.
 type Parts = (&'static str, Py<PyAny>, Py<PyAny>);
 
@@ -188,15 +218,19 @@ fn deliver(py: Python<'_>, event: Event) -> PyResult<()> {
     ours(py, "_events", function, (first, second)).map(drop)
 }
 
-/// Delivers queued events on the main thread. Swallows a handler's errors, but propagates
+/// Delivers queued events on the main thread; elsewhere starts the thread that does, if a record is
+/// urgent. Swallows a handler's errors, but propagates
 /// interrupts such as Ctrl-C to the caller.
 ///
 /// Leaves losses to their own thread, except during finalization (`lost`): an interrupt could come
 /// before that thread has started.
 pub fn deliver_all(py: Python<'_>, lost: bool) -> PyResult<()> {
     let waiting = WAITING.load(SeqCst);
-    if waiting == 0 || !is_main_thread() {
+    if waiting == 0 {
         return Ok(());
+    }
+    if !is_main_thread() {
+        return attend_news(py);
     }
     let events = EVENTS.get();
     // No more than were queued: a handler may use locks itself.

@@ -239,7 +239,9 @@ class AsyncLock:
 
     def _in_loop(self, callback: Callable[..., object]) -> Callable[..., None]:
         """Wraps a callback so that it runs in the coroutine's event loop."""
-        loop = asyncio.get_running_loop()
+        # The core keeps the callback for as long as the block is open. A loop that is dropped must go
+        # away nevertheless, for that is what ends its blocks.
+        loop = weakref.ref(asyncio.get_running_loop())
 
         def call(*arguments: Any) -> None:
             result = callback(*arguments)
@@ -250,8 +252,10 @@ class AsyncLock:
                 task.add_done_callback(_callbacks.discard)
 
         def schedule(*arguments: Any) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(call, *arguments)
+            running = loop()
+            if running is not None:
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    running.call_soon_threadsafe(call, *arguments)
 
         return schedule
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 impl Acquisition {
-    /// How often a caller that does not wait asks again because an attempt of this process has
+    /// How often a caller that does not wait asks, because an attempt of this process has
     /// ended since: then it may not have been another process that kept it out.
     const TRIES: usize = 5;
 
@@ -29,18 +29,18 @@ impl Acquisition {
         }
         let mut settlements = self.locks.settlements(budget);
         if progress.waiter.is_none() && self.wait.over() {
-            if self.locks.waiters().come_first(&self.name) {
-                return Err(self.refused(progress, budget));
-            }
-            let mut granted = self.ask(progress, budget)?;
             for _ in 0..Acquisition::TRIES {
-                if granted.is_some() || !self.settle(&mut settlements, budget)? {
+                if !self.locks.waiters().come_first(&self.name) {
+                    if let Some(grant) = self.ask(progress, budget)? {
+                        return Ok(self.granted(progress, grant));
+                    }
+                }
+                // A waiter that was given up counts until its statement has an answer.
+                if !self.settle(&mut settlements, budget)? {
                     break;
                 }
-                granted = self.ask(progress, budget)?;
             }
-            let grant = granted.ok_or_else(|| self.refused(progress, budget))?;
-            return Ok(self.granted(progress, grant));
+            return Err(self.refused(progress, budget));
         }
         let waiters = self.locks.waiters();
         let join = || waiters.join(&self.name, self.wakeup.clone());
