@@ -239,8 +239,8 @@ class AsyncLock:
 
     def _in_loop(self, callback: Callable[..., object]) -> Callable[..., None]:
         """Wraps a callback so that it runs in the coroutine's event loop."""
-        # The core keeps the callback for as long as the block is open. A loop that is dropped must go
-        # away nevertheless, for that is what ends its blocks.
+        # The core keeps the callback for as long as the block is open. A loop that is dropped must
+        # go away nevertheless, for that is what ends its blocks.
         loop = weakref.ref(asyncio.get_running_loop())
 
         def call(*arguments: Any) -> None:
