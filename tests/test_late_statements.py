@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psycopg
@@ -117,16 +117,16 @@ def test_who_asks_next_waits_for_what_was_given_up(
     """Also a caller that does not wait, in the same task and elsewhere: the name is free."""
     conf = through()
     aio, name = conf.aio, f"next {how} {timeout}"
-    given_up = {
+    ways: dict[str, Callable[[], Any]] = {
         "lock": lambda: aio.get(name).acquire(timeout=timeout),
         "token": lambda: aio.acquire(name, timeout=timeout),
         "several": lambda: aio.acquire_all([name], timeout=timeout),
-    }[how]
+    }
 
     async def main() -> None:
         await aio.release(name, await aio.acquire(name))
         proxy.freeze_answers()
-        first = asyncio.ensure_future(given_up())
+        first = asyncio.ensure_future(ways[how]())
         await asyncio.to_thread(proxy.frozen.wait)
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
