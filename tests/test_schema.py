@@ -243,16 +243,19 @@ def test_a_refused_attempt_writes_nothing(conf: Any, url: str, db: Db) -> None:
     other = score.distlock.Lock(conf, "held")
     assert other.try_acquiring() is None  # connects, prepares
     state = """
-        SELECT pg_snapshot_xmax(pg_current_snapshot())::text,
+        SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint,
                (SELECT last_value FROM _score_distlock_id_seq),
                (SELECT last_value FROM _score_distlock_fence_seq),
                (SELECT (xmin, xmax, ctid)::text FROM _score_distlock)
     """
-    before = db.execute(state).fetchone()
+    [(id_before, *before)] = db.execute(state)
     for _ in range(100):
         assert other.try_acquiring() is None
-    # No transaction id was assigned; without one nothing can be written.
-    assert db.execute(state).fetchone() == before
+    [(id_after, *after)] = db.execute(state)
+    assert after == before
+    # Without a transaction id nothing can be written. The attempts did not draw one each; the
+    # server itself, such as autovacuum, may have drawn a few.
+    assert id_after - id_before < 100
 
 
 def test_one_acquisition_draws_one_number(conf: Any, db: Db) -> None:
