@@ -19,6 +19,8 @@ from psycopg import sql
 import score.distlock
 
 from .support.guardian import Guardian
+from .support.line import patiently
+from .support.proxy import Proxy
 from .support.server import PASSWORD, Server
 
 if TYPE_CHECKING:
@@ -99,6 +101,44 @@ def server_url(server: Server) -> Iterator[str]:
     """The same, but always on the tests' own server."""
     with fresh_database(server.url()) as url:
         yield url
+
+
+@pytest.fixture
+def database(server_url: str) -> str:
+    """The name of a fresh, empty database on the tests' own server."""
+    return server_url.partition("?")[0].rpartition("/")[2]
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    """What stands between that server and its clients, and can be cut."""
+    with contextlib.closing(Proxy(f"{server.folder}/.s.PGSQL.{server.port}")) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def own_url(server: Server) -> Iterator[str]:
+    """A database on the server behind the proxy."""
+    with psycopg.connect(server.url(), autocommit=True) as admin:
+        admin.execute("CREATE DATABASE lost_answers")
+    yield server.url("lost_answers")
+    with psycopg.connect(server.url(), autocommit=True) as admin:
+        admin.execute("DROP DATABASE lost_answers WITH (FORCE)")
+
+
+@pytest.fixture
+def through(proxy: Proxy, own_url: str) -> Callable[..., score.distlock.ConfiguredDistlockModule]:
+    """Creates configurations that go through the proxy."""
+    score.distlock.init({"sqlalchemy.url": own_url})
+
+    def configure(
+        pool_timeout: str = "20s", options: str = ""
+    ) -> score.distlock.ConfiguredDistlockModule:
+        url = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers{options}"
+        confdict = {"sqlalchemy.url": url, "sqlalchemy.pool_timeout": pool_timeout}
+        return patiently(lambda: score.distlock.init(confdict))
+
+    return configure
 
 
 @pytest.fixture

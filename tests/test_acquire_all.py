@@ -24,9 +24,6 @@ from score.distlock import CouldNotAcquireLock, LockExpired, _all, _async_all
 
 from .support.line import Background, wait_until_waiting, waiting
 from .support.proxy import Proxy
-from .test_lost_answers import own_url, proxy, through
-
-__all__ = ("own_url", "proxy", "through")
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]

@@ -23,9 +23,6 @@ from score.distlock import CouldNotAcquireLock, DatabaseUnavailable, LockExpired
 from .support.line import outlive, renewed, threads, until, waiting
 from .support.proxy import Proxy
 from .support.server import Server
-from .test_lost_answers import own_url, proxy, through
-
-__all__ = ("own_url", "proxy", "through")
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]

@@ -16,9 +16,6 @@ from score.distlock import LockExpired
 from .conftest import python
 from .support.line import outlive, renewed, until
 from .support.proxy import Proxy
-from .test_lost_answers import own_url, proxy, through
-
-__all__ = ("own_url", "proxy", "through")
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]

@@ -19,7 +19,6 @@ import score.distlock
 from score.distlock.cli import _run
 
 from .support.proxy import Proxy
-from .support.server import Server
 
 Db = psycopg.Connection[Any]
 Conf = score.distlock.ConfiguredDistlockModule
@@ -361,12 +360,6 @@ def test_who_is_revoked_ends_with_all_it_has_started(
     assert (status, complained.count("\n")) == (76, 1), complained
     assert "is lost" in complained
     assert not exists(grandchild)
-
-
-@pytest.fixture
-def proxy(server: Server) -> Iterator[Proxy]:
-    with contextlib.closing(Proxy(f"{server.folder}/.s.PGSQL.{server.port}")) as proxy:
-        yield proxy
 
 
 @pytest.fixture

@@ -16,9 +16,6 @@ import score.distlock
 from .conftest import fresh_database, with_options
 from .support.line import TASKS, Background, until, wait_until_waiting
 from .support.proxy import Proxy
-from .test_lost_answers import own_url, proxy, through
-
-__all__ = ("own_url", "proxy", "through")
 
 Db = psycopg.Connection[Any]
 Conf = score.distlock.ConfiguredDistlockModule

@@ -19,9 +19,8 @@ from score.distlock import LockExpired, _events
 from .support.line import renewed
 from .support.proxy import Proxy
 from .test_aio import run
-from .test_lost_answers import own_url, proxy, through
 
-__all__ = ("own_url", "proxy", "run", "through")
+__all__ = ("run",)
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]

@@ -22,10 +22,9 @@ from score.distlock import HoldInfo, LockExpired
 
 from .conftest import python, run
 from .support.line import until, wait_until_waiting
-from .test_lost_answers import own_url, proxy, through
 from .test_neighbours import of_role, roles
 
-__all__ = ("own_url", "proxy", "roles", "through")
+__all__ = ("roles",)
 
 Db = psycopg.Connection[Any]
 Conf = score.distlock.ConfiguredDistlockModule

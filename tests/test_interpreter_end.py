@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
+import termios
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -11,7 +14,8 @@ import pytest
 
 import score.distlock
 
-from .support.line import tickets
+from .support.line import tickets, until
+from .support.proxy import Proxy
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]
@@ -154,3 +158,51 @@ def test_the_end_waits_a_second_for_python_code_beneath_rust(
     program = [sys.executable, "-c", BENEATH, url, process]
     ended = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
     assert (ended.stdout, ended.returncode) == ("True\n", 0), ended.stderr
+
+
+AFTER_THE_INTERPRETER = """
+import ctypes, sys, threading, score.distlock
+conf = score.distlock.connect(sys.argv[1], maxtime='1m', pool_timeout='1m')
+conf.acquire('name')
+libc = ctypes.CDLL(None)
+for _ in range(2):  # exit() calls them after the interpreter's end
+    libc.__cxa_atexit(ctypes.cast(libc.getchar, ctypes.c_void_p), None, None)
+print('ready', flush=True)
+input()
+threading.Thread(target=conf.acquire, args=('other',), daemon=True).start()
+"""
+
+
+def test_a_call_may_still_run_after_the_interpreter(
+    proxy: Proxy, database: str, tmp_path: Path
+) -> None:
+    """In a daemon thread, in the last moments of the process."""
+    url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}"
+    errors = tmp_path / "errors"
+    program = subprocess.Popen(
+        [sys.executable, "-u", "-c", AFTER_THE_INTERPRETER, url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors.open("w"),
+    )
+    assert program.stdin is not None
+    assert program.stdout is not None
+    assert program.stdout.readline() == b"ready\n"
+    proxy.refuse(True)
+    proxy.cut_all()
+    program.stdin.write(b"\n")
+    program.stdin.flush()
+    until(lambda: unread(program.stdin) == 0)  # by input()
+    program.stdin.write(b"\n")
+    program.stdin.flush()
+    until(lambda: unread(program.stdin) == 0)  # by the first exit handler
+    before = proxy.connects
+    # It checks for signals between these.
+    until(lambda: proxy.connects - before > 2 or "panicked" in errors.read_text())
+    program.communicate(timeout=60)
+    assert (program.returncode, "panicked" in errors.read_text()) == (0, False), errors.read_text()
+
+
+def unread(pipe: Any) -> int:
+    """How many bytes nobody has read yet."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)

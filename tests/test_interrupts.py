@@ -17,9 +17,8 @@ import score.distlock
 from .support.proxy import Proxy
 from .support.server import Server
 from .test_broken_connections import black_hole
-from .test_lost_answers import own_url, proxy
 
-__all__ = ("black_hole", "own_url", "proxy")
+__all__ = ("black_hole",)
 
 Conf = score.distlock.ConfiguredDistlockModule
 

@@ -17,9 +17,6 @@ import score.distlock
 from score.distlock import LockExpired
 
 from .support.line import Background, outlive, until
-from .test_lost_answers import own_url, proxy, through
-
-__all__ = ("own_url", "proxy", "through")
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]

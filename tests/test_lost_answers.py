@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -13,9 +13,8 @@ import pytest
 import score.distlock
 from score.distlock import DatabaseError, DatabaseUnavailable, LockExpired
 
-from .support.line import Background, patiently, wait_until_waiting, waiting
+from .support.line import Background, wait_until_waiting, waiting
 from .support.proxy import How, Proxy, Side
-from .support.server import Server
 
 Db = psycopg.Connection[Any]
 Conf = score.distlock.ConfiguredDistlockModule
@@ -24,36 +23,6 @@ Lock = score.distlock.Lock
 MESSAGES: list[tuple[Side, How]] = [
     (side, how) for side in ("request", "answer") for how in ("before", "half", "after")
 ]
-
-
-@pytest.fixture
-def proxy(server: Server) -> Iterator[Proxy]:
-    proxy = Proxy(f"{server.folder}/.s.PGSQL.{server.port}")
-    yield proxy
-    proxy.close()
-
-
-@pytest.fixture(scope="module")
-def own_url(server: Server) -> Iterator[str]:
-    """A database on the server behind the proxy."""
-    with psycopg.connect(server.url(), autocommit=True) as admin:
-        admin.execute("CREATE DATABASE lost_answers")
-    yield server.url("lost_answers")
-    with psycopg.connect(server.url(), autocommit=True) as admin:
-        admin.execute("DROP DATABASE lost_answers WITH (FORCE)")
-
-
-@pytest.fixture
-def through(proxy: Proxy, own_url: str) -> Callable[..., Conf]:
-    """Creates configurations that go through the proxy."""
-    score.distlock.init({"sqlalchemy.url": own_url})
-
-    def configure(pool_timeout: str = "20s", options: str = "") -> Conf:
-        url = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers{options}"
-        confdict = {"sqlalchemy.url": url, "sqlalchemy.pool_timeout": pool_timeout}
-        return patiently(lambda: score.distlock.init(confdict))
-
-    return configure
 
 
 def warm_up(conf: Conf) -> None:

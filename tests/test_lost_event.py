@@ -23,9 +23,8 @@ from .conftest import python
 from .support.line import Background, outlive
 from .support.proxy import Proxy
 from .test_aio import run
-from .test_lost_answers import own_url, proxy, through
 
-__all__ = ("own_url", "proxy", "run", "through")
+__all__ = ("run",)
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]

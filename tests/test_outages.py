@@ -7,7 +7,7 @@ import logging
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -21,18 +21,6 @@ from .support.proxy import Proxy
 from .support.server import Server
 
 Conf = score.distlock.ConfiguredDistlockModule
-
-
-@pytest.fixture
-def proxy(server: Server) -> Iterator[Proxy]:
-    proxy = Proxy(f"{server.folder}/.s.PGSQL.{server.port}")
-    yield proxy
-    proxy.close()
-
-
-@pytest.fixture
-def database(server_url: str) -> str:
-    return server_url.partition("?")[0].rpartition("/")[2]
 
 
 def through(proxy: Proxy, database: str, **options: Any) -> Conf:

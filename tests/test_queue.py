@@ -22,10 +22,9 @@ from score.distlock import CouldNotAcquireLock, DatabaseUnavailable
 from .conftest import SUPPORT
 from .support.line import Background, until, wait_until_waiting
 from .support.proxy import Proxy
-from .test_lost_answers import own_url, proxy, through
 from .test_waiting import SOON, conf, other
 
-__all__ = ("conf", "other", "own_url", "proxy", "through")
+__all__ = ("conf", "other")
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]

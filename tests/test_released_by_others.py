@@ -15,9 +15,6 @@ from score.distlock import DatabaseUnavailable, LockExpired
 
 from .support.line import patiently, until
 from .support.proxy import Proxy
-from .test_lost_answers import own_url, proxy, through
-
-__all__ = ("own_url", "proxy", "through")
 
 Conf = score.distlock.ConfiguredDistlockModule
 Lock = score.distlock.Lock

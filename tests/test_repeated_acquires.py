@@ -16,9 +16,6 @@ import score.distlock
 from .support.line import until
 from .support.server import Server
 from .test_late_statements import standing_still
-from .test_lost_answers import own_url, proxy, through
-
-__all__ = ("own_url", "proxy", "through")
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]

@@ -15,9 +15,6 @@ import pytest
 import score.distlock
 
 from .support.proxy import Proxy
-from .test_lost_answers import own_url, proxy
-
-__all__ = ("own_url", "proxy")
 
 Conf = score.distlock.ConfiguredDistlockModule
 

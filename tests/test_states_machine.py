@@ -37,9 +37,6 @@ import score.distlock
 from score.distlock import CouldNotAcquireLock, DatabaseUnavailable, LockExpired
 
 from .support.proxy import Proxy
-from .test_lost_answers import own_url, proxy
-
-__all__ = ("own_url", "proxy")
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]

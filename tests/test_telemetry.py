@@ -34,9 +34,6 @@ from score.distlock import (
 from .conftest import PROJECT, python
 from .support.line import outlive, until, wait_until_waiting
 from .support.proxy import Proxy
-from .test_lost_answers import own_url, proxy, through
-
-__all__ = ("own_url", "proxy", "through")
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]

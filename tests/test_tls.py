@@ -173,11 +173,6 @@ def by_us(host: str, server: TlsServer, database: str, options: dict[str, str]) 
     return "TLS" if server.encrypted[-1] else "plain"
 
 
-@pytest.fixture
-def database(server_url: str) -> str:
-    return server_url.partition("?")[0].rpartition("/")[2]
-
-
 @pytest.fixture(autouse=True)
 def home(certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
     """A home without the certificates of the user who runs the tests."""

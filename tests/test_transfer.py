@@ -18,9 +18,6 @@ from score.distlock import LockExpired
 
 from .support.line import Background, until
 from .support.proxy import Proxy
-from .test_lost_answers import own_url, proxy, through
-
-__all__ = ("own_url", "proxy", "through")
 
 Conf = score.distlock.ConfiguredDistlockModule
 

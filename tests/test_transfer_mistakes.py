@@ -16,10 +16,7 @@ from score.distlock import DatabaseError, LockExpired
 from .conftest import fresh_database
 from .support.line import until
 from .support.proxy import Proxy
-from .test_lost_answers import own_url, proxy, through
 from .test_transfer import has_token
-
-__all__ = ("own_url", "proxy", "through")
 
 Conf = score.distlock.ConfiguredDistlockModule
 Lock = score.distlock.Lock

@@ -17,12 +17,9 @@ from score.distlock import DatabaseUnavailable, LockExpired
 from .support.line import Background, until
 from .support.proxy import Proxy
 from .support.server import PASSWORD, Server
-from .test_lost_answers import own_url, proxy, through
 from .test_telemetry import Seen
 from .test_transfer import has_token
 from .test_transfer_mistakes import given_up, is_free
-
-__all__ = ("own_url", "proxy", "through")
 
 Conf = score.distlock.ConfiguredDistlockModule
 

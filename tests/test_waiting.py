@@ -27,10 +27,9 @@ from .support.line import TASKS, Background, stand_still, threads, wait_until_wa
 from .support.pooler import Bouncer
 from .support.proxy import Proxy
 from .support.server import Server
-from .test_lost_answers import own_url, proxy
 from .test_pooler import bouncer, mode
 
-__all__ = ("bouncer", "mode", "own_url", "proxy")
+__all__ = ("bouncer", "mode")
 
 Conf = score.distlock.ConfiguredDistlockModule
 Db = psycopg.Connection[Any]

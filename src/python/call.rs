@@ -48,10 +48,12 @@ fn run<T: Send>(
                 return Ok(());
             }
             let process = std::process::id();
-            let checked = Python::attach(|py| {
+            let checked = Python::try_attach(|py| {
                 py.check_signals()?;
                 events::attend_news(py)
             });
+            // Without an interpreter the process is about to exit.
+            let checked = checked.unwrap_or(Ok(()));
             forked.fetch_or(std::process::id() != process, Relaxed);
             checked.map_err(|error| {
                 *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);

@@ -4,7 +4,7 @@
 //! and a destructor may run while an exception is in flight. A Python thread takes the events from
 //! here, see `_events.py`; so does each call when it returns.
 
-use super::finalizing::ours;
+use super::finalizing::{ours, python_code};
 use super::owner::is_main_thread;
 use crate::engine::Entered;
 use crate::process::ProcessLocal;
@@ -13,6 +13,7 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
+use pyo3::types::PyTuple;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -157,31 +158,43 @@ pub fn install() {
     }
 }
 
-/// Starts the thread that delivers the events, once per process.
+/// Starts the thread that delivers the events, unless it runs.
 pub fn attend(py: Python<'_>) -> PyResult<()> {
-    if EVENTS.get().attended.swap(true, SeqCst) {
-        return Ok(());
+    start(py)?
+}
+
+/// As [`attend`]. The outer error comes from a signal handler that ran meanwhile, the inner one says
+/// that no thread can be started: `start_new_thread` is not Python code, so no handler runs in it.
+///
+/// The thread itself says that it runs (`_claim_events`): an interrupted caller does not know.
+fn start(py: Python<'_>) -> PyResult<PyResult<()>> {
+    if EVENTS.get().attended.load(SeqCst) {
+        return Ok(Ok(()));
     }
-    let started = ours(py, "_events", "start", ());
-    if started.is_err() {
-        EVENTS.get().attended.store(false, SeqCst);
-    }
-    started.map(drop)
+    let (start_new_thread, work): (Bound<'_, PyAny>, Bound<'_, PyAny>) =
+        ours(py, "_events", "thread", ())?.extract()?;
+    let _running = python_code(py);
+    Ok(start_new_thread.call1((work, PyTuple::empty(py))).map(drop))
+}
+
+/// Makes the calling thread the one that delivers the events; `False` if there is one.
+#[pyfunction]
+pub fn _claim_events() -> bool {
+    !EVENTS.get().attended.swap(true, SeqCst)
 }
 
 /// Starts that thread if there is something to tell that the main thread may not deliver soon: it
 /// is waiting, or does something else.
 ///
-/// An error is one that ends the call, such as Ctrl-C. If the thread cannot be started, the main
-/// thread delivers later.
+/// An error is one of a signal handler. If the thread cannot be started, the main thread delivers
+/// later.
 pub fn attend_news(py: Python<'_>) -> PyResult<()> {
     if !NEWS.load(SeqCst) || !NEWS.swap(false, SeqCst) || WAITING.load(SeqCst) == 0 {
         return Ok(());
     }
-    attend(py).or_else(|error| {
-        let ends_the_call = !error.is_instance_of::<PyException>(py);
-        if ends_the_call { Err(error) } else { Ok(()) }
-    })
+    start(py)
+        .map(drop)
+        .inspect_err(|_| NEWS.store(true, SeqCst))
 }
 
 /// Whether [`attend_news`] has something to do.
@@ -219,8 +232,8 @@ fn deliver(py: Python<'_>, event: Event) -> PyResult<()> {
 }
 
 /// Delivers queued events on the main thread; elsewhere starts the thread that does, if a record is
-/// urgent. Swallows a handler's errors, but propagates
-/// interrupts such as Ctrl-C to the caller.
+/// urgent. Swallows a log handler's errors, as `logging` does, but propagates interrupts such as
+/// Ctrl-C to the caller.
 ///
 /// Leaves losses to their own thread, except during finalization (`lost`): an interrupt could come
 /// before that thread has started.

@@ -66,7 +66,7 @@ mod _distlock {
     #[pymodule_export]
     use super::ending::Exit;
     #[pymodule_export]
-    use super::events::{_deliver_all, _next_event};
+    use super::events::{_claim_events, _deliver_all, _next_event};
     #[pymodule_export]
     use super::exit::{AsyncExit, Leaving, Opened};
     #[pymodule_export]

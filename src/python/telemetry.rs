@@ -69,7 +69,7 @@ struct Callback(Arc<Py<PyAny>>);
 impl Observer for Callback {
     fn attempt(&self) -> Report {
         let callback = self.0.clone();
-        let context = Python::attach(|py| {
+        let context = Python::try_attach(|py| {
             if let Err(error) = events::attend(py) {
                 log::debug!("nobody takes what is measured until somebody asks: {error}");
             }
@@ -78,6 +78,7 @@ impl Observer for Callback {
                 .and_then(|module| module.call_method0(pyo3::intern!(py, "copy_context")));
             context.map(Bound::unbind).ok()
         });
+        let context = context.flatten();
         Box::new(move |name, event| put(callback, context, name, event))
     }
 

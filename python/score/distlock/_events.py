@@ -6,6 +6,7 @@ from a queue, for as long as the process lives.
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import contextlib
 import logging
@@ -15,7 +16,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ._distlock import _deliver_all, _next_event, _next_seen
+from ._distlock import _claim_events, _deliver_all, _next_event, _next_seen
 
 _logger = logging.getLogger("score.distlock")
 
@@ -25,12 +26,26 @@ def log(level: int, message: str) -> None:
     _logger.log(level, "%s", message)
 
 
+def _is_patched() -> bool:
+    """Whether threads are gevent's greenlets of a thread, which may wait outside Python."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is not None and monkey.is_module_patched("threading")
+
+
+def _start_new_thread() -> Callable[..., object]:
+    """``_thread.start_new_thread``, even under gevent."""
+    if _is_patched():
+        original: Callable[..., object] = sys.modules["gevent.monkey"].get_original(
+            "_thread", "start_new_thread"
+        )
+        return original
+    return _thread.start_new_thread
+
+
 def _start(name: str, work: Callable[..., object], *arguments: Any) -> None:
     """Starts a real daemon thread, even under gevent."""
-    monkey = sys.modules.get("gevent.monkey")
-    if monkey is not None and monkey.is_module_patched("threading"):
-        # gevent's threads are greenlets of this thread, which waits outside Python.
-        monkey.get_original("_thread", "start_new_thread")(work, arguments)
+    if _is_patched():
+        _start_new_thread()(work, arguments)
     else:
         threading.Thread(target=work, args=arguments, name=name, daemon=True).start()
 
@@ -69,25 +84,39 @@ def tell_seen() -> None:
                 context.run(callback, *arguments)
 
 
+def _safely(complaint: str, work: Callable[..., object], *arguments: Any) -> None:
+    """Logs what ``work`` raises; reports what the log's handlers raise as any thread's error."""
+    try:
+        try:
+            work(*arguments)
+        except Exception:
+            _logger.exception(complaint)
+    except BaseException:  # such as pytest.fail in a handler
+        with contextlib.suppress(BaseException):
+            threading.excepthook(
+                threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()])
+            )
+
+
 def _attend() -> None:
+    if not _claim_events():
+        return
+    if not _is_patched():
+        threading.current_thread().name = "distlock-events"
     while True:
         event = _next_event()
-        try:
-            tell_seen()
-        except Exception:
-            _logger.exception("what was measured could not be told")
-        if event is None:
-            continue
-        function, *arguments = event
-        try:
-            _functions[function](*arguments)
-        except Exception:
-            _logger.exception("an event could not be delivered")
+        _safely("what was measured could not be told", tell_seen)
+        if event is not None:
+            function, *arguments = event
+            _safely("an event could not be delivered", _functions[function], *arguments)
 
 
-def start() -> None:
-    """Starts the thread. A forked child starts its own when it needs one."""
-    _start("distlock-events", _attend)
+def thread() -> tuple[Callable[..., object], Callable[[], None]]:
+    """What starts the thread that delivers the events, and what it runs.
+
+    ``threading.Thread.start`` waits until the thread runs, and a signal handler may raise there.
+    """
+    return _start_new_thread(), _attend
 
 
 atexit.register(_deliver_all)
