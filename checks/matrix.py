@@ -20,7 +20,7 @@ from tests.support.server import EMBEDDED  # noqa: E402
 PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 SERVERS = ["15", "16", "17", "18"]
 CORE = "acquire_all aio autoextend clock drop_in durability errors fence guard locked owners"
-CORE += " reentrancy schema small_ones taken_again transfer waiting"
+CORE += " events_thread interpreter_end reentrancy schema small_ones taken_again transfer waiting"
 
 
 def says(program: str | Path, *arguments: str) -> str:
