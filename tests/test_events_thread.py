@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
+import threading
+from typing import Any
 
 import pytest
+
+from score.distlock import LockExpired
 
 from .support.proxy import Proxy
 
@@ -96,3 +101,23 @@ def test_a_signal_handler_may_raise_while_the_thread_starts(
     assert program.stdout.readline() == "interrupted\n"
     proxy.refuse(False)
     assert program.communicate("\n", timeout=100)[0] == "distlock-events\n"
+
+
+@pytest.mark.parametrize("event", ["on_lost", "on_expiring"])
+def test_a_callback_is_called_though_no_thread_can_be_started(conf: Any, event: str) -> None:
+    with conf.get("name").hold(on_lost=print):
+        pass  # starts the thread of events
+    told = threading.Event()
+    options: dict[str, Any] = {event: lambda *_: told.set()}
+    if event == "on_expiring":
+        options |= {"maxtime": 20, "warn_before": 19.9}
+    with contextlib.suppress(LockExpired), conf.get("name").hold(**options):
+        usual = threading.stack_size(1 << 47)  # more than there is
+        try:
+            with pytest.raises(RuntimeError):
+                threading.Thread(target=print).start()
+            if event == "on_lost":
+                conf.revoke("name")
+            told.wait()
+        finally:
+            threading.stack_size(usual)

@@ -50,16 +50,23 @@ def _start(name: str, work: Callable[..., object], *arguments: Any) -> None:
         threading.Thread(target=work, args=arguments, name=name, daemon=True).start()
 
 
+def _call(name: str, callback: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+    """Calls back in a thread of its own, where it may take its time."""
+    try:
+        _start(name, callback, *arguments)
+    except RuntimeError:  # there are too many threads, or the interpreter is ending
+        if threading.current_thread() is not threading.main_thread():
+            callback(*arguments)
+
+
 def lost(callback: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-    """Calls ``on_lost(lock)`` in a thread of its own."""
-    with contextlib.suppress(RuntimeError):  # the interpreter is ending
-        _start("distlock-on-lost", callback, *arguments)
+    """Calls ``on_lost(lock)``."""
+    _call("distlock-on-lost", callback, arguments)
 
 
 def expiring(callback: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-    """Calls ``on_expiring`` likewise."""
-    with contextlib.suppress(RuntimeError):
-        _start("distlock-on-expiring", callback, *arguments)
+    """Calls ``on_expiring``."""
+    _call("distlock-on-expiring", callback, arguments)
 
 
 _functions: dict[str, Callable[..., None]] = {"log": log, "lost": lost, "expiring": expiring}
