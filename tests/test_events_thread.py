@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import subprocess
 import sys
 import threading
@@ -121,3 +122,140 @@ def test_a_callback_is_called_though_no_thread_can_be_started(conf: Any, event: 
             told.wait()
         finally:
             threading.stack_size(usual)
+
+
+WHILE_IT_LOGS = """
+import logging, os, signal, sys, score.distlock
+statuses = []
+class Alarm(Exception):
+    pass
+def alarm(*_):
+    if sys.argv[3] == 'fork':
+        if (child := os.fork()) == 0:
+            return
+        statuses.append(os.waitpid(child, 0)[1])
+    else:
+        raise Alarm
+signal.signal(signal.SIGUSR1, alarm)
+def profile(frame, event, _):
+    if frame.f_code.co_filename.endswith('_events.py') and frame.f_code.co_name == 'log':
+        sys.setprofile(None)
+        signal.raise_signal(signal.SIGUSR1)
+def filter(record):
+    if sys.argv[2] == 'filter':
+        if sys.argv[3] == 'broken':
+            raise ValueError('broken')
+        signal.raise_signal(signal.SIGUSR1)
+    return True
+logger = logging.getLogger('score.distlock')
+conf = score.distlock.connect(sys.argv[1], maxtime='1m')
+token = conf.acquire('held')
+work = {
+    'acquire': lambda: conf.acquire('name'), 'info': lambda: conf.info('held'),
+    'release': lambda: conf.release('held', token),
+}[sys.argv[4]]
+print('cut', flush=True)
+sys.stdin.readline()
+me = os.getpid()
+logger.setLevel('DEBUG')  # that it connects again is logged
+logger.addFilter(filter)
+if sys.argv[2] == 'entry':
+    sys.setprofile(profile)
+try:
+    work()
+except Alarm:
+    result = 'interrupted'
+except score.distlock.DatabaseUnavailable:
+    result = 'forked'
+else:
+    result = 'done'
+if os.getpid() != me:
+    os._exit(result != 'forked')
+logger.removeFilter(filter)
+print(result, conf.try_acquiring('name') is not None, *statuses, flush=True)
+"""
+
+
+@pytest.mark.parametrize("work", ["acquire", "info", "release"])
+@pytest.mark.parametrize(
+    ("where", "what", "result"),
+    [
+        ("entry", "raise", "interrupted"),
+        ("filter", "raise", "interrupted"),
+        ("filter", "broken", "done"),
+        ("entry", "fork", "done"),
+        ("filter", "fork", "done"),
+    ],
+)
+def test_a_signal_handler_runs_while_a_call_logs(
+    proxy: Proxy, database: str, work: str, where: str, what: str, result: str
+) -> None:
+    """What it raises is raised; a log handler's error is not; a forked child has done nothing."""
+    url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}"
+    program = subprocess.Popen(
+        [sys.executable, "-c", WHILE_IT_LOGS, url, where, what, work],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() == "cut\n"
+    proxy.cut_all()
+    output, _ = program.communicate("\n", timeout=100)
+    free = not (work == "acquire" and result == "done")
+    assert output.split() == [result, str(free), *(["0"] if what == "fork" else [])]
+
+
+FIRST_MEASURED = """
+import signal, sys, score.distlock
+from score.distlock import telemetry
+def profile(frame, event, _):
+    if frame.f_code.co_filename.endswith('_events.py'):
+        sys.setprofile(None)
+        signal.raise_signal(signal.SIGINT)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+conf = score.distlock.connect(sys.argv[1], maxtime='1m')
+getattr(telemetry, sys.argv[2])(conf)
+sys.setprofile(profile)
+try:
+    conf.acquire('name')
+except KeyboardInterrupt:
+    print('interrupted', conf.try_acquiring('name') is not None)
+"""
+
+
+@pytest.mark.parametrize("how", ["instrument", "prometheus"])
+def test_the_first_call_that_is_measured_can_be_interrupted(url: str, how: str) -> None:
+    program = [sys.executable, "-c", FIRST_MEASURED, url, how]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout == "interrupted True\n", done.stderr
+
+
+def test_a_log_handler_that_blocks_does_not_delay_the_callbacks(conf: Any) -> None:
+    blocked, told, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    class Blocking(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "is lost" in record.getMessage():
+                blocked.set()
+                go_on.wait()
+
+    def lose() -> None:
+        with (
+            contextlib.suppress(LockExpired),
+            conf.get("name").hold(on_lost=lambda _: told.set()),
+        ):
+            conf.revoke("name")
+            go_on.wait()
+
+    handler = Blocking()
+    logging.getLogger("score.distlock").addHandler(handler)
+    losing = threading.Thread(target=lose)
+    losing.start()
+    try:
+        blocked.wait()
+        assert told.wait(30)
+    finally:
+        go_on.set()
+        losing.join()
+        logging.getLogger("score.distlock").removeHandler(handler)

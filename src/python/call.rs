@@ -5,8 +5,8 @@ use super::events;
 use super::owner::is_main_thread;
 use crate::error::{Error, Result};
 use crate::store::Budget;
+use crate::sync::process_id;
 use pyo3::prelude::*;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ fn run<T: Send>(
     work: impl FnOnce(Budget<'_>) -> Result<T> + Send,
 ) -> PyResult<T> {
     let raised: Mutex<Option<PyErr>> = Mutex::new(None);
-    let forked = AtomicBool::new(false);
+    let process = process_id();
     // A thread that returns after the interpreter has begun to finalize never gets the GIL again
     // and stays here (PyO3 sees to that where Python does not).
     let result = py.detach(|| {
@@ -47,14 +47,12 @@ fn run<T: Send>(
             if undisturbed && !events::has_news() {
                 return Ok(());
             }
-            let process = std::process::id();
             let checked = Python::try_attach(|py| {
                 py.check_signals()?;
                 events::attend_news(py)
             });
             // Without an interpreter the process is about to exit.
             let checked = checked.unwrap_or(Ok(()));
-            forked.fetch_or(std::process::id() != process, Relaxed);
             checked.map_err(|error| {
                 *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 Error::Interrupted
@@ -67,12 +65,12 @@ fn run<T: Send>(
             budget
         })
     });
-    let delivered = events::deliver_all(py, false);
+    let delivered = events::deliver_all(py);
     // In a child that a signal handler forked, discard the result of the call.
-    let result = if forked.load(Relaxed) {
-        Err(Error::Forked)
-    } else {
+    let result = if process_id() == process {
         result
+    } else {
+        Err(Error::Forked)
     };
     match raised.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),

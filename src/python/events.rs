@@ -11,16 +11,15 @@ use crate::process::ProcessLocal;
 use crate::service::Callbacks;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use pyo3::IntoPyObjectExt;
-use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-enum Event {
-    Log(Level, String),
+/// What happened to a hold that has a callback for it.
+enum Notice {
     Lost {
         callback: Py<PyAny>,
         lock: Py<PyAny>,
@@ -39,9 +38,10 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Starts the thread that calls the listeners, if there are any.
+    /// Starts the threads that call the listeners, if there are any, and log why.
     pub fn attend(&self, py: Python<'_>) -> PyResult<()> {
         if self.lost.is_some() || self.expiring.is_some() {
+            start(py, Topic::Notices)??;
             attend(py)?;
         }
         Ok(())
@@ -51,80 +51,112 @@ impl Listeners {
     pub fn callbacks(&self, py: Python<'_>) -> Callbacks {
         let lost = self.lost.as_ref().map(|callback| {
             let (callback, lock) = (callback.clone_ref(py), self.lock.clone_ref(py));
-            let put = move || EVENTS.get().put(Event::Lost { callback, lock });
+            let put = move || EVENTS.get().notices.put(Notice::Lost { callback, lock });
             Box::new(put) as Box<_>
         });
         let expiring = self.expiring.as_ref().map(|(before, callback)| {
             let parts = Arc::new((callback.clone_ref(py), self.lock.clone_ref(py)));
-            let put = move |level| EVENTS.get().put(Event::Expiring(parts.clone(), level));
+            let put = move |level| {
+                let notice = Notice::Expiring(parts.clone(), level);
+                EVENTS.get().notices.put(notice);
+            };
             (*before, Arc::new(put) as Arc<_>)
         });
         Callbacks { lost, expiring }
     }
 }
 
-#[derive(Default)]
-struct Events {
-    queue: Mutex<VecDeque<Event>>,
+/// Each topic has a thread of its own: a log handler may block, and a loss must be told all the same.
+#[derive(Clone, Copy)]
+enum Topic {
+    /// Log records and measurements.
+    Records,
+    /// Calls of `on_lost` and `on_expiring`.
+    Notices,
+}
+
+/// The events of one topic, and whether a thread takes them.
+struct Queue<T> {
+    events: Mutex<VecDeque<T>>,
     arrived: Condvar,
     attended: AtomicBool,
 }
 
-/// How many events are queued, for a check that costs nothing. A forked child may inherit a count
-/// that is too high; its first look into its own queue corrects it.
-static WAITING: AtomicUsize = AtomicUsize::new(0);
+impl<T> Default for Queue<T> {
+    fn default() -> Self {
+        Queue {
+            events: Mutex::default(),
+            arrived: Condvar::default(),
+            attended: AtomicBool::default(),
+        }
+    }
+}
 
-/// A log record that an operator should see was queued while no thread delivered events.
+impl<T> Queue<T> {
+    fn events(&self) -> MutexGuard<'_, VecDeque<T>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, event: T) {
+        self.events().push_back(event);
+        self.arrived.notify_one();
+    }
+
+    fn take(&self) -> Option<T> {
+        self.events().pop_front()
+    }
+
+    /// Waits for an event, for at most a second.
+    fn wait(&self) -> Option<T> {
+        let mut events = self.events();
+        if events.is_empty() {
+            let waited = self.arrived.wait_timeout(events, Duration::from_secs(1));
+            events = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        events.pop_front()
+    }
+}
+
+#[derive(Default)]
+struct Events {
+    records: Queue<(Level, String)>,
+    notices: Queue<Notice>,
+}
+
+/// Whether log records are queued, for a check that costs nothing.
+static RECORDS: AtomicBool = AtomicBool::new(false);
+
+/// A log record that an operator should see was queued while no thread delivered records.
 static NEWS: AtomicBool = AtomicBool::new(false);
+
+/// Something is measured while no thread delivers measurements.
+static MEASURED: AtomicBool = AtomicBool::new(false);
 
 static EVENTS: LazyLock<ProcessLocal<Events>> = LazyLock::new(ProcessLocal::default);
 
 impl Events {
-    /// Events beyond this are dropped: some thread logs in a loop and nobody reads it.
+    /// Log records beyond this are dropped: some thread logs in a loop and nobody reads it.
     const MOST: usize = 10_000;
 
-    fn queue(&self) -> MutexGuard<'_, VecDeque<Event>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn put(&self, event: Event) {
-        let news = matches!(
-            event,
-            Event::Log(Level::Error | Level::Warn | Level::Info, _)
-        );
-        let mut queue = self.queue();
-        if queue.len() < Events::MOST || !matches!(event, Event::Log(..)) {
-            queue.push_back(event);
-            WAITING.store(queue.len(), SeqCst);
+    fn log(&self, level: Level, message: String) {
+        if self.records.events().len() < Events::MOST {
+            self.records.put((level, message));
+            RECORDS.store(true, SeqCst);
         }
-        drop(queue);
-        if news && !self.attended.load(SeqCst) {
+        if level <= Level::Info && !self.attended(Topic::Records) {
             NEWS.store(true, SeqCst);
         }
-        self.arrived.notify_one();
     }
 
-    /// Takes the first log record, or (`lost`) the first event of any kind.
-    fn take(&self, lost: bool) -> Option<Event> {
-        let mut queue = self.queue();
-        let first = queue
-            .iter()
-            .position(|event| lost || matches!(event, Event::Log(..)));
-        let event = first.and_then(|position| queue.remove(position));
-        WAITING.store(queue.len(), SeqCst);
-        event
+    fn attended(&self, topic: Topic) -> bool {
+        self.thread(topic).load(SeqCst)
     }
 
-    /// Waits for an event, for at most a second.
-    fn wait(&self) -> Option<Event> {
-        let mut queue = self.queue();
-        if queue.is_empty() {
-            let waited = self.arrived.wait_timeout(queue, Duration::from_secs(1));
-            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+    fn thread(&self, topic: Topic) -> &AtomicBool {
+        match topic {
+            Topic::Records => &self.records.attended,
+            Topic::Notices => &self.notices.attended,
         }
-        let event = queue.pop_front();
-        WAITING.store(queue.len(), SeqCst);
-        event
     }
 }
 
@@ -137,18 +169,24 @@ impl Log for Bridge {
 
     fn log(&self, record: &Record<'_>) {
         if self.enabled(record.metadata()) {
-            EVENTS
-                .get()
-                .put(Event::Log(record.level(), record.args().to_string()));
+            let message = record.args().to_string();
+            EVENTS.get().log(record.level(), message);
         }
     }
 
     fn flush(&self) {}
 }
 
-/// Makes the thread look for work other than events.
+/// Makes the thread look for measurements.
 pub fn wake() {
-    EVENTS.get().arrived.notify_one();
+    EVENTS.get().records.arrived.notify_one();
+}
+
+/// Something is being measured: the current or next call starts the thread that delivers it.
+pub fn expect_measurements() {
+    if !EVENTS.get().attended(Topic::Records) {
+        MEASURED.store(true, SeqCst);
+    }
 }
 
 /// Queues the core's log records for Python's `logging`.
@@ -158,67 +196,69 @@ pub fn install() {
     }
 }
 
-/// Starts the thread that delivers the events, unless it runs.
+/// Starts the thread that delivers log records and measurements, unless it runs.
 pub fn attend(py: Python<'_>) -> PyResult<()> {
-    start(py)?
+    start(py, Topic::Records)?
 }
 
-/// As [`attend`]. The outer error comes from a signal handler that ran meanwhile, the inner one says
-/// that no thread can be started: `start_new_thread` is not Python code, so no handler runs in it.
+/// Starts the thread of a topic, unless it runs. The outer error comes from a signal handler that ran
+/// meanwhile, the inner one says that no thread can be started: `start_new_thread` is not Python
+/// code, so no handler runs in it.
 ///
 /// The thread itself says that it runs (`_claim_events`): an interrupted caller does not know.
-fn start(py: Python<'_>) -> PyResult<PyResult<()>> {
-    if EVENTS.get().attended.load(SeqCst) {
+fn start(py: Python<'_>, topic: Topic) -> PyResult<PyResult<()>> {
+    if EVENTS.get().attended(topic) {
         return Ok(Ok(()));
     }
+    let notices = matches!(topic, Topic::Notices);
     let (start_new_thread, work): (Bound<'_, PyAny>, Bound<'_, PyAny>) =
-        ours(py, "_events", "thread", ())?.extract()?;
+        ours(py, "_events", "thread", (notices,))?.extract()?;
     let _running = python_code(py);
     Ok(start_new_thread.call1((work, PyTuple::empty(py))).map(drop))
 }
 
-/// Makes the calling thread the one that delivers the events; `False` if there is one.
-#[pyfunction]
-pub fn _claim_events() -> bool {
-    !EVENTS.get().attended.swap(true, SeqCst)
-}
-
-/// Starts that thread if there is something to tell that the main thread may not deliver soon: it
-/// is waiting, or does something else.
+/// Starts the thread if there is something to tell that the main thread may not deliver soon: it is
+/// waiting, or does something else. The main thread does not deliver measurements at all.
 ///
 /// An error is one of a signal handler. If the thread cannot be started, the main thread delivers
 /// later.
 pub fn attend_news(py: Python<'_>) -> PyResult<()> {
-    if !NEWS.load(SeqCst) || !NEWS.swap(false, SeqCst) || WAITING.load(SeqCst) == 0 {
+    if !has_news() {
         return Ok(());
     }
-    start(py)
-        .map(drop)
-        .inspect_err(|_| NEWS.store(true, SeqCst))
+    let measured = MEASURED.swap(false, SeqCst);
+    let news = NEWS.swap(false, SeqCst) && RECORDS.load(SeqCst);
+    if !measured && !news {
+        return Ok(());
+    }
+    start(py, Topic::Records).map(drop).inspect_err(|_| {
+        MEASURED.fetch_or(measured, SeqCst);
+        NEWS.fetch_or(news, SeqCst);
+    })
 }
 
 /// Whether [`attend_news`] has something to do.
 pub fn has_news() -> bool {
-    NEWS.load(SeqCst)
+    NEWS.load(SeqCst) || MEASURED.load(SeqCst)
 }
 
 /// A function of `_events.py` and its arguments.
 type Parts = (&'static str, Py<PyAny>, Py<PyAny>);
 
-/// The function of `_events.py` that delivers an event, and its arguments.
-fn parts(py: Python<'_>, event: Event) -> PyResult<Parts> {
-    Ok(match event {
-        Event::Log(level, message) => {
-            let level = match level {
-                Level::Error => 40,
-                Level::Warn => 30,
-                Level::Info => 20,
-                Level::Debug | Level::Trace => 10,
-            };
-            ("log", level.into_py_any(py)?, message.into_py_any(py)?)
-        }
-        Event::Lost { callback, lock } => ("lost", callback, (lock,).into_py_any(py)?),
-        Event::Expiring(parts, level) => {
+fn record(py: Python<'_>, (level, message): (Level, String)) -> PyResult<Parts> {
+    let level = match level {
+        Level::Error => 40,
+        Level::Warn => 30,
+        Level::Info => 20,
+        Level::Debug | Level::Trace => 10,
+    };
+    Ok(("log", level.into_py_any(py)?, message.into_py_any(py)?))
+}
+
+fn notice(py: Python<'_>, notice: Notice) -> PyResult<Parts> {
+    Ok(match notice {
+        Notice::Lost { callback, lock } => ("lost", callback, (lock,).into_py_any(py)?),
+        Notice::Expiring(parts, level) => {
             let (callback, lock) = (parts.0.clone_ref(py), parts.1.clone_ref(py));
             let level = (level.hold.number(), level.level.number());
             ("expiring", callback, (lock, level).into_py_any(py)?)
@@ -226,52 +266,77 @@ fn parts(py: Python<'_>, event: Event) -> PyResult<Parts> {
     })
 }
 
-fn deliver(py: Python<'_>, event: Event) -> PyResult<()> {
-    let (function, first, second) = parts(py, event)?;
+fn deliver(py: Python<'_>, (function, first, second): Parts) -> PyResult<()> {
     ours(py, "_events", function, (first, second)).map(drop)
 }
 
-/// Delivers queued events on the main thread; elsewhere starts the thread that does, if a record is
-/// urgent. Swallows a log handler's errors, as `logging` does, but propagates interrupts such as
-/// Ctrl-C to the caller.
+/// Delivers queued log records on the main thread; elsewhere starts the thread that does, if a record
+/// is urgent. Propagates what a signal handler raises meanwhile, but not a log handler's errors
+/// (`_events.log`).
 ///
-/// Leaves losses to their own thread, except during finalization (`lost`): an interrupt could come
-/// before that thread has started.
-pub fn deliver_all(py: Python<'_>, lost: bool) -> PyResult<()> {
-    let waiting = WAITING.load(SeqCst);
-    if waiting == 0 {
+/// Leaves losses to their own thread, except during finalization (`_deliver_all`).
+pub fn deliver_all(py: Python<'_>) -> PyResult<()> {
+    let measured = MEASURED.load(SeqCst);
+    if !measured && !RECORDS.load(SeqCst) {
         return Ok(());
     }
-    if !is_main_thread() {
-        return attend_news(py);
+    let main = is_main_thread();
+    if measured || !main {
+        attend_news(py)?;
     }
-    let events = EVENTS.get();
-    // No more than were queued: a handler may use locks itself.
+    if !main {
+        return Ok(());
+    }
+    let records = &EVENTS.get().records;
+    // Before looking: a record is queued first, then announced.
+    RECORDS.store(false, SeqCst);
+    // No more than are queued: a handler may use locks itself.
+    let waiting = records.events().len();
     for _ in 0..waiting {
-        let Some(event) = events.take(lost) else {
-            return Ok(());
-        };
-        match deliver(py, event) {
-            Err(error) if error.is_instance_of::<PyException>(py) => {
-                error.write_unraisable(py, None);
-            }
-            delivered => delivered?,
+        if let Some(next) = records.take() {
+            let delivered = record(py, next).and_then(|parts| deliver(py, parts));
+            delivered.inspect_err(|_| RECORDS.store(true, SeqCst))?;
         }
     }
     Ok(())
+}
+
+/// Makes the calling thread the one that delivers log records, or notices; `False` if there is one.
+#[pyfunction]
+pub fn _claim_events(notices: bool) -> bool {
+    let topic = if notices {
+        Topic::Notices
+    } else {
+        Topic::Records
+    };
+    !EVENTS.get().thread(topic).swap(true, SeqCst)
 }
 
 /// Waits for an event, for at most a second; returns the function that delivers it and its
 /// arguments. The calling thread calls that function itself: during finalization Python ends a
 /// daemon thread wherever it waits for the GIL, which must not happen beneath a Rust frame.
 #[pyfunction]
-pub fn _next_event(py: Python<'_>) -> PyResult<Option<Parts>> {
-    let event = py.detach(|| EVENTS.get().wait());
-    event.map(|event| parts(py, event)).transpose()
+pub fn _next_event(py: Python<'_>, notices: bool) -> PyResult<Option<Parts>> {
+    let events = EVENTS.get();
+    if notices {
+        let next = py.detach(|| events.notices.wait());
+        next.map(|next| notice(py, next)).transpose()
+    } else {
+        let next = py.detach(|| events.records.wait());
+        next.map(|next| record(py, next)).transpose()
+    }
 }
 
-/// Delivers queued events.
+/// Delivers queued log records, and notices: an interrupt could come before their thread has started.
 #[pyfunction]
 pub fn _deliver_all(py: Python<'_>) -> PyResult<()> {
-    deliver_all(py, true)
+    deliver_all(py)?;
+    let notices = &EVENTS.get().notices;
+    let waiting = notices.events().len();
+    for _ in 0..waiting {
+        if let Some(next) = notices.take() {
+            deliver(py, notice(py, next)?)?;
+        }
+    }
+    Ok(())
 }

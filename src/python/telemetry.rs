@@ -70,15 +70,13 @@ impl Observer for Callback {
     fn attempt(&self) -> Report {
         let callback = self.0.clone();
         let context = Python::try_attach(|py| {
-            if let Err(error) = events::attend(py) {
-                log::debug!("nobody takes what is measured until somebody asks: {error}");
-            }
             let context = py
                 .import(pyo3::intern!(py, "contextvars"))
                 .and_then(|module| module.call_method0(pyo3::intern!(py, "copy_context")));
             context.map(Bound::unbind).ok()
         });
         let context = context.flatten();
+        events::expect_measurements();
         Box::new(move |name, event| put(callback, context, name, event))
     }
 

@@ -1,7 +1,8 @@
 """Delivers the core's events: log records, losses of holds, and measurements.
 
-The core's own threads never call Python. A daemon Python thread takes their events
-from a queue, for as long as the process lives.
+The core's own threads never call Python. Daemon Python threads take their events from queues, for
+as long as the process lives: one the log records and measurements, whose handlers may block, and
+one the notices that a hold is lost or about to expire.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import _thread
 import atexit
 import contextlib
+import functools
 import logging
 import os
+import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -22,8 +26,39 @@ _logger = logging.getLogger("score.distlock")
 
 
 def log(level: int, message: str) -> None:
-    """Logs a record from the core."""
-    _logger.log(level, "%s", message)
+    """Logs a record from the core.
+
+    A log handler's error does not end the call that delivers the record; a signal handler's does.
+    """
+    try:
+        _logger.log(level, "%s", message)
+    except Exception as error:
+        if _is_of_a_signal_handler(error):
+            raise
+        _report()
+
+
+def _is_of_a_signal_handler(error: BaseException) -> bool:
+    codes = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _code(handler: Any) -> object:
+    """The code of a signal handler in Python; `None` for any other."""
+    if not callable(handler):
+        return None
+    handler = getattr(handler, "func", handler)  # of functools.partial
+    if not hasattr(handler, "__code__"):  # nor is it a method
+        handler = type(handler).__call__
+    return getattr(handler, "__code__", None)
+
+
+def _report() -> None:
+    """Reports the current exception as that of a thread."""
+    with contextlib.suppress(BaseException):
+        threading.excepthook(
+            threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()])
+        )
 
 
 def _is_patched() -> bool:
@@ -99,31 +134,31 @@ def _safely(complaint: str, work: Callable[..., object], *arguments: Any) -> Non
         except Exception:
             _logger.exception(complaint)
     except BaseException:  # such as pytest.fail in a handler
-        with contextlib.suppress(BaseException):
-            threading.excepthook(
-                threading.ExceptHookArgs([*sys.exc_info(), threading.current_thread()])
-            )
+        _report()
 
 
-def _attend() -> None:
-    if not _claim_events():
+def _attend(notices: bool) -> None:
+    if not _claim_events(notices):
         return
     if not _is_patched():
-        threading.current_thread().name = "distlock-events"
+        name = "distlock-callbacks" if notices else "distlock-events"
+        threading.current_thread().name = name
     while True:
-        event = _next_event()
-        _safely("what was measured could not be told", tell_seen)
+        event = _next_event(notices)
+        if not notices:
+            _safely("what was measured could not be told", tell_seen)
         if event is not None:
             function, *arguments = event
             _safely("an event could not be delivered", _functions[function], *arguments)
 
 
-def thread() -> tuple[Callable[..., object], Callable[[], None]]:
-    """What starts the thread that delivers the events, and what it runs.
+def thread(notices: bool) -> tuple[Callable[..., object], Callable[[], None]]:
+    """What starts the thread that delivers log records and measurements, or else notices, and what
+    it runs.
 
     ``threading.Thread.start`` waits until the thread runs, and a signal handler may raise there.
     """
-    return _start_new_thread(), _attend
+    return _start_new_thread(), functools.partial(_attend, notices)
 
 
 atexit.register(_deliver_all)
