@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import pprint
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -493,3 +494,49 @@ def test_a_task_that_is_cancelled_does_not_wait_for_the_database(
     observer.release("b", taken)
     for name in "ab":
         observer.release(name, observer.acquire(name, timeout=None))
+
+
+GIVES_BACK = """
+import signal, sys, score.distlock
+class Alarm(Exception):
+    pass
+def alarm(*_):
+    raise Alarm
+signal.signal(signal.SIGALRM, alarm)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+conf = score.distlock.connect(sys.argv[1], maxtime='1m')
+try:
+    conf.acquire_all(['a', 'b'])
+except (KeyboardInterrupt, Alarm) as error:
+    print(type(error).__name__, type(error.__context__).__name__, flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "raised"), [("SIGINT", "KeyboardInterrupt"), ("SIGALRM", "Alarm")]
+)
+def test_giving_back_can_be_interrupted(
+    proxy: Proxy, database: str, server_url: str, number: str, raised: str
+) -> None:
+    """The exception of the signal handler is raised, and what was taken is given back later."""
+    observer = score.distlock.connect(server_url)
+    observer.acquire("b")
+    url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}"
+    proxy.freeze_request(
+        # The first release is prepared.
+        lambda message: message[:1] == b"P" and b"0001-01-01" in message and b"WITH" not in message
+    )
+    program = subprocess.Popen(
+        [sys.executable, "-c", GIVES_BACK, url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout is not None
+    proxy.frozen.wait()
+    program.send_signal(getattr(signal, number))
+    assert program.stdout.readline() == f"{raised} CouldNotAcquireLock\n"
+    proxy.thaw()
+    assert observer.acquire("a", timeout=30)
+    program.communicate("\n")

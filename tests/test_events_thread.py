@@ -259,3 +259,39 @@ def test_a_log_handler_that_blocks_does_not_delay_the_callbacks(conf: Any) -> No
         go_on.set()
         losing.join()
         logging.getLogger("score.distlock").removeHandler(handler)
+
+
+FLOOD = """
+import gc, logging, sys, threading, score.distlock
+seen = threading.Event()
+class Handler(logging.Handler):
+    def emit(self, record):
+        if 'is lost' in record.getMessage():
+            seen.set()
+logger = logging.getLogger('score.distlock')
+logger.addHandler(Handler())
+conf = score.distlock.connect(sys.argv[1], maxtime='1m')
+def work():
+    for number in range(10_050):
+        lock = conf.get(f'{number % 20}')
+        lock.acquire()
+        token = lock.token
+        del lock  # a record of DEBUG
+        conf.release(f'{number % 20}', token)
+    try:
+        with conf.get('name'):
+            conf.revoke('name')
+    except score.distlock.LockExpired:
+        pass
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+print('told' if seen.wait(30) else 'not told')
+"""
+
+
+def test_a_warning_is_logged_after_many_debug_records(url: str) -> None:
+    """Of threads other than the main one, which does not call the library meanwhile."""
+    program = [sys.executable, "-c", FLOOD, url]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=200, check=False)
+    assert done.stdout == "told\n", done.stderr

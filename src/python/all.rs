@@ -1,7 +1,7 @@
 //! Acquiring several locks: all of them, or none.
 
 use super::acquire::enter;
-use super::errors::exception;
+use super::errors::{exception, is_ours};
 use super::finalizing::ours;
 use super::handle::Shared;
 use super::levels::Levels;
@@ -40,23 +40,29 @@ pub fn acquire<'py>(
         };
         let entered = enter(py, lock.get().handle(), entering, None)
             .and_then(|entered| entered.map_err(|error| exception(py, error)));
-        let (level, token) = entered.inspect_err(|error| {
-            // An interrupted caller skips this; failed releases are retried in the background.
-            if error.is_instance_of::<PyException>(py) {
-                let _ = levels.release(py);
-            }
-        })?;
+        let (level, token) = entered.map_err(|error| give_back(py, &levels, error))?;
         levels.push(lock.get().handle().core.clone(), level);
         locks.push((lock, token.as_str().to_owned()));
     }
     let levels = Bound::new(py, levels)?;
     let holds = ours(py, "_all", "Holds", (&levels, locks, autoextend));
-    holds.inspect_err(|error| {
-        // The exception's traceback keeps them alive, so release them explicitly.
-        if error.is_instance_of::<PyException>(py) {
-            let _ = levels.get().release(py);
-        } else {
-            levels.get().abandon();
+    // The exception's traceback keeps them alive, so release them explicitly.
+    holds.map_err(|error| give_back(py, levels.get(), error))
+}
+
+/// Gives back what was taken before the error. Returns the error, or what a signal handler raised
+/// meanwhile.
+fn give_back(py: Python<'_>, levels: &Levels, error: PyErr) -> PyErr {
+    if !error.is_instance_of::<PyException>(py) {
+        levels.abandon(); // an interrupted caller does not wait
+        return error;
+    }
+    match levels.release(py) {
+        Err(raised) if !is_ours(py, &raised) => {
+            let chained = raised.value(py).setattr("__context__", error.value(py));
+            chained.map_or_else(|failure| failure, |()| raised)
         }
-    })
+        // A failed release is repeated in the background.
+        _ => error,
+    }
 }

@@ -13,6 +13,14 @@ pub fn exception(py: Python<'_>, error: Error) -> PyErr {
     chain(py, &raised).map_or_else(|failure| failure, |()| raised)
 }
 
+/// Whether an exception is one of the library's own.
+pub fn is_ours(py: Python<'_>, raised: &PyErr) -> bool {
+    let base = py
+        .import("score.distlock._errors")
+        .and_then(|errors| errors.getattr("DistlockError"));
+    base.is_ok_and(|base| raised.is_instance(py, &base))
+}
+
 /// Python's `raise` sets the exception being handled as the context; from Rust we have to.
 fn chain(py: Python<'_>, raised: &PyErr) -> PyResult<()> {
     let handled = py.import("sys")?.call_method0("exc_info")?.get_item(1)?;

@@ -135,15 +135,20 @@ static MEASURED: AtomicBool = AtomicBool::new(false);
 static EVENTS: LazyLock<ProcessLocal<Events>> = LazyLock::new(ProcessLocal::default);
 
 impl Events {
-    /// Log records beyond this are dropped: some thread logs in a loop and nobody reads it.
+    /// So many log records are no longer left to the main thread.
+    const MANY: usize = 1_000;
+    /// Debug records beyond this are dropped, and any beyond twice as many: some thread logs in a loop
+    /// and nobody reads it, or a log handler is stuck.
     const MOST: usize = 10_000;
 
     fn log(&self, level: Level, message: String) {
-        if self.records.events().len() < Events::MOST {
+        let urgent = level <= Level::Info;
+        let queued = self.records.events().len();
+        if queued < Events::MOST || urgent && queued < 2 * Events::MOST {
             self.records.put((level, message));
             RECORDS.store(true, SeqCst);
         }
-        if level <= Level::Info && !self.attended(Topic::Records) {
+        if (urgent || queued >= Events::MANY) && !self.attended(Topic::Records) {
             NEWS.store(true, SeqCst);
         }
     }

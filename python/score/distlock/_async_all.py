@@ -59,7 +59,7 @@ class AsyncHolds(Tokens):
             self._levels = None
             if isinstance(error, Exception):
                 # The library repeats in the background what fails here.
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(DatabaseError, LockExpired):
                     await finish(levels.begin_exit())
             levels.abandon()
             raise
