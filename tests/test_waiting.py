@@ -627,7 +627,7 @@ def coroutines():
         async with conf.aio.get('name').hold(timeout=None): pass
     async def main(): await asyncio.gather(*(wait() for _ in range(5)))
     asyncio.run(main())
-held = conf.get('held').hold(timeout=5, autoextend=True, maxtime='100ms', on_lost=print)
+held = conf.get('held').hold(timeout=5, autoextend=True, maxtime='100ms', on_lost=id)
 held.__enter__()
 for number in range(6):
     threading.Thread(target=wait, args=(number,), daemon=True).start()
@@ -653,7 +653,9 @@ def test_the_interpreter_ends_with_waiters_and_holds_in_flight(
         )
         wait_until_waiting(db, 1)
         output, errors = program.communicate("the end\n")
-        assert (output, errors, program.returncode) == ("the end\n", "", 0)
+        assert (output, program.returncode) == ("the end\n", 0), errors
+        # On a busy machine the holds of 100 ms may be lost, which is printed.
+        assert not any(word in errors for word in ("panicked", "Fatal", "terminate")), errors
         db.execute("UPDATE _score_distlock SET waiters = NULL")
 
 
