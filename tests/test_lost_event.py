@@ -266,7 +266,9 @@ ENDING = """
 import sys, threading, score.distlock
 conf = score.distlock.ConfiguredDistlockModule(sys.argv[1], '200ms')
 lock = conf.get(sys.argv[2])
-lock.acquire()
+while lock.token is None:
+    try: lock.acquire(timeout=30)
+    except score.distlock.LockExpired: pass  # on a busy machine
 def wait():
     lock.lost.wait()
     while True:
