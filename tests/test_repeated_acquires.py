@@ -162,6 +162,7 @@ def test_a_ticket_that_enters_the_queue_late_leaves_it(
     query = "SELECT cardinality(waiters) FROM _score_distlock WHERE name = 'late'"
     with pytest.raises(score.distlock.CouldNotAcquireLock):
         conf.acquire("late", timeout=0.5)  # from now on it listens
+    until(lambda: own_db.execute(query).fetchone() == (None,))  # it may leave later
     proxy.freeze_request(is_second, cut=True)
     asyncio.run(give_up())
     until(lambda: own_db.execute(query).fetchone() == (None,))

@@ -99,6 +99,7 @@ class TaskActor(Actor):
         self.number, self.conf, self.loop, self.alone = number, conf, loop, True
         self.work: asyncio.Queue[Any] = asyncio.Queue()
         self.busy = False
+        self.begun = self.taken = 0
         self.task: asyncio.Future[None] = asyncio.run_coroutine_threadsafe(
             self.start(), loop
         ).result()
@@ -112,6 +113,7 @@ class TaskActor(Actor):
     async def run(self) -> None:
         while (item := await self.work.get()) is not None:
             work, future = item
+            self.taken += 1
             try:
                 self.busy = True
                 outcome = work()
@@ -125,6 +127,7 @@ class TaskActor(Actor):
 
     def begin(self, work: Work) -> Future[Any]:
         future: Future[Any] = Future()
+        self.begun += 1
         self.loop.call_soon_threadsafe(self.work.put_nowait, (work, future))
         return future
 
@@ -132,7 +135,9 @@ class TaskActor(Actor):
         """Cancels its current work, if there is any."""
 
         def cancel() -> None:
-            if self.busy:
+            if self.taken < self.begun:
+                self.loop.call_soon(cancel)
+            elif self.busy:
                 self.task.cancel()
 
         self.loop.call_soon_threadsafe(cancel)
