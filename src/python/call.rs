@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::store::Budget;
 use crate::sync::process_id;
 use pyo3::prelude::*;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -37,7 +38,7 @@ fn run<T: Send>(
     work: impl FnOnce(Budget<'_>) -> Result<T> + Send,
 ) -> PyResult<T> {
     let raised: Mutex<Option<PyErr>> = Mutex::new(None);
-    let process = process_id();
+    let forked = AtomicBool::new(false);
     // A thread that returns after the interpreter has begun to finalize never gets the GIL again
     // and stays here (PyO3 sees to that where Python does not).
     let result = py.detach(|| {
@@ -47,12 +48,14 @@ fn run<T: Send>(
             if undisturbed && !events::has_news() {
                 return Ok(());
             }
-            let checked = Python::try_attach(|py| {
-                py.check_signals()?;
-                events::attend_news(py)
+            let checked = noticing_forks(&forked, || {
+                let checked = Python::try_attach(|py| {
+                    py.check_signals()?;
+                    events::attend_news(py)
+                });
+                // Without an interpreter the process is about to exit.
+                checked.unwrap_or(Ok(()))
             });
-            // Without an interpreter the process is about to exit.
-            let checked = checked.unwrap_or(Ok(()));
             checked.map_err(|error| {
                 *raised.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 Error::Interrupted
@@ -65,15 +68,28 @@ fn run<T: Send>(
             budget
         })
     });
-    let delivered = events::deliver_all(py);
-    // In a child that a signal handler forked, discard the result of the call.
-    let result = if process_id() == process {
-        result
+    let delivered = if events::are_waiting() {
+        noticing_forks(&forked, || events::deliver_all(py))
     } else {
+        Ok(())
+    };
+    // In a child that a signal handler forked, discard the result of the call.
+    let result = if forked.load(Relaxed) {
         Err(Error::Forked)
+    } else {
+        result
     };
     match raised.into_inner().unwrap_or_else(PoisonError::into_inner) {
         Some(error) => Err(error),
         None => delivered.and(result.map_err(|error| exception(py, error))),
     }
+}
+
+/// Runs Python code and sets `forked` in a child that a signal handler has forked meanwhile. Calls that
+/// run none do without: asking for the process is a system call.
+fn noticing_forks(forked: &AtomicBool, code: impl FnOnce() -> PyResult<()>) -> PyResult<()> {
+    let process = process_id();
+    let done = code();
+    forked.fetch_or(process_id() != process, Relaxed);
+    done
 }

@@ -102,8 +102,10 @@ impl<T> Queue<T> {
         self.arrived.notify_one();
     }
 
-    fn take(&self) -> Option<T> {
-        self.events().pop_front()
+    /// Takes no more events than are queued now: a handler may use locks itself.
+    fn queued(&self) -> impl Iterator<Item = T> {
+        let waiting = self.events().len();
+        (0..waiting).map_while(|_| self.events().pop_front())
     }
 
     /// Waits for an event, for at most a second.
@@ -275,33 +277,28 @@ fn deliver(py: Python<'_>, (function, first, second): Parts) -> PyResult<()> {
     ours(py, "_events", function, (first, second)).map(drop)
 }
 
+/// Whether [`deliver_all`] may have something to do.
+pub fn are_waiting() -> bool {
+    RECORDS.load(SeqCst) || MEASURED.load(SeqCst)
+}
+
 /// Delivers queued log records on the main thread; elsewhere starts the thread that does, if a record
 /// is urgent. Propagates what a signal handler raises meanwhile, but not a log handler's errors
 /// (`_events.log`).
 ///
 /// Leaves losses to their own thread, except during finalization (`_deliver_all`).
 pub fn deliver_all(py: Python<'_>) -> PyResult<()> {
-    let measured = MEASURED.load(SeqCst);
-    if !measured && !RECORDS.load(SeqCst) {
-        return Ok(());
-    }
     let main = is_main_thread();
-    if measured || !main {
+    if !main || MEASURED.load(SeqCst) {
         attend_news(py)?;
     }
-    if !main {
+    // Before looking: a record is queued first, then announced.
+    if !main || !RECORDS.swap(false, SeqCst) {
         return Ok(());
     }
-    let records = &EVENTS.get().records;
-    // Before looking: a record is queued first, then announced.
-    RECORDS.store(false, SeqCst);
-    // No more than are queued: a handler may use locks itself.
-    let waiting = records.events().len();
-    for _ in 0..waiting {
-        if let Some(next) = records.take() {
-            let delivered = record(py, next).and_then(|parts| deliver(py, parts));
-            delivered.inspect_err(|_| RECORDS.store(true, SeqCst))?;
-        }
+    for next in EVENTS.get().records.queued() {
+        let delivered = record(py, next).and_then(|parts| deliver(py, parts));
+        delivered.inspect_err(|_| RECORDS.store(true, SeqCst))?;
     }
     Ok(())
 }
@@ -336,12 +333,8 @@ pub fn _next_event(py: Python<'_>, notices: bool) -> PyResult<Option<Parts>> {
 #[pyfunction]
 pub fn _deliver_all(py: Python<'_>) -> PyResult<()> {
     deliver_all(py)?;
-    let notices = &EVENTS.get().notices;
-    let waiting = notices.events().len();
-    for _ in 0..waiting {
-        if let Some(next) = notices.take() {
-            deliver(py, notice(py, next)?)?;
-        }
+    for next in EVENTS.get().notices.queued() {
+        deliver(py, notice(py, next)?)?;
     }
     Ok(())
 }
