@@ -134,7 +134,7 @@ def through(proxy: Proxy, own_url: str) -> Callable[..., score.distlock.Configur
     def configure(
         pool_timeout: str = "20s", options: str = ""
     ) -> score.distlock.ConfiguredDistlockModule:
-        url = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers{options}"
+        url = proxy.url("lost_answers") + options
         confdict = {"sqlalchemy.url": url, "sqlalchemy.pool_timeout": pool_timeout}
         return patiently(lambda: score.distlock.init(confdict))
 

@@ -522,7 +522,7 @@ def test_giving_back_can_be_interrupted(
     """The exception of the signal handler is raised, and what was taken is given back later."""
     observer = score.distlock.connect(server_url)
     observer.acquire("b")
-    url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}"
+    url = proxy.url(database)
     proxy.freeze_request(
         # The first release is prepared.
         lambda message: message[:1] == b"P" and b"0001-01-01" in message and b"WITH" not in message

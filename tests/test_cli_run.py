@@ -363,9 +363,8 @@ def test_who_is_revoked_ends_with_all_it_has_started(
 
 
 @pytest.fixture
-def through(proxy: Proxy, server_url: str) -> str:
-    name = server_url.partition("?")[0].rpartition("/")[2]
-    return f"postgresql://postgres@127.0.0.1:{proxy.port}/{name}"
+def through(proxy: Proxy, database: str) -> str:
+    return proxy.url(database)
 
 
 def test_the_command_is_gone_before_the_lease_ends(

@@ -147,12 +147,13 @@ def test_of_many_that_race_for_an_expired_hold_one_gets_it(url: str, db: Db) -> 
     code = (
         "import sys, score.distlock\n"
         "conf = score.distlock.init({'sqlalchemy.url': sys.argv[1], 'maxtime': '100ms'})\n"
-        "won = []\n"
+        "won, late = [], []\n"
         "while len(won) < 8:\n"
         "    try: token = conf.try_acquiring('name')\n"
-        "    except score.distlock.LockExpired: continue\n"  # the answer came late
+        "    except score.distlock.LockExpired as error: late.append(error.token); continue\n"
         "    if token: won.append(token)\n"
         "print(*won)\n"
+        "print(*late)\n"
     )
     db.execute(
         "CREATE TABLE seen"
@@ -177,10 +178,13 @@ def test_of_many_that_race_for_an_expired_hold_one_gets_it(url: str, db: Db) -> 
         subprocess.Popen([sys.executable, "-c", code, url], stdout=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
-    tokens = [token for process in processes for token in process.communicate()[0].split()]
+    lines = [process.communicate()[0].split("\n") for process in processes]
+    tokens = [token for line, *_ in lines for token in line.split()]
+    late = [token for _, line, *_ in lines for token in line.split()]  # the answer came too late
     assert len(set(tokens)) == len(tokens) == 32
     overlaps = db.execute(
         "SELECT a.fence, b.fence FROM seen a JOIN seen b ON a.fence < b.fence AND b.since < a.till"
     ).fetchall()
     assert overlaps == []
-    assert set(tokens) <= {token for (token,) in db.execute("SELECT token FROM seen")}
+    seen = [token for (token,) in db.execute("SELECT token FROM seen")]
+    assert sorted(seen) == sorted(tokens + late)

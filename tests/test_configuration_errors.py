@@ -114,7 +114,9 @@ def test_the_files_section_is_named(tmp_path: Path) -> None:
         score.init.init_from_file(str(file))
     # The key may belong to other sections.
     file.write_text("[score.init]\nmodules = score.distlock\n[DEFAULT]\nurl = a\n[distlock]\n")
-    with pytest.raises(ConfigurationError, match=r"url is missing .*'url' is no key of score"):
+    with pytest.raises(
+        ConfigurationError, match=r"url is missing .*'url' is no key of score\.distlock"
+    ):
         score.init.init_from_file(str(file))
 
 

@@ -87,7 +87,7 @@ def test_a_signal_handler_may_raise_while_the_thread_starts(
     proxy: Proxy, database: str, event: str
 ) -> None:
     """Its exception ends the wait, and later there is one thread."""
-    url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}"
+    url = proxy.url(database)
     program = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED_START, url, event],
         stdin=subprocess.PIPE,
@@ -191,7 +191,7 @@ def test_a_signal_handler_runs_while_a_call_logs(
     proxy: Proxy, database: str, work: str, where: str, what: str, result: str
 ) -> None:
     """What it raises is raised; a log handler's error is not; a forked child has done nothing."""
-    url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}"
+    url = proxy.url(database)
     program = subprocess.Popen(
         [sys.executable, "-c", WHILE_IT_LOGS, url, where, what, work],
         stdin=subprocess.PIPE,

@@ -117,7 +117,7 @@ proxy = Proxy(path)
 db = psycopg.connect(url, autocommit=True)
 database = url.partition('?')[0].rpartition('/')[2]
 conf = patiently(lambda: score.distlock.init({
-    'sqlalchemy.url': f'postgresql://postgres@127.0.0.1:{proxy.port}/{database}',
+    'sqlalchemy.url': proxy.url(database),
     'sqlalchemy.pool_timeout': '200ms' if fault == 'cut' else '30s',
 }))
 ran = []

@@ -14,7 +14,7 @@ import pytest
 
 import score.distlock
 
-from .support.line import tickets, until
+from .support.line import not_logged, tickets, until
 from .support.proxy import Proxy
 
 Conf = score.distlock.ConfiguredDistlockModule
@@ -60,11 +60,7 @@ def test_the_interpreter_ends_calmly(url: str, conf: Conf, db: Db) -> None:
         ]
         for ended in programs:
             output, errors = ended.communicate()
-            # The log is printed: losses, and that a server does not answer in time, which for
-            # such leases means milliseconds.
-            logged = ("the hold of ", "the database at ")
-            other = [line for line in errors.splitlines() if not line.startswith(logged)]
-            assert (output, other, ended.returncode) == ("", [], 0)
+            assert (output, not_logged(errors), ended.returncode) == ("", [], 0)
     # The processes that ended while waiting are dead, and delay nobody.
     assert tickets(db, "awaited") <= 40
 
@@ -177,7 +173,7 @@ def test_a_call_may_still_run_after_the_interpreter(
     proxy: Proxy, database: str, tmp_path: Path
 ) -> None:
     """In a daemon thread, in the last moments of the process."""
-    url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}"
+    url = proxy.url(database)
     errors = tmp_path / "errors"
     program = subprocess.Popen(
         [sys.executable, "-u", "-c", AFTER_THE_INTERPRETER, url],

@@ -139,7 +139,7 @@ def interrupting() -> Iterator[None]:
 def test_an_interrupted_call_can_be_repeated(proxy: Proxy, own_url: str, operation: str) -> None:
     """The request was sent, the answer is in flight, and the caller is interrupted."""
     observer = score.distlock.init({"sqlalchemy.url": own_url})
-    url = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers"
+    url = proxy.url("lost_answers")
     conf = score.distlock.init({"sqlalchemy.url": url})
     lock = conf.get(f"interrupted {operation}")
     if operation == "acquire":

@@ -426,9 +426,7 @@ def test_forged_notifications_cause_little_work(server: Server, server_url: str)
     database = server_url.partition("?")[0].rpartition("/")[2]
     proxy = Proxy(f"{server.folder}/.s.PGSQL.{server.port}")
     direct = score.distlock.init({"sqlalchemy.url": server_url})
-    through = score.distlock.init(
-        {"sqlalchemy.url": f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}"}
-    )
+    through = score.distlock.init({"sqlalchemy.url": proxy.url(database)})
     with contextlib.closing(proxy), psycopg.connect(server_url, autocommit=True) as forger:
         token = direct.acquire("name")
         waiter = Background(through.acquire, "name", timeout=SOON)

@@ -24,7 +24,7 @@ Conf = score.distlock.ConfiguredDistlockModule
 
 
 def through(proxy: Proxy, database: str, **options: Any) -> Conf:
-    url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}?application_name=through"
+    url = proxy.url(database) + "?application_name=through"
     return patiently(lambda: score.distlock.init({"sqlalchemy.url": url, **options}))
 
 
@@ -115,7 +115,7 @@ def test_what_happens_on_other_threads_is_logged_at_once(
     proxy: Proxy, database: str, what: str, text: str
 ) -> None:
     """Though the main thread does not call the library, and no hold is extended."""
-    url = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}"
+    url = proxy.url(database)
     program = subprocess.Popen(
         [sys.executable, "-c", IN_A_THREAD, url, what, text],
         stdin=subprocess.PIPE,

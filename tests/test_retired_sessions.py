@@ -43,9 +43,7 @@ def test_statements_that_a_pooler_has_forgotten(server: Server, server_url: str)
     proxy = Proxy(f"{server.folder}/.s.PGSQL.{server.port}")
     database = server_url.partition("?")[0].rpartition("/")[2]
     try:
-        conf = score.distlock.init(
-            {"sqlalchemy.url": f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}"}
-        )
+        conf = score.distlock.init({"sqlalchemy.url": proxy.url(database)})
         use(conf)
         lock = conf.get("held")
         lock.acquire()

@@ -138,7 +138,7 @@ def test_the_table_is_created_over_a_slow_network(
     """That takes several messages in one transaction, which no limit of the server ends."""
     name = server_url.partition("?")[0].rpartition("/")[2]
     proxy = Proxy(f"{server.folder}/.s.PGSQL.{server.port}")
-    slow = f"postgresql://postgres@127.0.0.1:{proxy.port}/{name}"
+    slow = proxy.url(name)
     with contextlib.closing(proxy), psycopg.connect(server_url, autocommit=True) as db:
         known = "SELECT FROM pg_settings WHERE name = %s"
         if db.execute(known, (setting.partition("=")[0],)).fetchone() is None:

@@ -781,7 +781,7 @@ class States(RuleBasedStateMachine):
 @pytest.mark.timeout(0 if EXAMPLES else 120)
 def test_states(proxy: Proxy, own_url: str) -> None:
     database = own_url.partition("?")[0].rpartition("/")[2]
-    through = f"postgresql://postgres@127.0.0.1:{proxy.port}/{database}"
+    through = proxy.url(database)
     States.direct = score.distlock.init({"sqlalchemy.url": own_url, "maxtime": "1h"})
     States.through = score.distlock.init(
         {"sqlalchemy.url": through, "maxtime": "1h", "sqlalchemy.pool_timeout": "400ms"}

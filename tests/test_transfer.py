@@ -257,7 +257,7 @@ def test_an_interrupted_transfer_is_remembered_for_the_lease_of_the_hold(
 ) -> None:
     """The hold's own lease is longer than that of the configuration that transfers it."""
     through()  # makes the table
-    address = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers"
+    address = proxy.url("lost_answers")
     brief = score.distlock.connect(address, maxtime="300ms")
     brief.release("warm-up", brief.acquire("warm-up"))
     name = "longer than ours"

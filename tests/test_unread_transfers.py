@@ -119,7 +119,7 @@ def test_the_end_of_the_hold_is_told(
 ) -> None:
     """To its owner, although either of two tokens might have it."""
     through()
-    address = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers"
+    address = proxy.url("lost_answers")
     maxtime = "1s" if notice == "renewal" else "1h"
     conf = score.distlock.connect(address, maxtime=maxtime)
     lost = threading.Event()
@@ -245,7 +245,7 @@ def test_the_owner_in_a_block_learns_that_a_release_by_others_took_too_long(
     through: Callable[..., Conf], proxy: Proxy
 ) -> None:
     through()
-    address = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers"
+    address = proxy.url("lost_answers")
     conf = score.distlock.connect(address, maxtime="2s")
     other = through("500ms")
     lost = threading.Event()

@@ -23,7 +23,15 @@ import score.distlock
 from score.distlock import CouldNotAcquireLock
 
 from .conftest import SUPPORT, python, run
-from .support.line import TASKS, Background, stand_still, threads, wait_until_waiting, waiting
+from .support.line import (
+    TASKS,
+    Background,
+    not_logged,
+    stand_still,
+    threads,
+    wait_until_waiting,
+    waiting,
+)
 from .support.pooler import Bouncer
 from .support.proxy import Proxy
 from .support.server import Server
@@ -376,7 +384,7 @@ def test_who_hears_that_it_is_next_before_its_place_is_confirmed(
 ) -> None:
     """The listening connection may be faster than the waiter's."""
     conf = score.distlock.init({"sqlalchemy.url": own_url, "maxtime": "1h"})
-    through = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers"
+    through = proxy.url("lost_answers")
     other = score.distlock.ConfiguredDistlockModule(through, "1h")
     with psycopg.connect(own_url, autocommit=True) as db:
         token = conf.acquire("name")
@@ -452,7 +460,7 @@ def test_a_lost_listening_connection(conf: Conf, other: Conf, db: Db) -> None:
 def test_a_listening_connection_that_hangs(proxy: Proxy, own_url: str) -> None:
     """No error says that it is lost, but nothing arrives over it any more."""
     conf = score.distlock.init({"sqlalchemy.url": own_url, "maxtime": "1h"})
-    through = f"postgresql://postgres@127.0.0.1:{proxy.port}/lost_answers"
+    through = proxy.url("lost_answers")
     other = score.distlock.ConfiguredDistlockModule(through, "1h")
     with psycopg.connect(own_url, autocommit=True) as db:
         token = conf.acquire("hangs")
@@ -621,7 +629,9 @@ def wait(number):
     conf.acquire(f'name', timeout=None if number % 2 else '1h')
 def cycle(number):
     while True:
-        with conf.get(f'cycle {number}').hold(timeout=1, autoextend=True, maxtime='100ms'): pass
+        try:
+            with conf.get(f'cycle {number}').hold(timeout=1, autoextend=True, maxtime='100ms'): pass
+        except score.distlock.LockExpired: pass
 def coroutines():
     async def wait():
         async with conf.aio.get('name').hold(timeout=None): pass
@@ -653,9 +663,7 @@ def test_the_interpreter_ends_with_waiters_and_holds_in_flight(
         )
         wait_until_waiting(db, 1)
         output, errors = program.communicate("the end\n")
-        assert (output, program.returncode) == ("the end\n", 0), errors
-        # On a busy machine the holds of 100 ms may be lost, which is printed.
-        assert not any(word in errors for word in ("panicked", "Fatal", "terminate")), errors
+        assert (output, not_logged(errors), program.returncode) == ("the end\n", [], 0)
         db.execute("UPDATE _score_distlock SET waiters = NULL")
 
 

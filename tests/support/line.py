@@ -69,6 +69,16 @@ def until(condition: Callable[[], Any]) -> None:
         time.sleep(0.002)
 
 
+def not_logged(errors: str) -> list[str]:
+    """What a program has printed beside the library's records.
+
+    Those are that a hold is lost, and that the server does not answer in time, which for a lease of
+    milliseconds happens on a busy machine.
+    """
+    logged = ("the hold of ", "the database at ")
+    return [line for line in errors.splitlines() if not line.startswith(logged)]
+
+
 def stand_still(db: Db, pid: int) -> None:
     """Stops a process at a moment when its server processes are idle too."""
     os.kill(pid, signal.SIGSTOP)

@@ -76,6 +76,10 @@ class Proxy:
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
+    def url(self, database: str) -> str:
+        """The URL of a database through the proxy."""
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{database}"
+
     def arm(self, side: Side, index: int, how: How, refuse_afterwards: bool = False) -> Cut:
         """Cuts once, at a future message."""
         self.refuse_after_cut = refuse_afterwards
