@@ -130,13 +130,16 @@ def test_a_task_acquires_again_what_was_taken_for_it_when_it_was_cancelled(
         def cancel_when_taken() -> None:
             query = "SELECT count(*) FROM _score_distlock WHERE name = 'name' AND lease > 0"
             while front.db.execute(query).fetchone() == (0,):
+                if over.is_set():
+                    return
                 time.sleep(0.001)
             if moment == "answered":
                 front.proxy.thaw()
             loop.call_soon_threadsafe(task.cancel)
 
         for _ in range(30):
-            front.proxy.freeze_answers()
+            over = threading.Event()
+            front.proxy.freeze_answers(new=False)
             cancelling = threading.Thread(target=cancel_when_taken)
             cancelling.start()
             with contextlib.suppress(asyncio.CancelledError):
@@ -150,6 +153,7 @@ def test_a_task_acquires_again_what_was_taken_for_it_when_it_was_cancelled(
                 else:
                     async with conf.aio.acquire_all(["name", "z"], timeout=5):
                         await asyncio.Event().wait()
+            over.set()
             cancelling.join()
             front.proxy.thaw()
             # The release may have begun before the loop delivered the cancellation.

@@ -1,4 +1,7 @@
-"""Acquires a few names over and over with tiny leases, may die. Usage: fencer.py URL SEED."""
+"""Acquires a few names over and over with tiny leases, may die. Usage: fencer.py URL SEED.
+
+Prints the token and the fence of each hold, each time that it is acquired or entered again.
+"""
 
 import os
 import random
@@ -14,10 +17,13 @@ acquired = 0
 while acquired < 100:
     lock = conf.get(rng.choice("abc"))
     try:
-        if lock.try_acquiring() is None:
-            continue
+        token = lock.try_acquiring()
     except score.distlock.LockExpired:
         continue
+    if token is None:
+        continue
+    if (fence := lock.fence) is not None:  # unless the lease is over already
+        print(token, fence, flush=True)
     acquired += 1
     fate = rng.random()
     if fate < 0.004:

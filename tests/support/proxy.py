@@ -57,6 +57,7 @@ class Proxy:
         self.refuse_after_cut = False
         self._flowing = threading.Event()
         self._flowing.set()
+        self._exempt_from = sys.maxsize
         self.frozen = threading.Event()
         self._thawed = threading.Event()
         self._after_error = False
@@ -111,8 +112,14 @@ class Proxy:
             server.sendall(b"Q" + struct.pack("!I", len(query) + 4) + query)
             told.wait()
 
-    def freeze_answers(self) -> None:
-        """Withholds every answer of the server until :meth:`thaw`."""
+    def freeze_answers(self, new: bool = True) -> None:
+        """Withholds every answer of the server until :meth:`thaw`.
+
+        Unless `new`, connections that are opened from now on are exempt. A test that waits for
+        something to happen in the server needs that, as the client may have to open one: its other
+        connections may still have work of the background, whose answers are withheld.
+        """
+        self._exempt_from = sys.maxsize if new else len(self._sockets)
         self.frozen.clear()
         self._flowing.clear()
 
@@ -237,7 +244,8 @@ class Proxy:
                     continue
                 # The end of the previous answer may still be in flight.
                 begins = message[:1] != b"Z" or self.frozen.is_set()
-                if side == "answer" and begins and not self._flowing.is_set():
+                freezes = side == "answer" and begins and not self._flowing.is_set()
+                if freezes and self._sockets.index(source) < self._exempt_from:
                     self.frozen.set()
                     self._flowing.wait()
                 if side == "request" and client in self._informed:
