@@ -120,6 +120,21 @@ def test_the_files_section_is_named(tmp_path: Path) -> None:
         score.init.init_from_file(str(file))
 
 
+class Interrupting(dict[str, str]):
+    """Ctrl-C arrives while the library finds out which file an error is about."""
+
+    def __contains__(self, key: object) -> bool:
+        if key == "here":
+            raise KeyboardInterrupt
+        return super().__contains__(key)
+
+
+def test_an_interruption_while_an_error_is_completed_is_raised() -> None:
+    with pytest.raises(KeyboardInterrupt) as caught:
+        score.distlock.init(Interrupting({"sqlalchemy.url": "nonsense"}))
+    assert isinstance(caught.value.__cause__, ConfigurationError)
+
+
 #: Characters that decide how a URL is split, between recognizable parts.
 PIECES = st.one_of(
     st.sampled_from([*"@:/?&=#%+,[] '\"\n", "://", "%40", "%2", "é", "\U0001f600", "\\"]),

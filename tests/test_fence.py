@@ -52,7 +52,7 @@ def not_increasing(db: Db, told: dict[str, int] | None = None) -> list[Any]:
     for (name, token), fence in last.items():
         if told is not None and token not in told:
             continue
-        if told is not None and told[token] != fence or fence <= before.get(name, 0):
+        if (told is not None and told[token] != fence) or fence <= before.get(name, 0):
             found.append((name, fence, before.get(name)))
         before[name] = fence
     return found

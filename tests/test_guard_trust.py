@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import io
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -294,6 +295,60 @@ def test_what_is_not_known_is_not_committed(conf: Conf, url: str, db: Db) -> Non
             pytest.fail("the guard saw what is not there")
         connection.commit()
     assert db.execute("SELECT * FROM work").fetchall() == []
+
+
+class TimeIsUp(Exception):
+    """What a signal handler raises."""
+
+
+@pytest.fixture
+def alarm() -> Iterator[None]:
+    """SIGUSR1 raises an exception."""
+
+    def handler(number: int, frame: Any) -> None:
+        raise TimeIsUp
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+def when_aborting(engine: sqlalchemy.Engine) -> None:
+    """A signal arrives while a guard aborts the transaction."""
+
+    def signalled(*arguments: Any) -> None:
+        if "RAISE EXCEPTION" in arguments[2]:
+            signal.raise_signal(signal.SIGUSR1)
+
+    sqlalchemy.event.listen(engine, "before_cursor_execute", signalled)
+
+
+@pytest.mark.usefixtures("alarm")
+def test_a_signal_handler_may_raise_while_the_transaction_is_aborted(conf: Conf, url: str) -> None:
+    lock = conf.get("name")
+    token = lock.acquire()
+    conf.release("name", token)
+    with connected(url, "sqlalchemy psycopg") as connection:
+        when_aborting(connection.engine)
+        with pytest.raises(TimeIsUp), lock.guard(connection, token=token):
+            pytest.fail("the guard let a late holder in")
+
+
+@pytest.mark.usefixtures("alarm")
+def test_a_signal_handler_may_raise_while_a_coroutine_aborts(conf: Conf, url: str) -> None:
+    async def main() -> None:
+        engine = create_async_engine(url.replace("postgresql:", "postgresql+psycopg:"))
+        when_aborting(engine.sync_engine)
+        lock = conf.aio.get("name")
+        token = await lock.acquire()
+        await conf.aio.release("name", token)
+        async with engine.connect() as connection:
+            with pytest.raises(TimeIsUp):
+                async with lock.guard(connection, token=token):
+                    pytest.fail("the guard let a late holder in")
+        await engine.dispose()
+
+    asyncio.run(main())
 
 
 STRANGE = "SELECT 7, '$1 100% :p1 %s' AS \"$2 100% :x %(y)s\" WHERE $1 = '$1' OR $1 = $2"

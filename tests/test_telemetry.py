@@ -7,6 +7,7 @@ import contextlib
 import gc
 import json
 import logging
+import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from score.distlock import (
     DatabaseUnavailable,
     LockExpired,
     _measuring,
+    _prometheus,
     telemetry,
 )
 
@@ -570,6 +572,46 @@ def test_a_function_for_names_that_raises_is_told_once(
         telemetry.flush()
     [failure] = [record for record in caplog.records if record.exc_info]
     assert failure.getMessage().startswith("the function name_attribute failed")
+
+
+@pytest.mark.parametrize("where", ["sink", "name_attribute"])
+def test_a_signal_handler_may_raise_while_events_are_told(
+    conf: Conf, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """What it raises ends the call in which it was raised, and is not taken for a sink's error."""
+
+    class TimeIsUp(Exception):
+        pass
+
+    def handler(number: int, frame: Any) -> None:
+        raise TimeIsUp
+
+    def signalled(*arguments: Any) -> str:
+        # The library's own thread may be the one that tells.
+        if threading.current_thread() is threading.main_thread() and not raised:
+            signal.raise_signal(signal.SIGUSR1)
+        return "name"
+
+    raised = False
+    monkeypatch.setattr(_measuring, "_failed", set())
+    options: dict[str, Any] = {}
+    if where == "sink":
+        monkeypatch.setattr(_prometheus.Prometheus, "attempt", signalled)
+    else:
+        options["name_attribute"] = signalled
+    telemetry.prometheus(conf, CollectorRegistry(), **options)
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        while not raised:  # limited by the test's own timeout
+            try:
+                blocks(conf)
+                telemetry.flush()
+            except TimeIsUp:
+                raised = True
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not _measuring._failed
+    telemetry.uninstrument(conf)
 
 
 def test_instrument_twice_and_undo(conf: Conf, caplog: pytest.LogCaptureFixture) -> None:

@@ -31,9 +31,15 @@ use pyo3::types::PyDict;
 #[pyfunction]
 pub fn init<'py>(confdict: &Bound<'py, PyAny>) -> PyResult<Bound<'py, ConfiguredDistlockModule>> {
     let py = confdict.py();
-    try_init(confdict).inspect_err(|error| {
-        // Raise the original error even if this fails.
-        let _ = ours(py, "_config", "of_file", (error.value(py), confdict));
+    try_init(confdict).map_err(|error| {
+        match ours(py, "_config", "of_file", (error.value(py), confdict)) {
+            Ok(_) => error,
+            // Ctrl-C, for instance.
+            Err(interruption) => {
+                interruption.set_cause(py, Some(error));
+                interruption
+            }
+        }
     })
 }
 

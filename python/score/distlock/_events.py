@@ -13,14 +13,13 @@ import contextlib
 import functools
 import logging
 import os
-import signal
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from typing import Any
 
 from ._distlock import _claim_events, _deliver_all, _next_event, _next_seen
+from ._interruption import is_of_a_signal_handler
 
 _logger = logging.getLogger("score.distlock")
 
@@ -33,24 +32,9 @@ def log(level: int, message: str) -> None:
     try:
         _logger.log(level, "%s", message)
     except Exception as error:
-        if _is_of_a_signal_handler(error):
+        if is_of_a_signal_handler(error):
             raise
         _report()
-
-
-def _is_of_a_signal_handler(error: BaseException) -> bool:
-    codes = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
-    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
-
-
-def _code(handler: Any) -> object:
-    """The code of a signal handler in Python; `None` for any other."""
-    if not callable(handler):
-        return None
-    handler = getattr(handler, "func", handler)  # of functools.partial
-    if not hasattr(handler, "__code__"):  # nor is it a method
-        handler = type(handler).__call__
-    return getattr(handler, "__code__", None)
 
 
 def _report() -> None:

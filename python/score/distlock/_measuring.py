@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ._distlock import ConfiguredDistlockModule, _measured, _observe
 from ._events import tell_seen
+from ._interruption import is_of_a_signal_handler
 
 _logger = logging.getLogger("score.distlock")
 
@@ -148,8 +149,13 @@ class Sink:
 _failed: set[str] = set()
 
 
-def _failure(what: str) -> None:
-    """Logs an exception in foreign code, once for each kind of code."""
+def _failure(what: str, error: Exception) -> None:
+    """Logs an exception in foreign code, once for each kind of code.
+
+    Lets what a signal handler raised pass.
+    """
+    if is_of_a_signal_handler(error):
+        raise error
     if what not in _failed:
         _failed.add(what)
         _logger.exception("%s failed; the locks are not concerned, and it is not told again", what)
@@ -159,8 +165,8 @@ def _told(name_of: Name, name: str) -> str | None:
     try:
         told = name_of(name)
         return told if told is None else str(told)
-    except Exception:
-        _failure("the function name_attribute")
+    except Exception as error:
+        _failure("the function name_attribute", error)
         return None
 
 
@@ -175,8 +181,8 @@ class Dispatch:
         for sink, name_of in list(self.sinks.items()):
             try:
                 getattr(sink, kind)(_told(name_of, name), event)
-            except Exception:
-                _failure(f"what measures ({type(sink).__name__.lower()})")
+            except Exception as error:
+                _failure(f"what measures ({type(sink).__name__.lower()})", error)
 
 
 dispatches: weakref.WeakKeyDictionary[ConfiguredDistlockModule, Dispatch] = (

