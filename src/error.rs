@@ -22,7 +22,7 @@ pub enum Error {
 
     /// `extend`, `release` or the like without token, on a Lock that has none.
     #[error(
-        "no token: this Lock object does not hold {0}; \
+        "no token was given for {0}, and its Lock object does not hold it; \
          pass the token that acquire() returned"
     )]
     TokenRequired(Name),

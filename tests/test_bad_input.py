@@ -67,12 +67,12 @@ LONG = 10**5000
         ({"sqlalchemy.url": URL, "maxtime": "soon"}, ["maxtime", "'soon'", "'500ms'"]),
         ({"sqlalchemy.url": URL, "maxtime": ""}, ["maxtime", "''"]),
         ({"sqlalchemy.url": URL, "maxtime": "-1s"}, ["maxtime", "-1s"]),
-        ({"sqlalchemy.url": URL, "maxtime": -1}, ["maxtime", "-1", "out of range"]),
+        ({"sqlalchemy.url": URL, "maxtime": -1}, ["maxtime", "-1", "not between 0 and"]),
         ({"sqlalchemy.url": URL, "maxtime": "nan"}, ["maxtime", "nan"]),
         ({"sqlalchemy.url": URL, "maxtime": float("inf")}, ["maxtime", "inf"]),
         ({"sqlalchemy.url": URL, "maxtime": timedelta(days=40000)}, ["maxtime", "hundred years"]),
-        ({"sqlalchemy.url": URL, "maxtime": 10**400}, ["maxtime: 1000", "… is out of range"]),
-        ({"sqlalchemy.url": URL, "maxtime": LONG}, ["maxtime: a very long int is out of range"]),
+        ({"sqlalchemy.url": URL, "maxtime": 10**400}, ["maxtime: 1000", "… is not between 0"]),
+        ({"sqlalchemy.url": URL, "maxtime": LONG}, ["maxtime: a very long int is not between 0"]),
         ({"sqlalchemy.url": URL, "maxtime": None}, ["maxtime must be", "NoneType"]),
         ({"sqlalchemy.url": URL, "maxtime": True}, ["maxtime must be", "bool"]),
         ({"sqlalchemy.url": URL, "sqlalchemy.pool_size": "many"}, ["pool_size", "'many'"]),
@@ -362,7 +362,7 @@ def test_what_cannot_be_a_token_is_as_wrong_as_any_other(token: str | bytes) -> 
 def test_without_token_there_must_be_a_hold(token: str | bytes | None) -> None:
     lock = ConfiguredDistlockModule(URL, 1).get("name")
     for function in (lock.extend, lock.release, lock.transfer):
-        with pytest.raises(ValueError, match="no token: this Lock object does not hold 'name'"):
+        with pytest.raises(ValueError, match="no token was given for 'name'"):
             function(token)
 
 

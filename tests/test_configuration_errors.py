@@ -115,7 +115,7 @@ def test_the_files_section_is_named(tmp_path: Path) -> None:
     # The key may belong to other sections.
     file.write_text("[score.init]\nmodules = score.distlock\n[DEFAULT]\nurl = a\n[distlock]\n")
     with pytest.raises(
-        ConfigurationError, match=r"url is missing .*'url' is no key of score\.distlock"
+        ConfigurationError, match=r"url is missing .*'url' is not a key of score\.distlock"
     ):
         score.init.init_from_file(str(file))
 

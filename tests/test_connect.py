@@ -71,8 +71,8 @@ def test_the_environment_says_where_it_is(url: str, arguments: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"maxtme": 5}, "'maxtme' is no option of connect.*maxtime"),
-        ({"engine": "x"}, "'engine' is no option"),
+        ({"maxtme": 5}, "'maxtme' is not an option of connect.*did you mean 'maxtime'"),
+        ({"engine": "x"}, "'engine' is not an option"),
         ({"maxtime": "soon"}, "maxtime: 'soon' is not a time interval"),
         ({"pool_size": -1}, "pool_size: -1 is out of range"),
         ({"connect_args": {"pasword": SECRET}}, "pasword"),

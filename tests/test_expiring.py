@@ -7,6 +7,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import score.distlock
 from score.distlock import LockExpired, _events
 
-from .support.line import renewed
+from .support.line import Background, renewed, until
 from .support.proxy import Proxy
 from .test_aio import run
 
@@ -75,6 +76,50 @@ def test_once_for_each_term(conf: Conf) -> None:
             assert len(told.calls) == number
             lock.extend()
     assert len(told.calls) == 4
+
+
+def test_a_term_that_begins_right_after_a_warning_is_warned_of_too(conf: Conf) -> None:
+    """Its warning is due long before the end of the term before."""
+    told = Told()
+    lock = conf.get("name")
+    with lock.hold(maxtime=6, on_expiring=told, warn_before=5):
+        told.wait()
+        lock.extend()
+        until(lambda: lock.remaining < 2.5)
+        lock.extend()
+    assert len(told.calls) == 2
+
+
+def test_a_hold_that_is_acquired_late_is_warned_of(
+    through: Callable[..., Conf], proxy: Proxy
+) -> None:
+    """The answer comes when less than ``warn_before`` is left."""
+    told, lock = Told(), through().get("late")
+    with lock:
+        pass
+    proxy.freeze_answers(new=False)
+    hold = lock.hold(maxtime=5, on_expiring=told, warn_before=4.9)
+    entering = Background(hold.__enter__)
+    proxy.frozen.wait()
+    time.sleep(0.2)  # of the lease
+    proxy.thaw()
+    entering.result()
+    told.wait()
+    Background(hold.__exit__, None, None, None).result()
+    assert len(told.calls) == 1
+
+
+@pytest.mark.parametrize("name", ["on_lost", "on_expiring"])
+def test_a_thread_has_no_event_loop_for_a_coroutine_function(conf: Conf, name: str) -> None:
+    async def callback(*arguments: object) -> None:
+        pytest.fail("it cannot be awaited")
+
+    options: Any = {name: callback}
+    with pytest.raises(TypeError, match=f"{name} must not be a coroutine function"):
+        conf.get("name").hold(**options)
+    locked = conf.locked("name", **options)(print)
+    with pytest.raises(TypeError, match=f"{name} must not be a coroutine function"):
+        locked()
 
 
 def test_the_callback_can_extend(conf: Conf) -> None:

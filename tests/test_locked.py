@@ -138,7 +138,7 @@ def test_mistakes(conf: Conf) -> None:
         yield
 
     for name, message in (
-        ("{ordre}", "field 'ordre', which is no argument of the function; allowed are order"),
+        ("{ordre}", "field 'ordre', which is not an argument of the function; allowed are order"),
         ("{}", "field without a name"),
         ("{0}", "field without a name"),
     ):
@@ -333,7 +333,7 @@ def test_malformed_names(conf: Conf) -> None:
 
     assert conf.locked("{order:{width}}")(function)(7)
     for name, message in (
-        ("{order:{wdith}}", "field 'wdith', which is no argument"),
+        ("{order:{wdith}}", "field 'wdith', which is not an argument"),
         ("{order:{}}", "field without a name"),
         ("{order!x}", "not well-formed"),
         ("{order.}", "not well-formed"),

@@ -483,7 +483,7 @@ def test_names_are_told_only_on_request(conf: Conf, asked: Any, found: list[str 
         ("", "'' has no field"),
         (b"x", "or None, not bytes"),
         (3, "or None, not int"),
-        (["{a}", 3], "int is no template"),
+        (["{a}", 3], "int is not a template"),
     ],
 )
 def test_a_bad_template_is_refused(conf: Conf, asked: Any, message: str) -> None:

@@ -198,14 +198,6 @@ impl Holds {
         self.owned(lock, caller).is_some()
     }
 
-    /// Whether a Lock object holds the lock, as far as it knows.
-    #[must_use]
-    pub fn holds_any(&self, lock: LockId) -> bool {
-        let ids = self.by_lock.get(&lock).map_or(&[][..], Vec::as_slice);
-        let mut holds = ids.iter().filter_map(|id| self.all.get(id));
-        holds.any(|hold| hold.condition != Condition::Released)
-    }
-
     /// The caller wants to acquire.
     pub fn entry(&mut self, lock: LockId, caller: &Caller, reentrant: bool) -> Entry {
         let owned = self.owned(lock, caller).filter(|_| reentrant);

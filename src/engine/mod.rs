@@ -16,6 +16,7 @@ mod queue;
 mod token;
 mod transfers;
 mod unresolved;
+mod warning;
 
 pub use hint::{Hint, Hints};
 pub use hold::{Condition, Hold};
@@ -34,3 +35,4 @@ pub use queue::{Line, TICKET_BITS};
 pub use token::Token;
 pub use transfers::{Begin, Claim, Outcome as ReleaseOutcome, Transfers};
 pub use unresolved::{Attempt, Unresolved, Unsettled};
+pub use warning::Warning;

@@ -49,8 +49,7 @@ pub fn fence(value: Option<&Bound<'_, PyAny>>) -> PyResult<Option<i64>> {
         let message = format!("fence must be an int or None, not {kind}");
         return Err(PyTypeError::new_err(message));
     }
-    value
-        .extract()
-        .map(Some)
-        .map_err(|_| PyValueError::new_err("fence is no hold's number: it has more than 64 bits"))
+    value.extract().map(Some).map_err(|_| {
+        PyValueError::new_err("fence is not a hold's number: it has more than 64 bits")
+    })
 }

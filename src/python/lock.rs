@@ -427,7 +427,7 @@ impl Lock {
         let autoextend = arguments::choice(autoextend, "autoextend")?;
         let py = slf.py();
         let lease: Option<f64> = ours(py, "_hold", "lease", (maxtime,))?.extract()?;
-        ours(py, "_hold", "callback", (on_lost,))?;
+        ours(py, "_hold", "callbacks", (on_lost, on_expiring))?;
         let note: Option<String> = ours(py, "_hold", "note", (note,))?.extract()?;
         let defaults = &slf.get().handle.shared;
         let entering = Entering {
@@ -556,12 +556,9 @@ impl Lock {
         leave(py, &self.handle, self.core().block(&caller)).and(known)
     }
 
-    fn __repr__(&self) -> String {
-        let state = if self.core().is_held() {
-            "held"
-        } else {
-            "free"
-        };
-        format!("<score.distlock.Lock {} {state}>", self.core().name())
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let (core, caller) = (self.core(), owner::current(py)?);
+        let (name, state) = (core.name(), core.state(&caller));
+        Ok(format!("<score.distlock.Lock {name} {state}>"))
     }
 }

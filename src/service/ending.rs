@@ -3,7 +3,7 @@
 use super::lock::Lock;
 use super::locked;
 use super::locks::Locks;
-use super::registry::registry;
+use super::registry::{log_loss, registry};
 use super::releasing::Releasing;
 use crate::engine::{
     Attempt, Caller, Ending, Entered, Hint, HoldId, Holds, Key, Late, Lease, Loss, Moment, Name,
@@ -26,6 +26,8 @@ pub struct End {
 struct How {
     /// Its lease, if it is known here.
     lease: Option<Lease>,
+    /// Its fence, if it is known here.
+    fence: Option<i64>,
     /// Its deadline had not passed.
     held: bool,
     /// By its owner.
@@ -149,6 +151,7 @@ impl Locks {
                 token,
                 pending: _,
                 lease,
+                fence,
                 held,
                 own,
             } => {
@@ -156,7 +159,13 @@ impl Locks {
                     Some(releasing) => releasing,
                     None => self.begin_of_a_stranger(name, &token, budget)?,
                 };
-                self.release(releasing, hold, &How { lease, held, own }, budget)
+                let how = How {
+                    lease,
+                    fence,
+                    held,
+                    own,
+                };
+                self.release(releasing, hold, &how, budget)
             }
         }
     }
@@ -204,8 +213,8 @@ impl Locks {
             tell(hold, &key, None);
             return Ok(());
         }
-        let how = (held, before.is_some());
-        let attempt = self.try_to_release(name, &releasing, lease, how, budget);
+        let known_end = (held, before.is_some());
+        let attempt = self.try_to_release(name, &releasing, lease, known_end, budget);
         let (current, released) = match attempt {
             Ok(released) => released,
             Err(error) => {
@@ -232,6 +241,10 @@ impl Locks {
             self.why_lost(name, &current.token, None, budget)
         };
         tell(hold, &current, Some(reason));
+        if known && hold.is_none() && process_id() == budget.process {
+            // The end of a block has already forgotten the hold.
+            log_loss(name, how.fence, reason);
+        }
         Err(Error::Expired(key.name.clone(), key.token.clone(), reason))
     }
 

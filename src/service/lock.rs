@@ -107,10 +107,14 @@ impl Lock {
         })
     }
 
-    /// Whether this object holds the lock, as far as it knows.
+    /// `held`, `lost` or `free`: the caller's hold, or else this object's latest, in one word.
     #[must_use]
-    pub fn is_held(&self) -> bool {
-        registry(process_id()).with(|holds| holds.holds_any(self.id))
+    pub fn state(&self, caller: &Caller) -> &'static str {
+        match self.hold(caller, |hold| hold.expired(Moment::now())) {
+            Some(true) => "lost",
+            Some(false) => "held",
+            None => "free",
+        }
     }
 
     /// The given token, or else that of the caller's hold.

@@ -5,8 +5,8 @@ use super::shared_transfers::SharedTransfers;
 use super::wakeup::Wakeup;
 use super::watch::Watched;
 use crate::engine::{
-    Caller, Claim, Deadline, Entered, HoldId, Holds, Key, LevelId, LockId, Moment, Name, Reported,
-    Token,
+    Caller, Claim, Deadline, Entered, HoldId, Holds, Key, LevelId, LockId, Loss, Moment, Name,
+    Reported, Token,
 };
 use crate::error::Result;
 use crate::process::ProcessLocal;
@@ -60,6 +60,15 @@ static REGISTRY: LazyLock<ProcessLocal<Registry>> = LazyLock::new(ProcessLocal::
 #[must_use]
 pub fn registry(process: u32) -> Arc<Registry> {
     REGISTRY.of(process)
+}
+
+/// Tells the operator of a loss, whoever else is told.
+pub(super) fn log_loss(name: &Name, fence: Option<i64>, reason: Loss) {
+    let fence = fence.map_or("none".to_owned(), |fence| fence.to_string());
+    log::warn!(
+        "the hold of lock {name} (fence {fence}) is lost: {}",
+        reason.as_str()
+    );
 }
 
 impl Registry {
@@ -208,14 +217,7 @@ impl Registry {
         let Some(reported) = self.with(change) else {
             return;
         };
-        let fence = reported
-            .fence
-            .map_or("none".to_owned(), |fence| fence.to_string());
-        log::warn!(
-            "the hold of lock {} (fence {fence}) is lost: {}",
-            reported.key.name,
-            reported.reason.as_str()
-        );
+        log_loss(&reported.key.name, reported.fence, reported.reason);
         self.watched.ended(&reported.key, Some(reported.reason));
         self.lost.notify_all();
         let wakeups = locked(&self.wakeups).clone();

@@ -6,7 +6,7 @@ use super::held::has_either;
 use super::locked;
 use super::registry::registry;
 use crate::engine::{
-    Condition, Deadline, Entered, Hold, HoldId, Key, Lease, Loss, Moment, Name, Token,
+    Condition, Deadline, Entered, Hold, HoldId, Key, Lease, Loss, Moment, Name, Token, Warning,
 };
 use crate::store::{Budget, Renewed, Store};
 use crate::sync::{Condvar, Instant, Mutex, process_id};
@@ -30,24 +30,6 @@ struct Entry {
     /// When to look at it next.
     next: Instant,
     warning: Option<Warning>,
-}
-
-/// Its owner wants to be told, once in each term of the lease, when only this much is left.
-struct Warning {
-    before: f64,
-    told: Option<Deadline>,
-}
-
-impl Warning {
-    /// Whether to tell the owner now, and in how many seconds to look again.
-    fn look(&mut self, deadline: Deadline, now: Moment) -> (bool, f64) {
-        let left = deadline.remaining(now);
-        if left > self.before {
-            return (false, left - self.before);
-        }
-        let told = left <= 0.0 || self.told.replace(deadline) == Some(deadline);
-        (!told, left)
-    }
 }
 
 #[derive(Default)]
@@ -104,9 +86,8 @@ impl Renewal {
     /// A level wants to hear when only `before` seconds of its hold are left. The same applies.
     pub fn warn(&self, entered: Entered, before: f64, deadline: Deadline) -> Option<Arc<Class>> {
         let class = locked(&self.0).entry(WARNED).or_default().clone();
-        let mut warning = Warning { before, told: None };
-        let (_, pause) = warning.look(deadline, Moment::now());
-        let first = Instant::now() + Duration::from_secs_f64(pause);
+        let warning = Warning::new(before);
+        let first = Instant::now() + warning.first(deadline, Moment::now());
         class.add(entered, first, Some(warning)).then_some(class)
     }
 
@@ -196,9 +177,8 @@ impl Class {
                     return false;
                 };
                 if let Some(warning) = &mut entry.warning {
-                    let (tell, pause) = warning.look(hold.deadline, moment);
-                    // An expired one is about to be reported as lost.
-                    entry.next = now + Duration::from_secs_f64(pause.max(0.01));
+                    let (tell, pause) = warning.look(hold.deadline, hold.lease, moment);
+                    entry.next = now + pause;
                     if tell {
                         warned.push(*entered);
                     }

@@ -165,7 +165,7 @@ fn checked(
         TargetSessionAttrs::ReadWrite if read_only => "sessions are read-only there",
         TargetSessionAttrs::ReadOnly if !read_only => "sessions are not read-only there",
         TargetSessionAttrs::Primary if standby => "it is a standby",
-        TargetSessionAttrs::Standby if !standby => "it is no standby",
+        TargetSessionAttrs::Standby if !standby => "it is not a standby",
         _ => return Ok(session),
     };
     Err(Failure::Broken(what.to_owned()))

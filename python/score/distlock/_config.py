@@ -70,7 +70,7 @@ def interval(value: object, key: str, endless: str = "") -> float:
             f"{key} must be a number of seconds, a str or a timedelta, not {type(value).__name__}"
         )
     if not 0 <= seconds <= MAX_SECONDS:  # nor is NaN between them
-        refuse(f"{key}: {shown(value)} is out of range; {allowed}, from 0 to a hundred years")
+        refuse(f"{key}: {shown(value)} is not between 0 and a hundred years; {allowed}")
     return seconds
 
 
@@ -266,7 +266,7 @@ def read(confdict: object) -> dict[str, Any]:
     if "engine" not in found:
         # In a file such a key may have come from [DEFAULT].
         instead = [key for key in confdict if isinstance(key, str) and key.lower().endswith(_URLS)]
-        hint = f" ({shown(instead[0])} is no key of score.distlock)" if instead else ""
+        hint = f" ({shown(instead[0])} is not a key of score.distlock)" if instead else ""
         refuse(
             "sqlalchemy.url is missing (in a file: in the section [distlock]): set it to the URL "
             "of a PostgreSQL database, such as postgresql://user@host/database, or to embedded: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Mapping
 from datetime import timedelta
@@ -74,7 +75,12 @@ def connect(
 def _known(options: Mapping[str, object], function: str) -> None:
     for name in options:
         if name not in _OPTIONS:
-            refuse(f"{shown(name)} is no option of {function}(); allowed are {', '.join(_OPTIONS)}")
+            close = difflib.get_close_matches(name, _OPTIONS, 1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            refuse(
+                f"{shown(name)} is not an option of {function}(): "
+                f"{hint}allowed are {', '.join(_OPTIONS)}"
+            )
 
 
 def opened(url: Any, pass_one: str, **options: Any) -> ConfiguredDistlockModule:

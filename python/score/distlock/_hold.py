@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,17 @@ def callback(on_lost: Any) -> Any:
     if on_lost is None or callable(on_lost):
         return on_lost
     raise TypeError(f"on_lost must be callable, not {type(on_lost).__name__}")
+
+
+def callbacks(on_lost: Any, on_expiring: Any) -> None:
+    """Checks the callbacks of a hold whose events are told in a thread, not in an event loop."""
+    callback(on_lost)
+    for name, function in (("on_lost", on_lost), ("on_expiring", on_expiring)):
+        if inspect.iscoroutinefunction(function):
+            raise TypeError(
+                f"{name} must not be a coroutine function, as it is called in a thread without an "
+                "event loop; conf.aio accepts one"
+            )
 
 
 def warning(

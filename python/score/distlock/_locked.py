@@ -103,7 +103,7 @@ def _signature(name: str, fields: frozenset[str], function: Any) -> inspect.Sign
     for field in sorted(fields):
         if field not in signature.parameters:
             raise ValueError(
-                f"the name {shown(name)} has the field {field!r}, which is no argument of the "
+                f"the name {shown(name)} has the field {field!r}, which is not an argument of the "
                 f"function; allowed are {', '.join(signature.parameters) or 'none'}"
             )
     return signature

@@ -37,7 +37,7 @@ LISTENER_TEXT = "Whether the connection that wakes waiters works; nothing while 
 def matching(template: str) -> Callable[[str], bool]:
     """Returns a function that tells whether a name matches the template."""
     if not isinstance(template, str):
-        raise TypeError(f"name_attribute: {type(template).__name__} is no template")
+        raise TypeError(f"name_attribute: {type(template).__name__} is not a template")
     parts = list(string.Formatter().parse(template))
     if all(field is None for _, field, _, _ in parts):
         raise ValueError(

@@ -29,6 +29,8 @@ pub enum Ending {
         pending: Option<Token>,
         /// Its lease, if known.
         lease: Option<Lease>,
+        /// Its fence, if known.
+        fence: Option<i64>,
         /// Its deadline has not passed.
         held: bool,
         /// Whether its owner does it, rather than a stranger through the owner's Lock object.
@@ -58,6 +60,7 @@ impl Ending {
             token: token.clone(),
             pending: None,
             lease: None,
+            fence: None,
             held: false,
             own: false,
         }
@@ -100,6 +103,7 @@ impl Holds {
                 token,
                 pending,
                 lease: Some(lease),
+                fence: hold.fence,
                 held,
                 own: true,
             },
@@ -165,6 +169,7 @@ impl Holds {
                     pending: hold.pending.clone().filter(|pending| *pending != token),
                     token,
                     lease: Some(lease),
+                    fence: hold.fence,
                     held,
                     own,
                 }
@@ -227,12 +232,20 @@ impl Holds {
         None
     }
 
-    /// The database answered a `release()` that the hold was already gone. The caller is told so;
-    /// the hold stays for open blocks.
+    /// The database answered a `release()` that the hold was already gone. The caller is told so,
+    /// which is enough for its own levels; the hold stays for open blocks.
     pub fn not_released(&mut self, id: HoldId, reason: Loss, own: bool) -> Option<Reported> {
-        if !self.all.get(&id)?.has_blocks() {
+        let hold = self.all.get(&id)?;
+        if !hold.has_blocks() {
+            let reported = matches!(hold.condition, Condition::Lost { .. } | Condition::Ended(_));
+            let (key, fence) = (hold.key.clone(), hold.fence);
             self.remove(id);
-            return None;
+            return (!reported).then_some(Reported {
+                key,
+                fence,
+                reason,
+                levels: Vec::new(),
+            });
         }
         let reported = self.lost(id, reason);
         if let Some(hold) = self.all.get_mut(&id).filter(|_| own) {

@@ -135,7 +135,7 @@ fn spot(found: &Found<'_>, host: &str, address: &str, port: &str) -> Result<Spot
     };
     if !host.starts_with(['/', '@']) && !is_name(host) && !is_address(host) {
         return Err(format!(
-            "{}: what stands where the host is expected is no host's name and no address; \
+            "{}: what stands where the host is expected is neither a host's name nor an address; \
              percent-encode special characters in user and password",
             found.label()
         ));

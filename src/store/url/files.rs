@@ -102,7 +102,7 @@ impl Passwords {
         let shown = path.display();
         if !metadata.is_file() {
             // /dev/null is the usual way to say that there is none.
-            log::debug!("the password file {shown} is no file and not used");
+            log::debug!("the password file {shown} is not a file and is not used");
             return None;
         }
         if metadata.permissions().mode() & 0o077 != 0 {

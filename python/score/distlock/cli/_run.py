@@ -293,5 +293,6 @@ def holder(info: HoldInfo) -> str:
     since = info.acquired.astimezone()
     age = duration((datetime.now(timezone.utc) - info.acquired).total_seconds())
     note = f" ({printable(info.note)})" if info.note else ""
-    waiters = f", and {info.waiters} wait" if info.waiters else ""
+    count = f"{info.waiters} waiter{'s' if info.waiters > 1 else ''}"
+    waiters = f", and {count}" if info.waiters else ""
     return f"{who}{note}, since {since:%Y-%m-%d %H:%M:%S%z} ({age}){waiters}"

@@ -18,7 +18,7 @@ fn reasons_have_names() {
 fn an_owner_enters_again_and_others_do_not() {
     let (mut scene, mut owner, other) = (Scene::new(), Owner::new(1), Owner::new(2));
     assert_eq!(scene.entry(&owner), Entry::Fresh);
-    assert!(!scene.holds.holds_any(scene.lock));
+    assert!(scene.holds.of(scene.lock, &owner.caller()).is_none());
     let id = scene.enter(&mut owner, CALL).hold;
     let (token, lease) = (scene.token(id), Lease::SECOND);
     let again = Entry::Again {
@@ -38,7 +38,7 @@ fn an_owner_enters_again_and_others_do_not() {
     let holds = &scene.holds;
     assert!(holds.is_owned(scene.lock, &owner.caller()));
     assert!(!holds.is_owned(scene.lock, &other.caller()));
-    assert!(holds.holds_any(scene.lock));
+    assert!(holds.of(scene.lock, &owner.caller()).is_some());
     assert_eq!(holds.living(&[id, HoldId::fresh()]), [id]);
 }
 
