@@ -496,25 +496,85 @@ def test_a_task_that_is_cancelled_does_not_wait_for_the_database(
         observer.release(name, observer.acquire(name, timeout=None))
 
 
+class TimeIsUp(Exception):
+    """What a signal handler raises."""
+
+
+class Interrupting:
+    """Raises at one of the calls of Python functions, as a signal handler may."""
+
+    def __init__(self, number: int) -> None:
+        self._left = number
+        self.raised = False
+
+    def __call__(self, frame: Any, event: str, argument: Any) -> None:
+        if event == "call":
+            self._left -= 1
+            if self._left < 0:
+                self.raised = True
+                sys.setprofile(None)
+                raise TimeIsUp
+
+
+@pytest.mark.parametrize("autoextend", [False, True])
+@pytest.mark.parametrize("read", [False, True], ids=["unread", "read"])
+def test_a_with_statement_may_be_interrupted_anywhere(
+    conf: Conf, url: str, autoextend: bool, read: bool
+) -> None:
+    """Nothing is held afterwards, though the exception is alive and a token was read before."""
+    observer, number, raised = score.distlock.init({"sqlalchemy.url": url}), 0, True
+    while raised:
+        interrupting = Interrupting(number)
+        error: BaseException | None = None
+        try:
+            holds = conf.acquire_all(["a", "b"], autoextend=autoextend)
+            if read:
+                assert holds["a"]
+            sys.setprofile(interrupting)
+            with holds:
+                pass
+        except TimeIsUp as caught:
+            error = caught
+        finally:
+            sys.setprofile(None)
+        assert (error is not None) == interrupting.raised
+        for name in "ab":
+            observer.release(name, observer.acquire(name, timeout=20))
+        del holds
+        number, raised = number + 1, interrupting.raised
+
+
 GIVES_BACK = """
 import signal, sys, score.distlock
 class Alarm(Exception):
     pass
+class OurKind(score.distlock.DatabaseUnavailable):
+    pass
 def alarm(*_):
-    raise Alarm
+    try:
+        raise ValueError
+    except ValueError:
+        raise Alarm
+def of_our_kind(*_):
+    raise OurKind('of the application')
 signal.signal(signal.SIGALRM, alarm)
+signal.signal(signal.SIGUSR1, of_our_kind)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 conf = score.distlock.connect(sys.argv[1], maxtime='1m')
 try:
     conf.acquire_all(['a', 'b'])
-except (KeyboardInterrupt, Alarm) as error:
-    print(type(error).__name__, type(error.__context__).__name__, flush=True)
+except (KeyboardInterrupt, Alarm, score.distlock.DistlockError) as error:
+    while error is not None:
+        print(type(error).__name__, end=' ')
+        error = error.__context__
+    print(flush=True)
 sys.stdin.readline()
 """
 
 
 @pytest.mark.parametrize(
-    ("number", "raised"), [("SIGINT", "KeyboardInterrupt"), ("SIGALRM", "Alarm")]
+    ("number", "raised"),
+    [("SIGINT", "KeyboardInterrupt"), ("SIGALRM", "Alarm ValueError"), ("SIGUSR1", "OurKind")],
 )
 def test_giving_back_can_be_interrupted(
     proxy: Proxy, database: str, server_url: str, number: str, raised: str
@@ -536,7 +596,7 @@ def test_giving_back_can_be_interrupted(
     assert program.stdout is not None
     proxy.frozen.wait()
     program.send_signal(getattr(signal, number))
-    assert program.stdout.readline() == f"{raised} CouldNotAcquireLock\n"
+    assert program.stdout.readline() == f"{raised} CouldNotAcquireLock \n"
     proxy.thaw()
     assert observer.acquire("a", timeout=30)
     program.communicate("\n")

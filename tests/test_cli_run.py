@@ -36,7 +36,9 @@ STUBBORN = (
 #: Starts another process, and prints its pid.
 FAMILY = (
     "import subprocess, sys, time\n"
-    f"child = subprocess.Popen([sys.executable, '-c', {STUBBORN!r}], stdout=subprocess.PIPE)\n"
+    f"command = [sys.executable, '-c', {STUBBORN!r}]\n"
+    # Its pipe breaks when its parent ends.
+    "child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)\n"
     "child.stdout.readline()\n"
     "print(child.pid, flush=True)\n"
     "time.sleep(60)\n"

@@ -288,3 +288,18 @@ def test_settings_that_are_not_there() -> None:
         score.distlock.from_django(connect_args={})
     with pytest.raises(TypeError, match="alias must be a str"):
         score.distlock.from_django(17)  # type: ignore[arg-type]
+
+
+def test_no_thread_can_be_started(url: str) -> None:
+    """The error is one of ours, and no panic of a library is printed."""
+    code = (
+        "import sys, score.distlock\n"
+        "conf = score.distlock.connect(sys.argv[1])\n"
+        "try:\n"
+        "    conf.acquire('name')\n"
+        "except score.distlock.DatabaseUnavailable as error:\n"
+        "    print(error)\n"
+    )
+    # No thread gets a stack of this size.
+    output = python(code, url, RUST_MIN_STACK=str(1 << 47))
+    assert output.startswith("no thread can be started for connections to postgresql://")

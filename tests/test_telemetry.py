@@ -614,6 +614,20 @@ def test_a_signal_handler_may_raise_while_events_are_told(
     telemetry.uninstrument(conf)
 
 
+def test_what_is_measured_meanwhile_is_not_waited_for(conf: Conf) -> None:
+    """Otherwise `flush`, and the end of the process, would take as long as others work."""
+
+    def name_of(name: str) -> str:
+        if threading.current_thread() is threading.main_thread():
+            blocks(conf)  # as another thread may, at any moment
+        return name
+
+    telemetry.prometheus(conf, CollectorRegistry(), name_attribute=name_of)
+    blocks(conf)
+    telemetry.flush()
+    telemetry.uninstrument(conf)
+
+
 def test_instrument_twice_and_undo(conf: Conf, caplog: pytest.LogCaptureFixture) -> None:
     seen, registry = Seen(), CollectorRegistry()
     with caplog.at_level(logging.WARNING):

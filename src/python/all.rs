@@ -1,14 +1,18 @@
 //! Acquiring several locks: all of them, or none.
 
 use super::acquire::enter;
-use super::errors::{exception, is_ours};
-use super::finalizing::ours;
+use super::errors::{chained, exception, is_of_a_signal_handler, is_ours};
+use super::finalizing::{ours, python_code};
 use super::handle::Shared;
 use super::levels::Levels;
 use super::lock::Lock;
 use super::options::{Entering, Timeout};
+use crate::sync::process_id;
 use pyo3::exceptions::PyException;
+use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyTuple;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -50,6 +54,66 @@ pub fn acquire<'py>(
     holds.map_err(|error| give_back(py, levels.get(), error))
 }
 
+/// A function as a method of a Python class: the two calls of a `with` statement have to be in Rust, so
+/// that no signal handler can raise at their beginning, when nothing has been done yet.
+#[pyclass(name = "_Method", module = "score.distlock", frozen)]
+pub struct Method(Py<PyAny>);
+
+#[pymethods]
+impl Method {
+    #[new]
+    fn new(function: Py<PyAny>) -> Method {
+        Method(function)
+    }
+
+    fn __get__<'py>(
+        &self,
+        py: Python<'py>,
+        holds: &Bound<'py, PyAny>,
+        _class: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        static METHOD: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+        if holds.is_none() {
+            return Ok(self.0.bind(py).clone());
+        }
+        let method = METHOD.import(py, "types", "MethodType")?;
+        method.call1((&self.0, holds))
+    }
+}
+
+fn levels_of<'py>(holds: &Bound<'py, PyAny>) -> PyResult<Bound<'py, Levels>> {
+    let levels = holds.getattr(intern!(holds.py(), "_levels"))?;
+    Ok(levels.cast_into::<Levels>()?)
+}
+
+/// `Holds.__enter__`.
+#[pyfunction]
+pub fn _enter_all(holds: Bound<'_, PyAny>) -> PyResult<Bound<'_, PyAny>> {
+    let (py, levels) = (holds.py(), levels_of(&holds)?);
+    let in_block = holds.getattr(intern!(py, "_in_block"))?.is_truthy()?;
+    let over = holds.getattr(intern!(py, "_locks"))?.is_none();
+    let process: u32 = holds.getattr(intern!(py, "_process"))?.extract()?;
+    if in_block || over || process != process_id() {
+        let _running = python_code(py);
+        return holds.call_method1(intern!(py, "_begin_block"), (false, &holds));
+    }
+    holds.setattr(intern!(py, "_in_block"), true)?;
+    match levels.get().check(py) {
+        Ok(()) => Ok(holds),
+        Err(lost) => Err(give_back(py, levels.get(), lost)),
+    }
+}
+
+/// `Holds.__exit__`, and `Holds.release`.
+#[pyfunction]
+#[pyo3(signature = (holds, *_exception))]
+pub fn _release_all(holds: &Bound<'_, PyAny>, _exception: &Bound<'_, PyTuple>) -> PyResult<()> {
+    let (py, levels) = (holds.py(), levels_of(holds)?);
+    // They are over, so `conf.get` need not return these Lock objects any more.
+    let forgotten = holds.setattr(intern!(py, "_locks"), py.None());
+    levels.get().release(py).and(forgotten)
+}
+
 /// Gives back what was taken before the error. Returns the error, or what a signal handler raised
 /// meanwhile.
 fn give_back(py: Python<'_>, levels: &Levels, error: PyErr) -> PyErr {
@@ -58,9 +122,8 @@ fn give_back(py: Python<'_>, levels: &Levels, error: PyErr) -> PyErr {
         return error;
     }
     match levels.release(py) {
-        Err(raised) if !is_ours(py, &raised) => {
-            let chained = raised.value(py).setattr("__context__", error.value(py));
-            chained.map_or_else(|failure| failure, |()| raised)
+        Err(raised) if !is_ours(py, &raised) || is_of_a_signal_handler(py, &raised) => {
+            chained(py, raised, &error)
         }
         // A failed release is repeated in the background.
         _ => error,

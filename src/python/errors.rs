@@ -1,10 +1,14 @@
 //! Maps errors of the core to exceptions.
 
-use super::finalizing::python_code;
+use super::finalizing::{ours, python_code};
 use crate::error::{Error, Obstacle};
 use pyo3::exceptions::{PyKeyboardInterrupt, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+
+/// Exceptions that are the context of one another.
+const LONGEST_CHAIN: usize = 1000;
 
 /// The exception for an error. The classes live in `_errors.py`.
 pub fn exception(py: Python<'_>, error: Error) -> PyErr {
@@ -21,10 +25,52 @@ pub fn is_ours(py: Python<'_>, raised: &PyErr) -> bool {
     base.is_ok_and(|base| raised.is_instance(py, &base))
 }
 
+/// Whether a signal handler raised an exception, which may be of any class.
+pub fn is_of_a_signal_handler(py: Python<'_>, raised: &PyErr) -> bool {
+    if let Some(traceback) = raised.traceback(py) {
+        // PyO3 keeps it apart before Python 3.12.
+        if raised
+            .value(py)
+            .setattr(intern!(py, "__traceback__"), traceback)
+            .is_err()
+        {
+            return false;
+        }
+    }
+    let told = ours(
+        py,
+        "_interruption",
+        "is_of_a_signal_handler",
+        (raised.value(py),),
+    );
+    told.is_ok_and(|told| told.is_truthy().unwrap_or_default())
+}
+
 /// Python's `raise` sets the exception being handled as the context; from Rust we have to.
 fn chain(py: Python<'_>, raised: &PyErr) -> PyResult<()> {
     let handled = py.import("sys")?.call_method0("exc_info")?.get_item(1)?;
     raised.value(py).setattr("__context__", handled)
+}
+
+/// An exception that was raised while another one was dealt with, with that one as the context of its
+/// first one.
+pub fn chained(py: Python<'_>, raised: PyErr, handled: &PyErr) -> PyErr {
+    let context = intern!(py, "__context__");
+    let mut last = raised.value(py).clone().into_any();
+    // Not for ever, as an application may have made a circle.
+    for _ in 0..LONGEST_CHAIN {
+        let next = match last.getattr(context) {
+            Ok(next) if next.is(handled.value(py)) => break,
+            Ok(next) => next,
+            Err(failure) => return failure,
+        };
+        if next.is_none() {
+            let linked = last.setattr(context, handled.value(py));
+            return linked.map_or_else(|failure| failure, |()| raised);
+        }
+        last = next;
+    }
+    raised
 }
 
 fn try_exception(py: Python<'_>, error: Error) -> PyResult<PyErr> {

@@ -62,7 +62,7 @@ impl Levels {
     }
 
     /// Raises `LockExpired` if one of the holds is lost.
-    fn check(&self, py: Python<'_>) -> PyResult<()> {
+    pub fn check(&self, py: Python<'_>) -> PyResult<()> {
         let checked = {
             let levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             levels

@@ -64,6 +64,8 @@ mod _distlock {
     #[pymodule_export]
     use super::aio::{Acquisition, Confirmation, Inbox};
     #[pymodule_export]
+    use super::all::{_enter_all, _release_all, Method};
+    #[pymodule_export]
     use super::ending::Exit;
     #[pymodule_export]
     use super::events::{_claim_events, _deliver_all, _next_event};
@@ -72,7 +74,7 @@ mod _distlock {
     #[pymodule_export]
     use super::finalizing::_finalizing;
     #[pymodule_export]
-    use super::telemetry::{_measured, _next_seen, _observe};
+    use super::telemetry::{_count_seen, _measured, _next_seen, _observe};
     #[pymodule_export]
     use super::transfer::Transfer;
 

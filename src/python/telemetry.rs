@@ -131,6 +131,13 @@ fn arguments(py: Python<'_>, seen: &Seen) -> PyResult<Py<PyTuple>> {
     Ok(arguments.unbind())
 }
 
+/// How many events are queued.
+#[pyfunction]
+pub fn _count_seen() -> usize {
+    let queue = SEEN.get();
+    queue.lock().unwrap_or_else(PoisonError::into_inner).len()
+}
+
 /// Takes the oldest event: the context, the callback, and its arguments.
 #[pyfunction]
 #[allow(clippy::type_complexity)] // as Python sees it

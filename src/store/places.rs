@@ -8,6 +8,7 @@ use super::failure::Failure;
 use super::session::Session;
 use super::settings::Settings;
 use super::url::Url;
+use crate::error::Error;
 use r2d2::{ManageConnection, NopErrorHandler, PooledConnection};
 use scheduled_thread_pool::{OnPoolDropBehavior, ScheduledThreadPool};
 use std::convert::Infallible;
@@ -151,15 +152,19 @@ pub struct Sessions {
 }
 
 impl Sessions {
-    /// Places without sessions.
-    pub fn new(url: &Url, settings: &Settings) -> Sessions {
+    /// Places without sessions; an error if the system starts no thread for `r2d2`, which would panic.
+    pub fn new(url: &Url, settings: &Settings) -> Result<Sessions, Failure> {
+        thread::Builder::new().spawn(|| ()).map_err(|error| {
+            let error = format!("no thread can be started for connections to {url}: {error}");
+            Failure::Stopped(Error::Unavailable(error))
+        })?;
         let thread = ScheduledThreadPool::builder()
             .num_threads(1)
             .thread_name_pattern("distlock-pool")
             .on_drop_behavior(OnPoolDropBehavior::DiscardPendingScheduled)
             .build();
         let thread = Arc::new(thread);
-        Sessions {
+        Ok(Sessions {
             url: url.clone(),
             room: Room::new(settings.limit(), true, &thread),
             reserve: Room::new(1, false, &thread),
@@ -168,7 +173,7 @@ impl Sessions {
             made: Instant::now(),
             exceeded: AtomicU64::new(0),
             doubted: AtomicU64::new(0),
-        }
+        })
     }
 
     fn users(&self) -> MutexGuard<'_, Vec<User>> {
@@ -316,7 +321,7 @@ mod tests {
     #[test]
     fn a_handler_waits_for_others_and_not_for_the_call_that_it_interrupts() {
         let url = Url::parse(&Request::new("postgresql://u@h/d")).unwrap();
-        let sessions = Arc::new(Sessions::new(&url, &Settings::default()));
+        let sessions = Arc::new(Sessions::new(&url, &Settings::default()).unwrap());
         let budget = Budget::new(Duration::from_secs(60), &|| Ok(()));
         let place = sessions.take(budget).unwrap().unwrap();
         assert_eq!((sessions.in_use(), sessions.in_use_elsewhere()), (1, 0));

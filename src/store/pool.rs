@@ -185,10 +185,15 @@ impl Pool {
             return Err(Failure::Stopped(Error::Forked));
         }
         let shared = self.shared.of(budget.process);
-        let sessions = shared
-            .slot()
-            .get_or_insert_with(|| Arc::new(Sessions::new(&self.url, &self.settings)))
-            .clone();
+        let mut slot = shared.slot();
+        let sessions = match &*slot {
+            Some(sessions) => sessions.clone(),
+            None => {
+                let made = Arc::new(Sessions::new(&self.url, &self.settings)?);
+                slot.insert(made).clone()
+            }
+        };
+        drop(slot);
         let Some(place) = sessions.take(budget)? else {
             let free = sessions.in_use() < self.settings.limit();
             return Err(if free {

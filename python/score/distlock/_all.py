@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, final
 
-from ._errors import DatabaseError, LockExpired
+from ._distlock import _enter_all, _Method, _release_all
 
 if TYPE_CHECKING:
     from . import Lock
@@ -130,24 +128,7 @@ class Holds(Tokens):
 
     def release(self) -> None:
         """Releases all of them, even if the release of one fails; raises the first failure."""
-        self._locks = None
-        if self._levels is not None:
-            self._levels.release()
+        _release_all(self)
 
-    def __enter__(self) -> Holds:
-        self._begin_block(self._locks is not None and self._process == os.getpid(), self)
-        try:
-            self._check()
-        except LockExpired:
-            with contextlib.suppress(DatabaseError, LockExpired):
-                self.release()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.release()
+    __enter__ = _Method(_enter_all)
+    __exit__ = _Method(_release_all)

@@ -30,6 +30,7 @@ def _observe(conf: ConfiguredDistlockModule, callback: Callable[..., object] | N
 def _measured(
     conf: ConfiguredDistlockModule,
 ) -> tuple[list[str], list[tuple[str, int]], bool | None]: ...
+def _count_seen() -> int: ...
 def _next_seen() -> tuple[Context | None, Callable[..., object], tuple[Any, ...]] | None: ...
 
 @final
@@ -61,6 +62,14 @@ class _Levels:
     def stop_extending(self) -> None: ...
     def release(self) -> None: ...
     def begin_exit(self) -> _Exit: ...
+
+@final
+class _Method:
+    def __new__(cls, function: Callable[..., Any]) -> Self: ...
+    def __get__(self, holds: object, class_: type[Any] | None = None, /) -> Callable[..., Any]: ...
+
+def _enter_all(holds: object) -> Any: ...
+def _release_all(holds: object, *exception: object) -> None: ...
 
 @final
 class _Transfer:
@@ -104,12 +113,15 @@ __all__ = [
     "_Inbox",
     "_Leaving",
     "_Levels",
+    "_Method",
     "_Opened",
     "_Transfer",
     "_Watch",
     "__version__",
     "_claim_events",
+    "_count_seen",
     "_deliver_all",
+    "_enter_all",
     "_finalizing",
     "_inherited",
     "_left",
@@ -118,6 +130,7 @@ __all__ = [
     "_next_seen",
     "_observe",
     "_open",
+    "_release_all",
     "_schema",
     "_statements",
     "_understood",

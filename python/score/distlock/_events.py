@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from ._distlock import _claim_events, _deliver_all, _next_event, _next_seen
+from ._distlock import _claim_events, _count_seen, _deliver_all, _next_event, _next_seen
 from ._interruption import is_of_a_signal_handler
 
 _logger = logging.getLogger("score.distlock")
@@ -100,9 +100,13 @@ def _after_fork() -> None:
 
 
 def tell_seen() -> None:
-    """Delivers to the sinks what has happened since the last time."""
+    """Delivers to the sinks what has happened since the last time, but not what happens meanwhile:
+    that need not end.
+    """
     with _telling[0]:
-        while (seen := _next_seen()) is not None:
+        for _ in range(_count_seen()):
+            if (seen := _next_seen()) is None:
+                return
             context, callback, arguments = seen
             if context is None:
                 callback(*arguments)

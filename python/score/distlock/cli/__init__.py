@@ -85,7 +85,9 @@ def run(
     if kill_after is None:
         kill_after = min(10.0, lease / 4)
     if lease < 4:
-        raise click.UsageError(f"--maxtime: {lease:g} s is too short to end a command; use at least 4 s")
+        raise click.UsageError(
+            f"--maxtime: {lease:g} s is too short to end a command; use at least 4 s"
+        )
     if kill_after > lease / 3:  # normally at least two thirds are left
         raise click.UsageError(
             f"--kill-after: {kill_after:g} s is more than a third of --maxtime, {lease:g} s"

@@ -1,0 +1,100 @@
+"""Which exceptions are those of signal handlers."""
+
+from __future__ import annotations
+
+import contextvars
+import functools
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+
+from score.distlock._interruption import is_of_a_signal_handler
+
+
+class TimeIsUp(Exception):
+    """What the handlers raise."""
+
+
+def plain(number: int, frame: FrameType | None) -> None:
+    raise TimeIsUp
+
+
+def only_once(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    raise TimeIsUp
+
+
+def replaced(*arguments: Any) -> None:
+    signal.signal(signal.SIGUSR1, plain)
+    raise TimeIsUp
+
+
+def without_arguments(*_: Any) -> None:
+    raise TimeIsUp
+
+
+class Methods:
+    func = None
+
+    def method(self, number: int, frame: FrameType | None) -> None:
+        raise TimeIsUp
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        raise TimeIsUp
+
+
+class Constructed:
+    def __init__(self, number: int, frame: FrameType | None) -> None:
+        raise TimeIsUp
+
+
+HANDLERS: dict[str, Callable[[int, FrameType | None], Any]] = {
+    "function": plain,
+    "only once": only_once,
+    "replaced": replaced,
+    "*arguments": without_arguments,
+    "lambda": lambda number, frame, *, more=None: plain(number, frame),
+    "method": Methods().method,
+    "callable": Methods(),
+    "class": Constructed,
+    "partial": functools.partial(plain),
+    "partial of a method": functools.partial(Methods().method),
+    "cached": functools.lru_cache(plain),
+    "in a context": functools.partial(contextvars.copy_context().run, plain),
+}
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGUSR1)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+def interrupted() -> None:
+    signal.raise_signal(signal.SIGUSR1)
+
+
+@pytest.mark.parametrize("handler", HANDLERS.values(), ids=HANDLERS)
+def test_what_a_signal_handler_raised(handler: Any) -> None:
+    signal.signal(signal.SIGUSR1, handler)
+    with pytest.raises(TimeIsUp) as caught:
+        interrupted()
+    assert is_of_a_signal_handler(caught.value)
+
+
+def raising(*arguments: Any) -> None:
+    raise ValueError
+
+
+def test_what_other_code_raised() -> None:
+    signal.signal(signal.SIGUSR1, plain)
+    for arguments in ((), (1, None), (sys._getframe().f_back,), ([sys._getframe()],)):
+        with pytest.raises(ValueError) as caught:
+            raising(*arguments)
+        assert not is_of_a_signal_handler(caught.value)
+    assert not is_of_a_signal_handler(ValueError())
