@@ -57,7 +57,7 @@ HANDLERS: dict[str, Callable[[int, FrameType | None], Any]] = {
     "only once": only_once,
     "replaced": replaced,
     "*arguments": without_arguments,
-    "lambda": lambda number, frame, *, more=None: plain(number, frame),
+    "lambda": lambda number, frame: plain(number, frame),  # noqa: PLW0108
     "method": Methods().method,
     "callable": Methods(),
     "class": Constructed,
