@@ -67,17 +67,22 @@ impl Method {
     }
 
     fn __get__<'py>(
-        &self,
-        py: Python<'py>,
+        slf: Bound<'py, Self>,
         holds: &Bound<'py, PyAny>,
         _class: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         static METHOD: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
         if holds.is_none() {
-            return Ok(self.0.bind(py).clone());
+            return Ok(slf.into_any());
         }
-        let method = METHOD.import(py, "types", "MethodType")?;
-        method.call1((&self.0, holds))
+        let method = METHOD.import(slf.py(), "types", "MethodType")?;
+        method.call1((&slf.get().0, holds))
+    }
+
+    /// Called with the object, as `contextlib.ExitStack` does.
+    #[pyo3(signature = (*arguments))]
+    fn __call__<'py>(&self, arguments: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyAny>> {
+        self.0.bind(arguments.py()).call1(arguments)
     }
 }
 
