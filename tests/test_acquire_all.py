@@ -544,6 +544,26 @@ def test_a_with_statement_may_be_interrupted_anywhere(
         number, raised = number + 1, interrupting.raised
 
 
+def test_what_a_signal_handler_raises_while_a_coroutine_gives_back(
+    conf: Conf, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only errors of the library are left to the background."""
+    observer = score.distlock.init({"sqlalchemy.url": url})
+    observer.acquire("b")
+
+    async def interrupted(exit_: Any) -> None:
+        raise TimeIsUp
+
+    async def main() -> None:
+        with pytest.raises(TimeIsUp) as caught:
+            await conf.aio.acquire_all(["a", "b"])
+        assert isinstance(caught.value.__context__, CouldNotAcquireLock)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_async_all, "finish", interrupted)
+        asyncio.run(main())
+
+
 GIVES_BACK = """
 import signal, sys, score.distlock
 class Alarm(Exception):

@@ -330,8 +330,9 @@ class Values:
 def signature(kind: Any, called: Any) -> list[inspect.Parameter]:
     """The parameters without self; empty for a property."""
     found = called if kind is None else inspect.getattr_static(kind, called)
-    if isinstance(found, score.distlock._distlock._AsyncExit):
-        names = ["exc_type", "exc", "traceback"]
+    in_rust = (score.distlock._distlock._AsyncExit, score.distlock._distlock._Method)
+    if isinstance(found, in_rust):
+        names = [] if called == "__enter__" else ["exc_type", "exc", "traceback"]
         return [inspect.Parameter(name, inspect.Parameter.POSITIONAL_ONLY) for name in names]
     if kind is not None and not callable(found):
         return []

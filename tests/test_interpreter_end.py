@@ -37,8 +37,17 @@ for number in range(30):
     try: hold.__enter__()
     except (score.distlock.LockExpired, score.distlock.CouldNotAcquireLock): continue
     holds.append(hold)
-for _ in range(5):
-    threading.Thread(target=wait, daemon=True).start()
+if sys.argv[4] == 'measured':
+    from prometheus_client import CollectorRegistry
+    from score.distlock import telemetry
+    telemetry.prometheus(conf, CollectorRegistry())
+def work():
+    while True:
+        try:
+            with conf.get(f'busy {sys.argv[2]}').hold(timeout=0.001): pass
+        except score.distlock.DistlockError: pass
+for target in [wait] * 5 + [work] * 2:
+    threading.Thread(target=target, daemon=True).start()
 time.sleep(float(sys.argv[3]))
 """
 
@@ -50,7 +59,12 @@ def test_the_interpreter_ends_calmly(url: str, conf: Conf, db: Db) -> None:
     for batch in range(10):
         programs = [
             subprocess.Popen(
-                [*program, f"{batch} {number}", str(0.004 * batch + 0.011 * number)],
+                [
+                    *program,
+                    f"{batch} {number}",
+                    str(0.004 * batch + 0.011 * number),
+                    "measured" if number % 2 else "unmeasured",
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

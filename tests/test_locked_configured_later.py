@@ -107,7 +107,7 @@ def test_mistakes(conf: Conf) -> None:
         locked("name")
     with pytest.raises(TypeError, match="must be a str, not function"):
         locked(work, conf=lambda: conf)
-    with pytest.raises(ValueError, match="no argument of the function"):
+    with pytest.raises(ValueError, match="not an argument of the function"):
         locked("{order}", conf=lambda: conf)(work)
     for bad in ({"timeout": "soon"}, {"maxtime": "soon"}):
         with pytest.raises(ValueError, match="soon"):
