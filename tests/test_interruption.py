@@ -87,14 +87,19 @@ def test_what_a_signal_handler_raised(handler: Any) -> None:
     assert is_of_a_signal_handler(caught.value)
 
 
-def raising(*arguments: Any) -> None:
-    raise ValueError
+def rebinding(frame: FrameType | None = None) -> None:
+    frame = sys._getframe().f_back
+    raise TimeIsUp(frame)
 
 
 def test_what_other_code_raised() -> None:
-    signal.signal(signal.SIGUSR1, plain)
-    for arguments in ((), (1, None), (sys._getframe().f_back,), ([sys._getframe()],)):
-        with pytest.raises(ValueError) as caught:
-            raising(*arguments)
+    """Also if it is an installed handler that was called by other code, or deals with frames."""
+    signal.signal(signal.SIGUSR1, without_arguments)
+    for arguments in ((), (1, None), (sys._getframe(),), (1, sys._getframe().f_back)):
+        with pytest.raises(TimeIsUp) as caught:
+            without_arguments(*arguments)
         assert not is_of_a_signal_handler(caught.value)
-    assert not is_of_a_signal_handler(ValueError())
+    with pytest.raises(TimeIsUp) as caught:
+        rebinding()
+    assert not is_of_a_signal_handler(caught.value)
+    assert not is_of_a_signal_handler(TimeIsUp())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import signal
 import subprocess
@@ -21,7 +20,7 @@ from score.distlock import CouldNotAcquireLock, LockExpired, _async_lost
 from score.distlock._channel import current
 
 from .conftest import python
-from .support.line import Background, outlive, until
+from .support.line import Background, outlive
 from .support.proxy import Proxy
 from .test_aio import run
 
@@ -400,102 +399,3 @@ def test_threads_wait_while_coroutines_hold(conf: Conf, run: Run) -> None:
 
     with pytest.raises(LockExpired):
         run(main())
-
-
-async def async_block(conf: Conf, lock: Any, lose: Callable[[], None]) -> None:
-    async with conf.aio.get("name"):
-        lose()
-
-
-def sync_block(conf: Conf, lock: Any, lose: Callable[[], None]) -> None:
-    with lock:
-        lose()
-
-
-def all_of_them(conf: Conf, lock: Any, lose: Callable[[], None]) -> None:
-    with conf.acquire_all(["name", "other"]):
-        lose()
-
-
-def calling(method: str) -> Callable[[Conf, Any, Callable[[], None]], None]:
-    def acquire_and_call(conf: Conf, lock: Any, lose: Callable[[], None]) -> None:
-        lock.acquire()
-        lose()
-        getattr(lock, method)()
-
-    return acquire_and_call
-
-
-def having_looked(conf: Conf, lock: Any, lose: Callable[[], None]) -> None:
-    with lock:
-        lose()
-        until(lambda: lock.expired)
-        assert lock.lost.is_set()
-
-
-#: The call that notices a loss raises an exception.
-NOTICING: dict[str, Callable[[Conf, Any, Callable[[], None]], Any]] = {
-    "block": sync_block,
-    "async block": lambda *arguments: asyncio.run(async_block(*arguments)),
-    "acquire_all": all_of_them,
-    "release": calling("release"),
-    "extend": calling("extend"),
-    "acquire": calling("acquire"),
-    "looked": having_looked,
-}
-
-
-@pytest.mark.parametrize("how", ["expired", "deleted"])
-@pytest.mark.parametrize("by", NOTICING)
-def test_each_loss_is_logged_once(
-    brief: Conf, conf: Conf, db: Db, caplog: pytest.LogCaptureFixture, how: str, by: str
-) -> None:
-    """Also if a call raises ``LockExpired`` for it: its caller may swallow that."""
-    used = brief if how == "expired" else conf
-    lock = used.get("name")
-    if (by, how) == ("looked", "deleted"):
-        pytest.skip("nobody has asked the database")
-
-    def lose() -> None:
-        fences.append(lock.fence or used.aio.get("name").fence)
-        if how == "expired":
-            outlive(db)
-            until(lambda: lock.expired)
-        else:
-            db.execute("DELETE FROM _score_distlock WHERE name = 'name'")
-
-    fences: list[Any] = []
-    with caplog.at_level(logging.WARNING, "score.distlock"):
-        with pytest.raises(LockExpired) as raised:
-            NOTICING[by](used, lock, lose)
-        # Records come in order.
-        used.acquire("later")
-        with pytest.raises(LockExpired), used.get("later one").hold() as later:
-            db.execute("DELETE FROM _score_distlock")
-            later.extend()
-        until(lambda: "later one" in caplog.text)
-    told = [record.getMessage() for record in caplog.records]
-    reason = raised.value.reason
-    assert told[0] == f"the hold of lock 'name' (fence {fences[0]}) is lost: {reason}"
-    assert len([text for text in told if "'name'" in text]) == 1
-
-
-def test_a_lost_lock_does_not_look_held(conf: Conf, db: Db) -> None:
-    lock = conf.get("name")
-    asynchronous = repr(conf.aio.get("name"))
-    assert repr(lock) == "<score.distlock.Lock 'name' free>"
-    assert asynchronous == "<score.distlock.aio.AsyncLock 'name' free>"
-    told: list[str] = []
-    lost = threading.Event()
-
-    def on_lost(lost_lock: Any) -> None:
-        told.append(repr(lost_lock))
-        lost.set()
-
-    with pytest.raises(LockExpired), lock.hold(on_lost=on_lost):
-        assert repr(lock) == "<score.distlock.Lock 'name' held>"
-        assert conf.revoke("name")
-        lost.wait()
-        assert repr(lock) == "<score.distlock.Lock 'name' lost>"
-    assert told == ["<score.distlock.Lock 'name' lost>"]
-    assert repr(lock) == "<score.distlock.Lock 'name' free>"

@@ -232,6 +232,13 @@ impl Transfers {
         self.complete(key, now)
     }
 
+    /// How many releases are under way under this key. Whoever finds no hold meanwhile has found what
+    /// one of them has done.
+    #[must_use]
+    pub fn releases(&self, key: &Key) -> u32 {
+        self.releases.get(key).copied().unwrap_or_default()
+    }
+
     /// A release ends.
     pub fn end_release(&mut self, key: &Key, outcome: Outcome, now: Moment) {
         let left = self.releases.get_mut(key).map_or(0, |count| {

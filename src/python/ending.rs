@@ -3,6 +3,7 @@
 //! because the event loop is gone.
 
 use super::aio::{Inbox, Value};
+use crate::engine::Token;
 use crate::error::{Error, Result};
 use crate::service::{self, Locks};
 use crate::store::Budget;
@@ -12,16 +13,33 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// What remains to be done in the database at the end of a block, for each of its locks.
 pub type Endings = Vec<(Arc<service::Lock>, service::End)>;
 
+/// Holds whose release has failed, for a caller that repeats it.
+pub type Unfinished = Arc<Mutex<Vec<(Arc<service::Lock>, Token)>>>;
+
 /// Finishes all of them, even if one fails; returns the first error.
-pub fn finish_all(locks: &Arc<Locks>, endings: Endings, budget: Budget<'_>) -> Result<()> {
+pub fn finish_all(
+    locks: &Arc<Locks>,
+    endings: Endings,
+    unfinished: &Unfinished,
+    budget: Budget<'_>,
+) -> Result<()> {
     let mut first = Ok(());
     let mut hopeless = false;
+    let failed = |lock, token: Option<Token>| {
+        let mut unfinished = unfinished.lock().unwrap_or_else(PoisonError::into_inner);
+        unfinished.extend(token.map(|token| (lock, token)));
+    };
     for (lock, ending) in endings {
+        let token = ending.token();
         if hopeless {
             locks.finish_later(lock.name(), ending);
+            failed(lock, token);
             continue;
         }
         let ended = locks.finish(lock.name(), ending, budget);
+        if !matches!(ended, Ok(()) | Err(Error::Expired(..))) {
+            failed(lock, token);
+        }
         // Once interrupted, wait for no more; wait out an outage only once.
         hopeless = matches!(
             ended,
@@ -53,12 +71,17 @@ pub struct Exit {
 
 impl Exit {
     /// `known` is an error if the caller could not be identified.
-    pub fn begin(locks: &Arc<Locks>, endings: Endings, known: PyResult<()>) -> Exit {
+    pub fn begin(
+        locks: &Arc<Locks>,
+        endings: Endings,
+        unfinished: Unfinished,
+        known: PyResult<()>,
+    ) -> Exit {
         let state = Arc::new(Mutex::new(State::default()));
         let (ended, ending) = (state.clone(), locks.clone());
         locks.submit_ending(Box::new(move || {
             let budget = Budget::new(ending.store().timeout(), &|| Ok(()));
-            let outcome = finish_all(&ending, endings, budget).map(|()| Value::None);
+            let outcome = finish_all(&ending, endings, &unfinished, budget).map(|()| Value::None);
             let mut state = ended.lock().unwrap_or_else(PoisonError::into_inner);
             match std::mem::replace(&mut *state, State::Told) {
                 State::Awaited(reader) => reader(outcome),

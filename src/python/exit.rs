@@ -1,6 +1,6 @@
 //! `__aexit__`, which ends the blocks of coroutines.
 
-use super::ending::Exit;
+use super::ending::{Exit, Unfinished};
 use super::finalizing::ours;
 use super::handle::Handle;
 use super::hold::{Blocks, entered};
@@ -104,7 +104,12 @@ impl Leaving {
         };
         let ending = lock.locks().begin_exit(&lock.core, level);
         let endings = vec![(lock.core.clone(), ending)];
-        Ok(Exit::begin(lock.locks(), endings, known))
+        Ok(Exit::begin(
+            lock.locks(),
+            endings,
+            Unfinished::default(),
+            known,
+        ))
     }
 }
 

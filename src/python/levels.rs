@@ -1,7 +1,7 @@
 //! The levels of `acquire_all`.
 
 use super::call::call;
-use super::ending::{Endings, Exit, finish_all};
+use super::ending::{Endings, Exit, Unfinished, finish_all};
 use super::errors::exception;
 use super::hold::entered;
 use super::lock::Lock;
@@ -17,6 +17,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub struct Levels {
     locks: Arc<Locks>,
     open: Mutex<Vec<(Arc<service::Lock>, Entered)>>,
+    /// Levels that were left, and whose release has failed: the library repeats it in the background,
+    /// and the caller may repeat it too.
+    unfinished: Unfinished,
     kept: AtomicBool,
 }
 
@@ -25,6 +28,7 @@ impl Levels {
         Levels {
             locks,
             open: Mutex::default(),
+            unfinished: Unfinished::default(),
             kept: AtomicBool::new(false),
         }
     }
@@ -37,12 +41,20 @@ impl Levels {
     fn endings(&self) -> Endings {
         let mut levels = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let levels = std::mem::take(&mut *levels).into_iter().rev();
-        levels
-            .map(|(lock, level)| {
-                let ending = self.locks.begin_exit(&lock, Some(level));
-                (lock, ending)
-            })
-            .collect()
+        let left = levels.map(|(lock, level)| {
+            let ending = self.locks.begin_exit(&lock, Some(level));
+            (lock, ending)
+        });
+        let mut unfinished = self
+            .unfinished
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let again = std::mem::take(&mut *unfinished);
+        let again = again.into_iter().map(|(lock, token)| {
+            let ending = self.locks.begin_repeated_release(&lock, &token);
+            (lock, ending)
+        });
+        left.chain(again).collect()
     }
 }
 
@@ -97,12 +109,13 @@ impl Levels {
     pub fn release(&self, py: Python<'_>) -> PyResult<()> {
         let endings = self.endings();
         call(py, self.locks.store().timeout(), |budget| {
-            finish_all(&self.locks, endings, budget)
+            finish_all(&self.locks, endings, &self.unfinished, budget)
         })
     }
 
     /// Begins to leave all of them, for a coroutine.
     pub fn begin_exit(&self) -> Exit {
-        Exit::begin(&self.locks, self.endings(), Ok(()))
+        let unfinished = self.unfinished.clone();
+        Exit::begin(&self.locks, self.endings(), unfinished, Ok(()))
     }
 }

@@ -3,11 +3,10 @@
 use super::lock::Lock;
 use super::locked;
 use super::locks::Locks;
-use super::registry::{log_loss, registry};
-use super::releasing::Releasing;
+use super::registry::registry;
+use super::releasing::{How, Releasing};
 use crate::engine::{
-    Attempt, Caller, Ending, Entered, Hint, HoldId, Holds, Key, Late, Lease, Loss, Moment, Name,
-    Token,
+    Attempt, Caller, Ending, Entered, Hint, HoldId, Holds, Late, Lease, Loss, Moment, Name, Token,
 };
 use crate::error::{Error, Result};
 use crate::store::{Budget, Released};
@@ -22,16 +21,15 @@ pub struct End {
     releasing: Option<Releasing>,
 }
 
-/// How a hold is released.
-struct How {
-    /// Its lease, if it is known here.
-    lease: Option<Lease>,
-    /// Its fence, if it is known here.
-    fence: Option<i64>,
-    /// Its deadline had not passed.
-    held: bool,
-    /// By its owner.
-    own: bool,
+impl End {
+    /// The token of the hold that ends, if it ends in the database.
+    #[must_use]
+    pub fn token(&self) -> Option<Token> {
+        match &self.ending {
+            Ending::Release { token, .. } => Some(token.clone()),
+            _ => None,
+        }
+    }
 }
 
 impl Locks {
@@ -127,6 +125,11 @@ impl Locks {
         })
     }
 
+    /// Begins to repeat the release of a level that was left.
+    pub fn begin_repeated_release(&self, lock: &Lock, token: &Token) -> End {
+        self.begin_end(lock.name(), |_| Ending::of_a_stranger(token))
+    }
+
     /// Does the database part of ending a block or of a release.
     pub fn finish(self: &Arc<Locks>, name: &Name, end: End, budget: Budget) -> Result<()> {
         match end.ending {
@@ -192,25 +195,14 @@ impl Locks {
         }
         let (registry, known) = (registry(budget.process), how.lease.is_some());
         let lease = how.lease.unwrap_or(self.lease);
-        let (held, own) = (how.held, how.own);
+        let held = how.held;
         let key = releasing.key().clone();
         let name = &key.name;
-        let tell = |hold: Option<HoldId>, current: &Key, lost: Option<Loss>| {
-            for key in [&key, current] {
-                registry.watched.ended(key, lost);
-            }
-            if let Some(hold) = hold.filter(|_| process_id() == budget.process) {
-                registry.report(|holds| match lost {
-                    None => holds.released(hold, own),
-                    Some(reason) => holds.not_released(hold, reason, own),
-                });
-            }
-        };
         let before = releasing.before();
         if before == Some(true) {
             // In the background, for a caller that was told of a failure.
             releasing.resolved();
-            tell(hold, &key, None);
+            releasing.ended(hold, &key, how);
             return Ok(());
         }
         let known_end = (held, before.is_some());
@@ -219,10 +211,22 @@ impl Locks {
             Ok(released) => released,
             Err(error) => {
                 // In a child forked in the meantime this is the parent's business.
-                if !matches!(error, Error::Forked) && (known || error.outcome_unknown()) {
+                if matches!(error, Error::Forked) {
+                    return Err(error);
+                }
+                let over = known && !held && before.is_none();
+                let unreachable = matches!(error, Error::Unavailable(_));
+                if over {
+                    releasing.expired(hold, unreachable, how);
+                }
+                if known || error.outcome_unknown() {
                     self.owe_all(name, &key.token, Some(releasing), lease);
                 }
-                return Err(error);
+                return Err(if over && unreachable {
+                    Error::Expired(key.name, key.token, Loss::Expired)
+                } else {
+                    error
+                });
             }
         };
         let current = key.with(&current);
@@ -231,7 +235,7 @@ impl Locks {
         let hold = hold.or_else(|| registry.with(|holds| Some(holds.with_key(&current)?.0)));
         if released != Released::Lost {
             releasing.resolved();
-            tell(hold, &current, None);
+            releasing.ended(hold, &current, how);
             return Ok(());
         }
         releasing.found_nothing();
@@ -240,11 +244,7 @@ impl Locks {
         } else {
             self.why_lost(name, &current.token, None, budget)
         };
-        tell(hold, &current, Some(reason));
-        if known && hold.is_none() && process_id() == budget.process {
-            // The end of a block has already forgotten the hold.
-            log_loss(name, how.fence, reason);
-        }
+        releasing.lost(hold, &current, reason, how);
         Err(Error::Expired(key.name.clone(), key.token.clone(), reason))
     }
 

@@ -57,7 +57,11 @@ impl Locks {
         loop {
             while let Some(token) = candidates.get(tried).cloned() {
                 tried += 1;
-                let extended = self.store.extend(name, &token, lease, budget)?;
+                let extended = self.store.extend(name, &token, lease, budget);
+                if extended.is_err() && process_id() == budget.process {
+                    registry.report(|holds| holds.expire(hold, Loss::Expired, Moment::now()));
+                }
+                let extended = extended?;
                 let extended =
                     extended.and_then(|(fence, deadline)| registry.extended(hold, fence, deadline));
                 if let Some(deadline) = extended {
@@ -93,18 +97,16 @@ impl Locks {
     ) -> (Token, Loss) {
         let known = registry.with(|holds| {
             let hold = holds.get(hold)?;
-            Some((hold.key.token.clone(), hold.loss(Moment::now())))
+            Some((hold.key.clone(), hold.loss(Moment::now())))
         });
-        let (token, reason) = match known {
-            Some((token, Some(reason))) => (token, reason),
-            Some((token, None)) => {
-                let reason = self.store.why_lost(name, &token, budget);
-                (token, reason)
-            }
-            None => (token.clone(), Loss::Released),
+        let Some((key, reason)) = known else {
+            return (token.clone(), Loss::Released);
         };
+        let reason = reason.unwrap_or_else(|| self.store.why_lost(name, &key.token, budget));
+        let released = registry.transfers.with(|all| all.releases(&key)) > 0;
+        let token = key.token;
         // In a child forked in the meantime this is the parent's business.
-        if process_id() == budget.process {
+        if !released && process_id() == budget.process {
             registry.report(|holds| holds.lost(hold, reason));
         }
         (token, reason)
@@ -124,7 +126,9 @@ impl Locks {
             return self.lose(registry, hold, name, token, budget).1;
         }
         let reason = self.why_lost(name, token, None, budget);
-        registry.watched.ended(key, Some(reason));
+        if registry.transfers.with(|all| all.releases(key)) == 0 {
+            registry.watched.ended(key, Some(reason));
+        }
         reason
     }
 

@@ -1,10 +1,22 @@
 //! A release in progress, by a token that a transfer may be replacing.
 
 use super::owed::Owed;
-use super::registry::Registry;
-use crate::engine::{Key, Lease, Moment, ReleaseOutcome, Token, Transfers};
+use super::registry::{Registry, log_loss};
+use crate::engine::{HoldId, Key, Lease, Loss, Moment, ReleaseOutcome, Token, Transfers};
 use crate::sync::process_id;
 use std::sync::Arc;
+
+/// How a hold is released.
+pub struct How {
+    /// Its lease, if it is known here.
+    pub lease: Option<Lease>,
+    /// Its fence, if it is known here.
+    pub fence: Option<i64>,
+    /// Its deadline had not passed.
+    pub held: bool,
+    /// By its owner.
+    pub own: bool,
+}
 
 /// From its beginning nobody is given the new token of a transfer, nor after its end if the hold
 /// has ended, or is going to. A transfer that begins later waits for the end.
@@ -84,6 +96,56 @@ impl Releasing {
     pub fn found_nothing(&self) {
         for token in self.tokens() {
             self.owed.resolved(&self.key.name, token);
+        }
+    }
+
+    /// The database has ended the hold, which had the key `current`: tells everybody concerned. The end
+    /// of a block has already forgotten its hold.
+    pub fn ended(&self, hold: Option<HoldId>, current: &Key, how: &How) {
+        for key in [&self.key, current] {
+            self.registry.watched.ended(key, None);
+        }
+        if let Some(hold) = hold.filter(|_| process_id() == self.process) {
+            self.registry.report(|holds| holds.released(hold, how.own));
+        }
+    }
+
+    /// The database does not have the hold. If another release of it is under way here, that one may
+    /// have ended it, and tells.
+    pub fn lost(&self, hold: Option<HoldId>, current: &Key, reason: Loss, how: &How) {
+        if process_id() != self.process {
+            return;
+        }
+        let releases = |all: &mut Transfers| all.releases(&self.key);
+        let another = self.registry.transfers.with(releases) > 1;
+        if !another || hold.is_none() {
+            for key in [&self.key, current] {
+                self.registry.watched.ended(key, Some(reason));
+            }
+        }
+        match hold {
+            Some(hold) => self
+                .registry
+                .report(|holds| holds.not_released(hold, reason, how.own, another)),
+            None if how.lease.is_some() => log_loss(&self.key.name, how.fence, reason),
+            None => {}
+        }
+    }
+
+    /// The lease was over before the release began, and the release failed: whatever becomes of it,
+    /// nobody may rely on the hold. `told`: that is what its caller is told, instead of the failure.
+    pub fn expired(&self, hold: Option<HoldId>, told: bool, how: &How) {
+        let reason = Loss::Expired;
+        self.registry.watched.ended(&self.key, Some(reason));
+        match hold {
+            Some(hold) => self.registry.report(|holds| {
+                if told {
+                    holds.not_released(hold, reason, how.own, false)
+                } else {
+                    holds.lost(hold, reason)
+                }
+            }),
+            None => log_loss(&self.key.name, how.fence, reason),
         }
     }
 

@@ -127,7 +127,10 @@ class Holds(Tokens):
                     lock.extend()
 
     def release(self) -> None:
-        """Releases all of them, even if the release of one fails; raises the first failure."""
+        """Releases all of them, even if the release of one fails; raises the first failure.
+
+        Call it again to repeat those that failed.
+        """
         _release_all(self)
 
     __enter__ = _Method(_enter_all)

@@ -90,11 +90,12 @@ class AsyncHolds(Tokens):
         return self._acquire().__await__()
 
     async def release(self) -> None:
-        """Releases all of them, even if the release of one fails; raises the first failure."""
-        if self._levels is not None:
-            exit_ = self._levels.begin_exit()
-            self._levels = None
-            await finish(exit_)
+        """Releases all of them, even if the release of one fails; raises the first failure.
+
+        Call it again to repeat those that failed.
+        """
+        self._levels = None
+        await finish(self._ender.begin_exit())
 
     async def __aenter__(self) -> AsyncHolds:
         # Before any await: another task may want to enter while this one waits.

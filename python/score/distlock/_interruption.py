@@ -3,43 +3,34 @@
 from __future__ import annotations
 
 import inspect
-import signal
+import itertools
 import traceback
 from types import FrameType
-from typing import Any
 
 
 def is_of_a_signal_handler(error: BaseException) -> bool:
     """Whether a signal handler raised it, such as a time limit by ``SIGALRM``.
 
-    Code that deals with the errors of foreign code must let such an exception pass: it is meant for
-    the program that was interrupted, not for us.
+    Code that deals with the errors of foreign code must let such an exception pass: it is meant
+    for the program that was interrupted, not for us. Python calls a handler, whatever kind of
+    callable it is and whether it is still installed, with the signal's number and the frame that
+    was interrupted: the one before its own in the traceback.
     """
-    codes = {_code(signal.getsignal(number)) for number in signal.valid_signals()} - {None}
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if any(frame.f_code in codes for frame in frames):
-        return True
-    # A handler may be no longer installed, or hidden in something that Python cannot look into.
-    callers = [frames[0].f_back, *frames] if frames else []
-    return any(map(_is_told_of, frames, callers))
+    interrupted = [frames[0].f_back, *frames] if frames else []
+    return any(map(_is_a_handler, frames, interrupted))
 
 
-def _is_told_of(frame: FrameType, caller: FrameType | None) -> bool:
-    """Whether an argument is the frame that the function was called in, as for signal handlers."""
-    code = frame.f_code
-    count = code.co_argcount + code.co_kwonlyargcount
-    values = [frame.f_locals.get(name) for name in code.co_varnames[:count]]
+def _is_a_handler(frame: FrameType, interrupted: FrameType | None) -> bool:
+    """Whether the frame has the arguments of a signal handler."""
+    if interrupted is None:
+        return False
+    code, values = frame.f_code, frame.f_locals
+    arguments = [values.get(name) for name in code.co_varnames[: code.co_argcount]]
     if code.co_flags & inspect.CO_VARARGS:
-        rest = frame.f_locals.get(code.co_varnames[count])
-        values += rest if isinstance(rest, tuple) else ()
-    return caller is not None and any(value is caller for value in values)
-
-
-def _code(handler: Any) -> object:
-    """The code of a signal handler in Python; `None` for any other."""
-    if not callable(handler):
-        return None
-    handler = getattr(handler, "func", None) or handler  # of functools.partial
-    if not hasattr(handler, "__code__"):  # nor is it a method
-        handler = type(handler).__call__
-    return getattr(handler, "__code__", None)
+        rest = values.get(code.co_varnames[code.co_argcount + code.co_kwonlyargcount])
+        arguments += rest if isinstance(rest, tuple) else ()
+    return any(
+        isinstance(number, int) and argument is interrupted
+        for number, argument in itertools.pairwise(arguments)
+    )

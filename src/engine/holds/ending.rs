@@ -234,13 +234,24 @@ impl Holds {
 
     /// The database answered a `release()` that the hold was already gone. The caller is told so,
     /// which is enough for its own levels; the hold stays for open blocks.
-    pub fn not_released(&mut self, id: HoldId, reason: Loss, own: bool) -> Option<Reported> {
+    ///
+    /// If another release is under way, that one may have ended the hold, and nothing is lost.
+    pub fn not_released(
+        &mut self,
+        id: HoldId,
+        reason: Loss,
+        own: bool,
+        another: bool,
+    ) -> Option<Reported> {
         let hold = self.all.get(&id)?;
+        if another && !own {
+            return None;
+        }
         if !hold.has_blocks() {
-            let reported = matches!(hold.condition, Condition::Lost { .. } | Condition::Ended(_));
+            let known = matches!(hold.condition, Condition::Lost { .. } | Condition::Ended(_));
             let (key, fence) = (hold.key.clone(), hold.fence);
             self.remove(id);
-            return (!reported).then_some(Reported {
+            return (!known && !another).then_some(Reported {
                 key,
                 fence,
                 reason,

@@ -338,22 +338,42 @@ fn a_release_that_came_too_late_ends_the_hold() {
     let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
     let id = scene.enter(&mut owner, CALL).hold;
     // Reported, though the caller is told: the operator should know.
-    let reported = scene.holds.not_released(id, Loss::Expired, true).unwrap();
+    let reported = scene
+        .holds
+        .not_released(id, Loss::Expired, true, false)
+        .unwrap();
     assert_eq!((reported.reason, reported.fence), (Loss::Expired, Some(7)));
     assert_eq!(reported.levels, []);
     assert!(scene.holds.get(id).is_none());
-    assert_eq!(scene.holds.not_released(id, Loss::Expired, true), None);
+    assert_eq!(
+        scene.holds.not_released(id, Loss::Expired, true, false),
+        None
+    );
     let id = scene.enter(&mut owner, CALL).hold;
     assert!(scene.holds.lost(id, Loss::Released).is_some());
     assert_eq!(
-        scene.holds.not_released(id, Loss::Expired, true),
+        scene.holds.not_released(id, Loss::Expired, true, false),
         None,
         "only once"
     );
     assert!(scene.holds.get(id).is_none());
+    // Another release may have ended it: that one removes the hold, if it is not the owner's.
+    let id = scene.enter(&mut owner, CALL).hold;
+    assert_eq!(
+        scene.holds.not_released(id, Loss::Released, false, true),
+        None
+    );
+    assert!(scene.holds.get(id).is_some());
+    assert_eq!(
+        scene.holds.not_released(id, Loss::Released, true, true),
+        None
+    );
+    assert!(scene.holds.get(id).is_none());
     for own in [true, false] {
         let block = scene.enter(&mut owner, BLOCK);
-        let reported = scene.holds.not_released(block.hold, Loss::Expired, own);
+        let reported = scene
+            .holds
+            .not_released(block.hold, Loss::Expired, own, false);
         assert_eq!(reported.unwrap().reason, Loss::Expired);
         let condition = scene.holds.get(block.hold).unwrap().condition;
         assert_eq!(condition == Condition::Ended(Loss::Expired), own);

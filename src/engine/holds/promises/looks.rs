@@ -141,7 +141,7 @@ fn a_hold_is_over_once_the_database_has_said_so() {
         let block = scene.enter(&mut owner, BLOCK);
         let key = scene.key(block.hold);
         let _ = scene.release(&owner);
-        scene.holds.not_released(block.hold, reason, true);
+        scene.holds.not_released(block.hold, reason, true, false);
         assert_eq!(scene.holds.is_over(&key), over, "{reason}");
         let _ = scene.holds.leave(block, scene.now);
     }

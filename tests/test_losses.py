@@ -1,0 +1,249 @@
+"""What a caller and the operator are told of losses, and of failed releases."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import psycopg
+import pytest
+
+import score.distlock
+from score.distlock import DatabaseUnavailable, LockExpired
+
+from .support.line import Background, outlive, patiently, until
+from .test_hold_states import Front, Losses, front, settle
+
+__all__ = ("front",)
+
+Conf = score.distlock.ConfiguredDistlockModule
+Db = psycopg.Connection[Any]
+
+
+def losses(caplog: pytest.LogCaptureFixture, conf: Conf) -> list[str]:
+    """The losses that were logged, once all records so far have arrived."""
+    settle(conf, Losses())
+    texts = [record.getMessage() for record in caplog.records]
+    return [text for text in texts if " is lost" in text and "settled" not in text]
+
+
+@pytest.mark.parametrize("how", ["release", "extend"])
+def test_a_hold_that_its_owner_releases_is_not_lost(
+    front: Front, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its answer is in flight when somebody else finds the hold gone."""
+    conf, other = front.configure(pool_timeout="20s"), score.distlock.connect(front.direct)
+    lock = conf.get("name")
+    token = lock.acquire()
+
+    def use_token() -> None:
+        front.proxy.frozen.wait()
+        try:
+            with pytest.raises(LockExpired):
+                getattr(other, how)("name", token)
+        finally:
+            front.proxy.thaw()
+
+    with caplog.at_level(logging.WARNING, "score.distlock"):
+        front.proxy.freeze_answers()
+        user = Background(use_token)
+        lock.release()
+        user.result()
+        assert losses(caplog, other) == []
+
+
+def by_nested_blocks(lock: Any, lose: Callable[[], None]) -> None:
+    with lock, lock:
+        lose()
+
+
+def by_block(lock: Any, lose: Callable[[], None]) -> None:
+    with lock:
+        lose()
+
+
+def by_release(lock: Any, lose: Callable[[], None]) -> None:
+    lock.acquire()
+    lose()
+    lock.release()
+
+
+def by_ignored_release(lock: Any, lose: Callable[[], None]) -> None:
+    lock.acquire()
+    lose()
+    lock.release(ignore_expired=True)
+    assert lock.token is None
+    with pytest.raises(DatabaseUnavailable):
+        lock.acquire()
+    raise LockExpired("name", "of this test")
+
+
+def by_extend(lock: Any, lose: Callable[[], None]) -> None:
+    lock.acquire()
+    lose()
+    with pytest.raises(DatabaseUnavailable):
+        lock.extend()
+    lock.release()
+
+
+@pytest.mark.parametrize(
+    "how", [by_block, by_nested_blocks, by_release, by_ignored_release, by_extend]
+)
+def test_a_lease_that_ends_in_an_outage_is_a_loss(
+    front: Front, how: Callable[[Any, Callable[[], None]], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """The call at the end says so, though it cannot reach the database; and it is logged, once."""
+    conf, other = front.configure("1s"), score.distlock.connect(front.direct)
+    lock = conf.get("name")
+
+    def lose() -> None:
+        front.cut()
+        until(lambda: lock.remaining == 0)
+
+    with caplog.at_level(logging.WARNING, "score.distlock"):
+        with pytest.raises(LockExpired):
+            how(lock, lose)
+        [text] = losses(caplog, other)
+    assert text.startswith("the hold of lock 'name' (fence ")
+    assert text.endswith("is lost: expired")
+    front.restore()
+    front.await_free("name")
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+def test_a_failed_release_of_all_can_be_called_again(front: Front, asynchronous: bool) -> None:
+    """It fails again as long as the database is out of reach."""
+    conf = front.configure()
+
+    async def main() -> None:
+        holds = await conf.aio.acquire_all(["a", "b"], timeout=20)
+        front.cut()
+        for _ in range(3):
+            with pytest.raises(DatabaseUnavailable):
+                await holds.release()
+        front.restore()
+        await patiently_released(holds)
+        await holds.release()
+
+    async def patiently_released(holds: Any) -> None:
+        while True:
+            with contextlib.suppress(DatabaseUnavailable):
+                await holds.release()
+                return
+
+    if asynchronous:
+        asyncio.run(main())
+    else:
+        holds = conf.acquire_all(["a", "b"], timeout=20)
+        front.cut()
+        for _ in range(3):
+            with pytest.raises(DatabaseUnavailable):
+                holds.release()
+        front.restore()
+        patiently(holds.release)
+        holds.release()
+    for name in "ab":
+        assert front.is_free(name)
+
+
+async def async_block(conf: Conf, lock: Any, lose: Callable[[], None]) -> None:
+    async with conf.aio.get("name"):
+        lose()
+
+
+def sync_block(conf: Conf, lock: Any, lose: Callable[[], None]) -> None:
+    with lock:
+        lose()
+
+
+def all_of_them(conf: Conf, lock: Any, lose: Callable[[], None]) -> None:
+    with conf.acquire_all(["name", "other"]):
+        lose()
+
+
+def calling(method: str) -> Callable[[Conf, Any, Callable[[], None]], None]:
+    def acquire_and_call(conf: Conf, lock: Any, lose: Callable[[], None]) -> None:
+        lock.acquire()
+        lose()
+        getattr(lock, method)()
+
+    return acquire_and_call
+
+
+def having_looked(conf: Conf, lock: Any, lose: Callable[[], None]) -> None:
+    with lock:
+        lose()
+        until(lambda: lock.expired)
+        assert lock.lost.is_set()
+
+
+#: The call that notices a loss raises an exception.
+NOTICING: dict[str, Callable[[Conf, Any, Callable[[], None]], Any]] = {
+    "block": sync_block,
+    "async block": lambda *arguments: asyncio.run(async_block(*arguments)),
+    "acquire_all": all_of_them,
+    "release": calling("release"),
+    "extend": calling("extend"),
+    "acquire": calling("acquire"),
+    "looked": having_looked,
+}
+
+
+@pytest.mark.parametrize("how", ["expired", "deleted"])
+@pytest.mark.parametrize("by", NOTICING)
+def test_each_loss_is_logged_once(
+    brief: Conf, conf: Conf, db: Db, caplog: pytest.LogCaptureFixture, how: str, by: str
+) -> None:
+    """Also if a call raises ``LockExpired`` for it: its caller may swallow that."""
+    used = brief if how == "expired" else conf
+    lock = used.get("name")
+    if (by, how) == ("looked", "deleted"):
+        pytest.skip("nobody has asked the database")
+
+    def lose() -> None:
+        fences.append(lock.fence or used.aio.get("name").fence)
+        if how == "expired":
+            outlive(db)
+            until(lambda: lock.expired)
+        else:
+            db.execute("DELETE FROM _score_distlock WHERE name = 'name'")
+
+    fences: list[Any] = []
+    with caplog.at_level(logging.WARNING, "score.distlock"):
+        with pytest.raises(LockExpired) as raised:
+            NOTICING[by](used, lock, lose)
+        # Records come in order.
+        used.acquire("later")
+        with pytest.raises(LockExpired), used.get("later one").hold() as later:
+            db.execute("DELETE FROM _score_distlock")
+            later.extend()
+        until(lambda: "later one" in caplog.text)
+    told = [record.getMessage() for record in caplog.records]
+    reason = raised.value.reason
+    assert told[0] == f"the hold of lock 'name' (fence {fences[0]}) is lost: {reason}"
+    assert len([text for text in told if "'name'" in text]) == 1
+
+
+def test_a_lost_lock_does_not_look_held(conf: Conf, db: Db) -> None:
+    lock = conf.get("name")
+    asynchronous = repr(conf.aio.get("name"))
+    assert repr(lock) == "<score.distlock.Lock 'name' free>"
+    assert asynchronous == "<score.distlock.aio.AsyncLock 'name' free>"
+    told: list[str] = []
+    lost = threading.Event()
+
+    def on_lost(lost_lock: Any) -> None:
+        told.append(repr(lost_lock))
+        lost.set()
+
+    with pytest.raises(LockExpired), lock.hold(on_lost=on_lost):
+        assert repr(lock) == "<score.distlock.Lock 'name' held>"
+        assert conf.revoke("name")
+        lost.wait()
+        assert repr(lock) == "<score.distlock.Lock 'name' lost>"
+    assert told == ["<score.distlock.Lock 'name' lost>"]
+    assert repr(lock) == "<score.distlock.Lock 'name' free>"
