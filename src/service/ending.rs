@@ -214,7 +214,8 @@ impl Locks {
                 if matches!(error, Error::Forked) {
                     return Err(error);
                 }
-                let over = known && !held && before.is_none();
+                let interrupted = matches!(error, Error::Interrupted);
+                let over = known && !held && before.is_none() && !interrupted;
                 let unreachable = matches!(error, Error::Unavailable(_));
                 if over {
                     releasing.expired(hold, unreachable, how);

@@ -58,7 +58,9 @@ impl Locks {
             while let Some(token) = candidates.get(tried).cloned() {
                 tried += 1;
                 let extended = self.store.extend(name, &token, lease, budget);
-                if extended.is_err() && process_id() == budget.process {
+                // An interrupted one may have been extended: its caller can ask again.
+                let failed = !matches!(extended, Ok(_) | Err(Error::Interrupted | Error::Forked));
+                if failed {
                     registry.report(|holds| holds.expire(hold, Loss::Expired, Moment::now()));
                 }
                 let extended = extended?;
