@@ -37,6 +37,16 @@ def without_arguments(*_: Any) -> None:
     raise TimeIsUp
 
 
+def deleting(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise TimeIsUp
+
+
+def renaming(number: Any, frame: FrameType | None) -> None:
+    number = signal.Signals(number).name
+    raise TimeIsUp(number)
+
+
 class Methods:
     func = None
 
@@ -57,6 +67,9 @@ HANDLERS: dict[str, Any] = {
     "only once": only_once,
     "replaced": replaced,
     "*arguments": without_arguments,
+    "deleting": deleting,
+    "renaming": renaming,
+    "deleting, in a partial": functools.partial(deleting),
     "lambda": lambda number, frame: plain(number, frame),  # noqa: PLW0108
     "method": Methods().method,
     "callable": Methods(),
@@ -90,6 +103,24 @@ def test_what_a_signal_handler_raised(handler: Any) -> None:
 def rebinding(frame: FrameType | None = None) -> None:
     frame = sys._getframe().f_back
     raise TimeIsUp(frame)
+
+
+class Lazy:
+    """Computes itself as soon as somebody asks for its class, as Django's lazy objects do."""
+
+    @property
+    def __class__(self) -> Any:
+        raise AssertionError("it was looked into")
+
+    @__class__.setter
+    def __class__(self, value: Any) -> None:
+        raise AssertionError
+
+
+def test_arguments_are_not_looked_into() -> None:
+    with pytest.raises(TimeIsUp) as caught:
+        without_arguments(Lazy(), Lazy(), 1, Lazy())
+    assert not is_of_a_signal_handler(caught.value)
 
 
 def test_what_other_code_raised() -> None:

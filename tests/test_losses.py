@@ -15,6 +15,7 @@ import pytest
 import score.distlock
 from score.distlock import DatabaseUnavailable, LockExpired
 
+from .conftest import python
 from .support.line import Background, outlive, patiently, until
 from .test_hold_states import Front, Losses, front, settle
 
@@ -54,6 +55,100 @@ def test_a_hold_that_its_owner_releases_is_not_lost(
         lock.release()
         user.result()
         assert losses(caplog, other) == []
+
+
+@pytest.mark.parametrize("how", ["deleted", "expired"])
+def test_a_loss_that_two_releases_find_is_logged_once(
+    front: Front, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both are in flight at once; neither has ended the hold."""
+    conf, other = front.configure("1s" if how == "expired" else "1h", "20s"), front.observer
+    for _ in range(10):
+        caplog.clear()
+        lock = score.distlock.Lock(conf, "name")
+        with caplog.at_level(logging.WARNING, "score.distlock"):
+            lock.acquire(timeout=20)
+            if how == "expired":
+                outlive(front.db)
+            else:
+                front.db.execute("DELETE FROM _score_distlock WHERE name = 'name'")
+            both = threading.Barrier(2)
+
+            def release(lock: Any = lock, both: Any = both) -> None:
+                both.wait()
+                # The second one may come too late.
+                with pytest.raises((LockExpired, ValueError)):
+                    lock.release()
+
+            releases = [Background(release) for _ in range(2)]
+            for each in releases:
+                each.result()
+            found = losses(caplog, other)
+        assert len(found) == 1
+        assert lock.token is None
+
+
+def test_a_loss_that_was_told_is_not_taken_back(front: Front) -> None:
+    """The database has extended the hold, but its answer came after the lease was over."""
+    conf = front.configure("1s", "500ms")
+    lock = conf.get("name")
+    lost = threading.Event()
+    with pytest.raises(LockExpired), lock.hold(on_lost=lambda _: lost.set()):
+        until(lambda: lock.remaining < 0.4)
+        front.proxy.freeze_answers()
+        with pytest.raises((DatabaseUnavailable, LockExpired)):
+            lock.extend()
+        front.proxy.thaw()
+        lost.wait()
+        with pytest.raises(LockExpired):
+            lock.extend()
+        assert lock.expired
+    front.await_free("name")
+
+
+def test_an_inner_block_that_outlived_the_lease_in_an_outage(front: Front) -> None:
+    lock = front.configure("1s").get("name")
+    with pytest.raises(LockExpired), lock, pytest.raises(LockExpired), lock:
+        front.cut()
+        until(lambda: lock.remaining == 0)
+
+
+LATE_ALARM = """
+import logging, signal, sys, score.distlock
+class Alarm(Exception):
+    pass
+def alarm(number, frame):
+    raise Alarm
+signal.signal(signal.SIGALRM, alarm)
+records = []
+class Handler(logging.Handler):
+    def emit(self, record):
+        records.append(record.getMessage())
+logging.getLogger('score.distlock').addHandler(Handler())
+conf = score.distlock.connect(sys.argv[1])
+lock = conf.get('name')
+for number in range(40):
+    token = lock.acquire(timeout=20)
+    assert conf.revoke('name')
+    signal.setitimer(signal.ITIMER_REAL, 0.0003 * (number % 10) + 0.0001)
+    try:
+        try:
+            lock.release()
+        except score.distlock.LockExpired:
+            pass
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except Alarm:
+        pass
+    while lock.token is not None:
+        try: lock.release()
+        except score.distlock.LockExpired: pass
+score.distlock._distlock._deliver_all()
+print(len([text for text in records if 'is lost: released' in text]))
+"""
+
+
+def test_a_signal_loses_no_record(url: str) -> None:
+    assert python(LATE_ALARM, url) == "40\n"
 
 
 def by_nested_blocks(lock: Any, lose: Callable[[], None]) -> None:

@@ -71,6 +71,17 @@ pub struct Hold {
     pub(super) levels: Vec<Level>,
     /// Its condition.
     pub condition: Condition,
+    /// A release found no hold in the database while the owner's was under way, which may have ended
+    /// it.
+    pub(super) found_gone: Option<Gone>,
+}
+
+/// What a release found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Gone {
+    pub reason: Loss,
+    /// Whether an owner's release found it.
+    pub own: bool,
 }
 
 impl Hold {

@@ -277,6 +277,7 @@ impl Holds {
             place: caller.place,
             levels,
             condition: Condition::Held,
+            found_gone: None,
         };
         self.all.insert(grant.entered.hold, hold);
         Some(opened)

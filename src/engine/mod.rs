@@ -19,6 +19,7 @@ mod unresolved;
 mod warning;
 
 pub use hint::{Hint, Hints};
+use hold::Gone;
 pub use hold::{Condition, Hold};
 pub use holds::ending::Ending;
 pub use holds::{Entry, Grant, Holds, Reported};

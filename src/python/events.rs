@@ -296,11 +296,24 @@ pub fn deliver_all(py: Python<'_>) -> PyResult<()> {
     if !main || !RECORDS.swap(false, SeqCst) {
         return Ok(());
     }
-    for next in EVENTS.get().records.queued() {
-        let delivered = record(py, next).and_then(|parts| deliver(py, parts));
-        delivered.inspect_err(|_| RECORDS.store(true, SeqCst))?;
+    let events = EVENTS.get();
+    let mut records = events.records.queued();
+    let mut deliver_one = || {
+        // Before a record is taken, which a signal handler that raises would lose.
+        py.check_signals()?;
+        let next = records.next().map(|next| deliver(py, record(py, next)?));
+        next.transpose()
+    };
+    loop {
+        match deliver_one() {
+            Ok(Some(())) => {}
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                RECORDS.store(true, SeqCst);
+                return Err(error);
+            }
+        }
     }
-    Ok(())
 }
 
 /// Makes the calling thread the one that delivers log records, or notices; `False` if there is one.

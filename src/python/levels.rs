@@ -7,6 +7,7 @@ use super::hold::entered;
 use super::lock::Lock;
 use crate::engine::Entered;
 use crate::service::{self, Locks};
+use crate::sync::process_id;
 use pyo3::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +21,7 @@ pub struct Levels {
     /// Levels that were left, and whose release has failed: the library repeats it in the background,
     /// and the caller may repeat it too.
     unfinished: Unfinished,
+    process: u32,
     kept: AtomicBool,
 }
 
@@ -29,6 +31,7 @@ impl Levels {
             locks,
             open: Mutex::default(),
             unfinished: Unfinished::default(),
+            process: process_id(),
             kept: AtomicBool::new(false),
         }
     }
@@ -49,7 +52,10 @@ impl Levels {
             .unfinished
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let again = std::mem::take(&mut *unfinished);
+        let mut again = std::mem::take(&mut *unfinished);
+        if process_id() != self.process {
+            again.clear(); // they are the parent's
+        }
         let again = again.into_iter().map(|(lock, token)| {
             let ending = self.locks.begin_repeated_release(&lock, &token);
             (lock, ending)

@@ -135,9 +135,15 @@ impl Locks {
         match end.ending {
             Ending::Done => Ok(()),
             Ending::Nothing => Err(Error::TokenRequired(name.clone())),
-            Ending::Confirm { hold, token, lease } => self
-                .extend_hold(hold, name, &token, lease, budget)
-                .map(drop),
+            Ending::Confirm { hold, token, lease } => {
+                match self.extend_hold(hold, name, &token, lease, budget) {
+                    // The lease was over before, and nobody can know better.
+                    Err(Error::Unavailable(_)) => {
+                        Err(Error::Expired(name.clone(), token, Loss::Expired))
+                    }
+                    extended => extended.map(drop),
+                }
+            }
             Ending::Lost {
                 token,
                 lease,

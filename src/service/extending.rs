@@ -105,11 +105,10 @@ impl Locks {
             return (token.clone(), Loss::Released);
         };
         let reason = reason.unwrap_or_else(|| self.store.why_lost(name, &key.token, budget));
-        let released = registry.transfers.with(|all| all.releases(&key)) > 0;
         let token = key.token;
         // In a child forked in the meantime this is the parent's business.
-        if !released && process_id() == budget.process {
-            registry.report(|holds| holds.lost(hold, reason));
+        if process_id() == budget.process {
+            registry.report(|holds| holds.found_gone(hold, reason));
         }
         (token, reason)
     }

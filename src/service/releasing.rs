@@ -111,13 +111,13 @@ impl Releasing {
     }
 
     /// The database does not have the hold. If another release of it is under way here, that one may
-    /// have ended it, and tells.
+    /// have ended it, unless the lease was over anyway.
     pub fn lost(&self, hold: Option<HoldId>, current: &Key, reason: Loss, how: &How) {
         if process_id() != self.process {
             return;
         }
         let releases = |all: &mut Transfers| all.releases(&self.key);
-        let another = self.registry.transfers.with(releases) > 1;
+        let another = how.held && self.registry.transfers.with(releases) > 1;
         if !another || hold.is_none() {
             for key in [&self.key, current] {
                 self.registry.watched.ended(key, Some(reason));
@@ -161,9 +161,13 @@ impl Drop for Releasing {
         // In a child that was forked meanwhile it may be locked for ever.
         if process_id() == self.process {
             let (key, outcome) = (&self.key, self.outcome);
-            self.registry.transfers.change(key, |transfers| {
+            let last = self.registry.transfers.change(key, |transfers| {
                 transfers.end_release(key, outcome, Moment::now());
+                transfers.releases(key) == 0
             });
+            if last && outcome != ReleaseOutcome::Done {
+                self.registry.report(|holds| holds.last_release(key));
+            }
         }
     }
 }

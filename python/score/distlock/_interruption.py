@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
+import signal
 import traceback
-from types import FrameType
+from types import FrameType, FunctionType, MethodType
+from typing import Any
 
 
 def is_of_a_signal_handler(error: BaseException) -> bool:
@@ -22,15 +25,31 @@ def is_of_a_signal_handler(error: BaseException) -> bool:
 
 
 def _is_a_handler(frame: FrameType, interrupted: FrameType | None) -> bool:
-    """Whether the frame has the arguments of a signal handler."""
-    if interrupted is None:
-        return False
+    """Whether the frame has the arguments of a signal handler.
+
+    Does not look into other arguments, which may compute something even to tell their class.
+    """
     code, values = frame.f_code, frame.f_locals
-    arguments = [values.get(name) for name in code.co_varnames[: code.co_argcount]]
+    names = code.co_varnames[: code.co_argcount]
+    arguments = [values.get(name) for name in names]
     if code.co_flags & inspect.CO_VARARGS:
         rest = values.get(code.co_varnames[code.co_argcount + code.co_kwonlyargcount])
-        arguments += rest if isinstance(rest, tuple) else ()
-    return any(
-        isinstance(number, int) and argument is interrupted
-        for number, argument in itertools.pairwise(arguments)
-    )
+        arguments += rest if type(rest) is tuple else ()
+    pairs = itertools.pairwise(arguments) if interrupted is not None else ()
+    numbers = [number for number, argument in pairs if argument is interrupted]
+    if any(issubclass(type(number), int) for number in numbers):
+        return True
+    # An installed handler may have deleted its arguments, or replaced them.
+    changed = numbers or any(name not in values for name in names)
+    return bool(changed) and code in map(_code, map(signal.getsignal, signal.valid_signals()))
+
+
+def _code(handler: Any) -> object:
+    """The code of a signal handler in Python; `None` for any other."""
+    while issubclass(type(handler), functools.partial):
+        handler = handler.func
+    if type(handler) is MethodType:
+        handler = handler.__func__
+    if type(handler) is not FunctionType:
+        handler = inspect.getattr_static(type(handler), "__call__", None)
+    return handler.__code__ if type(handler) is FunctionType else None

@@ -1,7 +1,7 @@
 //! Transitions that end a hold: the end of a block, a release, a loss.
 
 use super::super::{
-    Caller, Condition, Entered, Hold, HoldId, Key, Lease, LockId, Loss, Moment, Token,
+    Caller, Condition, Entered, Gone, Hold, HoldId, Key, Lease, LockId, Loss, Moment, Token,
 };
 use super::{Holds, Reported};
 
@@ -206,7 +206,9 @@ impl Holds {
     /// The database has ended a hold for `release()`. Tells its owner if it is in a block, or if
     /// another caller (not `own`) ended it.
     pub fn released(&mut self, id: HoldId, own: bool) -> Option<Reported> {
-        let blocks = self.all.get(&id)?.has_blocks();
+        let hold = self.all.get(&id)?;
+        let own = own || hold.found_gone.is_some_and(|gone| gone.own);
+        let blocks = hold.has_blocks();
         if own && !blocks {
             self.remove(id);
             return None;
@@ -235,7 +237,8 @@ impl Holds {
     /// The database answered a `release()` that the hold was already gone. The caller is told so,
     /// which is enough for its own levels; the hold stays for open blocks.
     ///
-    /// If another release is under way, that one may have ended the hold, and nothing is lost.
+    /// If `another` release is under way and the owner has called one, the hold may have ended as the
+    /// owner wants: then nothing is lost, and the last release tells ([`Holds::last_release`]).
     pub fn not_released(
         &mut self,
         id: HoldId,
@@ -243,15 +246,17 @@ impl Holds {
         own: bool,
         another: bool,
     ) -> Option<Reported> {
-        let hold = self.all.get(&id)?;
-        if another && !own {
+        let hold = self.all.get_mut(&id)?;
+        let own = own || hold.found_gone.is_some_and(|gone| gone.own);
+        if another && hold.condition == (Condition::Releasing { known: true }) {
+            hold.found_gone = Some(Gone { reason, own });
             return None;
         }
         if !hold.has_blocks() {
             let known = matches!(hold.condition, Condition::Lost { .. } | Condition::Ended(_));
             let (key, fence) = (hold.key.clone(), hold.fence);
             self.remove(id);
-            return (!known && !another).then_some(Reported {
+            return (!known).then_some(Reported {
                 key,
                 fence,
                 reason,
@@ -263,6 +268,26 @@ impl Holds {
             hold.condition = Condition::Ended(reason);
         }
         reported
+    }
+
+    /// The last release under way has failed. If the owner was told that the hold is gone, it is.
+    pub fn last_release(&mut self, key: &Key) -> Option<Reported> {
+        let id = *self.by_key.get(key)?;
+        let gone = self.all.get_mut(&id)?.found_gone.take()?;
+        if gone.own {
+            self.not_released(id, gone.reason, true, false)
+        } else {
+            None
+        }
+    }
+
+    /// The database does not have a hold. If its owner is releasing it, that may be why.
+    pub fn found_gone(&mut self, id: HoldId, reason: Loss) -> Option<Reported> {
+        let releasing = Condition::Releasing { known: true };
+        if self.all.get(&id)?.condition == releasing {
+            return None;
+        }
+        self.lost(id, reason)
     }
 
     /// A hold is lost. Reports it only once.

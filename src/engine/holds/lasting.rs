@@ -39,7 +39,8 @@ impl Holds {
     /// The lease of a hold was extended, though perhaps to an earlier deadline than already known:
     /// answers come late, and the database never shortens a lease. Returns the hold's deadline.
     ///
-    /// `None` if the `fence` differs: that is another hold with the same token.
+    /// `None` if the `fence` differs: that is another hold with the same token; or if the loss of the
+    /// hold was told.
     pub fn extended(
         &mut self,
         id: HoldId,
@@ -49,7 +50,8 @@ impl Holds {
         let Some(hold) = self.all.get_mut(&id) else {
             return Some(deadline);
         };
-        if hold.fence.is_some() && hold.fence != fence {
+        let lost = matches!(hold.condition, Condition::Lost { .. } | Condition::Ended(_));
+        if lost || hold.fence.is_some() && hold.fence != fence {
             return None;
         }
         hold.deadline = hold.deadline.max(deadline);

@@ -357,18 +357,6 @@ fn a_release_that_came_too_late_ends_the_hold() {
         "only once"
     );
     assert!(scene.holds.get(id).is_none());
-    // Another release may have ended it: that one removes the hold, if it is not the owner's.
-    let id = scene.enter(&mut owner, CALL).hold;
-    assert_eq!(
-        scene.holds.not_released(id, Loss::Released, false, true),
-        None
-    );
-    assert!(scene.holds.get(id).is_some());
-    assert_eq!(
-        scene.holds.not_released(id, Loss::Released, true, true),
-        None
-    );
-    assert!(scene.holds.get(id).is_none());
     for own in [true, false] {
         let block = scene.enter(&mut owner, BLOCK);
         let reported = scene
@@ -403,4 +391,43 @@ fn a_hold_that_is_being_released_in_a_block_is_lost_at_its_deadline() {
             .expire(block.hold, Loss::Expired, later)
             .is_some()
     );
+}
+
+#[test]
+fn a_hold_that_another_release_may_have_ended_is_not_lost_yet() {
+    let (mut scene, mut owner) = (Scene::new(), Owner::new(1));
+    // Only if the owner has called one: otherwise it is lost in any case.
+    let id = scene.enter(&mut owner, CALL).hold;
+    let reported = scene.holds.not_released(id, Loss::Released, false, true);
+    assert!(reported.is_some());
+    for told in [true, false] {
+        let id = scene.enter(&mut owner, CALL).hold;
+        let key = scene.key(id);
+        scene.release(&owner);
+        assert_eq!(scene.holds.found_gone(id, Loss::Released), None);
+        let found = scene.holds.not_released(id, Loss::Released, told, true);
+        assert_eq!(found, None);
+        // The other one has ended it.
+        assert_eq!(scene.holds.released(id, !told), None);
+        assert!(scene.holds.get(id).is_none());
+        assert_eq!(scene.holds.last_release(&key), None);
+        // Or not.
+        let id = scene.enter(&mut owner, CALL).hold;
+        let key = scene.key(id);
+        scene.release(&owner);
+        scene.holds.not_released(id, Loss::Released, told, true);
+        let reported = scene.holds.last_release(&key);
+        assert_eq!(reported.is_some(), told, "an owner may repeat its own");
+        assert_eq!(scene.holds.get(id).is_none(), told);
+        if !told {
+            let found = scene.holds.not_released(id, Loss::Released, true, false);
+            assert_eq!(found.unwrap().reason, Loss::Released);
+        }
+    }
+    let block = scene.enter(&mut owner, BLOCK);
+    let found = scene.holds.found_gone(block.hold, Loss::Released);
+    assert_eq!(found.unwrap().reason, Loss::Released);
+    // What was told stays told.
+    let deadline = Deadline::new(scene.now, 1.0);
+    assert_eq!(scene.holds.extended(block.hold, Some(7), deadline), None);
 }
