@@ -90,31 +90,31 @@ def test_a_loss_that_two_releases_find_is_logged_once(
 
 def test_a_loss_that_was_told_is_not_taken_back(front: Front) -> None:
     """The database has extended the hold, but its answer came after the lease was over."""
-    conf = front.configure("1s", "500ms")
-    lock = conf.get("name")
-    lost = threading.Event()
-    with pytest.raises(LockExpired), lock.hold(on_lost=lambda _: lost.set()):
-        until(lambda: lock.remaining < 0.4)
-        front.proxy.freeze_answers()
-        with pytest.raises((DatabaseUnavailable, LockExpired)):
-            lock.extend()
-        front.proxy.thaw()
-        lost.wait()
-        with pytest.raises(LockExpired):
-            lock.extend()
-        assert lock.expired
+    lock = front.configure("4s", "2s").get("name")
+    lock.acquire()
+    until(lambda: lock.remaining < 1)
+    front.proxy.freeze_answers()
+    with pytest.raises(DatabaseUnavailable):
+        lock.extend()
+    front.proxy.thaw()
+    with pytest.raises(LockExpired):
+        lock.extend()
+    assert lock.expired
+    with pytest.raises(LockExpired):
+        lock.release()
     front.await_free("name")
 
 
 def test_an_inner_block_that_outlived_the_lease_in_an_outage(front: Front) -> None:
     lock = front.configure("1s").get("name")
-    with pytest.raises(LockExpired), lock, pytest.raises(LockExpired), lock:
+    with pytest.raises(LockExpired) as outer, lock, lock:
         front.cut()
         until(lambda: lock.remaining == 0)
+    assert isinstance(outer.value.__context__, LockExpired)
 
 
 LATE_ALARM = """
-import logging, signal, sys, score.distlock
+import logging, signal, sys, psycopg, score.distlock
 class Alarm(Exception):
     pass
 def alarm(number, frame):
@@ -127,9 +127,11 @@ class Handler(logging.Handler):
 logging.getLogger('score.distlock').addHandler(Handler())
 conf = score.distlock.connect(sys.argv[1])
 lock = conf.get('name')
-for number in range(40):
+db = psycopg.connect(sys.argv[1], autocommit=True)
+lost = 0
+for number in range(60):
     token = lock.acquire(timeout=20)
-    assert conf.revoke('name')
+    db.execute('DELETE FROM _score_distlock')
     signal.setitimer(signal.ITIMER_REAL, 0.0003 * (number % 10) + 0.0001)
     try:
         try:
@@ -139,16 +141,19 @@ for number in range(40):
         signal.setitimer(signal.ITIMER_REAL, 0)
     except Alarm:
         pass
-    while lock.token is not None:
-        try: lock.release()
-        except score.distlock.LockExpired: pass
+    if lock.token is None:
+        lost += 1
+        continue
+    # Interrupted before the answer was read. The next call finds no loss.
+    lock.release()
 score.distlock._distlock._deliver_all()
-print(len([text for text in records if 'is lost: released' in text]))
+print(lost > 10, len({text for text in records if 'is lost: unknown' in text}) - lost)
 """
 
 
 def test_a_signal_loses_no_record(url: str) -> None:
-    assert python(LATE_ALARM, url) == "40\n"
+    """One whose delivery was interrupted is delivered again."""
+    assert python(LATE_ALARM, url) == "True 0\n"
 
 
 def by_nested_blocks(lock: Any, lose: Callable[[], None]) -> None:

@@ -119,9 +119,17 @@ impl<T> Queue<T> {
     }
 }
 
+/// A log record.
+struct Queued {
+    level: Level,
+    message: String,
+    /// A signal handler has raised while it was delivered.
+    again: bool,
+}
+
 #[derive(Default)]
 struct Events {
-    records: Queue<(Level, String)>,
+    records: Queue<Queued>,
     notices: Queue<Notice>,
 }
 
@@ -147,7 +155,12 @@ impl Events {
         let urgent = level <= Level::Info;
         let queued = self.records.events().len();
         if queued < Events::MOST || urgent && queued < 2 * Events::MOST {
-            self.records.put((level, message));
+            let again = false;
+            self.records.put(Queued {
+                level,
+                message,
+                again,
+            });
             RECORDS.store(true, SeqCst);
         }
         if (urgent || queued >= Events::MANY) && !self.attended(Topic::Records) {
@@ -252,14 +265,18 @@ pub fn has_news() -> bool {
 /// A function of `_events.py` and its arguments.
 type Parts = (&'static str, Py<PyAny>, Py<PyAny>);
 
-fn record(py: Python<'_>, (level, message): (Level, String)) -> PyResult<Parts> {
-    let level = match level {
+fn record(py: Python<'_>, queued: &Queued) -> PyResult<Parts> {
+    let level = match queued.level {
         Level::Error => 40,
         Level::Warn => 30,
         Level::Info => 20,
         Level::Debug | Level::Trace => 10,
     };
-    Ok(("log", level.into_py_any(py)?, message.into_py_any(py)?))
+    Ok((
+        "log",
+        level.into_py_any(py)?,
+        queued.message.as_str().into_py_any(py)?,
+    ))
 }
 
 fn notice(py: Python<'_>, notice: Notice) -> PyResult<Parts> {
@@ -299,10 +316,16 @@ pub fn deliver_all(py: Python<'_>) -> PyResult<()> {
     let events = EVENTS.get();
     let mut records = events.records.queued();
     let mut deliver_one = || {
-        // Before a record is taken, which a signal handler that raises would lose.
-        py.check_signals()?;
-        let next = records.next().map(|next| deliver(py, record(py, next)?));
-        next.transpose()
+        let Some(next) = records.next() else {
+            return Ok(None);
+        };
+        let delivered = deliver(py, record(py, &next)?);
+        if delivered.is_err() && !next.again {
+            // Perhaps not every log handler has had it.
+            let again = true;
+            events.records.events().push_front(Queued { again, ..next });
+        }
+        delivered.map(Some)
     };
     loop {
         match deliver_one() {
@@ -338,7 +361,7 @@ pub fn _next_event(py: Python<'_>, notices: bool) -> PyResult<Option<Parts>> {
         next.map(|next| notice(py, next)).transpose()
     } else {
         let next = py.detach(|| events.records.wait());
-        next.map(|next| record(py, next)).transpose()
+        next.map(|next| record(py, &next)).transpose()
     }
 }
 
