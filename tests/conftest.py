@@ -202,14 +202,22 @@ def run(python: str, script: str, *arguments: str, **environment: str) -> str:
 
 
 def python(code: str, *arguments: str, **environment: str) -> str:
-    """Runs a program with this module in a fresh interpreter; returns what it printed."""
-    result = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+    """Runs a program with this module in a fresh interpreter; returns what it printed.
+
+    If it does not end, fails with the stacks of its threads.
+    """
+    program = subprocess.Popen(
+        [sys.executable, "-X", "faulthandler", "-c", code, *arguments],
         env={**os.environ, **environment},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=120,
-        check=False,
     )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    try:
+        output, errors = program.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        program.send_signal(signal.SIGABRT)
+        output, errors = program.communicate()
+        pytest.fail(f"the program did not end; it printed {output!r} and {errors}")
+    assert program.returncode == 0, errors
+    return output

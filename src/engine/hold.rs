@@ -88,11 +88,16 @@ impl Hold {
     /// Why it is gone, or must be presumed gone.
     #[must_use]
     pub fn loss(&self, now: Moment) -> Option<Loss> {
+        let expired = || self.deadline.passed(now).then_some(Loss::Expired);
+        self.told_loss().or_else(expired)
+    }
+
+    /// The loss that its owner, or a caller, was told of.
+    #[must_use]
+    pub fn told_loss(&self) -> Option<Loss> {
         match self.condition {
             Condition::Lost { reason, .. } | Condition::Ended(reason) => Some(reason),
-            Condition::Held | Condition::Releasing { .. } | Condition::Released => {
-                self.deadline.passed(now).then_some(Loss::Expired)
-            }
+            Condition::Held | Condition::Releasing { .. } | Condition::Released => None,
         }
     }
 

@@ -52,6 +52,11 @@ impl Locks {
         budget: Budget,
     ) -> Result<(Token, Deadline)> {
         let registry = registry(budget.process);
+        let told = registry.with(|holds| holds.get(hold)?.told_loss());
+        if let Some(reason) = told {
+            // Others may rely on the loss. Extending the hold would only keep them out.
+            return Err(Error::Expired(name.clone(), token.clone(), reason));
+        }
         let mut candidates = vec![token.clone()];
         let mut tried = 0;
         loop {

@@ -253,10 +253,10 @@ impl Holds {
             return None;
         }
         if !hold.has_blocks() {
-            let known = matches!(hold.condition, Condition::Lost { .. } | Condition::Ended(_));
+            let told = hold.told_loss().is_some();
             let (key, fence) = (hold.key.clone(), hold.fence);
             self.remove(id);
-            return (!known).then_some(Reported {
+            return (!told).then_some(Reported {
                 key,
                 fence,
                 reason,
@@ -293,7 +293,7 @@ impl Holds {
     /// A hold is lost. Reports it only once.
     pub fn lost(&mut self, id: HoldId, reason: Loss) -> Option<Reported> {
         let hold = self.all.get_mut(&id)?;
-        if matches!(hold.condition, Condition::Lost { .. } | Condition::Ended(_)) {
+        if hold.told_loss().is_some() {
             return None;
         }
         let reported = false;

@@ -50,8 +50,8 @@ impl Holds {
         let Some(hold) = self.all.get_mut(&id) else {
             return Some(deadline);
         };
-        let lost = matches!(hold.condition, Condition::Lost { .. } | Condition::Ended(_));
-        if lost || hold.fence.is_some() && hold.fence != fence {
+        let another = hold.fence.is_some() && hold.fence != fence;
+        if another || hold.told_loss().is_some() {
             return None;
         }
         hold.deadline = hold.deadline.max(deadline);
