@@ -89,12 +89,12 @@ impl Hold {
     #[must_use]
     pub fn loss(&self, now: Moment) -> Option<Loss> {
         let expired = || self.deadline.passed(now).then_some(Loss::Expired);
-        self.told_loss().or_else(expired)
+        self.recorded_loss().or_else(expired)
     }
 
-    /// The loss that its owner, or a caller, was told of.
+    /// The loss that was reported to its owner, or to a caller.
     #[must_use]
-    pub fn told_loss(&self) -> Option<Loss> {
+    pub fn recorded_loss(&self) -> Option<Loss> {
         match self.condition {
             Condition::Lost { reason, .. } | Condition::Ended(reason) => Some(reason),
             Condition::Held | Condition::Releasing { .. } | Condition::Released => None,

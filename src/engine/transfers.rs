@@ -239,8 +239,8 @@ impl Transfers {
         self.releases.get(key).copied().unwrap_or_default()
     }
 
-    /// A release ends.
-    pub fn end_release(&mut self, key: &Key, outcome: Outcome, now: Moment) {
+    /// A release ends. Returns whether no other is under way under this key.
+    pub fn end_release(&mut self, key: &Key, outcome: Outcome, now: Moment) -> bool {
         let left = self.releases.get_mut(key).map_or(0, |count| {
             *count -= 1;
             *count
@@ -266,6 +266,7 @@ impl Transfers {
                 _ => {}
             }
         }
+        left == 0
     }
 
     fn remember_going_on(&mut self, key: &Key, lease: Lease, now: Moment) {

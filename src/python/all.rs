@@ -127,10 +127,13 @@ fn give_back(py: Python<'_>, levels: &Levels, error: PyErr) -> PyErr {
         return error;
     }
     match levels.release(py) {
-        Err(raised) if !is_ours(py, &raised) || is_of_a_signal_handler(py, &raised) => {
-            chained(py, raised, &error)
-        }
-        // A failed release is repeated in the background.
-        _ => error,
+        Err(raised) if !is_ours(py, &raised) => chained(py, raised, &error),
+        Err(raised) => match is_of_a_signal_handler(py, &raised) {
+            Ok(true) => chained(py, raised, &error),
+            // A failed release is repeated in the background.
+            Ok(false) => error,
+            Err(interruption) => chained(py, interruption, &error),
+        },
+        Ok(()) => error,
     }
 }

@@ -25,25 +25,15 @@ pub fn is_ours(py: Python<'_>, raised: &PyErr) -> bool {
     base.is_ok_and(|base| raised.is_instance(py, &base))
 }
 
-/// Whether a signal handler raised an exception, which may be of any class.
-pub fn is_of_a_signal_handler(py: Python<'_>, raised: &PyErr) -> bool {
+/// Whether a signal handler raised an exception, which may be of any class. An error is one of a
+/// signal handler that ran meanwhile.
+pub fn is_of_a_signal_handler(py: Python<'_>, raised: &PyErr) -> PyResult<bool> {
+    let value = raised.value(py);
     if let Some(traceback) = raised.traceback(py) {
         // PyO3 keeps it apart before Python 3.12.
-        if raised
-            .value(py)
-            .setattr(intern!(py, "__traceback__"), traceback)
-            .is_err()
-        {
-            return false;
-        }
+        value.setattr(intern!(py, "__traceback__"), traceback)?;
     }
-    let told = ours(
-        py,
-        "_interruption",
-        "is_of_a_signal_handler",
-        (raised.value(py),),
-    );
-    told.is_ok_and(|told| told.is_truthy().unwrap_or_default())
+    ours(py, "_interruption", "is_of_a_signal_handler", (value,))?.extract()
 }
 
 /// Python's `raise` sets the exception being handled as the context; from Rust we have to.

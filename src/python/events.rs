@@ -313,30 +313,19 @@ pub fn deliver_all(py: Python<'_>) -> PyResult<()> {
     if !main || !RECORDS.swap(false, SeqCst) {
         return Ok(());
     }
-    let events = EVENTS.get();
-    let mut records = events.records.queued();
-    let mut deliver_one = || {
-        let Some(next) = records.next() else {
-            return Ok(None);
-        };
-        let delivered = deliver(py, record(py, &next)?);
-        if delivered.is_err() && !next.again {
-            // Perhaps not every log handler has had it.
-            let again = true;
-            events.records.events().push_front(Queued { again, ..next });
-        }
-        delivered.map(Some)
-    };
-    loop {
-        match deliver_one() {
-            Ok(Some(())) => {}
-            Ok(None) => return Ok(()),
-            Err(error) => {
-                RECORDS.store(true, SeqCst);
-                return Err(error);
+    let records = &EVENTS.get().records;
+    for next in records.queued() {
+        if let Err(error) = record(py, &next).and_then(|parts| deliver(py, parts)) {
+            if !next.again {
+                // Perhaps not every log handler has had it.
+                let again = true;
+                records.events().push_front(Queued { again, ..next });
             }
+            RECORDS.store(true, SeqCst);
+            return Err(error);
         }
     }
+    Ok(())
 }
 
 /// Makes the calling thread the one that delivers log records, or notices; `False` if there is one.

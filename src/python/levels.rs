@@ -62,6 +62,14 @@ impl Levels {
         });
         left.chain(again).collect()
     }
+
+    /// Leaves all of them, even if one fails; raises the first failure.
+    pub fn release(&self, py: Python<'_>) -> PyResult<()> {
+        let endings = self.endings();
+        call(py, self.locks.store().timeout(), |budget| {
+            finish_all(&self.locks, endings, &self.unfinished, budget)
+        })
+    }
 }
 
 impl Drop for Levels {
@@ -109,14 +117,6 @@ impl Levels {
         for (_, level) in levels.iter() {
             self.locks.stop_extending(*level);
         }
-    }
-
-    /// Leaves all of them, even if one fails; raises the first failure.
-    pub fn release(&self, py: Python<'_>) -> PyResult<()> {
-        let endings = self.endings();
-        call(py, self.locks.store().timeout(), |budget| {
-            finish_all(&self.locks, endings, &self.unfinished, budget)
-        })
     }
 
     /// Begins to leave all of them, for a coroutine.

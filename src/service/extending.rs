@@ -52,7 +52,7 @@ impl Locks {
         budget: Budget,
     ) -> Result<(Token, Deadline)> {
         let registry = registry(budget.process);
-        let told = registry.with(|holds| holds.get(hold)?.told_loss());
+        let told = registry.with(|holds| holds.get(hold)?.recorded_loss());
         if let Some(reason) = told {
             // Others may rely on the loss. Extending the hold would only keep them out.
             return Err(Error::Expired(name.clone(), token.clone(), reason));
@@ -113,7 +113,7 @@ impl Locks {
         let token = key.token;
         // In a child forked in the meantime this is the parent's business.
         if process_id() == budget.process {
-            registry.report(|holds| holds.found_gone(hold, reason));
+            registry.report(|holds| holds.not_found(hold, reason));
         }
         (token, reason)
     }

@@ -162,8 +162,7 @@ impl Drop for Releasing {
         if process_id() == self.process {
             let (key, outcome) = (&self.key, self.outcome);
             let last = self.registry.transfers.change(key, |transfers| {
-                transfers.end_release(key, outcome, Moment::now());
-                transfers.releases(key) == 0
+                transfers.end_release(key, outcome, Moment::now())
             });
             if last && outcome != ReleaseOutcome::Done {
                 self.registry.report(|holds| holds.last_release(key));

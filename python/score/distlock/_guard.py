@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 from ._errors import LockExpired
-from ._interruption import is_of_a_signal_handler
+from ._interruption import suppress
 from ._sqlalchemy import NO_TABLE, is_undefined_table, parameterized, statement
 
 if TYPE_CHECKING:
@@ -145,12 +145,6 @@ async def _execute_async(connection: Any, sql: str, parameters: tuple[object, ..
     return _first((await connection.execute(made, named, **options)).first())
 
 
-def _check_aborted(error: Exception) -> None:
-    """Lets what a signal handler raised pass; the driver's error is what was asked for."""
-    if is_of_a_signal_handler(error):
-        raise error
-
-
 def _is_async(connection: Any) -> bool:
     return any(
         inspect.iscoroutinefunction(getattr(connection, method, None))
@@ -244,10 +238,8 @@ class Guard(_Guarding):
         return lock
 
     def _abort(self) -> None:
-        try:
+        with suppress(Exception):  # the driver's error is what was asked for
             _execute(self._connection, _ABORT)
-        except Exception as error:
-            _check_aborted(error)
 
     def __exit__(
         self,
@@ -291,10 +283,8 @@ class AsyncGuard(_Guarding, Generic[_L]):
         return lock
 
     async def _abort(self) -> None:
-        try:
+        with suppress(Exception):  # as above
             await _execute_async(self._connection, _ABORT)
-        except Exception as error:
-            _check_aborted(error)
 
     async def __aexit__(
         self,

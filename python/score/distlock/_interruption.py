@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import itertools
 import signal
 import traceback
-from types import FrameType, FunctionType, MethodType
+from types import FrameType, FunctionType, MethodType, TracebackType
 from typing import Any
+
+
+class suppress(contextlib.suppress):  # noqa: N801
+    """As :class:`contextlib.suppress`, but lets what a signal handler raised pass."""
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool:
+        suppressed = super().__exit__(exc_type, exc, traceback)
+        return suppressed and not (exc is not None and is_of_a_signal_handler(exc))
 
 
 def is_of_a_signal_handler(error: BaseException) -> bool:

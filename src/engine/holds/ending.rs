@@ -253,7 +253,7 @@ impl Holds {
             return None;
         }
         if !hold.has_blocks() {
-            let told = hold.told_loss().is_some();
+            let told = hold.recorded_loss().is_some();
             let (key, fence) = (hold.key.clone(), hold.fence);
             self.remove(id);
             return (!told).then_some(Reported {
@@ -282,7 +282,7 @@ impl Holds {
     }
 
     /// The database does not have a hold. If its owner is releasing it, that may be why.
-    pub fn found_gone(&mut self, id: HoldId, reason: Loss) -> Option<Reported> {
+    pub fn not_found(&mut self, id: HoldId, reason: Loss) -> Option<Reported> {
         let releasing = Condition::Releasing { known: true };
         if self.all.get(&id)?.condition == releasing {
             return None;
@@ -293,7 +293,7 @@ impl Holds {
     /// A hold is lost. Reports it only once.
     pub fn lost(&mut self, id: HoldId, reason: Loss) -> Option<Reported> {
         let hold = self.all.get_mut(&id)?;
-        if hold.told_loss().is_some() {
+        if hold.recorded_loss().is_some() {
             return None;
         }
         let reported = false;

@@ -51,7 +51,7 @@ impl Holds {
             return Some(deadline);
         };
         let another = hold.fence.is_some() && hold.fence != fence;
-        if another || hold.told_loss().is_some() {
+        if another || hold.recorded_loss().is_some() {
             return None;
         }
         hold.deadline = hold.deadline.max(deadline);

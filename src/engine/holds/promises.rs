@@ -3,6 +3,7 @@
 mod ends;
 mod lasts;
 mod looks;
+mod releases;
 
 use super::super::{Name, Table};
 use super::ending::Ending;
