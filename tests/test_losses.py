@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -347,3 +349,34 @@ def test_a_lost_lock_does_not_look_held(conf: Conf, db: Db) -> None:
         assert repr(lock) == "<score.distlock.Lock 'name' lost>"
     assert told == ["<score.distlock.Lock 'name' lost>"]
     assert repr(lock) == "<score.distlock.Lock 'name' free>"
+
+
+FORKED = """
+import os, sys, score.distlock
+conf = score.distlock.connect(sys.argv[1], pool_timeout=0.5)
+holds = conf.acquire_all(['a', 'b'])
+print('acquired', flush=True)
+sys.stdin.readline()
+try:
+    holds.release()
+except score.distlock.DatabaseUnavailable:
+    pass
+if os.fork() == 0:
+    holds.release()  # the parent's: there is nothing to repeat here, and no outage to wait out
+    os._exit(0)
+print(os.wait()[1], flush=True)
+"""
+
+
+def test_a_forked_child_repeats_no_release_of_its_parent(front: Front) -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-c", FORKED, front.url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() == "acquired\n"
+    front.cut()
+    output, _ = program.communicate("\n", timeout=60)
+    assert output == "0\n"
