@@ -53,7 +53,7 @@ def _is_a_handler(frame: FrameType, interrupted: FrameType | None) -> bool:
     numbers = [number for number, argument in pairs if argument is interrupted]
     if any(issubclass(type(number), int) for number in numbers):
         return True
-    # An installed handler may have deleted its arguments, or replaced them.
+    # An installed handler may have deleted its arguments, or replaced the number.
     changed = numbers or any(name not in values for name in names)
     return bool(changed) and code in map(_code, map(signal.getsignal, signal.valid_signals()))
 
